@@ -1,0 +1,140 @@
+"""The only module that writes to the terminal. stdout is data; progress, notes and errors go to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from distillctl.errors import DistillctlError
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+_state: dict[str, Any] = {"json": False, "verbosity": 0}
+
+
+def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
+    """as_json: stdout carries one JSON object; verbosity: -1 quiet, 0, 1 verbose."""
+    global _out, _err
+    _out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
+    _state.update(json=as_json, verbosity=verbosity)
+
+
+def is_json() -> bool:
+    return bool(_state["json"])
+
+
+def note(message: str) -> None:
+    """One line about what goes on; not shown with -q."""
+    if _state["verbosity"] >= 0:
+        _err.print(f"[dim]{escape(message)}[/dim]", soft_wrap=True)
+
+
+def detail(message: str) -> None:
+    """One line shown only with -v."""
+    if _state["verbosity"] > 0:
+        _err.print(f"[dim]{escape(message)}[/dim]", soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    _err.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+
+
+def error(problem: DistillctlError) -> None:
+    """A user's mistake or a refused gate: what, where, and the next command."""
+    _err.print(f"[bold red]error:[/bold red] {escape(str(problem))}", soft_wrap=True)
+    if problem.next:
+        _err.print(f"[dim]next:[/dim]  {escape(problem.next)}", soft_wrap=True)
+    if is_json():
+        payload = {"what": problem.what, "where": problem.where, "next": problem.next, "exit_code": problem.exit_code}
+        print_json({"error": payload})
+    if _state["verbosity"] > 0 and problem.__cause__ is not None:
+        traceback.print_exception(problem.__cause__, file=sys.stderr)
+
+
+def bug(problem: BaseException) -> None:
+    """Our own mistake: the whole traceback."""
+    traceback.print_exception(problem, file=sys.stderr)
+    _err.print("[bold red]this is a bug in distillctl[/bold red]; please report the lines above")
+    if is_json():
+        print_json({"error": {"what": f"{type(problem).__name__}: {problem}", "exit_code": 1}})
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def result(value: Mapping[str, Any], *renderables: Any) -> None:
+    """The command's result on stdout: the JSON object, or the readable form."""
+    if is_json():
+        print_json(value)
+    else:
+        for renderable in renderables:
+            _out.print(renderable, soft_wrap=isinstance(renderable, str))
+
+
+def text(value: str) -> None:
+    """Plain text on stdout, untouched."""
+    sys.stdout.write(value if value.endswith("\n") else value + "\n")
+
+
+@contextmanager
+def libraries_quiet() -> Iterator[None]:
+    """Keep libraries' own stdout on stderr and their chatter out of the way, unless -v asks for it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if _state["verbosity"] <= 0:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        logging.getLogger().setLevel(logging.ERROR)
+        for name in ("torch.onnx", "onnxscript", "onnx_ir", "optimum", "accelerate", "datasets"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        if _state["verbosity"] <= 0:
+            warnings.simplefilter("ignore")
+        yield
+
+
+class Bar:
+    """A progress bar; silent when stderr is not a terminal, CI is set, or -q."""
+
+    def __init__(self, progress: Progress, label: str, total: float) -> None:
+        self._progress = progress
+        self._task = progress.add_task(label, total=total, fields="")
+
+    def advance(self, amount: float = 1, **fields: str) -> None:
+        """Move on by ``amount``; ``fields`` are shown after the bar as ``name value``."""
+        shown = "  ".join(f"[dim]{name}[/dim] {value}" for name, value in fields.items())
+        extra: dict[str, Any] = {"fields": shown} if fields else {}
+        self._progress.update(self._task, advance=amount, **extra)
+
+
+@contextmanager
+def progress(label: str, total: float) -> Iterator[Bar]:
+    """A live bar with count, time left, and free fields (loss, tokens/s …)."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[fields]}"),
+        console=_err,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not _err.is_terminal or bool(os.environ.get("CI")) or _state["verbosity"] < 0,
+    )
+    with bar:
+        yield Bar(bar, label, total)

@@ -1,0 +1,1 @@
+"""Rows, views of them, and batches."""

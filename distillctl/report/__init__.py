@@ -1,0 +1,1 @@
+"""The page, the summary and the contract that CI reads."""

@@ -1,0 +1,51 @@
+"""Run an exported classifier as an app would: tokenizers and ONNX Runtime, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+
+def session(graph: Path, threads: int) -> ort.InferenceSession:
+    """A CPU session with exactly ``threads`` threads; ONNX Runtime would otherwise size its pool from the machine."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxClassifier:
+    """A folder with `model.onnx`, `config.json` and `tokenizer.json`: text in, label logits out."""
+
+    def __init__(self, folder: Path, threads: int = 1, graph: str = "model.onnx") -> None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.labels = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)
+        self._session = session(folder / graph, threads)
+        self._inputs = [value.name for value in self._session.get_inputs()]
+
+    def feed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The graph's inputs, int64 [B, T], right-padded."""
+        encodings = self._tokenizer.encode_batch(list(texts))
+        columns = {
+            "input_ids": [e.ids for e in encodings],
+            "attention_mask": [e.attention_mask for e in encodings],
+            "token_type_ids": [e.type_ids for e in encodings],
+        }
+        return {name: np.asarray(columns[name], dtype=np.int64) for name in self._inputs}
+
+    def logits(self, texts: Sequence[str], batch_size: int = 1) -> np.ndarray:
+        """Label logits, float32 [N, K]. Batch 1 by default: dynamic quantization sees its whole batch's range."""
+        parts = [
+            self._session.run(["logits"], self.feed(texts[start : start + batch_size]))[0]
+            for start in range(0, len(texts), batch_size)
+        ]
+        return np.concatenate(parts)

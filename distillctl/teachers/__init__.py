@@ -1,0 +1,1 @@
+"""Where Pr_t(y | c, z) comes from."""
