@@ -100,6 +100,11 @@ def libraries_quiet() -> Iterator[None]:
         logging.getLogger().setLevel(logging.ERROR)
         for name in ("torch.onnx", "onnxscript", "onnx_ir", "optimum", "accelerate", "datasets"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        if "transformers" in sys.modules:
+            from transformers.utils import logging as transformers_logging
+
+            transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         if _state["verbosity"] <= 0:
             warnings.simplefilter("ignore")

@@ -411,12 +411,17 @@ class Recipe(Closed):
     bench: Bench = Bench()
     report: Report = Report()
 
-    _folder: Path = PrivateAttr(default=Path("."))
+    _path: Path = PrivateAttr(default=Path("recipe.yaml"))
+
+    @property
+    def path(self) -> Path:
+        """The file it was read from."""
+        return self._path
 
     @property
     def folder(self) -> Path:
         """The recipe's folder; relative paths in it start here."""
-        return self._folder
+        return self._path.parent
 
 
 # ── loading ──────────────────────────────────────────────────────────────────────────────────────
@@ -452,7 +457,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_explain(error), where=str(path)) from None
-    recipe._folder = path.parent
+    recipe._path = path
     return recipe
 
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from distillctl import recipe as recipes
 from distillctl.errors import DataError, RecipeError, Unavailable
 from distillctl.workspace import digest, tree_digest
 
@@ -78,6 +79,19 @@ def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
     if path.suffix or not _HUB_ID.match(reference):
         raise DataError(f"no such file: {path}", where=where)
     return None
+
+
+def teacher(recipe: recipes.Recipe) -> ModelSource:
+    """The recipe's teacher."""
+    spec = recipe.teacher
+    return model(spec.model, recipe.folder, revision=spec.revision, where="teacher.model")
+
+
+def student(recipe: recipes.Recipe) -> ModelSource:
+    """The model the recipe's student starts from; of a new one, the model whose tokenizer it takes."""
+    spec = recipe.student
+    key = "tokenizer" if isinstance(spec, recipes.FromConfigStudent) else "model"
+    return model(getattr(spec, key), recipe.folder, revision=spec.revision, where=f"student.{key}")
 
 
 def model(reference: str, folder: Path, *, revision: str | None, where: str) -> ModelSource:

@@ -1,0 +1,5 @@
+"""`python -m distillctl`."""
+
+from distillctl.cli import main
+
+main()

@@ -1,0 +1,40 @@
+"""Batches of like lengths under a token budget. A plan depends on the lengths and the seed alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+
+def by_length(lengths: Sequence[int], *, max_rows: int, max_tokens: int) -> list[list[int]]:
+    """Row indices in batches, shortest first; rows × longest ≤ max_tokens unless a single row is longer than that."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    return list(_cut(order, lengths, max_rows, max_tokens))
+
+
+def shuffled(
+    lengths: Sequence[int], *, max_rows: int, max_tokens: int, seed: int, epoch: int, pool: int = 50
+) -> list[list[int]]:
+    """As `by_length`, but rows meet new neighbours every epoch: shuffle, sort inside pools, cut, shuffle batches."""
+    generator = random.Random(f"{seed}:{epoch}")
+    order = list(range(len(lengths)))
+    generator.shuffle(order)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), pool * max_rows):
+        part = sorted(order[start : start + pool * max_rows], key=lambda index: lengths[index])
+        batches += _cut(part, lengths, max_rows, max_tokens)
+    generator.shuffle(batches)
+    return batches
+
+
+def _cut(order: Iterable[int], lengths: Sequence[int], max_rows: int, max_tokens: int) -> Iterable[list[int]]:
+    batch: list[int] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, lengths[index])
+        if batch and (len(batch) == max_rows or (len(batch) + 1) * longest > max_tokens):
+            yield batch
+            batch, longest = [], lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,43 @@
+"""collect/views.parquet: every row with the text each side sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distillctl.workspace import replacing
+
+COLUMNS = ("id", "split", "input", "reference", "full", "simplified")
+SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+
+
+@dataclass(frozen=True)
+class ViewTable:
+    """Rows of one split, in order; ``full`` is the teacher's text, ``simplified`` the student's."""
+
+    id: list[str]
+    input: list[str]
+    reference: list[str | None]
+    full: list[str]
+    simplified: list[str]
+
+    @property
+    def has_references(self) -> bool:
+        return all(reference is not None for reference in self.reference)
+
+
+def write(path: Path, splits: dict[str, ViewTable]) -> None:
+    """Write all splits durably; what the full views have in common costs next to nothing once compressed."""
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        for split, views in splits.items():
+            columns = {"split": [split] * len(views.id)} | {c: getattr(views, c) for c in COLUMNS if c != "split"}
+            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=1024)
+
+
+def read(path: Path, split: str) -> ViewTable:
+    """One split of views.parquet."""
+    table = pq.read_table(path, filters=[("split", "=", split)])
+    return ViewTable(*(table[column].to_pylist() for column in COLUMNS if column != "split"))

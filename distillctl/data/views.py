@@ -1,0 +1,119 @@
+"""Views: an example rendered inside a context, as the text one side sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+import jinja2
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from distillctl.data.examples import Example
+from distillctl.errors import DataError, RecipeError
+from distillctl.recipe import Context, Recipe, Shot
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def shared_length(views: Sequence[Any]) -> int:
+    """How many characters (or token ids) all views begin with in common."""
+    low, high = min(views), max(views)
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+
+
+class ChatTokenizer(Protocol):
+    """The part of a transformers tokenizer that turns messages into text."""
+
+    chat_template: Any
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str: ...
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders one context; made once, since templates compile once."""
+
+    where: str
+    template: jinja2.Template | None
+    messages: tuple[tuple[str, str | None, jinja2.Template], ...]
+    """(role, each, content template)."""
+    shots: Sequence[Shot]
+    labels: tuple[str, ...]
+
+    @property
+    def is_chat(self) -> bool:
+        return self.template is None
+
+    def render(self, example: Example, tokenizer: ChatTokenizer | None = None) -> str:
+        """The view's text; messages go through the tokenizer's own chat template, ready for the answer."""
+        content = self._content(example)
+        if isinstance(content, str):
+            return content
+        if tokenizer is None or not tokenizer.chat_template:
+            raise RecipeError("messages need a model with a chat template; use `template`", where=self.where)
+        return tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+
+    def preview(self, example: Example) -> str:
+        """The view's text without any tokenizer: of messages, their contents one after the other."""
+        content = self._content(example)
+        return content if isinstance(content, str) else "\n".join(message["content"] for message in content)
+
+    def _content(self, example: Example) -> str | list[dict[str, str]]:
+        """The rendered template, or the rendered messages."""
+        variables = {
+            "input": example.input,
+            "examples": [{"input": shot.input, "answer": shot.answer} for shot in self.shots],
+            "documents": list(example.documents),
+            "labels": list(self.labels),
+        }
+        try:
+            if self.template is not None:
+                return self.template.render(variables)
+            return list(self._conversation(variables))
+        except (jinja2.TemplateError, SecurityError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise RecipeError(f"the template fails on row {example.id}: {error}", where=self.where) from None
+
+    def _conversation(self, variables: dict[str, Any]) -> Iterable[dict[str, str]]:
+        for each, group in groupby(self.messages, key=lambda message: message[1]):
+            block = list(group)
+            for item in variables[f"{each}s"] if each else [None]:
+                scope = {**variables, each: item} if each else variables
+                for role, _, content in block:
+                    yield {"role": role, "content": content.render(scope)}
+
+
+def renderers(recipe: Recipe, shots: dict[str, list[Shot]]) -> dict[str, Renderer]:
+    """One renderer per context: full, simplified, and the recipe's further arms."""
+    contexts = recipe.contexts
+    named = {"full": contexts.full, "simplified": contexts.simplified, **contexts.arms}
+    return {name: _renderer(recipe, name, context, shots.get(name, [])) for name, context in named.items()}
+
+
+def _renderer(recipe: Recipe, name: str, context: Context, shots: Sequence[Shot]) -> Renderer:
+    where = f"contexts.{name}" if name in ("full", "simplified") else f"contexts.arms.{name}"
+    template = context.template
+    if context.template_file is not None:
+        try:
+            template = (recipe.folder / context.template_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot be read: {error}", where=f"{where}.template_file") from None
+    compiled = None if template is None else _compile(template, where)
+    messages = tuple(
+        (message.role, message.each, _compile(message.content, f"{where}.messages[{index}]"))
+        for index, message in enumerate(context.messages or ())
+    )
+    return Renderer(where, compiled, messages, shots, tuple(recipe.task.names))
+
+
+def _compile(source: str, where: str) -> jinja2.Template:
+    try:
+        return _ENVIRONMENT.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise RecipeError(f"line {error.lineno} of the template: {error.message}", where=where) from None
+    except (RecursionError, SyntaxError, MemoryError) as error:
+        raise RecipeError(f"the template cannot be compiled: {error}", where=where) from None

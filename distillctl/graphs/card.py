@@ -1,0 +1,120 @@
+"""README.md beside a graph: what it is, how to run it, what was measured, and what it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distillctl import references
+from distillctl.errors import DistillctlError
+from distillctl.recipe import FromConfigStudent, Recipe
+
+_NOT_STATED = "not stated"
+
+_USAGE = """```python
+import json
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+text = "…"
+labels = json.load(open("config.json"))["id2label"]
+encoding = Tokenizer.from_file("tokenizer.json").encode(text)
+columns = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask, "token_type_ids": encoding.type_ids}
+session = onnxruntime.InferenceSession("model.onnx")
+feed = {value.name: np.array([columns[value.name]], dtype=np.int64) for value in session.get_inputs()}
+logits = session.run(["logits"], feed)[0][0]
+print(labels[str(logits.argmax())])
+```"""
+
+
+def render(
+    recipe: Recipe,
+    collect: Mapping[str, Any],
+    train: Mapping[str, Any],
+    measured: Sequence[Mapping[str, str]],
+) -> str:
+    """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
+    shown. No row of the data is quoted: the card is there to be published."""
+    sources = _sources(recipe)
+    licence = sources[0]["licence"]
+    header = {
+        **({} if licence == _NOT_STATED else {"license": licence}),
+        "pipeline_tag": "text-classification",
+        "library_name": "onnx",
+        "tags": ["onnx", "context-distillation", "distillctl"],
+    }
+    tokens, counts, labels = collect["context_tokens"], collect["counts"], ", ".join(recipe.task.names)
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {recipe.name}
+
+A text classifier with the labels {labels}. It does without a prompt what {collect["teacher"]["reference"]} does with
+one: {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers,
+as distributions over the labels, to {counts["train"]:,} inputs. On {counts["eval"]:,} held-out inputs the two agree on
+the label for {train["agreement"]:.1%}, with a KL divergence of {train["kl"]:.4f} nats (in PyTorch, before export).
+
+## Use
+
+{_USAGE}{_form(recipe)}
+
+With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`.
+
+## Measured
+
+On the held-out rows.
+
+{table(measured)}
+
+## Provenance and licences
+
+{table(sources)}
+
+A licence is quoted from the model card beside the files, where there is one. The weights derive from all three; look
+at the terms of each before you pass them on.
+"""
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows with the same columns as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _form(recipe: Recipe) -> str:
+    context = recipe.contexts.simplified
+    if context.template == "{{ input }}":
+        return ""
+    form = "" if context.template is None else f":\n\n```\n{context.template}\n```"
+    return f"\n\nThe text has the form of `contexts.simplified` in the recipe{form}"
+
+
+def _sources(recipe: Recipe) -> list[dict[str, str]]:
+    student, teacher, data = recipe.student, recipe.teacher, recipe.data
+    if isinstance(student, FromConfigStudent):
+        part, reference = "student's tokenizer (weights are new)", student.tokenizer
+    else:
+        part, reference = "student's first weights", student.model
+    return [
+        {"part": part, "source": reference, "licence": _licence(recipe, reference, student.revision)},
+        {"part": "teacher", "source": teacher.model, "licence": _licence(recipe, teacher.model, teacher.revision)},
+        {"part": "data", "source": data.source or f"{data.train}, {data.eval}", "licence": _NOT_STATED},
+    ]
+
+
+def _licence(recipe: Recipe, reference: str, revision: str | None) -> str:
+    """The `license` in the header of the model card beside a local model's files."""
+    try:
+        path = references.model(reference, recipe.folder, revision=revision, where="").path
+        folder = path if path is None or path.is_dir() else path.parent
+        text = "" if folder is None else (Path(folder) / "README.md").read_text(encoding="utf-8")
+        header = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
+        return str(header.get("license") or _NOT_STATED)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, IndexError, AttributeError, DistillctlError):
+        return _NOT_STATED

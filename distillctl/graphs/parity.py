@@ -1,0 +1,89 @@
+"""The graph against the PyTorch model it came from, on real rows: the same tokens through both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from distillctl import console
+from distillctl.errors import GateFailed
+from distillctl.runtimes.onnxruntime import OnnxClassifier
+
+BATCH_SIZES = (1, 2, 5, 8)
+"""Taken in turn: alone, as a phone asks, and in batches whose shorter rows are padded."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """max_logit_difference: max |Δlogit|. same_top: share of rows with the same top label. ties: rows where it differs,
+    PyTorch's two highest logits being closer than the allowed difference."""
+
+    max_logit_difference: float
+    same_top: float
+    ties: int
+    rows: int
+
+
+def check(
+    model: PreTrainedModel, graph: OnnxClassifier, ids: Sequence[str], texts: Sequence[str], allowed: float
+) -> Parity:
+    """Every row once, in batches of several shapes. ``allowed``: the largest |Δlogit|.
+
+    GateFailed names the row that is furthest off, or a row whose top label differs though its two highest logits are
+    further apart than ``allowed``.
+    """
+    expected, found = _logits(model, graph, texts)
+    difference = np.abs(expected - found).max(-1)
+    beyond = ~(difference <= allowed)  # NaN is beyond
+    if beyond.any():
+        worst = int(np.argmax(difference))
+        raise GateFailed(
+            f"ONNX Runtime and PyTorch differ by {difference[worst]:.3g} in a logit, {allowed:.3g} is allowed "
+            f"({beyond.sum()} of {len(ids)} rows are beyond it; this one: {_labels(graph, expected, found, worst)})",
+            where=f"row {ids[worst]}",
+            next="if such a difference does not matter to you, raise export.max_logit_difference",
+        )
+    differs = expected.argmax(-1) != found.argmax(-1)
+    second, first = np.sort(expected, axis=-1)[:, -2:].T
+    tied = first - second < allowed
+    if (differs & ~tied).any():
+        row = int(np.argmax(differs & ~tied))
+        raise GateFailed(
+            f"the top label differs: {_labels(graph, expected, found, row)}; PyTorch's two highest logits are "
+            f"{first[row] - second[row]:.3g} apart, which is no tie at an allowed difference of {allowed:.3g}",
+            where=f"row {ids[row]}",
+        )
+    return Parity(float(difference.max()), float(1 - differs.mean()), int(differs.sum()), len(ids))
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel, graph: OnnxClassifier, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """PyTorch's and ONNX Runtime's logits, float32 [N, K] each."""
+    model.eval()
+    expected, found = [], []
+    with console.progress("parity", len(texts)) as bar:
+        for batch in _batches(texts):
+            feed = {name: torch.from_numpy(values) for name, values in graph.feed(batch).items()}
+            expected.append(model(**feed).logits.float().numpy())
+            found.append(graph.logits(batch, batch_size=len(batch)))
+            bar.advance(len(batch))
+    return np.concatenate(expected), np.concatenate(found)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    start = 0
+    for size in cycle(BATCH_SIZES):
+        if start >= len(texts):
+            return
+        yield texts[start : start + size]
+        start += size
+
+
+def _labels(graph: OnnxClassifier, expected: np.ndarray, found: np.ndarray, row: int) -> str:
+    torch_label, onnx_label = (graph.labels[int(logits[row].argmax())] for logits in (expected, found))
+    return f"PyTorch says {torch_label}, ONNX Runtime {onnx_label}"

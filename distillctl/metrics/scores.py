@@ -1,0 +1,32 @@
+"""How good one arm's label distributions are, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def row_scores(
+    log_probs: np.ndarray, labels: Sequence[str], references: Sequence[str | None], ceiling: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """1.0 where an arm's top label is right, float64 [N], and the metric's name.
+
+    log_probs, ceiling: [N, K]. With a reference for every row: accuracy; else agreement with the ceiling's top label.
+    """
+    top = log_probs.argmax(-1)
+    if all(reference is not None for reference in references):
+        index = {label: k for k, label in enumerate(labels)}
+        return (top == np.array([index[str(r)] for r in references])).astype(float), "accuracy"
+    return (top == ceiling.argmax(-1)).astype(float), "agreement"
+
+
+def kl(teacher: np.ndarray, student: np.ndarray) -> float:
+    """Mean KL(P‖Q) in nats per row of normalised log-probabilities [N, K]."""
+    teacher, student = teacher.astype(np.float64), student.astype(np.float64)
+    return float((np.exp(teacher) * (teacher - student)).sum(-1).mean())
+
+
+def same_top(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of rows with the same top label."""
+    return float((a.argmax(-1) == b.argmax(-1)).mean())

@@ -1,0 +1,165 @@
+"""The stages in order, what each depends on, and whether it is fresh. Freshness compares fingerprints, never times."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from distillctl import console, references
+from distillctl.data import examples
+from distillctl.errors import UpstreamError
+from distillctl.recipe import Recipe, dump, flatten
+from distillctl.workspace import Manifest, Workspace, write_text
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: the recipe's keys it reads, the stages it reads, and the files it reads besides."""
+
+    name: str
+    keys: tuple[str, ...]
+    upstream: tuple[str, ...]
+    files: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
+    """Recipe key → fingerprint of what it names."""
+
+
+def _teacher_files(recipe: Recipe) -> dict[str, str]:
+    return {"teacher.model": references.teacher(recipe).fingerprint()}
+
+
+def _collect_files(recipe: Recipe) -> dict[str, str]:
+    return examples.fingerprints(recipe) | _teacher_files(recipe)
+
+
+def _student_files(recipe: Recipe) -> dict[str, str]:
+    return {"student.model": references.student(recipe).fingerprint()}
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("collect", ("seed", "task", "data", "contexts", "teacher", "shard_rows"), (), _collect_files),
+        Stage("train", ("seed", "student", "train"), ("collect",), _student_files),
+        Stage("export", ("export",), ("collect", "train")),
+        Stage("quantize", ("quantize",), ("collect", "train", "export")),
+        Stage("bench", ("seed", "bench"), ("collect", "export", "quantize"), _teacher_files),
+        Stage("report", ("name", "seed", "report"), ("collect", "train", "export", "quantize", "bench")),
+    )
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """A stage's state, and why."""
+
+    stage: str
+    state: Literal["fresh", "stale", "missing", "damaged"]
+    why: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What `stage` did."""
+
+    stage: str
+    manifest: Manifest
+    reused: bool
+    seconds: float
+
+
+# ── freshness ────────────────────────────────────────────────────────────────────────────────────
+
+
+def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """The part of the recipe a stage depends on."""
+    return recipe.model_dump(mode="json", include=set(stage.keys))
+
+
+def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:
+    """Fingerprints of everything a stage reads."""
+    manifests = {name: workspace.manifest(name) for name in stage.upstream}
+    return {name: manifest.fingerprint for name, manifest in manifests.items() if manifest} | stage.files(recipe)
+
+
+def status(recipe: Recipe, workspace: Workspace) -> Iterator[State]:
+    """Every stage's state in order; a stage below one that is not fresh is not fresh either."""
+    states: dict[str, State] = {}
+    for stage in STAGES.values():
+        states[stage.name] = _state(recipe, workspace, stage, states)
+        yield states[stage.name]
+
+
+def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, State]) -> State:
+    try:
+        manifest = workspace.manifest(stage.name)
+    except UpstreamError as error:
+        return State(stage.name, "damaged", (str(error),))
+    if manifest is None:
+        return State(stage.name, "missing")
+    if damage := workspace.damage(stage.name, manifest):
+        return State(stage.name, "damaged", (damage,))
+    why = [*_changed_keys(manifest.recipe, part(recipe, stage))]
+    not_fresh = {name for name in stage.upstream if above[name].state != "fresh"}
+    current = inputs(recipe, workspace, stage)
+    for name in sorted({*manifest.inputs, *current}):
+        if name in not_fresh:
+            why.append(f"{name} is {above[name].state}")
+        elif manifest.inputs.get(name) != current.get(name):
+            why.append(f"{name} was made anew" if name in stage.upstream else f"the file of {name} changed")
+    return State(stage.name, "stale" if why else "fresh", tuple(why))
+
+
+def _changed_keys(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    old, new = flatten(before), flatten(after)
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key) or (key in old) != (key in new):
+            yield f"{key} changed"
+
+
+# ── running ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Ran:
+    """Run one stage unless it is fresh. UpstreamError when what it reads is missing, stale or damaged."""
+    with workspace.lock():
+        return _stage(STAGES[name], recipe, workspace, force)
+
+
+def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
+    """All stages in order, skipping what is fresh."""
+    with workspace.lock():
+        for one in STAGES.values():
+            yield _stage(one, recipe, workspace, force)
+
+
+def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
+    states = {state.stage: state for state in status(recipe, workspace)}
+    for name in one.upstream:
+        if states[name].state != "fresh":
+            why = f": {'; '.join(states[name].why)}" if states[name].why else ""
+            raise UpstreamError(
+                f"{one.name} needs {name}, which is {states[name].state}{why}", next=_command(name, recipe)
+            )
+    manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
+    if manifest and states[one.name].state == "fresh" and not force:
+        return Ran(one.name, manifest, reused=True, seconds=0.0)
+    if force:
+        workspace.retract(one.name)
+    console.note(f"{one.name}: {'; '.join(states[one.name].why) or states[one.name].state}")
+    write_text(workspace.root / "recipe.lock.yaml", dump(recipe))
+    start = time.perf_counter()
+    # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
+    read = inputs(recipe, workspace, one)
+    outcome = importlib.import_module(f"distillctl.stages.{one.name}").run(recipe, workspace)
+    seconds = time.perf_counter() - start
+    manifest = workspace.commit(
+        one.name, recipe=part(recipe, one), inputs=read, outcome=outcome, seed=recipe.seed, seconds=seconds
+    )
+    return Ran(one.name, manifest, reused=False, seconds=seconds)
+
+
+def _command(name: str, recipe: Recipe) -> str:
+    return f"distillctl {name} {recipe.path}"

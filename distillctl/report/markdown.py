@@ -1,0 +1,84 @@
+"""The report as a CI summary in GitHub's Markdown, from the contract alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from distillctl.report import numbers
+
+
+def render(facts: dict[str, Any]) -> str:
+    """Headline, arms, models and candidates; what the recipe names is escaped."""
+    arms = [
+        [
+            _plain(name),
+            numbers.percent(arm["score"]),
+            numbers.interval(arm),
+            _recovered(facts["recovered"].get(name)),
+            str(arm["n"]),
+        ]
+        for name, arm in facts["arms"].items()
+    ]
+    models = [
+        [
+            name,
+            numbers.size(model["bytes"]),
+            numbers.duration(model["p50_ms"]),
+            numbers.duration(model["p90_ms"]),
+            numbers.duration(model["p99_ms"]),
+            numbers.size(model["peak_rss_bytes"]),
+            numbers.times(facts["ratios"].get(name)),
+        ]
+        for name, model in facts["models"].items()
+    ]
+    candidates = [
+        [
+            f"**{candidate['name']}**" if candidate["chosen"] else candidate["name"],
+            numbers.size(candidate["bytes"]),
+            numbers.duration(candidate["p50_ms"]),
+            numbers.nats(candidate["kl"]),
+            numbers.percent(candidate["same_top"]),
+            "yes" if candidate["inside"] else f"no: {_plain(candidate['why'])}",
+        ]
+        for candidate in facts["candidates"]
+    ]
+    tokens = facts["context_tokens"]
+    return "\n".join(
+        [
+            f"## {_plain(facts['title'])}",
+            "",
+            f"**{_plain(facts['headline'])}.** "
+            f"Each query shrinks from {tokens['teacher']:,} to {tokens['student']:,} tokens.",
+            "",
+            *_table(["arm", facts["metric"], "95 % interval", "recovered", "rows"], arms),
+            "",
+            *_table(["model", "size", "p50", "p90", "p99", "peak memory", "deployed is faster by"], models),
+            "",
+            "<details><summary>Candidates</summary>",
+            "",
+            *_table(["candidate", "size", "p50", "KL to fp32", "same top label", "inside the gate"], candidates),
+            "",
+            "</details>",
+            "",
+            f"Deployed graph: `{facts['artifact']}`",
+            "",
+        ]
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The first column is text, the others are figures."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
+
+
+def _recovered(figure: dict[str, Any] | None) -> str:
+    return f"{numbers.percent(figure['value'], 0)} ({numbers.interval(figure, 0)})" if figure else numbers.UNKNOWN
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and HTML leave as it is, on one line."""
+    for character in "\\`*_[]|#~$":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").splitlines())

@@ -1,0 +1,65 @@
+"""How figures are written for people; a no-break space keeps a number and its unit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+UNKNOWN = "–"
+_SPACE = "\u00a0"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.688 → 68.8 %."""
+    return UNKNOWN if share is None else f"{_signed(100 * share, digits)}{_SPACE}%"
+
+
+def interval(figure: Mapping[str, Any], digits: int = 1) -> str:
+    """The bounds of a share: 66.0 to 71.7 %."""
+    return f"{_signed(100 * figure['low'], digits)} to {percent(figure['high'], digits)}"
+
+
+def points(figure: Mapping[str, Any]) -> str:
+    """A difference of shares in percentage points, with its bounds: 5.5 (−1.0 to 12.0)."""
+    value, low, high = (_signed(100 * figure[key], 1) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def size(count: float | None) -> str:
+    """Bytes, decimal as phones and stores count them: 23.6 MB."""
+    if count is None:
+        return UNKNOWN
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f}{_SPACE}{unit}"
+    return f"{count:.0f}{_SPACE}B"
+
+
+def duration(milliseconds: float | None) -> str:
+    """Three digits that mean something: 0.82 ms, 3.14 ms, 312 ms, 4.10 s."""
+    if milliseconds is None:
+        return UNKNOWN
+    value, unit = (milliseconds / 1e3, "s") if milliseconds >= 1e3 else (milliseconds, "ms")
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{_SPACE}{unit}"
+
+
+def times(ratio: float | None) -> str:
+    """Two digits that mean something: 4.2×, 63×, 1,400×."""
+    if ratio is None:
+        return UNKNOWN
+    if ratio < 10:
+        return f"{ratio:.1f}×"
+    scale = 10 ** max(0, len(str(round(ratio))) - 2)
+    return f"{round(ratio / scale) * scale:,}×"
+
+
+def count(number: float | None) -> str:
+    return UNKNOWN if number is None else f"{number:,.0f}"
+
+
+def nats(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.4f}"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")

@@ -1,0 +1,143 @@
+"""How models are timed against each other: single stream, fresh processes, in turns.
+
+A round starts one fresh process per model, each loading while the others wait. All are warmed up, then take turns in
+small blocks of queries, so that a machine that grows slower or faster does so for all of them. The rounds' rows differ;
+within a round all models answer the same rows in the same order. All models are in memory at once.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from distillctl.runtimes.process import WorkerProcess
+
+Job = dict[str, Any]
+"""What a `worker` is to load and run."""
+
+BLOCK = 5
+"""Queries of a model before the next has its turn: few, so that drift is shared; not one, or caches are always cold."""
+WARM_SECONDS = 1.0
+"""A model whose first queries took so long is warm: a second of work has long filled caches and allocators."""
+LEAST = 2
+"""Timed queries per process, however little time there is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """queries: timed, per process. warmup: untimed, after the first. seconds: of timed queries, per process."""
+
+    processes: int
+    queries: int
+    warmup: int
+    seconds: float | None
+
+    @property
+    def rows(self) -> int:
+        """Texts a job needs: the rounds' queries one after another, then those of the warm-up."""
+        return self.processes * self.queries + 1 + self.warmup
+
+    @property
+    def turns(self) -> int:
+        return math.ceil(self.queries / BLOCK)
+
+
+@dataclass
+class Run:
+    """One process of one model. Times in milliseconds; ``loaded`` is the worker's first answer."""
+
+    process: int
+    loaded: dict[str, Any]
+    first_ms: float
+    warmup_ms: list[float]
+    queries: list[int] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    peak_rss_bytes: int = 0
+
+
+def measure(
+    jobs: Mapping[str, Job], plan: Plan, advance: Callable[[str], None] = lambda name: None
+) -> dict[str, list[Run]]:
+    """The runs of every job by its name; ``advance`` is called after each turn (processes × turns × jobs of them)."""
+    runs: dict[str, list[Run]] = {name: [] for name in jobs}
+    for process in range(plan.processes):
+        with ExitStack() as stack:
+            workers = {name: stack.enter_context(WorkerProcess(name, job)) for name, job in jobs.items()}
+            for name, worker in workers.items():
+                runs[name].append(_warm(worker, process, plan))
+            for turn in range(plan.turns):
+                for name in rotated(list(jobs), process + turn):
+                    _take_turn(workers[name], runs[name][-1], turn, plan)
+                    advance(name)
+    return runs
+
+
+def rotated(names: list[str], by: int) -> list[str]:
+    """Who goes first changes from turn to turn."""
+    by %= len(names)
+    return names[by:] + names[:by]
+
+
+def _warm(worker: WorkerProcess, process: int, plan: Plan) -> Run:
+    first = plan.rows - 1 - plan.warmup
+    [first_ms] = worker.run(first, 1)["milliseconds"]
+    left = WARM_SECONDS - first_ms / 1e3
+    warmup_ms = worker.run(first + 1, plan.warmup, left)["milliseconds"] if plan.warmup and left > 0 else []
+    return Run(process, worker.loaded, first_ms, warmup_ms)
+
+
+def _take_turn(worker: WorkerProcess, run: Run, turn: int, plan: Plan) -> None:
+    """Bring the run to its share of queries, or of seconds, at the end of this turn: a slow model keeps step."""
+    share = (turn + 1) / plan.turns
+    seconds = None if plan.seconds is None else plan.seconds * share - sum(run.milliseconds) / 1e3
+    if seconds is None or seconds > 0:
+        _time(worker, run, math.ceil(plan.queries * share), seconds, plan)
+    if turn == plan.turns - 1:
+        _time(worker, run, LEAST, None, plan)
+
+
+def _time(worker: WorkerProcess, run: Run, until: int, seconds: float | None, plan: Plan) -> None:
+    done = len(run.queries)
+    if done >= until:
+        return
+    start = run.process * plan.queries + done
+    answer = worker.run(start, until - done, seconds)
+    run.queries += range(start, start + len(answer["milliseconds"]))
+    run.milliseconds += answer["milliseconds"]
+    run.labels += answer["labels"]
+    run.peak_rss_bytes = answer["peak_rss_bytes"]
+
+
+def figures(runs: list[Run]) -> dict[str, Any]:
+    """A model's numbers over all its processes' samples; loading is the processes' median, memory their maximum."""
+    samples = np.concatenate([run.milliseconds for run in runs])
+    p50, p90, p99 = (float(p) for p in np.percentile(samples, (50, 90, 99)))
+    medians = [statistics.median(run.milliseconds) for run in runs]
+    mean = float(samples.mean())
+    return {
+        "p50_ms": p50,
+        "p90_ms": p90,
+        "p99_ms": p99,
+        "mean_ms": mean,
+        "queries_per_second": 1e3 / mean,
+        "n": len(samples),
+        "processes": len(runs),
+        "process_p50_ms": [min(medians), max(medians)],
+        "first_ms": statistics.median(run.first_ms for run in runs),
+        "import_ms": statistics.median(run.loaded["import_ms"] for run in runs),
+        "load_ms": statistics.median(run.loaded["load_ms"] for run in runs),
+        "peak_rss_bytes": max(run.peak_rss_bytes for run in runs),
+    }
+
+
+def agreement(runs: list[Run], labels: Mapping[int, int]) -> float | None:
+    """The share of queries answered with the label that ``labels`` gives for the query; None when none is shared."""
+    same = [labels[q] == label for run in runs for q, label in zip(run.queries, run.labels, strict=True) if q in labels]
+    return sum(same) / len(same) if same else None

@@ -1,0 +1,121 @@
+"""The prompted teacher as a service would run it: one query at a time, text in, label out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+class Teacher(Protocol):
+    """What is needed of a loaded teacher."""
+
+    model: Any
+    tokenizer: Any
+
+    def encode(self, text: str, *, chat: bool = False) -> list[int]: ...
+
+    def encode_answer(self, text: str) -> list[int]: ...
+
+
+def shared_context(teacher: Teacher, texts: Sequence[str], *, chat: bool = False) -> list[int]:
+    """The tokens all views start with; at least one token is left to each view."""
+    views = [teacher.encode(text, chat=chat) for text in texts]
+    first, last = min(views), max(views)  # what these two share, all between them share
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[: min(shared, *(len(view) - 1 for view in views))]
+
+
+class TeacherClassifier:
+    """Chooses the label whose words are likeliest after the view.
+
+    With ``context`` (see `shared_context`) the prompt is cached: those tokens are run once, here, and a query runs only
+    what follows. Without it a query runs its whole view. Either way the view is tokenized whole, and passes the model
+    once however many labels there are; where label words share no single path, their ends follow in one small batch.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        answers: Sequence[str],
+        context: Sequence[int] = (),
+        log_prior: Sequence[float] | None = None,
+        chat: bool = False,
+    ) -> None:
+        """answers: the label words with their prefix. log_prior: natural logs [K], taken off before choosing.
+        chat: the views come from a chat template, special tokens included."""
+        self._teacher = teacher
+        self._chat = chat
+        self._answers = [teacher.encode_answer(answer) for answer in answers]
+        self._stems = _stems(self._answers)
+        self._paths = [next(i for i, s in enumerate(self._stems) if s[: len(a) - 1] == a[:-1]) for a in self._answers]
+        self._vocabulary = len(teacher.tokenizer)  # logits beyond it are padding
+        self._log_prior = np.zeros(len(answers)) if log_prior is None else np.asarray(log_prior)
+        self._context = list(context)
+        self._prefix = self._run(self._context) if context else None
+
+    def label(self, text: str) -> int:
+        """The index of the chosen label."""
+        return int((self.log_probs(text) - self._log_prior).argmax())
+
+    @torch.inference_mode()
+    def log_probs(self, text: str) -> np.ndarray:
+        """log Pr(label words | view), float32 [K]: sums over the words' tokens, not normalised over the labels."""
+        ids = self._teacher.encode(text, chat=self._chat)
+        past: DynamicCache | None = None
+        if self._prefix is not None:
+            shared = len(self._context)
+            if ids[:shared] != self._context or len(ids) == shared:
+                raise ValueError("the view does not start with the cached context")
+            past, ids = _copy(self._prefix), ids[shared:]
+        if len(self._stems) > 1 and len(ids) > 1:
+            past, ids = self._run(ids[:-1], past), ids[-1:]
+        batch = pad_sequence([torch.tensor(ids + stem) for stem in self._stems], batch_first=True)
+        if past is not None and len(batch) > 1:
+            past.batch_repeat_interleave(len(batch))
+        logits = self._forward(batch, past, keep=batch.shape[1] - len(ids) + 1)
+        log_probs = logits[:, :, : self._vocabulary].float().log_softmax(-1)
+        sums = [log_probs[path, range(len(a)), a].sum() for path, a in zip(self._paths, self._answers, strict=True)]
+        return torch.stack(sums).cpu().numpy()
+
+    @torch.inference_mode()
+    def _run(self, ids: Sequence[int], past: DynamicCache | None = None) -> DynamicCache:
+        """The keys and values after ``ids``, ``past`` among them. The config tells a new cache which layers slide."""
+        past = DynamicCache(config=self._teacher.model.config) if past is None else past
+        self._forward(torch.tensor([ids]), past, keep=1)
+        return past
+
+    def _forward(self, ids: Tensor, past: DynamicCache | None, keep: int) -> Tensor:
+        """Logits [B, keep, V] at the last positions."""
+        model = self._teacher.model
+        output = model(
+            input_ids=ids.to(model.device), past_key_values=past, use_cache=past is not None, logits_to_keep=keep
+        )
+        logits: Tensor = output.logits
+        return logits
+
+
+def _stems(answers: Sequence[list[int]]) -> list[list[int]]:
+    """What must be run after a view to score all answers: answers without their last token, none inside another."""
+    stems = {tuple(answer[:-1]) for answer in answers}
+    return sorted(list(s) for s in stems if not any(len(t) > len(s) and t[: len(s)] == s for t in stems))
+
+
+def _copy(cache: DynamicCache) -> DynamicCache:
+    """A cache that can grow while the given one stays.
+
+    A plain layer grows by concatenation into new tensors, so the keys and values may be shared: a long context is not
+    copied twice per query. Other kinds of layer (sliding windows, states) change in place or count tokens.
+    """
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return copy.deepcopy(cache)
+    fresh = copy.copy(cache)
+    fresh.layers = [copy.copy(layer) for layer in cache.layers]
+    return fresh

@@ -1,0 +1,19 @@
+"""From raw label log-probabilities to soft labels, with or without the prior."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+
+def calibrate(log_probs: np.ndarray, log_prior: np.ndarray | list[float] | None) -> np.ndarray:
+    """Normalised label log-probabilities [N, K] of raw ones [N, K]; the prior [K] is divided out first."""
+    if log_prior is not None:
+        log_probs = log_probs - np.asarray(log_prior, dtype=np.float32)
+    return np.asarray(log_softmax(log_probs.astype(np.float32), axis=-1))
+
+
+def batch_prior(log_probs: np.ndarray) -> np.ndarray:
+    """log of the mean label distribution over rows, float32 [K] (Batch Calibration, Zhou et al. 2023, eq. 5)."""
+    normalised = log_softmax(log_probs.astype(np.float64), axis=-1)
+    return np.asarray(logsumexp(normalised, axis=0) - np.log(len(log_probs)), dtype=np.float32)

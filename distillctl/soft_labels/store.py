@@ -1,0 +1,103 @@
+"""Soft labels on disk: Parquet shards, one per fixed slice of an arm's rows, named by what they were computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distillctl.data import view_table
+from distillctl.errors import UpstreamError
+from distillctl.workspace import Workspace, replacing
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Rows of one arm: log_probs float32 [N, K] (raw, natural logs), mass float32 [N] (Σ_k Pr(label k))."""
+
+    ids: list[str]
+    log_probs: np.ndarray
+    mass: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of the plan: which rows, and the key of (views, teacher, labels, batch plan) they are scored under."""
+
+    arm: str
+    split: str
+    index: int
+    key: str
+    ids: list[str]
+
+    @property
+    def file(self) -> str:
+        return f"shards/{self.arm}-{self.split}-{self.index:05d}-{self.key[:16]}.parquet"
+
+
+def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
+    """Commit a shard atomically, with page checksums."""
+    table = pa.table(
+        {
+            "id": pa.array(labels.ids, pa.string()),
+            "label_log_probs": pa.array(list(labels.log_probs), pa.list_(pa.float32(), labels.log_probs.shape[1])),
+            "label_mass": pa.array(labels.mass, pa.float32()),
+        }
+    )
+    with replacing(folder / shard.file) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def present(folder: Path, shard: Shard) -> bool:
+    """Whether a whole, undamaged shard of exactly these rows is there."""
+    try:
+        return _read(folder / shard.file).ids == shard.ids
+    except UpstreamError:
+        return False
+
+
+def read(workspace: Workspace, arm: str, split: str) -> SoftLabels:
+    """All rows of an arm in the order of views.parquet, from the shards that collect's manifest names."""
+    manifest = workspace.manifest("collect")
+    folder = workspace.folder("collect")
+    names = sorted(manifest.outputs) if manifest else []
+    parts = [_read(folder / name) for name in names if name.startswith(f"shards/{arm}-{split}-")]
+    if not parts:
+        raise UpstreamError(f"no soft labels for {arm}/{split}", where=str(folder), next="distillctl collect RECIPE")
+    return in_order(parts, view_table.read(folder / "views.parquet", split).id)
+
+
+def read_shards(folder: Path, shards: Sequence[Shard], ids: Sequence[str]) -> SoftLabels:
+    """The rows of a finished plan, in the order of ``ids``."""
+    return in_order([_read(folder / shard.file) for shard in shards], ids)
+
+
+def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
+    """One table of several, its rows in the order of ``ids``."""
+    place = {row: index for index, row in enumerate(row for part in parts for row in part.ids)}
+    order = [place[row] for row in ids]
+    return SoftLabels(
+        list(ids),
+        np.concatenate([part.log_probs for part in parts])[order],
+        np.concatenate([part.mass for part in parts])[order],
+    )
+
+
+def _read(path: Path) -> SoftLabels:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True, memory_map=True)
+        log_probs = table["label_log_probs"].combine_chunks()
+        width = log_probs.type.list_size
+        return SoftLabels(
+            table["id"].to_pylist(),
+            log_probs.flatten().to_numpy().reshape(-1, width).copy(),
+            table["label_mass"].to_numpy().copy(),
+        )
+    except (pa.ArrowException, OSError, KeyError, AttributeError, ValueError) as error:
+        raise UpstreamError(
+            f"the shard is damaged: {error}", where=str(path), next="distillctl collect RECIPE"
+        ) from None

@@ -1,0 +1,80 @@
+"""export: the student as ONNX, checked against PyTorch on real rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from distillctl import console
+from distillctl.data import view_table
+from distillctl.graphs import card, exporter, parity
+from distillctl.graphs.exporter import ExportedGraph
+from distillctl.graphs.parity import Parity
+from distillctl.recipe import Recipe
+from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.workspace import Outcome, Workspace, replacing_folder
+
+_TOKENIZER_KEYS = (
+    "model_max_length",
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+    """Nothing is committed unless ONNX Runtime and PyTorch agree on every eval row (GateFailed)."""
+    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+    source = workspace.folder("train") / "model"
+    with replacing_folder(workspace.folder("export")) as staged:
+        model = _load(source)
+        console.note("export: tracing")
+        graph = exporter.export(model, staged, recipe.export.opset)
+        for name in ("config.json", "tokenizer.json"):
+            shutil.copyfile(source / name, staged / name)
+        _write_tokenizer_config(source, staged, graph.inputs)
+        found = parity.check(
+            model, OnnxClassifier(staged), views.id, views.simplified, recipe.export.max_logit_difference
+        )
+        if found.ties:
+            console.warn(f"on {found.ties} rows the two highest logits tie, and ONNX Runtime takes the other one")
+        collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
+        text = card.render(recipe, collect, train, [_measured(graph, found)])
+        (staged / "README.md").write_text(text, encoding="utf-8")
+        outputs = sorted(path.name for path in staged.iterdir())
+    return Outcome(outputs, asdict(graph) | asdict(found))
+
+
+def _load(source: Path) -> PreTrainedModel:
+    with console.libraries_quiet():
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype="float32", use_safetensors=True, local_files_only=True
+        )
+    return model
+
+
+def _write_tokenizer_config(source: Path, target: Path, inputs: list[str]) -> None:
+    """In the words that transformers 4 and other tools know; `tokenizer.json` holds the tokenizer itself."""
+    written = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, "padding_side": "right"}
+    config |= {key: written[key] for key in _TOKENIZER_KEYS if key in written}
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (target / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _measured(graph: ExportedGraph, found: Parity) -> dict[str, str]:
+    return {
+        "graph": "fp32",
+        "size": f"{graph.bytes / 1e6:.2f} MB",
+        "max logit difference from PyTorch": f"{found.max_logit_difference:.1e}",
+        "same top label": f"{found.same_top:.2%}",
+        "rows": f"{found.rows:,}",
+    }

@@ -1,0 +1,33 @@
+"""What `init` writes: a commented recipe, data to try it on, and the schema that editors complete it from."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from distillctl import recipe
+from distillctl.errors import UsageError
+from distillctl.workspace import writable, write_text
+
+FILES = ("recipe.yaml", "messages.jsonl")
+SCHEMA = "recipe.schema.json"
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a recipe."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "distillctl recipe"} | recipe.schema()
+
+
+def write(directory: Path) -> list[Path]:
+    """The starter's files in ``directory``; nothing that is there is overwritten."""
+    if there := [name for name in (*FILES, SCHEMA) if (directory / name).exists()]:
+        raise UsageError(f"{directory / there[0]} is there already", next="distillctl init another-folder")
+    with writable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    source = resources.files("distillctl") / "init_files"
+    for name in FILES:
+        write_text(directory / name, (source / name).read_text(encoding="utf-8"))
+    write_text(directory / SCHEMA, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n")
+    return [directory / name for name in (*FILES, SCHEMA)]

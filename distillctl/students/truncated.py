@@ -1,0 +1,59 @@
+"""Chosen layers of a larger pretrained model, the rest thrown away (Sanh et al. 2019, "DistilBERT", section 3)."""
+
+from __future__ import annotations
+
+from optimum.utils import NormalizedConfigManager
+from torch import nn
+from transformers import PreTrainedModel
+
+from distillctl.errors import RecipeError
+from distillctl.recipe import Recipe, TruncatedStudent
+from distillctl.students import pretrained
+from distillctl.students.student import Student
+
+
+def build(spec: TruncatedStudent, recipe: Recipe) -> Student:
+    """The pretrained student with only ``spec.layers``, in that order."""
+    student = pretrained.build(spec, recipe)
+    keep_layers(student.model, spec.layers)
+    return student
+
+
+def keep_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
+    """Keep ``layers`` (indices from 0) of the model's one stack, in place. RecipeError when one does not exist."""
+    config = model.config
+    key = _depth_key(model)
+    depth = getattr(config, key)
+    if not layers or max(layers) >= depth:
+        raise RecipeError(
+            f"the model has layers 0 to {depth - 1}, the recipe asks for {list(layers)}", where="student.layers"
+        )
+    stacks = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    if len(stacks) != 1:
+        raise RecipeError(
+            f"{config.model_type} has {len(stacks)} stacks of {depth} layers, not one", where="student.model"
+        )
+    parent, name, stack = stacks[0]
+    kept = nn.ModuleList(stack[index] for index in layers)
+    setattr(parent, name, kept)
+    for index, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]  # where the layer's keys and values go in a cache
+    setattr(config, key, len(layers))
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in layers]
+
+
+def _depth_key(model: PreTrainedModel) -> str:
+    """What the architecture calls its number of layers: optimum's table first, then the config's own name."""
+    try:
+        normalized = NormalizedConfigManager.get_normalized_config_class(model.config.model_type)
+        return str(normalized.NUM_LAYERS)
+    except KeyError:
+        return "num_hidden_layers"

@@ -1,0 +1,197 @@
+"""What commands say on stdout: the JSON object and the readable form, both made from manifests alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from distillctl.pipeline import Ran, State
+from distillctl.workspace import Workspace
+
+COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "damaged": "red"}
+
+
+def as_json(ran: Ran) -> dict[str, Any]:
+    """The stage, whether it was fresh, and all its facts."""
+    return {"stage": ran.stage, "fresh": ran.reused, "seconds": round(ran.seconds, 2), **ran.manifest.facts}
+
+
+def brief(ran: Ran) -> dict[str, Any]:
+    return {"fresh": ran.reused, "seconds": round(ran.seconds, 2), "fingerprint": ran.manifest.fingerprint}
+
+
+def line(ran: Ran) -> str:
+    """One line about a stage that is done."""
+    if ran.reused:
+        return f"{ran.stage}: fresh"
+    return f"{ran.stage}: done in {ran.seconds:.1f} s"
+
+
+def readable(ran: Ran) -> Iterator[Any]:
+    """A short readable result."""
+    facts = ran.manifest.facts
+    if ran.stage != "report":
+        yield line(ran)
+    yield from _READABLE[ran.stage](facts)
+
+
+def report_path(workspace: Workspace) -> str:
+    return f"report: {workspace.folder('report') / 'report.html'}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def size(count: float | None) -> str:
+    """Bytes with a decimal unit, as file managers and stores show them."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def _interval(found: Mapping[str, float], key: str = "value") -> str:
+    return f"{found[key]:.3f}  ({found['low']:.3f} … {found['high']:.3f})"
+
+
+def _arms(facts: Mapping[str, Any]) -> Table:
+    table = _table("arm", "score  (95 % interval)", "ceiling − arm")
+    for name, arm in facts["arms"].items():
+        gap = facts.get("gaps", {}).get(name)
+        table.add_row(name, _interval(arm, "score"), _interval(gap) if gap else "")
+    return table
+
+
+def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
+    counts, tokens = facts["counts"], facts["context_tokens"]
+    yield (
+        f"{counts['train']} train and {counts['eval']} eval rows; left out: {counts['duplicates']} repeated, "
+        f"{counts['overlap']} train rows that stand in eval; "
+        f"scored {facts['scored_rows']}, reused {facts['reused_rows']}"
+    )
+    yield (
+        f"the teacher reads {tokens['teacher']} tokens a row ({facts['shared_tokens']} shared), "
+        f"the student {tokens['student']}"
+    )
+    yield _arms(facts)
+
+
+def _train(facts: Mapping[str, Any]) -> Iterator[Any]:
+    resumed = f", resumed from step {facts['resumed_from']}" if facts["resumed_from"] else ""
+    yield f"{facts['steps']} steps (best {facts['best_step']}){resumed}; stopped by {facts['stopped']}"
+    yield f"on eval: KL to the teacher {facts['kl']:.4f} nats, same top label {facts['agreement']:.3f}"
+    if facts["control"]:
+        control = facts["control"]
+        yield f"control on hard labels: KL {control['kl']:.4f}, same top label {control['agreement']:.3f}"
+
+
+def _export(facts: Mapping[str, Any]) -> Iterator[Any]:
+    yield (
+        f"model.onnx {size(facts['bytes'])}, opset {facts['opset']}; on {facts['rows']} rows max |Δlogit| "
+        f"{facts['max_logit_difference']:.1e}, same top label {facts['same_top']:.3f}"
+    )
+
+
+def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
+    table = _table("candidate", "size", "KL to fp32", "same top", "score", "p50 ms", "")
+    for found in facts["candidates"]:
+        score = "-" if found["score"] is None else f"{found['score']:.3f}"
+        verdict = "chosen" if found["chosen"] else "inside" if found["inside"] else found["why"]
+        table.add_row(
+            found["name"], size(found["bytes"]), f"{found['kl']:.5f}", f"{found['same_top']:.3f}", score,
+            f"{found['p50_ms']:.2f}", verdict,
+        )  # fmt: skip
+    yield table
+
+
+def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
+    yield models(facts["models"])
+    yield f"one query at a time, {facts['threads']} thread(s), this host, not a phone"
+
+
+def models(found: Mapping[str, Any]) -> Table:
+    """Latency and size per model."""
+    table = _table("model", "p50 ms", "p90 ms", "p99 ms", "size", "peak memory", "load ms", "p50 / deployed")
+    deployed = found.get("deployed", {}).get("p50_ms")
+    for name, m in found.items():
+        table.add_row(
+            name, f"{m['p50_ms']:,.2f}", f"{m['p90_ms']:,.2f}", f"{m['p99_ms']:,.2f}", size(m["bytes"]),
+            size(m["peak_rss_bytes"]), f"{m['load_ms']:,.0f}", f"{m['p50_ms'] / deployed:,.1f} ×" if deployed else "",
+        )  # fmt: skip
+    return table
+
+
+def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
+    yield _arms(facts)
+    for name, recovered in facts["recovered"].items():
+        told = "no gap between ceiling and floor to recover" if recovered is None else _interval(recovered)
+        yield f"recovered by {name}: {told}"
+    yield models(facts["models"])
+    yield f"model: {facts['artifact']}"
+
+
+_READABLE = {
+    "collect": _collect,
+    "train": _train,
+    "export": _export,
+    "quantize": _quantize,
+    "bench": _bench,
+    "report": _report,
+}
+
+
+def states(found: Sequence[State]) -> Table:
+    table = _table("stage", "state", "why")
+    table.columns[1].justify = table.columns[2].justify = "left"
+    for one in found:
+        table.add_row(one.stage, f"[{COLOURS[one.state]}]{one.state}[/]", "; ".join(one.why))
+    return table
+
+
+def plan(found: Mapping[str, Any]) -> Iterator[Any]:
+    """The dry run, readable."""
+    for stage in found["stages"]:
+        yield f"{stage['stage']}: {stage['state']}" + (f" ({'; '.join(stage['why'])})" if stage["why"] else "")
+    rows = found["rows"]
+    yield f"rows: {rows['train']} train, {rows['eval']} eval, {rows['shots']} few-shot"
+    table = _table("arm", "rows", "tokens a row", "shared")
+    for name, arm in found["arms"].items():
+        table.add_row(name, f"{arm['rows']:,}", f"{arm['tokens_per_row']:,}", f"{arm['shared_tokens']:,}")
+    yield table
+    yield f"tokens are {found['tokens']}"
+    collect, train = found["collect"], found["train"]
+    yield (
+        f"collect: {collect['forward_tokens']:,} tokens through the teacher ({_flop(collect['flop'])}), "
+        f"{size(collect['soft_label_bytes'])} of soft labels"
+    )
+    yield (
+        f"train: at most {train['steps']:,} steps, {train['tokens']:,} tokens ({_flop(train['flop'])}), "
+        f"checkpoints of {size(train['checkpoint_bytes'])}"
+    )
+
+
+def _flop(count: float | None) -> str:
+    return "work unknown until the model is here" if count is None else f"{count / 1e12:,.1f} TFLOP"
+
+
+def diagnosis(found: Mapping[str, Any]) -> Iterator[Any]:
+    yield "  ".join(f"{name} {version}" for name, version in found["versions"].items())
+    host = found["machine"]
+    yield f"{host['cpu']}, {host['usable_cores']} cores, {size(host['memory_bytes'])}: {' '.join(host['flags'])}"
+    yield f"int8: {found['int8']}"
+    yield f"disk: {size(found['disk_free_bytes'])} free here, {'writable' if found['writable'] else 'NOT writable'}"
+    yield from _missing(found["missing"])
+
+
+def _missing(found: Iterable[str]) -> Iterator[str]:
+    problems = [f"missing: {line}" for line in found]
+    yield from problems or ["nothing is missing"]
