@@ -103,8 +103,8 @@ def libraries_quiet() -> Iterator[None]:
         if "transformers" in sys.modules:
             from transformers.utils import logging as transformers_logging
 
-            transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.set_verbosity_error()
+            transformers_logging.disable_progress_bar()
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         if _state["verbosity"] <= 0:
             warnings.simplefilter("ignore")

@@ -45,7 +45,7 @@ STAGES = {
         Stage("train", ("seed", "student", "train"), ("collect",), _student_files),
         Stage("export", ("export",), ("collect", "train")),
         Stage("quantize", ("quantize",), ("collect", "train", "export")),
-        Stage("bench", ("seed", "bench"), ("collect", "export", "quantize"), _teacher_files),
+        Stage("bench", ("seed", "bench"), ("collect", "train", "export", "quantize"), _teacher_files),
         Stage("report", ("name", "seed", "report"), ("collect", "train", "export", "quantize", "bench")),
     )
 }

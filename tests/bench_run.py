@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ WORDS = TEXT.split()
 LABELS = {"animal": "good dog", "pet": "good cat", "rest": "other"}
 CONTEXT = "which desk answers a question about price or place ? the question : "
 CUE = " . the desk :"
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import bench_run
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -22,6 +21,7 @@ from distillctl.runtimes.interleaved import Plan, Run
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.torch import TeacherClassifier, shared_context
 from distillctl.stages import bench
+from tests import bench_run
 
 ANSWERS = [" " + words for words in bench_run.LABELS.values()]
 VIEWS = [bench_run.CONTEXT + text + bench_run.CUE for text in bench_run.questions(6)]
@@ -53,7 +53,7 @@ def test_prior_is_taken_off_before_choosing(tmp_path: Path) -> None:
     for label in range(len(ANSWERS)):
         prior = log_probs.copy()
         prior[label] -= 1
-        assert TeacherClassifier(teacher, ANSWERS, log_prior=prior).label(VIEWS[0]) == label
+        assert TeacherClassifier(teacher, ANSWERS, log_prior=prior.tolist()).label(VIEWS[0]) == label
 
 
 def test_shared_context_leaves_every_view_a_token(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert facts["models"]["deployed"]["bytes"] == (workspace.folder("quantize") / "model.onnx").stat().st_size
     assert facts["models"]["teacher"]["file_bytes"] > facts["models"]["teacher"]["bytes"]  # a header, not counted
     assert facts["models"]["teacher"]["peak_rss_bytes"] > 2 * facts["models"]["deployed"]["peak_rss_bytes"]
-    assert facts["models"]["teacher_cached"]["context_tokens"] > 10
+    assert facts["models"]["teacher_cached"]["cached_tokens"] > 10
 
     results = json.loads((folder / "results.json").read_text())
     pids = [run["pid"] for model in results["models"].values() for run in model["runs"]]
@@ -258,7 +258,7 @@ def test_stage_warns_when_a_model_is_not_the_one_that_was_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe, workspace = bench_run.prepare(tmp_path, rows=40)
-    loaded = {"import_ms": 1.0, "load_ms": 1.0, "bytes": 1, "context_tokens": 1}
+    loaded = {"import_ms": 1.0, "load_ms": 1.0, "bytes": 1, "cached_tokens": 1}
     queries = list(range(40))
     always_first = Run(0, loaded, 1.0, [], queries, [1.0] * 40, [0] * 40, 1)
     monkeypatch.setattr(bench, "measure", lambda jobs, plan, advance: {name: [always_first] for name in jobs})

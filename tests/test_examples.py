@@ -109,7 +109,9 @@ def test_package_files_are_found_without_importing_the_package(make, tmp_path, m
     assert len(examples.load(make(None, "package:carrier_of_rows/rows.jsonl")).train) == 15
 
 
-@pytest.mark.parametrize("reference", ["package:x/../../etc/passwd", "package:x", "package:/etc/passwd", "package:a.b/c"])
+@pytest.mark.parametrize(
+    "reference", ["package:x/../../etc/passwd", "package:x", "package:/etc/passwd", "package:a.b/c"]
+)
 def test_package_references_cannot_leave_the_package(make, reference):
     with pytest.raises(Exception, match="is not package:NAME/path"):
         examples.load(make(None, reference))

@@ -32,7 +32,9 @@ class Chat:
 
 
 def test_template_sees_examples_documents_and_labels(renderer):
-    template = "{% for e in examples %}{{ e.input }}={{ e.answer }};{% endfor %}{{ documents[1] }} {{ labels }} {{ input }}"
+    template = (
+        "{% for e in examples %}{{ e.input }}={{ e.answer }};{% endfor %}{{ documents[1] }} {{ labels }} {{ input }}"
+    )
     assert renderer(template=template).render(ROW) == "q1=a1;q2=a2;second ['yes', 'no'] What is {{ 7 * 7 }}?"
 
 
@@ -81,7 +83,9 @@ def test_template_file_is_relative_to_the_recipe(renderer, tmp_path):
         renderer(template_file="none.txt")
 
 
-@pytest.mark.parametrize(("texts", "length"), [(["abc", "abd"], 2), (["ab", "abc"], 2), (["x"], 1), (["a", "b", ""], 0)])
+@pytest.mark.parametrize(
+    ("texts", "length"), [(["abc", "abd"], 2), (["ab", "abc"], 2), (["x"], 1), (["a", "b", ""], 0)]
+)
 def test_shared_length(texts, length):
     assert views.shared_length(texts) == length
     assert views.shared_length([list(text) for text in texts]) == length

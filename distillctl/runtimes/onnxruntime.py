@@ -27,7 +27,6 @@ class OnnxClassifier:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.labels = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_truncation()
         self._tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)
         self._session = session(folder / graph, threads)
         self._inputs = [value.name for value in self._session.get_inputs()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,24 +12,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-
-class Teacher(Protocol):
-    """What is needed of a loaded teacher."""
-
-    model: Any
-    tokenizer: Any
-
-    def encode(self, text: str, *, chat: bool = False) -> list[int]: ...
-
-    def encode_answer(self, text: str) -> list[int]: ...
+from distillctl.teachers.huggingface import Teacher
+from distillctl.teachers.label_scoring import distinct_stems
+from distillctl.teachers.shared_context import common_prefix
 
 
 def shared_context(teacher: Teacher, texts: Sequence[str], *, chat: bool = False) -> list[int]:
     """The tokens all views start with; at least one token is left to each view."""
     views = [teacher.encode(text, chat=chat) for text in texts]
-    first, last = min(views), max(views)  # what these two share, all between them share
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return first[: min(shared, *(len(view) - 1 for view in views))]
+    return views[0][: common_prefix(views)]
 
 
 class TeacherClassifier:
@@ -54,8 +44,10 @@ class TeacherClassifier:
         self._teacher = teacher
         self._chat = chat
         self._answers = [teacher.encode_answer(answer) for answer in answers]
-        self._stems = _stems(self._answers)
-        self._paths = [next(i for i, s in enumerate(self._stems) if s[: len(a) - 1] == a[:-1]) for a in self._answers]
+        self._stems = distinct_stems(self._answers)
+        self._paths = [
+            next(i for i, s in enumerate(self._stems) if [*s[: len(a) - 1]] == a[:-1]) for a in self._answers
+        ]
         self._vocabulary = len(teacher.tokenizer)  # logits beyond it are padding
         self._log_prior = np.zeros(len(answers)) if log_prior is None else np.asarray(log_prior)
         self._context = list(context)
@@ -77,7 +69,7 @@ class TeacherClassifier:
             past, ids = _copy(self._prefix), ids[shared:]
         if len(self._stems) > 1 and len(ids) > 1:
             past, ids = self._run(ids[:-1], past), ids[-1:]
-        batch = pad_sequence([torch.tensor(ids + stem) for stem in self._stems], batch_first=True)
+        batch = pad_sequence([torch.tensor([*ids, *stem]) for stem in self._stems], batch_first=True)
         if past is not None and len(batch) > 1:
             past.batch_repeat_interleave(len(batch))
         logits = self._forward(batch, past, keep=batch.shape[1] - len(ids) + 1)
@@ -100,12 +92,6 @@ class TeacherClassifier:
         )
         logits: Tensor = output.logits
         return logits
-
-
-def _stems(answers: Sequence[list[int]]) -> list[list[int]]:
-    """What must be run after a view to score all answers: answers without their last token, none inside another."""
-    stems = {tuple(answer[:-1]) for answer in answers}
-    return sorted(list(s) for s in stems if not any(len(t) > len(s) and t[: len(s)] == s for t in stems))
 
 
 def _copy(cache: DynamicCache) -> DynamicCache:

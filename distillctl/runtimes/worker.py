@@ -88,7 +88,7 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
         "import_ms": 1e3 * (imported - began),
         "load_ms": 1e3 * (loaded - imported + ready - known),
         "context_ms": 1e3 * (ready - known),
-        "context_tokens": len(context),
+        "cached_tokens": len(context),
         "bytes": sum(p.numel() * p.element_size() for p in teacher.model.parameters()),
     }
 

@@ -106,7 +106,7 @@ def _sizes(name: str, runs: list[Run], recipe: Recipe, workspace: Workspace) -> 
     return {
         "bytes": runs[0].loaded["bytes"],
         "file_bytes": sum(file.stat().st_size for file in weights) or None,
-        "context_tokens": runs[0].loaded["context_tokens"],
+        "cached_tokens": runs[0].loaded["cached_tokens"],
     }
 
 

@@ -35,7 +35,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     source = workspace.folder("train") / "model"
     with replacing_folder(workspace.folder("export")) as staged:
-        model = _load(source)
+        model = _load(recipe, source)
         console.note("export: tracing")
         graph = exporter.export(model, staged, recipe.export.opset)
         for name in ("config.json", "tokenizer.json"):
@@ -53,10 +53,11 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     return Outcome(outputs, asdict(graph) | asdict(found))
 
 
-def _load(source: Path) -> PreTrainedModel:
+def _load(recipe: Recipe, source: Path) -> PreTrainedModel:
+    remote_code = getattr(recipe.student, "trust_remote_code", False)  # train has said what that means
     with console.libraries_quiet():
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype="float32", use_safetensors=True, local_files_only=True
+            source, dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=remote_code
         )
     return model
 

@@ -19,7 +19,7 @@ def build(spec: FromConfigStudent, recipe: Recipe) -> Student:
         config = AutoConfig.for_model(spec.model_type, **sizes)
         if unknown := sorted(set(spec.config) - set(config.to_dict())):
             raise RecipeError(f"{spec.model_type} has no {unknown[0]!r}", where="student.config")
-        model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+        model = AutoModelForSequenceClassification.from_config(config)
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"cannot be built: {error}", where="student.config") from error
     return finish(model, tokenizer, spec.max_length)

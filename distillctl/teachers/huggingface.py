@@ -84,7 +84,14 @@ class Teacher:
         self, views: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], context: SharedContext | None
     ) -> LabelScores:
         """Raw label log-probabilities; ``views`` without the tokens of ``context``."""
-        return label_scoring.score(self.model, views, answers, batch_tokens=self.spec.batch_tokens, context=context)
+        return label_scoring.score(
+            self.model,
+            views,
+            answers,
+            batch_tokens=self.spec.batch_tokens,
+            vocabulary=len(self.tokenizer),
+            context=context,
+        )
 
 
 def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:

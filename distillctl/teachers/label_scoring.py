@@ -33,9 +33,12 @@ def score(
     answers: Sequence[Sequence[int]],
     *,
     batch_tokens: int,
+    vocabulary: int | None = None,
     context: SharedContext | None = None,
 ) -> LabelScores:
     """Score every answer (token ids) after every view (token ids, without ``context``'s tokens).
+
+    Probabilities are over the first ``vocabulary`` ids: what some models pad their output with is no token.
 
     An answer of several tokens is scored by the chain rule along its stem (all but its last token); answers that share
     a stem, or whose stem begins another's, share a sequence. Right padding only: what pads follows every real token, so
@@ -47,7 +50,7 @@ def score(
     log_probs = torch.empty(len(views), len(answers))
     with context.attached() if context else nullcontext():
         for batch in batching.by_length(lengths, max_rows=batch_tokens, max_tokens=batch_tokens):
-            _score_batch(model, [sequences[i] for i in batch], views, answers, context, log_probs)
+            _score_batch(model, [sequences[i] for i in batch], views, answers, vocabulary, context, log_probs)
     return LabelScores(log_probs.numpy(), log_probs.exp().sum(-1).numpy())
 
 
@@ -62,6 +65,7 @@ def _score_batch(
     batch: list[tuple[int, tuple[int, ...]]],
     views: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
+    vocabulary: int | None,
     context: SharedContext | None,
     out: torch.Tensor,
 ) -> None:
@@ -73,7 +77,7 @@ def _score_batch(
     logits = model(
         input_ids=ids, use_cache=False, logits_to_keep=torch.tensor(wanted, device=ids.device), **extra
     ).logits
-    log_probs = logits.float().log_softmax(-1).cpu()
+    log_probs = logits[..., :vocabulary].float().log_softmax(-1).cpu()
     for index, (row, stem) in enumerate(batch):
         for k, answer in enumerate(answers):
             if stem[: len(answer) - 1] == tuple(answer[:-1]):
