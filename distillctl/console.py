@@ -91,7 +91,7 @@ def text(value: str) -> None:
 
 @contextmanager
 def libraries_quiet() -> Iterator[None]:
-    """Keep libraries' own stdout on stderr and their chatter out of the way, unless -v asks for it."""
+    """Keep libraries' own output out of the way; with -v it is shown, on stderr."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if _state["verbosity"] <= 0:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -105,7 +105,11 @@ def libraries_quiet() -> Iterator[None]:
 
             transformers_logging.set_verbosity_error()
             transformers_logging.disable_progress_bar()
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+    with (
+        warnings.catch_warnings(),
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(sys.stderr if _state["verbosity"] > 0 else nowhere),
+    ):
         if _state["verbosity"] <= 0:
             warnings.simplefilter("ignore")
         yield

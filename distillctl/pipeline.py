@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distillctl import console, references
-from distillctl.data import examples
+from distillctl.data import examples, views
 from distillctl.errors import UpstreamError
 from distillctl.recipe import Recipe, dump, flatten
 from distillctl.workspace import Manifest, Workspace, write_text
@@ -24,6 +24,8 @@ class Stage:
     upstream: tuple[str, ...]
     files: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
     """Recipe key → fingerprint of what it names."""
+    check: Callable[[Recipe], None] = lambda recipe: None
+    """What recipe and data alone can show to be wrong, found before torch is imported."""
 
 
 def _teacher_files(recipe: Recipe) -> dict[str, str]:
@@ -34,6 +36,12 @@ def _collect_files(recipe: Recipe) -> dict[str, str]:
     return examples.fingerprints(recipe) | _teacher_files(recipe)
 
 
+def _check_data(recipe: Recipe) -> None:
+    dataset = examples.load(recipe)
+    for renderer in views.renderers(recipe, dataset.shots).values():
+        renderer.preview(dataset.eval[0])
+
+
 def _student_files(recipe: Recipe) -> dict[str, str]:
     return {"student.model": references.student(recipe).fingerprint()}
 
@@ -41,7 +49,9 @@ def _student_files(recipe: Recipe) -> dict[str, str]:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("collect", ("seed", "task", "data", "contexts", "teacher", "shard_rows"), (), _collect_files),
+        Stage(
+            "collect", ("seed", "task", "data", "contexts", "teacher", "shard_rows"), (), _collect_files, _check_data
+        ),
         Stage("train", ("seed", "student", "train"), ("collect",), _student_files),
         Stage("export", ("export",), ("collect", "train")),
         Stage("quantize", ("quantize",), ("collect", "train", "export")),
@@ -131,8 +141,14 @@ def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = Fals
 def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
     """All stages in order, skipping what is fresh."""
     with workspace.lock():
-        for one in STAGES.values():
-            yield _stage(one, recipe, workspace, force)
+        untouched = not force
+        for state in list(status(recipe, workspace)):
+            untouched = untouched and state.state == "fresh"
+            manifest = workspace.manifest(state.stage) if untouched else None
+            if manifest:
+                yield Ran(state.stage, manifest, reused=True, seconds=0.0)
+            else:
+                yield _stage(STAGES[state.stage], recipe, workspace, force)
 
 
 def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
@@ -146,6 +162,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         return Ran(one.name, manifest, reused=True, seconds=0.0)
+    one.check(recipe)
     if force:
         workspace.retract(one.name)
     console.note(f"{one.name}: {'; '.join(states[one.name].why) or states[one.name].state}")

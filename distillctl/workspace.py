@@ -137,7 +137,8 @@ def writable(path: Path) -> Iterator[None]:
         raise
 
 
-_WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_WRITE_ERRORS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO)
 
 
 def _unwritable(path: Path, error: Exception) -> Unavailable:
@@ -212,9 +213,9 @@ class Workspace:
         path = self.folder(stage) / MANIFEST
         try:
             return Manifest.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValidationError, UnicodeDecodeError) as error:
+        except (ValidationError, UnicodeDecodeError, OSError) as error:
             raise UpstreamError(
                 f"the manifest is damaged ({str(error).splitlines()[0]})",
                 where=str(path),

@@ -83,7 +83,7 @@ class Browser:
 def browser() -> Iterator[Browser]:
     """A fresh Chromium that reads commands from descriptor 3 and answers on 4."""
     commands, answers = os.pipe(), os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         arguments = [
             "--headless",
             "--no-sandbox",

@@ -134,7 +134,7 @@ def test_few_shot_rows_leave_the_train_split_one_label_after_the_other(make):
 
 
 def test_more_rows_asked_for_than_there_are(make):
-    with pytest.raises(DataError, match="data.train_rows: only 15 rows for train, the recipe asks for 40"):
+    with pytest.raises(DataError, match=r"data.train_rows: only 15 rows for train, the recipe asks for 40"):
         examples.load(make(ROWS, train_rows=40))
 
 

@@ -48,7 +48,7 @@ def test_frozen(load):
 @pytest.mark.parametrize(
     ("sections", "told"),
     [
-        ({"train": {"loss": [{"kind": "forward_kl", "temprature": 2}]}}, "train.loss[0].temprature: unknown key, did you mean temperature?"),
+        ({"train": {"loss": [{"kind": "jsd", "temprature": 2}]}}, "loss[0].temprature: unknown key, did you mean temp"),
         ({"trian": {}}, "trian: unknown key, did you mean train?"),
         ({"student": {"kind": "pretrained", "modle": "x"}}, "student.modle: unknown key, did you mean model?"),
         ({"train": {"epochs": "many"}}, "train.epochs: Input should be a valid integer"),

@@ -47,9 +47,8 @@ def test_messages_repeat_for_examples_and_documents(renderer):
         {"role": "user", "content": "{{ input }}"},
     ]
     found = renderer(messages=messages).render(ROW, Chat())
-    assert found == (
-        "system:rules|user:q1|assistant:a1|user:q2|assistant:a2|user:first|user:second|user:What is {{ 7 * 7 }}?|assistant:"
-    )
+    shots = "user:q1|assistant:a1|user:q2|assistant:a2"
+    assert found == f"system:rules|{shots}|user:first|user:second|user:What is {{{{ 7 * 7 }}}}?|assistant:"
 
 
 def test_messages_need_a_chat_template(renderer):

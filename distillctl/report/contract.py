@@ -112,7 +112,10 @@ def headline(facts: dict[str, Any]) -> str:
     elif recovered["value"] <= 0:
         kept = "nothing of what the context did survives"
     else:
-        kept = f"{numbers.percent(recovered['value'], 0)} of what the context did survives"
+        share = numbers.percent(recovered["value"], 0)
+        kept = f"{share} of what the context did survives"
+        if recovered["value"] > 1:
+            kept = f"all of what the context did survives ({share})"
     speed = f"{numbers.times(ratio)} faster" if ratio >= 1 else f"{numbers.times(1 / ratio)} slower"
     return f"A prompt of {tokens:,} tokens now lives in a {model} model: {kept}, {speed}"
 

@@ -52,6 +52,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         "ratios": {n: m["p50_ms"] / models["deployed"]["p50_ms"] for n, m in models.items() if n != "deployed"},
         "agreement": _agreement(workspace, runs, [views.id[row] for row in sample]),
     }
+    workspace.retract("bench")
     for name, share in facts["agreement"].items():
         if share is not None and share < LEAST_AGREEMENT:
             console.warn(f"{name} gave the expected label in {share:.1%} of its timed queries only: look into it")
@@ -60,7 +61,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
 
 def _jobs(recipe: Recipe, workspace: Workspace, views: view_table.ViewTable, sample: list[int]) -> dict[str, Job]:
     threads = recipe.bench.threads
-    source = _source(recipe)
+    source = references.teacher(recipe)
     teacher = {
         "runtime": "torch",
         "threads": threads,
@@ -91,17 +92,12 @@ def _log_prior(workspace: Workspace) -> list[float] | None:
     return log_prior
 
 
-def _source(recipe: Recipe) -> references.ModelSource:
-    teacher = recipe.teacher
-    return references.model(teacher.model, recipe.folder, revision=teacher.revision, where="teacher.model")
-
-
 def _sizes(name: str, runs: list[Run], recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
     """bytes: of the graph's file (with external data), of the teacher's weights as loaded; file_bytes: of its file."""
     if name in ("fp32", "deployed"):
         folder = workspace.folder("export" if name == "fp32" else "quantize")
         return {"bytes": sum(file.stat().st_size for file in folder.glob("model.onnx*"))}
-    path = _source(recipe).path
+    path = references.teacher(recipe).path
     weights = [] if path is None else [path] if path.is_file() else path.glob("*.safetensors")
     return {
         "bytes": runs[0].loaded["bytes"],

@@ -54,6 +54,6 @@ def _depth_key(model: PreTrainedModel) -> str:
     """What the architecture calls its number of layers: optimum's table first, then the config's own name."""
     try:
         normalized = NormalizedConfigManager.get_normalized_config_class(model.config.model_type)
-        return str(normalized.NUM_LAYERS)
+        return str(normalized(model.config).NUM_LAYERS)
     except KeyError:
         return "num_hidden_layers"

@@ -85,9 +85,7 @@ def main(path: str) -> None:
     console.text(f"{count} rows, {contest.shared} shared tokens, {own:.1f} own tokens a row")
     console.text(f"plain    {plain_seconds:8.1f} s  ({best_plain} rows a batch)")
     console.text(f"shared   {statistics.median(shared_seconds):8.1f} s  ({best_split} own tokens a batch)")
-    console.text(
-        f"speed-up {speedup:8.1f}    of {ideal:.1f} ideal ({speedup / ideal:.0%}); |Δ log p| ≤ {difference:.1e}"
-    )
+    console.text(f"speed-up {speedup:8.1f}    of {ideal:.1f} ({speedup / ideal:.0%}); |Δ log p| ≤ {difference:.1e}")
     figures = {
         "speedup": speedup,
         "ideal": ideal,

@@ -115,7 +115,11 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
             f"the teacher {spec.model} cannot be loaded: {str(error).strip().splitlines()[0]}", where="teacher.model"
         ) from error
     module: torch.nn.Module = model  # transformers decorates `to` in a way that hides its arguments
-    module.to(_device(spec.device)).eval()
+    try:
+        module.to(_device(spec.device)).eval()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise Unavailable(f"{spec.device!r} cannot be used: {reason}", where="teacher.device") from error
     return Teacher(model, tokenizer, spec)
 
 

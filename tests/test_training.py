@@ -1,0 +1,164 @@
+"""The loop: gradients that do not depend on how rows are batched, exact resume, early stopping, students' shapes."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import set_seed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification
+
+from distillctl.errors import DataError, GateFailed, RecipeError
+from distillctl.metrics import scores
+from distillctl.recipe import CrossEntropy, Train
+from distillctl.students.student import Student, finish
+from distillctl.students.truncated import keep_layers
+from distillctl.training.checkpoints import Checkpoints
+from distillctl.training.loop import Rows, Run, predict
+from tests import tiny
+
+SPEC = Train(epochs=4, batch_rows=8, learning_rate=1e-2, checkpoint_every=3, evaluate_every=4, patience=99)
+
+
+def rows(count, seed=0):
+    generator = np.random.default_rng(seed)
+    ids = tiny.tokenizer()(tiny.texts(count, seed)).input_ids
+    logits = torch.from_numpy(generator.normal(size=(count, 3)).astype(np.float32)) * 2
+    return Rows(ids, logits.log_softmax(-1).numpy())
+
+
+def student(kind="bert"):
+    return finish(tiny.model(kind), tiny.tokenizer(), None)
+
+
+def start(folder, spec=SPEC, terms=SPEC.loss, key="k"):
+    set_seed(0)
+    return Run("student", student(), terms, spec, 0, Checkpoints(folder / "checkpoints", "student", key))
+
+
+def gradients(run, data, batches):
+    run.student.model.zero_grad()
+    model = run.student.model
+    model.eval()  # no dropout: only the batching differs
+    model.train = lambda mode=True: model
+    run._step(model, data, batches)
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@settings(max_examples=10)
+@given(st.permutations(range(9)), st.lists(st.integers(1, 8), max_size=3, unique=True))
+def test_batch_composition_padding_and_accumulation_do_not_change_the_gradient(tmp_path_factory, order, cuts):
+    run = start(tmp_path_factory.mktemp("run"), SPEC.model_copy(update={"clip_norm": 1e9}))
+    data = rows(9)
+    whole = gradients(run, data, [list(range(9))])
+    edges = [0, *sorted(cuts), 9]
+    parts = [list(order[a:b]) for a, b in itertools.pairwise(edges)]
+    torch.testing.assert_close(gradients(run, data, parts), whole, atol=1e-6, rtol=1e-4)
+
+
+def test_it_learns_and_keeps_its_best_weights(tmp_path):
+    train, held = rows(64), rows(16, seed=1)
+    run = start(tmp_path, SPEC.model_copy(update={"epochs": 30}))
+    before = scores.kl(train.teacher, run.predict(train))
+    fit = run.fit(train, train, tmp_path / "metrics.jsonl")
+    assert scores.kl(train.teacher, run.predict(train)) < 0.4 * before
+    assert fit.best_step <= fit.steps == 240
+    assert run.predict(held).shape == (16, 3)
+
+
+@pytest.mark.parametrize("stop_at", [3, 10, 24])
+def test_resumed_and_unbroken_runs_agree_bit_for_bit(tmp_path, stop_at):
+    train, held = rows(64), rows(16, seed=1)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = start(tmp_path / "a")
+    whole.fit(train, held, tmp_path / "a" / "metrics.jsonl")
+
+    broken = start(tmp_path / "b")
+    step = broken._step
+
+    def dies(*args):
+        if broken_at["step"] == stop_at:
+            raise KeyboardInterrupt
+        broken_at["step"] += 1
+        return step(*args)
+
+    broken_at = {"step": 0}
+    broken._step = dies
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(train, held, tmp_path / "b" / "metrics.jsonl")
+    again = start(tmp_path / "b")
+    torch.rand(17)  # whatever else used the generator
+    fit = again.fit(train, held, tmp_path / "b" / "metrics.jsonl")
+    assert fit.resumed_from == stop_at // 3 * 3
+    for name, value in whole.student.model.state_dict().items():
+        assert torch.equal(value, again.student.model.state_dict()[name]), name
+
+
+def test_another_recipe_does_not_resume(tmp_path):
+    train, held = rows(32), rows(8, seed=1)
+    start(tmp_path, key="one").fit(train, held, tmp_path / "metrics.jsonl")
+    assert start(tmp_path, key="two").fit(train, held, tmp_path / "metrics.jsonl").resumed_from is None
+
+
+def test_a_damaged_checkpoint_is_not_trusted(tmp_path, capsys):
+    train, held = rows(32), rows(8, seed=1)
+    start(tmp_path).fit(train, held, tmp_path / "metrics.jsonl")
+    [checkpoint] = (tmp_path / "checkpoints").iterdir()
+    (checkpoint / "model.safetensors").write_bytes(b"oops")
+    assert start(tmp_path).fit(train, held, tmp_path / "metrics.jsonl").resumed_from is None
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_patience_stops_a_run_that_gets_no_better(tmp_path):
+    spec = SPEC.model_copy(update={"epochs": 60, "evaluate_every": 2, "patience": 3, "learning_rate": 0.05})
+    fit = start(tmp_path, spec).fit(rows(32), rows(16, seed=5), tmp_path / "metrics.jsonl")
+    assert fit.stopped == "patience"
+    assert fit.steps == fit.best_step + 6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    data = rows(32)
+    data.teacher[5] = np.nan
+    with pytest.raises(GateFailed, match="diverged at step"):
+        start(tmp_path).fit(data, rows(8), tmp_path / "metrics.jsonl")
+
+
+def test_hard_labels_stop_by_their_own_loss(tmp_path):
+    run = start(tmp_path, terms=(CrossEntropy(),))
+    data = rows(8)
+    expected = -data.teacher[np.arange(8), data.teacher.argmax(-1)].mean()
+    assert run._criterion(data, data.teacher) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "llama", "gemma3_text"])
+def test_predictions_do_not_depend_on_the_batch(kind):
+    who, data = student(kind), rows(20)
+    together = predict(who.model, who.tokenizer, data, SPEC)
+    alone = predict(who.model, who.tokenizer, data, SPEC.model_copy(update={"batch_rows": 1}))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "llama", "gemma3_text"])
+def test_truncated_keeps_the_chosen_layers_and_saves_as_such(kind, tmp_path):
+    model = tiny.model(kind)
+    last = [p.clone() for name, p in model.named_parameters() if ".1." in name]
+    keep_layers(model, (1,))
+    kept = [p for name, p in model.named_parameters() if ".0." in name]
+    assert len(kept) == len(last) > 0
+    assert all(torch.equal(a, b) for a, b in zip(kept, last, strict=True))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[2, 5, 6, 3]])
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    with pytest.raises(RecipeError, match="the model has layers 0 to 0"):
+        keep_layers(model, (1,))
+
+
+def test_a_view_longer_than_the_student_is_an_error_or_cut():
+    who = Student(tiny.model(), tiny.tokenizer(), 5)
+    with pytest.raises(DataError, match="row b: the simplified view has 7 tokens, the student takes 5"):
+        who.encode(["who wrote", "who wrote a king book"], ["a", "b"], cut=False)
+    assert [len(ids) for ids in who.encode(["who wrote", "who wrote a king book"], ["a", "b"], cut=True)] == [4, 5]

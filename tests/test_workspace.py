@@ -1,0 +1,110 @@
+"""Manifests, fingerprints and atomic writes."""
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillctl.errors import Unavailable, UpstreamError
+from distillctl.workspace import Outcome, Workspace, digest, replacing, replacing_folder, tree_digest, write_text
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(allow_nan=False, allow_infinity=False),
+    lambda leaf: st.lists(leaf, max_size=4) | st.dictionaries(st.text(max_size=4), leaf, max_size=4),
+    max_leaves=10,
+)
+
+
+def commit(workspace, text="hello", facts=None, **changes):
+    folder = workspace.folder("collect")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "a.txt", text)
+    asked = {"recipe": {"x": 1}, "inputs": {"data": "1"}, "seed": 0, "seconds": 1.0} | changes
+    return workspace.commit("collect", outcome=Outcome(["a.txt"], facts or {}), **asked)
+
+
+@given(values, values)
+def test_digest_is_canonical_and_tells_values_apart(a, b):
+    assert digest(a) == digest(json.loads(json.dumps(a)))
+    if json.dumps(a, sort_keys=True) != json.dumps(b, sort_keys=True):
+        assert digest(a) != digest(b)
+
+
+def test_digest_refuses_what_json_cannot_say():
+    with pytest.raises(ValueError, match="Out of range"):
+        digest(float("nan"))
+
+
+def test_tree_digest_sees_names_and_bytes(tmp_path):
+    (tmp_path / "a").write_text("1")
+    first = tree_digest(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    second = tree_digest(tmp_path)
+    (tmp_path / "b").write_text("2")
+    assert len({first, second, tree_digest(tmp_path)}) == 3
+
+
+def test_a_manifest_reads_back_and_its_fingerprint_leaves_times_out(tmp_path):
+    workspace = Workspace(tmp_path)
+    manifest = commit(workspace)
+    assert workspace.manifest("collect") == manifest
+    assert commit(workspace, seconds=9.0).fingerprint == manifest.fingerprint
+    for change in ({"recipe": {"x": 2}}, {"inputs": {"data": "2"}}, {"seed": 1}, {"text": "other"}):
+        assert commit(workspace, **change).fingerprint != manifest.fingerprint
+
+
+@given(st.integers(0, 4), st.integers(0, 255))
+def test_any_flipped_byte_is_damage(tmp_path_factory, place, value):
+    workspace = Workspace(tmp_path_factory.mktemp("run"))
+    manifest = commit(workspace)
+    path = workspace.folder("collect") / "a.txt"
+    data = bytearray(path.read_bytes())
+    changed = data[place] != value
+    data[place] = value
+    path.write_bytes(data)
+    assert (workspace.damage("collect", manifest) is not None) == changed
+
+
+def test_gone_and_unreadable(tmp_path):
+    workspace = Workspace(tmp_path)
+    assert workspace.manifest("collect") is None
+    manifest = commit(workspace)
+    (tmp_path / "collect" / "a.txt").unlink()
+    assert "a.txt is gone" in workspace.damage("collect", manifest)
+    (tmp_path / "collect" / "manifest.json").write_bytes(b"\xff{")
+    with pytest.raises(UpstreamError, match="damaged"):
+        workspace.manifest("collect")
+
+
+def _half_written(path):
+    path.write_text("half")
+    raise ZeroDivisionError
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        _half_written(temporary)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_folder_that_fails_leaves_the_old_folder(tmp_path):
+    with replacing_folder(tmp_path / "f") as temporary:
+        (temporary / "a").write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing_folder(tmp_path / "f") as temporary:
+        _half_written(temporary / "b")
+    assert [p.name for p in (tmp_path / "f").iterdir()] == ["a"]
+    with replacing_folder(tmp_path / "f") as temporary:
+        (temporary / "b").write_text("new")
+    assert [p.name for p in (tmp_path / "f").iterdir()] == ["b"]
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable):
+        write_text(tmp_path / "file" / "x", "text")
