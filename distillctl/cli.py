@@ -175,7 +175,10 @@ def run(
         return _plan(loaded, workspace, list(pipeline.STAGES))
     done = []
     for ran in pipeline.run(loaded, workspace, force=force):
-        console.note(summaries.line(ran))
+        if ran.reused:
+            console.note(summaries.line(ran))
+        elif ran.stage != "report":
+            console.aside(*summaries.readable(ran))
         done.append(ran)
     outcome = summaries.as_json(done[-1]) | {"stages": {ran.stage: summaries.brief(ran) for ran in done}}
     console.result(outcome, *summaries.readable(done[-1]), summaries.report_path(workspace))

@@ -28,6 +28,11 @@ def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
     global _out, _err
     _out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
     _state.update(json=as_json, verbosity=verbosity)
+    if verbosity <= 0:  # read by the libraries when they are imported, which is later
+        for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def is_json() -> bool:
@@ -84,6 +89,13 @@ def result(value: Mapping[str, Any], *renderables: Any) -> None:
             _out.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
+def aside(*renderables: Any) -> None:
+    """What a stage found, on stderr, while a longer command goes on; not shown with -q."""
+    if _state["verbosity"] >= 0:
+        for renderable in renderables:
+            _err.print(renderable, soft_wrap=isinstance(renderable, str))
+
+
 def text(value: str) -> None:
     """Plain text on stdout, untouched."""
     sys.stdout.write(value if value.endswith("\n") else value + "\n")
@@ -92,11 +104,7 @@ def text(value: str) -> None:
 @contextmanager
 def libraries_quiet() -> Iterator[None]:
     """Keep libraries' own output out of the way; with -v it is shown, on stderr."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if _state["verbosity"] <= 0:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("TQDM_DISABLE", "1")
         logging.getLogger().setLevel(logging.ERROR)
         for name in ("torch.onnx", "onnxscript", "onnx_ir", "optimum", "accelerate", "datasets"):
             logging.getLogger(name).setLevel(logging.ERROR)

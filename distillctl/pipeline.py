@@ -165,7 +165,8 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     one.check(recipe)
     if force:
         workspace.retract(one.name)
-    console.note(f"{one.name}: {'; '.join(states[one.name].why) or states[one.name].state}")
+    reason = "; ".join(states[one.name].why) or ("forced" if manifest else "not done yet")
+    console.note(f"▸ {one.name} ({reason})")
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))
     start = time.perf_counter()
     # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.

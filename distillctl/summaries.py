@@ -44,7 +44,8 @@ def report_path(workspace: Workspace) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        first = index == 0
+        table.add_column(column, justify="left" if first else "right", overflow="fold" if first else "ellipsis")
     return table
 
 
@@ -65,6 +66,7 @@ def _interval(found: Mapping[str, float], key: str = "value") -> str:
 
 def _arms(facts: Mapping[str, Any]) -> Table:
     table = _table("arm", "score  (95 % interval)", "ceiling − arm")
+    table.columns[0].no_wrap = True
     for name, arm in facts["arms"].items():
         gap = facts.get("gaps", {}).get(name)
         table.add_row(name, _interval(arm, "score"), _interval(gap) if gap else "")
@@ -120,12 +122,13 @@ def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 def models(found: Mapping[str, Any]) -> Table:
     """Latency and size per model."""
-    table = _table("model", "p50 ms", "p90 ms", "p99 ms", "size", "peak memory", "load ms", "p50 / deployed")
+    table = _table("model", "p50 ms", "p90 ms", "p99 ms", "size", "memory", "load ms", "p50 ratio")
+    table.columns[0].no_wrap = True
     deployed = found.get("deployed", {}).get("p50_ms")
     for name, m in found.items():
         table.add_row(
             name, f"{m['p50_ms']:,.2f}", f"{m['p90_ms']:,.2f}", f"{m['p99_ms']:,.2f}", size(m["bytes"]),
-            size(m["peak_rss_bytes"]), f"{m['load_ms']:,.0f}", f"{m['p50_ms'] / deployed:,.1f} ×" if deployed else "",
+            size(m["peak_rss_bytes"]), f"{m['load_ms']:,.0f}", f"{m['p50_ms'] / deployed:,.1f}×" if deployed else "",
         )  # fmt: skip
     return table
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from distillctl.errors import DataError, GateFailed, RecipeError
 from distillctl.metrics import scores
-from distillctl.recipe import CrossEntropy, Train
+from distillctl.recipe import CrossEntropy, Train, implementation
 from distillctl.students.student import Student, finish
 from distillctl.students.truncated import keep_layers
 from distillctl.training.checkpoints import Checkpoints
@@ -162,3 +162,16 @@ def test_a_view_longer_than_the_student_is_an_error_or_cut():
     with pytest.raises(DataError, match="row b: the simplified view has 7 tokens, the student takes 5"):
         who.encode(["who wrote", "who wrote a king book"], ["a", "b"], cut=False)
     assert [len(ids) for ids in who.encode(["who wrote", "who wrote a king book"], ["a", "b"], cut=True)] == [4, 5]
+
+
+def test_a_student_from_a_config_has_the_labels_names_and_the_tokenizers_vocabulary(tmp_path):
+    tiny.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    spec = {"kind": "from_config", "model_type": "bert", "config": sizes, "tokenizer": str(tmp_path / "tokenizer")}
+    recipe = tiny.recipe(student=spec)
+    who = implementation(recipe.student)(recipe.student, recipe)
+    assert who.model.config.id2label == dict(enumerate(tiny.LABELS))
+    assert who.model.config.vocab_size == tiny.VOCABULARY
+    wrong = tiny.recipe(student={**spec, "config": {"hiden_size": 16}})
+    with pytest.raises(RecipeError, match=r"student.config: bert has no 'hiden_size'"):
+        implementation(wrong.student)(wrong.student, wrong)

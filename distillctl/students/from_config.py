@@ -16,9 +16,10 @@ def build(spec: FromConfigStudent, recipe: Recipe) -> Student:
     tokenizer = tokenizer_of(source, spec.revision)
     try:
         sizes = {"vocab_size": len(tokenizer)} | spec.config | label_config(recipe.task.names)
-        config = AutoConfig.for_model(spec.model_type, **sizes)
-        if unknown := sorted(set(spec.config) - set(config.to_dict())):
+        known = AutoConfig.for_model(spec.model_type).to_dict()  # a config keeps any key it is given
+        if unknown := sorted(set(spec.config) - set(known)):
             raise RecipeError(f"{spec.model_type} has no {unknown[0]!r}", where="student.config")
+        config = AutoConfig.for_model(spec.model_type, **sizes)
         model = AutoModelForSequenceClassification.from_config(config)
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"cannot be built: {error}", where="student.config") from error
