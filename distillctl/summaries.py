@@ -122,15 +122,25 @@ def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 def models(found: Mapping[str, Any]) -> Table:
     """Latency and size per model."""
-    table = _table("model", "p50 ms", "p90 ms", "p99 ms", "size", "memory", "load ms", "p50 ratio")
-    table.columns[0].no_wrap = True
+    table = _table("model", "p50 ms", "p99 ms", "size", "memory", "load ms", "p50 ratio")
+    for column in table.columns:
+        column.no_wrap = True
     deployed = found.get("deployed", {}).get("p50_ms")
     for name, m in found.items():
         table.add_row(
-            name, f"{m['p50_ms']:,.2f}", f"{m['p90_ms']:,.2f}", f"{m['p99_ms']:,.2f}", size(m["bytes"]),
-            size(m["peak_rss_bytes"]), f"{m['load_ms']:,.0f}", f"{m['p50_ms'] / deployed:,.1f}×" if deployed else "",
-        )  # fmt: skip
+            name,
+            _milliseconds(m["p50_ms"]),
+            _milliseconds(m["p99_ms"]),
+            size(m["bytes"]),
+            size(m["peak_rss_bytes"]),
+            _milliseconds(m["load_ms"]),
+            f"{m['p50_ms'] / deployed:,.1f}×" if deployed else "",
+        )
     return table
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
 def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
