@@ -41,7 +41,7 @@ Set = Annotated[
         "--set", metavar="KEY.PATH=VALUE", help="Change a knob of the recipe; repeatable.", show_default=False
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Do it even if it is fresh.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it anew even if it is fresh; nothing is reused.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")]

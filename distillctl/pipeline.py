@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
 from collections.abc import Callable, Iterator
@@ -90,8 +91,12 @@ def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:
     """Fingerprints of everything a stage reads."""
-    manifests = {name: workspace.manifest(name) for name in stage.upstream}
-    return {name: manifest.fingerprint for name, manifest in manifests.items() if manifest} | stage.files(recipe)
+    found = stage.files(recipe)
+    for name in stage.upstream:
+        with contextlib.suppress(UpstreamError):  # a damaged one counts as missing, or nothing could mend it
+            if manifest := workspace.manifest(name):
+                found[name] = manifest.fingerprint
+    return found
 
 
 def status(recipe: Recipe, workspace: Workspace) -> Iterator[State]:
@@ -164,7 +169,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
         return Ran(one.name, manifest, reused=True, seconds=0.0)
     one.check(recipe)
     if force:
-        workspace.retract(one.name)
+        workspace.clear(one.name)
     reason = "; ".join(states[one.name].why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))

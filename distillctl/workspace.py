@@ -219,7 +219,7 @@ class Workspace:
             raise UpstreamError(
                 f"the manifest is damaged ({str(error).splitlines()[0]})",
                 where=str(path),
-                next=f"distillctl {stage} RECIPE --force",
+                next=f"distillctl {stage} RECIPE",
             ) from None
 
     def damage(self, stage: str, manifest: Manifest) -> str | None:
@@ -236,6 +236,13 @@ class Workspace:
         """Before a committed output is touched: the stage no longer counts as done."""
         with writable(self.folder(stage)):
             (self.folder(stage) / MANIFEST).unlink(missing_ok=True)
+
+    def clear(self, stage: str) -> None:
+        """Forget all that the stage has done, what it could resume from included."""
+        self.retract(stage)
+        with writable(self.folder(stage)):
+            if self.folder(stage).exists():
+                shutil.rmtree(self.folder(stage))
 
     def commit(
         self,

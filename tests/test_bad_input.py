@@ -132,7 +132,16 @@ def test_a_corrupted_shard_is_named_and_only_it_is_collected_again(copy):
 
 def test_a_damaged_manifest(copy):
     (copy / "run" / "collect" / MANIFEST).write_text("{")
-    fails(project.run("train", copy / "recipe.yaml", "--run-dir", copy / "run"), 4, "damaged", "distillctl collect")
+    recipe, run = copy / "recipe.yaml", copy / "run"
+    fails(project.run("train", recipe, "--run-dir", run), 4, "damaged", "distillctl collect")
+    mended = project.run("collect", recipe, "--run-dir", run, "--json")
+    assert json.loads(mended.stdout)["reused_rows"] == 240
+    assert project.run("train", recipe, "--run-dir", run).stdout.startswith("train: fresh")
+
+
+def test_force_does_everything_anew(copy):
+    done = project.run("collect", copy / "recipe.yaml", "--run-dir", copy / "run", "--force", "--json")
+    assert json.loads(done.stdout)["reused_rows"] == 0
 
 
 def test_an_upstream_stage_that_is_missing_or_stale(copy):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate.utils import set_seed
 
+from distillctl import references
 from distillctl.data import view_table
 from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, implementation
@@ -57,9 +58,8 @@ def _train(
     assert collect is not None
     rows = {split: _rows(recipe, workspace, student, split, collect.facts["log_prior"]) for split in ("train", "eval")}
     train, validation = _hold_out(rows["train"], recipe.train.validation, recipe.seed)
-    key = digest(
-        [collect.fingerprint, recipe.student.model_dump(mode="json"), recipe.train.model_dump(mode="json"), recipe.seed]
-    )
+    asked = recipe.model_dump(mode="json", include={"seed", "student", "train"})
+    key = digest([asked, collect.fingerprint, references.student(recipe).fingerprint()])
     folder = workspace.folder("train")
     run = Run(name, student, terms, recipe.train, recipe.seed, Checkpoints(folder / "checkpoints", name, key))
     fit = run.fit(train, validation, folder / "metrics.jsonl")
