@@ -32,8 +32,9 @@ bench-collect: $(VENV)/.demo  ## the shared context run once, against the plain 
 	$(BIN)/python -m distillctl.teachers.benchmark recipes/demo.yaml
 
 bench-latency: demo  ## the demo's bench with 200 queries of every model, the uncached teacher's too (~20 min)
-	$(BIN)/distillctl bench recipes/demo.yaml --set bench.max_seconds=null
-	@$(BIN)/distillctl bench recipes/demo.yaml --set bench.max_seconds=null --json
+	rm -rf runs/latency && cp -r runs/demo runs/latency
+	$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null
+	@$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null --json
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from distillctl import __version__, console
-from distillctl.errors import DistillctlError, Interrupted, UsageError
+from distillctl.errors import Interrupted, Told, UsageError
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 a bug · 2 usage · 3 the recipe or the data is wrong or missing · 4 an upstream stage is missing,
@@ -59,8 +59,8 @@ def command(name: str, help: str) -> Callable[[Callable[..., None]], Callable[..
             console.configure(as_json=bool(kwargs.get("as_json")), verbosity=verbosity)
             try:
                 body(*args, **kwargs)
-            except (DistillctlError, KeyboardInterrupt) as problem:
-                told = problem if isinstance(problem, DistillctlError) else Interrupted(signal.SIGINT)
+            except (Told, KeyboardInterrupt) as problem:
+                told = problem if isinstance(problem, Told) else Interrupted(signal.SIGINT)
                 console.error(told)
                 raise typer.Exit(told.exit_code) from None
             except typer.Exit:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from distillctl.errors import DistillctlError
+from distillctl.errors import Told
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -33,6 +33,7 @@ def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
             os.environ.setdefault(name, "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # transformers would ask a service to convert pickles
 
 
 def is_json() -> bool:
@@ -45,17 +46,11 @@ def note(message: str) -> None:
         _err.print(f"[dim]{escape(message)}[/dim]", soft_wrap=True)
 
 
-def detail(message: str) -> None:
-    """One line shown only with -v."""
-    if _state["verbosity"] > 0:
-        _err.print(f"[dim]{escape(message)}[/dim]", soft_wrap=True)
-
-
 def warn(message: str) -> None:
     _err.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
 
 
-def error(problem: DistillctlError) -> None:
+def error(problem: Told) -> None:
     """A user's mistake or a refused gate: what, where, and the next command."""
     _err.print(f"[bold red]error:[/bold red] {escape(str(problem))}", soft_wrap=True)
     if problem.next:
@@ -86,14 +81,20 @@ def result(value: Mapping[str, Any], *renderables: Any) -> None:
         print_json(value)
     else:
         for renderable in renderables:
-            _out.print(renderable, soft_wrap=isinstance(renderable, str))
+            _show(_out, renderable)
+
+
+def _show(console: Console, renderable: Any) -> None:
+    """Text as it is, brackets and all; tables and the like as rich draws them."""
+    plain = isinstance(renderable, str)
+    console.print(renderable, soft_wrap=plain, markup=not plain)
 
 
 def aside(*renderables: Any) -> None:
     """What a stage found, on stderr, while a longer command goes on; not shown with -q."""
     if _state["verbosity"] >= 0:
         for renderable in renderables:
-            _err.print(renderable, soft_wrap=isinstance(renderable, str))
+            _show(_err, renderable)
 
 
 def text(value: str) -> None:

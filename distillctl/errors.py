@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-class DistillctlError(Exception):
-    """Something the user can act on: what happened, where, and the next command to type."""
+class Told(BaseException):
+    """Something to tell the user: what happened, where, and the next command to type."""
 
     exit_code = 1
 
@@ -16,6 +16,10 @@ class DistillctlError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class DistillctlError(Told, Exception):
+    """Something the user can act on."""
 
 
 class UsageError(DistillctlError):
@@ -54,9 +58,15 @@ class GateFailed(DistillctlError):
     exit_code = 6
 
 
-class Interrupted(DistillctlError):
-    """SIGINT (130) or SIGTERM (143) ended the stage."""
+class Interrupted(Told):
+    """SIGINT (130) or SIGTERM (143) ended the stage; no `except Exception` on the way may take it for a failure."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__("interrupted; what was done is kept, the same command goes on from there")
         self.exit_code = 128 + signal_number
+
+
+def first_line(error: BaseException) -> str:
+    """A library's message in one line; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from distillctl import console, references
@@ -162,27 +164,37 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
         if states[name].state != "fresh":
             why = f": {'; '.join(states[name].why)}" if states[name].why else ""
             raise UpstreamError(
-                f"{one.name} needs {name}, which is {states[name].state}{why}", next=_command(name, recipe)
+                f"{one.name} needs {name}, which is {states[name].state}{why}", next=_command(name, recipe, workspace)
             )
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         return Ran(one.name, manifest, reused=True, seconds=0.0)
     one.check(recipe)
-    if force:
-        workspace.clear(one.name)
     reason = "; ".join(states[one.name].why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
+    workspace.sweep(one.name)
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))
     start = time.perf_counter()
-    # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
-    read = inputs(recipe, workspace, one)
-    outcome = importlib.import_module(f"distillctl.stages.{one.name}").run(recipe, workspace)
-    seconds = time.perf_counter() - start
-    manifest = workspace.commit(
-        one.name, recipe=part(recipe, one), inputs=read, outcome=outcome, seed=recipe.seed, seconds=seconds
-    )
+    with workspace.anew(one.name) if force else contextlib.nullcontext():
+        # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
+        read = inputs(recipe, workspace, one)
+        outcome = importlib.import_module(f"distillctl.stages.{one.name}").run(recipe, workspace)
+        # A hub model's commit is known only once it is here.
+        read |= {key: value for key, value in _hub_models(recipe).items() if key in read}
+        seconds = time.perf_counter() - start
+        manifest = workspace.commit(
+            one.name, recipe=part(recipe, one), inputs=read, outcome=outcome, seed=recipe.seed, seconds=seconds
+        )
     return Ran(one.name, manifest, reused=False, seconds=seconds)
 
 
-def _command(name: str, recipe: Recipe) -> str:
-    return f"distillctl {name} {recipe.path}"
+def _hub_models(recipe: Recipe) -> dict[str, str]:
+    sources = {"teacher.model": references.teacher(recipe), "student.model": references.student(recipe)}
+    return {key: source.fingerprint() for key, source in sources.items() if source.path is None}
+
+
+def _command(name: str, recipe: Recipe, workspace: Workspace) -> str:
+    """What to type to run a stage as this one was asked for."""
+    run_dir = [] if workspace.root == Path("runs") / recipe.name else ["--run-dir", str(workspace.root)]
+    overrides = [word for override in recipe.overrides for word in ("--set", override)]
+    return shlex.join(["distillctl", name, str(recipe.path), *run_dir, *overrides])

@@ -11,6 +11,7 @@ from typing import Any
 from distillctl import pipeline, references
 from distillctl.data import examples, views
 from distillctl.data.views import Renderer
+from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import Recipe
 from distillctl.workspace import Workspace
 
@@ -82,11 +83,14 @@ def _parameters(source: references.ModelSource) -> int | None:
     """Weights in the files' headers; None when no file is at hand."""
     if source.path is None:
         return None
-    if source.is_gguf:
-        from gguf import GGUFReader
+    try:
+        if source.is_gguf:
+            from gguf import GGUFReader
 
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(source.path).tensors)
-    return sum(map(_safetensors_parameters, source.path.glob("*.safetensors"))) or None
+            return sum(int(tensor.n_elements) for tensor in GGUFReader(source.path).tensors)
+        return sum(map(_safetensors_parameters, source.path.glob("*.safetensors"))) or None
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+        raise Unavailable(f"the weights cannot be read: {first_line(error)}", where=str(source.path)) from error
 
 
 def _safetensors_parameters(path: Path) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -59,6 +59,8 @@ class Classify(Closed):
     @classmethod
     def _labels_as_mapping(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("labels"), list):
+            if other := [name for name in values["labels"] if not isinstance(name, str)]:
+                raise ValueError(f"the label {other[0]!r} is no text: put it in quotes")
             return {**values, "labels": {str(name): str(name) for name in values["labels"]}}
         return values
 
@@ -115,8 +117,8 @@ class Data(Closed):
             raise ValueError("give `source`, or both `train` and `eval`")
         if self.source is not None and (self.train is None) != (self.eval is None):
             raise ValueError("name both splits, `train` and `eval`, or neither")
-        if self.source is not None and self.train is not None and self.format not in ("hub", "auto"):
-            raise ValueError("give `source`, or `train` and `eval`, not both")
+        if self.source is not None and self.train is not None and self.format != "hub":
+            raise ValueError("give `source`, or `train` and `eval`; with `format: hub` they name its splits")
         if self.pattern is not None:
             try:
                 groups = re.compile(self.pattern).groupindex
@@ -245,6 +247,12 @@ class TruncatedStudent(PretrainedStudent):
     kind: Literal["truncated"] = "truncated"  # type: ignore[assignment]
     layers: tuple[Annotated[int, Field(ge=0)], ...]
 
+    @model_validator(mode="after")
+    def _each_once(self) -> TruncatedStudent:
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            raise ValueError("name at least one layer, and each at most once")
+        return self
+
 
 class FromConfigStudent(Spec):
     """A new small model: an architecture, its sizes, and somebody's tokenizer."""
@@ -320,7 +328,7 @@ class Train(Closed):
     """Share of the steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Positive = 1.0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16"] = "no"
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the train rows held out for early stopping; the eval split is never looked at."""
     evaluate_every: Count | None = None
@@ -412,6 +420,12 @@ class Recipe(Closed):
     report: Report = Report()
 
     _path: Path = PrivateAttr(default=Path("recipe.yaml"))
+    _overrides: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The --set values it was loaded with."""
+        return self._overrides
 
     @property
     def path(self) -> Path:
@@ -440,7 +454,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at ``path`` with ``key.path=value`` overrides; RecipeError names file, key and the nearest name."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -457,7 +471,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_explain(error), where=str(path)) from None
-    recipe._path = path
+    recipe._path, recipe._overrides = path, tuple(overrides)
     return recipe
 
 

@@ -43,7 +43,7 @@ class ModelSource:
         commit = self.revision or "main"
         try:
             for repo in scan_cache_dir().repos:
-                if repo.repo_id == self.reference:
+                if repo.repo_id == self.reference and repo.repo_type == "model":
                     commit = next((r.commit_hash for r in repo.revisions if commit in r.refs), commit)
         except CacheNotFound:
             pass

@@ -107,9 +107,10 @@ def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
     table = _table("candidate", "size", "KL to fp32", "same top", "score", "p50 ms", "")
     for found in facts["candidates"]:
         score = "-" if found["score"] is None else f"{found['score']:.3f}"
+        kl = "-" if found["kl"] is None else f"{found['kl']:.5f}"
         verdict = "chosen" if found["chosen"] else "inside" if found["inside"] else found["why"]
         table.add_row(
-            found["name"], size(found["bytes"]), f"{found['kl']:.5f}", f"{found['same_top']:.3f}", score,
+            found["name"], size(found["bytes"]), kl, f"{found['same_top']:.3f}", score,
             f"{found['p50_ms']:.2f}", verdict,
         )  # fmt: skip
     yield table
@@ -122,7 +123,7 @@ def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 def models(found: Mapping[str, Any]) -> Table:
     """Latency and size per model."""
-    table = _table("model", "p50 ms", "p99 ms", "size", "memory", "load ms", "p50 ratio")
+    table = _table("model", "p50 ms", "p99 ms", "n", "size", "memory", "p50 ratio")
     for column in table.columns:
         column.no_wrap = True
     deployed = found.get("deployed", {}).get("p50_ms")
@@ -131,9 +132,9 @@ def models(found: Mapping[str, Any]) -> Table:
             name,
             _milliseconds(m["p50_ms"]),
             _milliseconds(m["p99_ms"]),
-            size(m["bytes"]),
+            f"{m['n']:,}",
+            size(m.get("file_bytes") or m["bytes"]),
             size(m["peak_rss_bytes"]),
-            _milliseconds(m["load_ms"]),
             f"{m['p50_ms'] / deployed:,.1f}×" if deployed else "",
         )
     return table
@@ -187,7 +188,7 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
         f"{size(collect['soft_label_bytes'])} of soft labels"
     )
     yield (
-        f"train: at most {train['steps']:,} steps, {train['tokens']:,} tokens ({_flop(train['flop'])}), "
+        f"train: about {train['steps']:,} steps, {train['tokens']:,} tokens ({_flop(train['flop'])}), "
         f"checkpoints of {size(train['checkpoint_bytes'])}"
     )
 

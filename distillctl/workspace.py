@@ -123,7 +123,7 @@ def writable(path: Path) -> Iterator[None]:
     """Turn a full disk, a file-size limit, or a read-only folder into Unavailable that names ``path``.
 
     Libraries wrap the operating system's error in their own (safetensors: a RuntimeError-like with "os error 28";
-    pyarrow: OSError; onnx_ir: OSError), so the text is looked at too.
+    torch.save: a RuntimeError that names its writer), so the text is looked at too.
     """
     try:
         yield
@@ -132,7 +132,10 @@ def writable(path: Path) -> Iterator[None]:
             raise _unwritable(path, error) from error
         raise
     except Exception as error:
-        if any(f"os error {code}" in str(error) or os.strerror(code) in str(error) for code in _WRITE_ERRORS):
+        text = str(error)
+        if "PytorchStreamWriter failed" in text or any(
+            f"os error {code}" in text or os.strerror(code) in text for code in _FULL
+        ):
             raise _unwritable(path, error) from error
         raise
 
@@ -237,12 +240,35 @@ class Workspace:
         with writable(self.folder(stage)):
             (self.folder(stage) / MANIFEST).unlink(missing_ok=True)
 
-    def clear(self, stage: str) -> None:
-        """Forget all that the stage has done, what it could resume from included."""
-        self.retract(stage)
-        with writable(self.folder(stage)):
-            if self.folder(stage).exists():
-                shutil.rmtree(self.folder(stage))
+    def sweep(self, stage: str) -> None:
+        """Remove what a killed process left half-written; put back what it had set aside."""
+        aside = self.root / f".{stage}.aside"
+        with writable(self.root):
+            if aside.exists():
+                if (self.folder(stage) / MANIFEST).exists():
+                    shutil.rmtree(aside)
+                else:
+                    shutil.rmtree(self.folder(stage), ignore_errors=True)
+                    aside.rename(self.folder(stage))
+            for torn in [*self.folder(stage).rglob(".*.tmp"), *self.root.glob(f".{stage}.*.tmp")]:
+                shutil.rmtree(torn) if torn.is_dir() else torn.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def anew(self, stage: str) -> Iterator[None]:
+        """Within the block the stage has done nothing yet; when the block fails, all is as it was before."""
+        aside = self.root / f".{stage}.aside"
+        folder = self.folder(stage)
+        with writable(folder):
+            if folder.exists():
+                folder.rename(aside)
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            if aside.exists():
+                aside.rename(folder)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
 
     def commit(
         self,

@@ -62,6 +62,9 @@ def test_frozen(load):
         ({"contexts": {"full": {}}}, "exactly one of template, template_file, messages"),
         ({"contexts": {"full": {"template": "x"}, "arms": {"floor": {"template": "x"}}}}, "the name floor is taken"),
         ({"teacher": {}}, "teacher.model: is missing"),
+        ({"task": {"labels": [True, False]}}, "the label True is no text: put it in quotes"),
+        ({"data": {"source": "a.csv", "train": "b.csv", "eval": "c.csv"}}, "give `source`, or `train` and `eval`"),
+        ({"student": {"kind": "truncated", "model": "m", "layers": [0, 0]}}, "each at most once"),
         ({"name": "../x"}, "name: String should match pattern"),
     ],
 )  # fmt: skip

@@ -103,13 +103,20 @@ def test_another_recipe_does_not_resume(tmp_path):
     assert start(tmp_path, key="two").fit(train, held, tmp_path / "metrics.jsonl").resumed_from is None
 
 
-def test_a_damaged_checkpoint_is_not_trusted(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"])
+def test_a_damaged_checkpoint_is_not_trusted(tmp_path, capsys, name):
     train, held = rows(32), rows(8, seed=1)
     start(tmp_path).fit(train, held, tmp_path / "metrics.jsonl")
     [checkpoint] = (tmp_path / "checkpoints").iterdir()
-    (checkpoint / "model.safetensors").write_bytes(b"oops")
-    assert start(tmp_path).fit(train, held, tmp_path / "metrics.jsonl").resumed_from is None
-    assert "cannot be read" in capsys.readouterr().err
+    (checkpoint / name).write_bytes(b"oops")
+    again = start(tmp_path)
+    assert again.fit(train, held, tmp_path / "metrics.jsonl").resumed_from is None
+    assert "is damaged" in capsys.readouterr().err
+    (tmp_path / "fresh").mkdir()
+    fresh = start(tmp_path / "fresh")
+    fresh.fit(train, held, tmp_path / "fresh" / "metrics.jsonl")
+    for key, value in fresh.student.model.state_dict().items():
+        assert torch.equal(value, again.student.model.state_dict()[key]), key
 
 
 def test_patience_stops_a_run_that_gets_no_better(tmp_path):

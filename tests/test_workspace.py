@@ -108,3 +108,29 @@ def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable):
         write_text(tmp_path / "file" / "x", "text")
+
+
+def test_what_a_kill_left_half_written_is_swept_and_what_was_set_aside_comes_back(tmp_path):
+    workspace = Workspace(tmp_path)
+    manifest = commit(workspace)
+    (tmp_path / "collect" / ".x.1.tmp").write_text("half")
+    (tmp_path / ".collect.abc.tmp").mkdir()
+    (tmp_path / "collect").rename(tmp_path / ".collect.aside")
+    (tmp_path / "collect").mkdir()
+    (tmp_path / "collect" / "partial").write_text("half")
+    workspace.sweep("collect")
+    assert workspace.manifest("collect") == manifest
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "collect", "manifest.json"]
+
+
+def test_anew_keeps_the_old_until_the_new_is_whole(tmp_path):
+    workspace = Workspace(tmp_path)
+    manifest = commit(workspace)
+    with pytest.raises(ZeroDivisionError), workspace.anew("collect"):
+        _half_written(tmp_path / "collect")
+    assert workspace.manifest("collect") == manifest
+    with workspace.anew("collect"):
+        assert not workspace.folder("collect").exists()
+        new = commit(workspace, text="new")
+    assert workspace.manifest("collect") == new
+    assert os.listdir(tmp_path) == ["collect"]

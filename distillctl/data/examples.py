@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl import references
-from distillctl.errors import DataError, Unavailable
+from distillctl.errors import DataError, Unavailable, first_line
 from distillctl.recipe import Data, Recipe, Shot, Shots
 from distillctl.workspace import file_digest
 
@@ -46,11 +46,6 @@ class Dataset:
     shots: dict[str, list[Shot]]
     """Context name (full, simplified, an arm) → its few-shot examples."""
     counts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def has_references(self) -> bool:
-        """Whether every eval row can be scored."""
-        return all(example.reference is not None for example in self.eval)
 
 
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────
@@ -162,9 +157,9 @@ def _shots_of_file(recipe: Recipe, reference: str, where: str) -> Iterator[Shot]
 def input_files(recipe: Recipe) -> dict[str, Path]:
     """Every local file the rows and contexts depend on, by recipe key. Errors name what is missing."""
     data = recipe.data
-    named = {"data.source": data.source if data.format != "hub" else None}
-    if data.source is None:
-        named = {"data.train": data.train, "data.eval": data.eval}
+    named: dict[str, str | None] = {}
+    if data.format != "hub":
+        named = {"data.source": data.source, "data.train": data.train, "data.eval": data.eval}
     for name, context in (("full", recipe.contexts.full), ("simplified", recipe.contexts.simplified)):
         named |= _context_files(f"contexts.{name}", context)
     for name, context in recipe.contexts.arms.items():
@@ -218,7 +213,7 @@ def _example(recipe: Recipe, place: str, row: dict[str, Any]) -> Example:
     documents = row.get(data.documents) if data.documents else None
     if isinstance(documents, str):
         documents = [documents]
-    if documents is not None and not all(isinstance(document, str) for document in documents):
+    if documents is not None and not (isinstance(documents, list) and all(isinstance(d, str) for d in documents)):
         raise DataError(f'"{data.documents}" must be text or a list of texts', where=place)
     return Example(str(identifier), text.strip(), _reference(recipe, place, row), tuple(documents or ()))
 
@@ -334,6 +329,6 @@ def _hub_rows(data: Data, source: str, where: str) -> Iterator[tuple[str, dict[s
     try:
         rows = datasets.load_dataset(name, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
-        raise Unavailable(f"no data set {name!r}: {str(error).splitlines()[0]}", where=where) from None
+        raise Unavailable(f"no data set {name!r}: {first_line(error)}", where=where) from None
     for number, row in enumerate(rows, 1):
         yield f"{name}[{split}]: row {number}", dict(row)

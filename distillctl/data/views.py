@@ -56,7 +56,10 @@ class Renderer:
             return content
         if tokenizer is None or not tokenizer.chat_template:
             raise RecipeError("messages need a model with a chat template; use `template`", where=self.where)
-        return tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+        try:
+            return tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise RecipeError(f"the model's chat template refuses these messages: {error}", where=self.where) from None
 
     def preview(self, example: Example) -> str:
         """The view's text without any tokenizer: of messages, their contents one after the other."""

@@ -7,12 +7,9 @@ only the training loop reduces. Temperature belongs to `objective`, which hands 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-Divergence = Callable[..., Tensor]
 
 
 def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:

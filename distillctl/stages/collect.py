@@ -156,7 +156,8 @@ def _median_tokens(arms: Sequence[Arm], name: str) -> int:
 def _shards(
     recipe: Recipe, arm: Arm, split: str, rows: list[Example], answers: list[list[int]], fingerprint: str
 ) -> list[Shard]:
-    """The split in slices of like length. The key holds everything a row's numbers depend on, to the last bit."""
+    """The split in slices of like length. The key holds everything of recipe, data and models that a row's numbers
+    depend on, to the last bit; not the machine and the libraries' versions."""
     ids = arm.ids[split]
     order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
     how = [fingerprint, recipe.teacher.model_dump(mode="json", exclude={"model"}), answers, arm.shared]
@@ -243,7 +244,9 @@ def _findings(recipe: Recipe, dataset: Dataset, labels: dict[tuple[str, str], So
 
 
 def _warn(gaps: dict[str, dict[str, float]]) -> None:
-    if gaps["floor"]["low"] <= 0:
+    if gaps["floor"]["high"] < 0:
+        console.warn(f"the full context makes the teacher worse ({gaps['floor']['value']:+.3f}): look at the template")
+    elif gaps["floor"]["low"] <= 0:
         console.warn(
             "ceiling and floor cannot be told apart: "
             f"the full context changes the score by {gaps['floor']['value']:+.3f} "

@@ -10,5 +10,6 @@ from distillctl.workspace import Outcome, Workspace, write_text
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Write report.html from what the other stages committed."""
     facts = contract.build(recipe, workspace)
+    workspace.retract("report")
     write_text(workspace.folder("report") / "report.html", page.render(facts, contract.series(workspace)))
     return Outcome(outputs=["report.html"], facts=facts)

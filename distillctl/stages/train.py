@@ -18,14 +18,19 @@ from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels import store
 from distillctl.students.student import Student
 from distillctl.training.checkpoints import Checkpoints
-from distillctl.training.loop import Fit, Rows, Run
-from distillctl.workspace import Outcome, Workspace, digest, replacing, replacing_folder
+from distillctl.training.loop import Fit, Rows, Run, keep_lines
+from distillctl.workspace import Outcome, Workspace, digest, replacing, replacing_folder, writable
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Train, measure on the eval rows, save the best weights."""
     folder = workspace.folder("train")
-    folder.mkdir(parents=True, exist_ok=True)
+    workspace.retract("train")
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not recipe.train.control:  # an earlier recipe's
+        keep_lines(folder / "metrics.jsonl", "control", 0)
+        Checkpoints(folder / "checkpoints", "control", "none")
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -43,7 +48,6 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     columns: dict[str, np.ndarray | None] = {"student": predictions, "control": None}
     if recipe.train.control:
         _, _, columns["control"], facts["control"] = _train(recipe, workspace, "control", (CrossEntropy(),))
-    workspace.retract("train")
     _save(student, folder / "model", cut=recipe.contexts.truncate == "input")
     _write_predictions(folder / "eval.parquet", workspace, columns)
     return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet"], facts=facts)

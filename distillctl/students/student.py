@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel
 
 from distillctl import console
-from distillctl.errors import DataError, Unavailable
+from distillctl.errors import DataError, Unavailable, first_line
 from distillctl.references import ModelSource
 
 
@@ -78,19 +79,24 @@ def load_classifier(
         )
     try:
         with console.libraries_quiet():
-            return auto.from_pretrained(
+            model, info = auto.from_pretrained(
                 source.name,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
                 trust_remote_code=trust_remote_code,
                 dtype="float32",
                 **options,
                 **config,
             )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unavailable(source, error) from error
+    drawn = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
+    body = [key for key in drawn if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
+    if body:
+        raise Unavailable(f"{source.reference} has no weights for {sorted(body)[0]}", where="student.model")
+    return model
 
 
 def _unavailable(source: ModelSource, error: Exception) -> Unavailable:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return Unavailable(f"the student {source.reference} cannot be loaded: {reason}", where="student")
+    return Unavailable(f"the student {source.reference} cannot be loaded: {first_line(error)}", where="student")

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from distillctl import console
-from distillctl.errors import RecipeError, Unavailable
+from distillctl.errors import RecipeError, Unavailable, first_line
 from distillctl.recipe import HuggingFaceTeacher
 from distillctl.references import ModelSource
 from distillctl.teachers import label_scoring
@@ -20,8 +21,9 @@ from distillctl.teachers.label_scoring import LabelScores
 from distillctl.teachers.shared_context import SharedContext, Unsupported
 from distillctl.workspace import digest, file_digest, replacing_folder
 
-SELF_CHECK = 1e-3
-"""Nats; a row is scored both ways before the shared context is trusted."""
+SELF_CHECK = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.03}
+"""Nats; the shortest and the longest row are scored both ways before the shared context is trusted. The half-precision
+bounds leave room for rounding in either way of computing."""
 
 
 class Teacher:
@@ -68,12 +70,13 @@ class Teacher:
             return None
         try:
             context = SharedContext(self.model, views[0][:shared])
-            split = self.score([view[shared:] for view in views[:2]], answers, context).log_probs[-1]
+            pair = [min(views, key=len), max(views, key=len)]  # the longest may be too long for a sliding window
+            split = self.score([view[shared:] for view in pair], answers, context).log_probs
         except Unsupported as reason:
             console.note(f"the shared context is run for every row: {reason}")
             return None
-        plain = self.score(views[:2][-1:], answers, None).log_probs[-1]
-        if (difference := abs(split - plain).max()) > SELF_CHECK:
+        plain = self.score(pair, answers, None).log_probs
+        if (difference := abs(split - plain).max()) > SELF_CHECK[self.spec.dtype]:
             console.warn(
                 f"the shared context is run for every row: sharing it changes log-probabilities by {difference:.1g}"
             )
@@ -107,19 +110,22 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
     try:
         with console.libraries_quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, spec.dtype), use_safetensors=True, **options
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, spec.dtype), use_safetensors=True, output_loading_info=True, **options
             )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise Unavailable(
-            f"the teacher {spec.model} cannot be loaded: {str(error).strip().splitlines()[0]}", where="teacher.model"
+            f"the teacher {spec.model} cannot be loaded: {first_line(error)}", where="teacher.model"
         ) from error
-    module: torch.nn.Module = model  # transformers decorates `to` in a way that hides its arguments
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise Unavailable(
+            f"{spec.model} is no whole language model: it has no weights for {missing[0]}", where="teacher.model"
+        )
     try:
-        module.to(_device(spec.device)).eval()
+        model.to(_device(spec.device)).eval()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise Unavailable(f"{spec.device!r} cannot be used: {reason}", where="teacher.device") from error
+        raise Unavailable(f"{spec.device!r} cannot be used: {first_line(error)}", where="teacher.device") from error
     return Teacher(model, tokenizer, spec)
 
 
@@ -147,8 +153,8 @@ def dequantized(path: Path) -> Path:
                     quantization_config=GgufConfig(dequantize=True),
                     dtype=torch.float32,
                 )
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise Unavailable(f"cannot be read: {str(error).splitlines()[0]}", where=str(path)) from error
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError, IndexError) as error:
+            raise Unavailable(f"cannot be read: {first_line(error)}", where=str(path)) from error
         with replacing_folder(cache) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

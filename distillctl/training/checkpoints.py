@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distillctl import console
-from distillctl.workspace import replacing_folder
+from distillctl.workspace import file_digest, replacing_folder
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run; ``key`` is what the run depends on, others' are not touched but never resumed."""
+    """The checkpoints of one run; ``key`` is what the run depends on. Those of another key are removed."""
 
     def __init__(self, folder: Path, run: str, key: str) -> None:
         self.folder = folder
@@ -39,8 +39,6 @@ class Checkpoints:
         for stale in folder.glob(f"{run}-*"):
             if not stale.name.startswith(self.prefix):
                 shutil.rmtree(stale, ignore_errors=True)
-        for torn in folder.glob(".*.tmp"):
-            shutil.rmtree(torn, ignore_errors=True)
 
     def latest(self) -> Path | None:
         found = [path for path in self.folder.glob(f"{self.prefix}-step-*") if re.search(r"step-\d+$", path.name)]
@@ -55,22 +53,33 @@ class Checkpoints:
                 accelerator.save_state(str(folder), safe_serialization=True)
             if best is not None:
                 save_file(best, folder / "best.safetensors")
-            (folder / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            files = {path.name: file_digest(path) for path in folder.iterdir()}
+            state = {"progress": asdict(progress), "files": files}
+            (folder / "progress.json").write_text(json.dumps(state), encoding="utf-8")
         if before is not None and before != target:
             shutil.rmtree(before, ignore_errors=True)
 
     def restore(self, accelerator: Accelerator) -> tuple[Progress, dict[str, Tensor] | None] | None:
-        """Load the latest checkpoint into the accelerator's model, optimizer, schedule and generators."""
+        """Load the latest checkpoint into the accelerator's model, optimizer, schedule and generators.
+
+        Nothing is loaded from a checkpoint of which any file is not as it was written; it is set aside.
+        """
         folder = self.latest()
         if folder is None:
             return None
         try:
-            progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-            best = load_file(folder / "best.safetensors") if progress.has_best else None
-            with console.libraries_quiet():
-                accelerator.load_state(str(folder))
-        except Exception as error:  # whatever a damaged file makes the libraries raise
-            console.warn(f"the checkpoint {folder} cannot be read ({error}); training starts anew")
-            shutil.rmtree(folder, ignore_errors=True)
+            state = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+            damaged = [name for name, sha256 in state["files"].items() if file_digest(folder / name) != sha256]
+        except (OSError, ValueError, KeyError, AttributeError):
+            damaged = ["progress.json"]
+        if damaged:
+            aside = folder.with_name(f"{folder.name}-damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            console.warn(f"{damaged[0]} of a checkpoint is damaged ({aside}); training starts anew")
             return None
+        progress = Progress(**state["progress"])
+        best = load_file(folder / "best.safetensors") if progress.has_best else None
+        with console.libraries_quiet():
+            accelerator.load_state(str(folder))
         return progress, best

@@ -28,7 +28,7 @@ from distillctl.metrics import scores
 from distillctl.recipe import LossTerm, Train
 from distillctl.students.student import Student
 from distillctl.training.checkpoints import Checkpoints, Progress
-from distillctl.workspace import writable
+from distillctl.workspace import writable, write_text
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Run:
         if resumed:
             console.note(f"train: {self.name} goes on from step {resumed} of {len(plan)}")
         stopped, tokens, started = "epochs", 0, time.perf_counter()
-        _keep_lines(metrics, self.name, progress.step)
+        keep_lines(metrics, self.name, progress.step)
         with (
             writable(metrics),
             metrics.open("a", encoding="utf-8") as log,
@@ -210,7 +210,7 @@ def _log(log: TextIO, **line: Any) -> None:
     log.write(json.dumps(line) + "\n")
 
 
-def _keep_lines(metrics: Path, run: str, step: int) -> None:
+def keep_lines(metrics: Path, run: str, step: int) -> None:
     """Drop the run's lines after ``step``, which will be written again."""
     if not metrics.exists():
         return
@@ -222,4 +222,4 @@ def _keep_lines(metrics: Path, run: str, step: int) -> None:
             continue  # torn by a kill
         if line["run"] != run or line["step"] <= step:
             kept.append(text + "\n")
-    metrics.write_text("".join(kept), encoding="utf-8")
+    write_text(metrics, "".join(kept))
