@@ -123,7 +123,7 @@ def writable(path: Path) -> Iterator[None]:
     """Turn a full disk, a file-size limit, or a read-only folder into Unavailable that names ``path``.
 
     Libraries wrap the operating system's error in their own (safetensors: a RuntimeError-like with "os error 28";
-    torch.save: a RuntimeError that names its writer), so the text is looked at too.
+    torch.save: a RuntimeError that names its writer's source file), so the text is looked at too.
     """
     try:
         yield
@@ -133,13 +133,13 @@ def writable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error)
-        if "PytorchStreamWriter failed" in text or any(
-            f"os error {code}" in text or os.strerror(code) in text for code in _FULL
-        ):
+        marks = [*_TORCH_WRITER, *(mark for code in _FULL for mark in (f"os error {code}", os.strerror(code)))]
+        if any(mark in text for mark in marks):
             raise _unwritable(path, error) from error
         raise
 
 
+_TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc")
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _WRITE_ERRORS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO)
 

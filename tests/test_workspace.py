@@ -79,6 +79,7 @@ def test_gone_and_unreadable(tmp_path):
 
 
 def _half_written(path):
+    path.parent.mkdir(exist_ok=True)
     path.write_text("half")
     raise ZeroDivisionError
 
@@ -127,7 +128,7 @@ def test_anew_keeps_the_old_until_the_new_is_whole(tmp_path):
     workspace = Workspace(tmp_path)
     manifest = commit(workspace)
     with pytest.raises(ZeroDivisionError), workspace.anew("collect"):
-        _half_written(tmp_path / "collect")
+        _half_written(tmp_path / "collect" / "b")
     assert workspace.manifest("collect") == manifest
     with workspace.anew("collect"):
         assert not workspace.folder("collect").exists()
