@@ -85,6 +85,8 @@ def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
         f"the student {tokens['student']}"
     )
     yield _arms(facts)
+    if facts.get("without_prior"):
+        yield "without the prior: " + ", ".join(f"{arm} {score:.3f}" for arm, score in facts["without_prior"].items())
 
 
 def _train(facts: Mapping[str, Any]) -> Iterator[Any]:

@@ -220,6 +220,13 @@ def _findings(recipe: Recipe, dataset: Dataset, labels: dict[tuple[str, str], So
     for arm, log_probs in calibrated.items():
         rows[arm], metric = scores.row_scores(log_probs, recipe.task.names, references, calibrated[CEILING])
     public = {CEILING: "ceiling", FLOOR: "floor"}
+    raw = {
+        public.get(arm, arm): float(
+            scores.row_scores(found.log_probs, recipe.task.names, references, calibrated[CEILING])[0].mean()
+        )
+        for (arm, split), found in labels.items()
+        if split == "eval"
+    }
     arms, gaps = {}, {}
     for arm, values in rows.items():
         interval = mean_interval(values, seed=recipe.seed)
@@ -236,6 +243,7 @@ def _findings(recipe: Recipe, dataset: Dataset, labels: dict[tuple[str, str], So
     return {
         "metric": metric,
         "labels": recipe.task.names,
+        "without_prior": None if log_prior is None else raw,
         "log_prior": None if log_prior is None else [float(v) for v in log_prior],
         "arms": arms,
         "gaps": gaps,
