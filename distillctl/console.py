@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from distillctl.errors import Told
 
@@ -144,10 +145,10 @@ def progress(label: str, total: float) -> Iterator[Bar]:
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[fields]}"),
+        BarColumn(bar_width=12, table_column=Column(min_width=12)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total:.0f}") * 2 + 1)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn("{task.fields[fields]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=_err,
         transient=True,
         redirect_stdout=False,
