@@ -146,7 +146,9 @@ def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = Fals
 
 
 def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
-    """All stages in order, skipping what is fresh."""
+    """All stages in order, skipping what is fresh. A model that is not there is told before anything is paid for."""
+    for find in (references.teacher, references.student):
+        find(recipe)
     with workspace.lock():
         untouched = not force
         for state in list(status(recipe, workspace)):

@@ -167,6 +167,12 @@ def test_usage_errors_are_2(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_run_tells_of_a_missing_student_before_collecting(tmp_path):
+    recipe = project.make(tmp_path, student={"model": "./nowhere"})
+    fails(project.run("run", recipe, "--run-dir", tmp_path / "run"), 5, "student.model: no model at")
+    assert not (tmp_path / "run" / "collect").exists()
+
+
 def test_a_gate_that_fails_commits_nothing(copy):
     recipe, run = copy / "recipe.yaml", copy / "run"
     assert project.run("export", recipe, "--run-dir", run).returncode == 0

@@ -210,6 +210,10 @@ def _findings(recipe: Recipe, dataset: Dataset, labels: dict[tuple[str, str], So
     if recipe.task.prior == "batch":
         log_prior = soft_labels.batch_prior(labels[CEILING, "train"].log_probs)
     references = [example.reference for example in dataset.eval]
+    if 0 < (without := references.count(None)) < len(references):
+        console.warn(
+            f"{without} of {len(references)} eval rows have no reference: arms are scored by agreement instead"
+        )
     calibrated = {
         arm: soft_labels.calibrate(found.log_probs, log_prior)
         for (arm, split), found in labels.items()
