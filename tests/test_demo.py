@@ -9,7 +9,7 @@ from tests import project
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 SMALL = (
-    "data.train_rows=160", "data.eval_rows=80", "shard_rows=40", "train.epochs=2", "train.batch_rows=16",
+    "data.train_rows=400", "data.eval_rows=100", "shard_rows=50", "train.epochs=6", "train.batch_rows=16",
     "bench.queries=9", "bench.max_seconds=6", "bench.warmup=1", "quantize.gate.min_same_top=0.8",
 )  # fmt: skip
 
