@@ -31,7 +31,7 @@ docs: $(VENV)/.dev  ## write the command reference in README from --help
 bench-collect: $(VENV)/.demo  ## the shared context run once, against the plain forward pass
 	$(BIN)/python -m distillctl.teachers.benchmark recipes/demo.yaml
 
-bench-latency: demo  ## the demo's bench with 200 queries of every model, the uncached teacher's too (~20 min)
+bench-latency: demo  ## the demo's bench with 200 queries of every model, the uncached teacher's too (slow)
 	rm -rf runs/latency && cp -r runs/demo runs/latency
 	$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null
 	@$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null --json
