@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from distillctl import console, references
-from distillctl.data import examples, views
-from distillctl.errors import UpstreamError
+from distillctl.data import examples, responses, views
+from distillctl.errors import RecipeError, UpstreamError
 from distillctl.recipe import Recipe, dump, flatten
+from distillctl.students import early
 from distillctl.workspace import Manifest, Workspace, write_text
 
 
@@ -30,6 +33,15 @@ class Stage:
     check: Callable[[Recipe], None] = lambda recipe: None
     """What recipe and data alone can show to be wrong, found before torch is imported."""
 
+    def module(self, recipe: Recipe) -> ModuleType:
+        """Where its `run` stands; all but the report do different work for labels and for text."""
+        name = f"distillctl.stages.{recipe.task.kind}.{self.name}"
+        if self.name == "report" and recipe.task.kind == "classify":
+            name = "distillctl.stages.report"
+        if importlib.util.find_spec(name) is None:
+            raise RecipeError(f"{self.name} cannot do {recipe.task.kind} yet; collect and train can", where="task.kind")
+        return importlib.import_module(name)
+
 
 def _teacher_files(recipe: Recipe) -> dict[str, str]:
     return {"teacher.model": references.teacher(recipe).fingerprint()}
@@ -41,12 +53,14 @@ def _collect_files(recipe: Recipe) -> dict[str, str]:
 
 def _check_data(recipe: Recipe) -> None:
     dataset = examples.load(recipe)
+    responses.check_given(recipe, dataset)
     for renderer in views.renderers(recipe, dataset.shots).values():
         renderer.preview(dataset.eval[0])
 
 
 def _student_files(recipe: Recipe) -> dict[str, str]:
-    return {"student.model": references.student(recipe).fingerprint()}
+    source = references.student(recipe)
+    return {"student.model": source.fingerprint()} if source else {}
 
 
 STAGES = {
@@ -55,7 +69,7 @@ STAGES = {
         Stage(
             "collect", ("seed", "task", "data", "contexts", "teacher", "shard_rows"), (), _collect_files, _check_data
         ),
-        Stage("train", ("seed", "student", "train"), ("collect",), _student_files),
+        Stage("train", ("seed", "student", "train"), ("collect",), _student_files, early.check),
         Stage("export", ("export",), ("collect", "train")),
         Stage("quantize", ("quantize",), ("collect", "train", "export")),
         Stage("bench", ("seed", "bench"), ("collect", "train", "export", "quantize"), _teacher_files),
@@ -151,7 +165,10 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
         find(recipe)
     with workspace.lock():
         untouched = not force
-        for state in list(status(recipe, workspace)):
+        states = list(status(recipe, workspace))
+        if force or any(state.state != "fresh" for state in states):
+            early.check(recipe)
+        for state in states:
             untouched = untouched and state.state == "fresh"
             manifest = workspace.manifest(state.stage) if untouched else None
             if manifest:
@@ -180,7 +197,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     with workspace.anew(one.name) if force else contextlib.nullcontext():
         # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
         read = inputs(recipe, workspace, one)
-        outcome = importlib.import_module(f"distillctl.stages.{one.name}").run(recipe, workspace)
+        outcome = one.module(recipe).run(recipe, workspace)
         # A hub model's commit is known only once it is here.
         read |= {key: value for key, value in _hub_models(recipe).items() if key in read}
         seconds = time.perf_counter() - start
@@ -192,7 +209,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
 
 def _hub_models(recipe: Recipe) -> dict[str, str]:
     sources = {"teacher.model": references.teacher(recipe), "student.model": references.student(recipe)}
-    return {key: source.fingerprint() for key, source in sources.items() if source.path is None}
+    return {key: source.fingerprint() for key, source in sources.items() if source and source.path is None}
 
 
 def _command(name: str, recipe: Recipe, workspace: Workspace) -> str:

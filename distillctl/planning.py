@@ -5,39 +5,50 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distillctl import pipeline, references
-from distillctl.data import examples, views
+from distillctl.data import examples, responses, views
+from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
 from distillctl.errors import Unavailable, first_line
-from distillctl.recipe import Recipe
+from distillctl.recipe import Dense, FromConfigStudent, Generate, Given, Recipe, Sampled, Sampling, SoftLabels, TopK
 from distillctl.workspace import Workspace
 
 CHARACTERS_PER_TOKEN = 4.0
 """English text under common 32k–150k vocabularies; used only where no tokenizer.json is at hand."""
 SAMPLE = 64
-"""Rows whose views are tokenized to estimate the mean."""
+"""Rows whose views (and given responses) are tokenized to estimate the mean."""
 
 
 def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
     """Rows, tokens, bytes on disk and floating-point work of the named stages; fails as the stages would."""
     states = [s for s in pipeline.status(recipe, workspace) if s.stage in stages]
     dataset = examples.load(recipe)
+    responses.check_given(recipe, dataset)
     source = references.teacher(recipe)
-    count, counted = _token_counter(source)
+    count, vocabulary = _token_counter(source)
     arms = {}
     for name, renderer in views.renderers(recipe, dataset.shots).items():
         rows = len(dataset.eval) + (len(dataset.train) if name == "full" else 0)
         tokens, shared = _tokens(renderer, dataset.eval[:SAMPLE], count)
         arms[name] = {"rows": rows, "tokens_per_row": round(tokens), "shared_tokens": round(shared)}
+    counted = "estimated from characters" if vocabulary is None else "counted with the teacher's tokenizer.json"
+    answers = _answers(recipe, dataset, arms, count, vocabulary)
     parameters = _parameters(source)
-    forward = sum(a["rows"] * (a["tokens_per_row"] - a["shared_tokens"]) + a["shared_tokens"] for a in arms.values())
-    train_tokens = len(dataset.train) * arms["simplified"]["tokens_per_row"] * recipe.train.epochs
-    student = _parameters(references.student(recipe))
+    forward = answers.forward + sum(
+        a["rows"] * (a["tokens_per_row"] - a["shared_tokens"]) + a["shared_tokens"] for a in arms.values()
+    )
+    train_tokens = (
+        answers.train_rows * (arms["simplified"]["tokens_per_row"] + answers.train_tokens) * recipe.train.epochs
+    )
+    started = None if isinstance(recipe.student, FromConfigStudent) else references.student(recipe)
+    student = _parameters(started) if started else None
     steps = (
-        math.ceil(len(dataset.train) * (1 - recipe.train.validation) / recipe.train.batch_rows) * recipe.train.epochs
+        math.ceil(answers.train_rows * (1 - recipe.train.validation) / recipe.train.batch_rows) * recipe.train.epochs
     )
     return {
         "recipe": recipe.model_dump(mode="json"),
@@ -45,12 +56,12 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
         "stages": [{"stage": s.stage, "state": s.state, "why": list(s.why)} for s in states],
         "rows": dataset.counts,
         "arms": arms,
-        "tokens": "counted with the teacher's tokenizer.json" if counted else "estimated from characters",
+        "tokens": counted + answers.told,
         "collect": {
             "teacher_parameters": parameters,
             "forward_tokens": forward,
             "flop": None if parameters is None else 2 * parameters * forward,
-            "soft_label_bytes": sum(a["rows"] for a in arms.values()) * (4 * len(recipe.task.labels) + 24),
+            "soft_label_bytes": answers.bytes,
         },
         "train": {
             "student_parameters": student,
@@ -63,20 +74,84 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
     }
 
 
-def _tokens(renderer: Renderer, rows: list[examples.Example], count: Any) -> tuple[float, float]:
+# ── what is said and kept ────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the answers add to the views: forward passes' tokens, bytes of soft labels, rows and tokens to train on."""
+
+    forward: int
+    bytes: int | None
+    train_rows: int
+    train_tokens: int = 0
+    """Of each row's response."""
+    told: str = ""
+
+
+def _answers(
+    recipe: Recipe, dataset: Dataset, arms: dict[str, Any], count: Callable[[str], float], vocabulary: int | None
+) -> _Answers:
+    rows = sum(arm["rows"] for arm in arms.values())
+    task = recipe.task
+    if not isinstance(task, Generate):
+        return _Answers(0, rows * (4 * len(task.labels) + 24), len(dataset.train))
+    longest, said = task.max_new_tokens, len(dataset.train)
+    in_train, told = longest, f"; responses by their upper bound, {longest} tokens (task.max_new_tokens)"
+    if isinstance(task.responses, Sampling):
+        said *= task.responses.n
+    if isinstance(task.responses, Given):
+        given = [count(example.reference or "") + 1 for example in dataset.train[:SAMPLE]]
+        in_train = min(longest, round(sum(given) / len(given)))
+        told = f"; the teacher's responses by their upper bound, {longest} tokens (task.max_new_tokens)"
+    full, floor = arms["full"], arms["simplified"]
+    # The ceiling's eval answers are read once more under both contexts: how much each token needs the full one.
+    again = sum(arm["tokens_per_row"] - arm["shared_tokens"] + longest for arm in (full, floor))
+    others = rows - len(dataset.train)
+    kept = _bytes_per_token(task.soft_labels, vocabulary)
+    in_ceiling = said * in_train + len(dataset.eval) * longest
+    return _Answers(
+        forward=said * in_train + others * longest + len(dataset.eval) * again,
+        bytes=None if kept is None else round(in_ceiling * kept + (others - len(dataset.eval)) * longest * TEXT_BYTES),
+        train_rows=said,
+        train_tokens=in_train,
+        told=told,
+    )
+
+
+TEXT_BYTES = 2.0
+"""On disk, of a response token without its distribution."""
+
+
+def _bytes_per_token(kept: SoftLabels, vocabulary: int | None) -> float | None:
+    """On disk, of a response token with what is kept of its distribution; None where the vocabulary is not known."""
+    if isinstance(kept, TopK):
+        return 4.0 * kept.k + 4 + 2 * len({*kept.temperatures} - {1.0})
+    if isinstance(kept, Sampled):
+        return min(40.0, 4.0 * kept.draws)
+    if isinstance(kept, Dense):
+        return None if vocabulary is None else 4.0 * vocabulary
+    return TEXT_BYTES
+
+
+# ── tokens and weights ───────────────────────────────────────────────────────────────────────────
+
+
+def _tokens(renderer: Renderer, rows: list[examples.Example], count: Callable[[str], float]) -> tuple[float, float]:
     """Mean tokens per view and tokens that all views share; chat views are counted by their messages' text."""
     texts = [renderer.preview(row) for row in rows]
     shared = count(texts[0][: views.shared_length(texts)])
     return sum(map(count, texts)) / len(texts), shared if shared >= 16 else 0
 
 
-def _token_counter(source: references.ModelSource) -> tuple[Any, bool]:
+def _token_counter(source: references.ModelSource) -> tuple[Callable[[str], float], int | None]:
+    """Tokens of a text, and the size of the vocabulary where a tokenizer.json is at hand."""
     if source.path is not None and (file := source.path / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(file))
-        return lambda text: len(tokenizer.encode(text).ids), True
-    return lambda text: len(text) / CHARACTERS_PER_TOKEN, False
+        return lambda text: len(tokenizer.encode(text).ids), tokenizer.get_vocab_size()
+    return lambda text: len(text) / CHARACTERS_PER_TOKEN, None
 
 
 def _parameters(source: references.ModelSource) -> int | None:

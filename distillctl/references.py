@@ -53,8 +53,8 @@ class ModelSource:
 def package_path(reference: str, *, where: str) -> Path:
     """The file or folder of `package:NAME/path`; the package is found, never imported."""
     name, _, inner = reference.removeprefix("package:").partition("/")
-    if not name.isidentifier() or not inner or ".." in Path(inner).parts or inner.startswith("/"):
-        raise RecipeError(f"{reference!r} is not package:NAME/path", where=where)
+    if not name.isidentifier() or ".." in Path(inner).parts or inner.startswith("/"):
+        raise RecipeError(f"{reference!r} is not package:NAME or package:NAME/path", where=where)
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise Unavailable(
@@ -70,11 +70,11 @@ def package_path(reference: str, *, where: str) -> Path:
 
 
 def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
-    """The local file of a data reference (None: it looks like a hub data set). DataError when it is missing."""
+    """The local file or folder of a data reference (None: it looks like a hub data set); DataError when missing."""
     if reference.startswith("package:"):
         return package_path(reference, where=where)
     path = folder / Path(reference).expanduser()
-    if path.is_file():
+    if path.is_file() or path.is_dir():
         return path
     if path.suffix or not _HUB_ID.match(reference):
         raise DataError(f"no such file: {path}", where=where)
@@ -87,11 +87,16 @@ def teacher(recipe: recipes.Recipe) -> ModelSource:
     return model(spec.model, recipe.folder, revision=spec.revision, where="teacher.model")
 
 
-def student(recipe: recipes.Recipe) -> ModelSource:
-    """The model the recipe's student starts from; of a new one, the model whose tokenizer it takes."""
+def student(recipe: recipes.Recipe) -> ModelSource | None:
+    """The model the recipe's student starts from; of a new one, the model whose tokenizer it takes, if it takes one."""
     spec = recipe.student
-    key = "tokenizer" if isinstance(spec, recipes.FromConfigStudent) else "model"
-    return model(getattr(spec, key), recipe.folder, revision=spec.revision, where=f"student.{key}")
+    if isinstance(spec, recipes.FromConfigStudent):
+        key, reference = "tokenizer", spec.tokenizer
+    else:
+        key, reference = "model", spec.model
+    if isinstance(reference, recipes.NewTokenizer):
+        return None
+    return model(reference, recipe.folder, revision=spec.revision, where=f"student.{key}")
 
 
 def model(reference: str, folder: Path, *, revision: str | None, where: str) -> ModelSource:

@@ -1,4 +1,4 @@
-"""A small committed run: 200 held-out rows of made-up predictions, and a real ONNX classifier of 30 words."""
+"""A small committed run that classifies: 200 held-out rows of made-up predictions, and a real ONNX classifier."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def committed(root: Path, *, references: bool = True, control: bool = True, gap:
     _train(workspace, log_probs, control)
     _export(workspace)
     _quantize(workspace, log_probs)
-    _bench(workspace, generator)
+    bench(workspace, generator)
     return workspace
 
 
@@ -79,11 +79,11 @@ def alter(workspace: Workspace, stage: str, path: str, value: Any) -> None:
     write_text(file, json.dumps(manifest))
 
 
-def _ids() -> list[str]:
+def ids() -> list[str]:
     return [f"row-{index:04d}" for index in range(ROWS)]
 
 
-def _table(file: Path, **columns: Any) -> None:
+def table(file: Path, **columns: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), file)
 
@@ -91,9 +91,9 @@ def _table(file: Path, **columns: Any) -> None:
 def _collect(workspace: Workspace, truth: np.ndarray | None, said: dict[str, np.ndarray]) -> None:
     folder = workspace.folder("collect")
     inputs = [HOSTILE, *[f"How far is it from place {index} to Aspen ?" for index in range(1, ROWS)]]
-    _table(
+    table(
         folder / "views.parquet",
-        id=["train-0", *_ids()],
+        id=["train-0", *ids()],
         split=["train", *["eval"] * ROWS],
         input=["What is a train row ?", *inputs],
         reference=pa.array([None, *([None] * ROWS if truth is None else [LABELS[k] for k in truth])], pa.string()),
@@ -103,7 +103,7 @@ def _collect(workspace: Workspace, truth: np.ndarray | None, said: dict[str, np.
     prior = np.log(np.full(len(LABELS), 1 / len(LABELS)))
     for arm, values in said.items():
         for index, part in enumerate(np.array_split(np.arange(ROWS), 2)):
-            shard = store.Shard(arm, "eval", index, "0" * 64, [_ids()[row] for row in part])
+            shard = store.Shard(arm, "eval", index, "0" * 64, [ids()[row] for row in part])
             store.write(folder, shard, store.SoftLabels(shard.ids, values[part] - 1, np.exp(values[part] - 1).sum(1)))
     tops = {arm: calibrate(values - 1, prior).argmax(axis=1) for arm, values in said.items()}
     target = tops["full"] if truth is None else truth
@@ -143,8 +143,8 @@ def _collect(workspace: Workspace, truth: np.ndarray | None, said: dict[str, np.
     )
 
 
-def _train(workspace: Workspace, log_probs: dict[str, np.ndarray], control: bool) -> None:
-    folder = workspace.folder("train")
+def training_log(folder: Path, control: bool) -> None:
+    """train/metrics.jsonl of 300 steps."""
     lines = []
     for run, end in (("student", 0.12), ("control", 0.3))[: 1 + control]:
         for step in range(1, 301):
@@ -154,8 +154,13 @@ def _train(workspace: Workspace, log_probs: dict[str, np.ndarray], control: bool
             if step % 37 == 0:
                 lines.append({"step": step, "kl": end + 0.1 + 0.9 * np.exp(-step / 70), "agreement": 0.8, "run": run})
     write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _train(workspace: Workspace, log_probs: dict[str, np.ndarray], control: bool) -> None:
+    folder = workspace.folder("train")
+    training_log(folder, control)
     other = pa.array(list(log_probs["control"]) if control else [None] * ROWS, pa.list_(pa.float32()))
-    _table(folder / "eval.parquet", id=_ids(), student=list(log_probs["student"]), control=other)
+    table(folder / "eval.parquet", id=ids(), student=list(log_probs["student"]), control=other)
     facts = {"kl": 0.2211, "agreement": 0.87, "steps": 300, "best_step": 259, "resumed_from": None, "stopped": "epochs"}
     facts |= {"parameters": 22_715_526, "tokens_per_second": 9000.0}
     facts |= {"control": {"kl": 0.4123, "agreement": 0.85} if control else None}
@@ -171,13 +176,13 @@ def _export(workspace: Workspace) -> None:
 
 def _quantize(workspace: Workspace, log_probs: dict[str, np.ndarray]) -> None:
     folder = workspace.folder("quantize")
-    _table(folder / "eval.parquet", id=_ids(), deployed=list(log_probs["deployed"]))
+    table(folder / "eval.parquet", id=ids(), deployed=list(log_probs["deployed"]))
     _classifier(folder)
     candidates = [
-        _candidate("dynamic_int8", 22_900_000, 0.0810, 3.05, inside=False),
-        _candidate("dynamic_int8_reduced_range", 22_900_000, 0.0212, 3.02),
-        _candidate("dynamic_int8_per_channel", 23_600_000, 0.0121, 3.31),
-        _candidate("dynamic_int8_per_channel_reduced_range", 23_600_000, 0.0042, 3.27),
+        candidate("dynamic_int8", 22_900_000, 0.0810, 3.05, inside=False),
+        candidate("dynamic_int8_reduced_range", 22_900_000, 0.0212, 3.02),
+        candidate("dynamic_int8_per_channel", 23_600_000, 0.0121, 3.31),
+        candidate("dynamic_int8_per_channel_reduced_range", 23_600_000, 0.0042, 3.27),
     ]
     candidates[1]["chosen"] = True
     facts = {"chosen": candidates[1]["name"], "bytes": 22_900_000, "kl": 0.0212, "same_top": 0.985, "score": 0.68}
@@ -185,7 +190,7 @@ def _quantize(workspace: Workspace, log_probs: dict[str, np.ndarray]) -> None:
     commit(workspace, "quantize", ["model.onnx", "config.json", "tokenizer.json", "eval.parquet"], facts)
 
 
-def _candidate(name: str, size: int, kl: float, p50_ms: float, inside: bool = True) -> dict[str, Any]:
+def candidate(name: str, size: int, kl: float, p50_ms: float, inside: bool = True) -> dict[str, Any]:
     found = {"name": name, "bytes": size, "kl": kl, "kl_teacher": kl + 0.2, "same_top": 0.985, "score": 0.68}
     why = None if inside else f"KL {kl} > 0.05"
     return found | {"p50_ms": p50_ms, "inside": inside, "why": why, "chosen": False}
@@ -199,7 +204,7 @@ def _classifier(folder: Path) -> None:
     tokenizer.enable_padding(length=128)
     tokenizer.save(str(folder / "tokenizer.json"))
     write_text(folder / "config.json", json.dumps({"id2label": {str(k): name for k, name in enumerate(LABELS)}}))
-    table = np.random.default_rng(3).normal(size=(len(words), len(LABELS))).astype(np.float32)
+    weights = np.random.default_rng(3).normal(size=(len(words), len(LABELS))).astype(np.float32)
     inputs = ["input_ids", "attention_mask", "token_type_ids"]
     graph = helper.make_graph(
         [
@@ -209,24 +214,28 @@ def _classifier(folder: Path) -> None:
         "classifier",
         [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in inputs],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])],
-        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([1]), "axis")],
+        [numpy_helper.from_array(weights, "table"), numpy_helper.from_array(np.array([1]), "axis")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, folder / "model.onnx")
 
 
-def _bench(workspace: Workspace, generator: np.random.Generator) -> None:
+def bench(
+    workspace: Workspace, generator: np.random.Generator, more: dict[str, dict[str, float]] | None = None
+) -> None:
+    """Four models' timed queries. more: model → further figures of it."""
     folder = workspace.folder("bench")
     middles = {"teacher": 4280.0, "teacher_cached": 196.0, "fp32": 6.4, "deployed": 3.05}
     sizes = {"teacher": 98_914_912, "teacher_cached": 98_914_912, "fp32": 90_900_000, "deployed": 22_900_000}
     figures = {}
     for model, middle in middles.items():
         taken = middle * (0.95 + generator.gamma(2, 0.04, 201))
-        _table(folder / "samples" / f"{model}.parquet", process=[0] * 201, query=list(range(201)), milliseconds=taken)
+        table(folder / "samples" / f"{model}.parquet", process=[0] * 201, query=list(range(201)), milliseconds=taken)
         p50, p90, p99 = np.percentile(taken, [50, 90, 99]).tolist()
         figures[model] = {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "mean_ms": float(taken.mean()), "n": 201}
         figures[model] |= {"bytes": sizes[model], "peak_rss_bytes": 3 * sizes[model], "load_ms": 20 * middle**0.5}
         figures[model] |= {"file_bytes": sizes[model]} if model.startswith("teacher") else {}
+        figures[model] |= (more or {}).get(model, {})
         figures[model] |= {"first_ms": 1.5 * middle, "queries_per_second": 1e3 / p50, "processes": 3}
     ratios = {
         model: figures[model]["p50_ms"] / figures["deployed"]["p50_ms"] for model in middles if model != "deployed"

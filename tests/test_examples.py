@@ -1,5 +1,6 @@
 """Reading rows: every format, every kind of bad row with its line, and splits that hold their promises."""
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -109,11 +110,9 @@ def test_package_files_are_found_without_importing_the_package(make, tmp_path, m
     assert len(examples.load(make(None, "package:carrier_of_rows/rows.jsonl")).train) == 15
 
 
-@pytest.mark.parametrize(
-    "reference", ["package:x/../../etc/passwd", "package:x", "package:/etc/passwd", "package:a.b/c"]
-)
+@pytest.mark.parametrize("reference", ["package:x/../../etc/passwd", "package:/etc/passwd", "package:a.b/c"])
 def test_package_references_cannot_leave_the_package(make, reference):
-    with pytest.raises(Exception, match="is not package:NAME/path"):
+    with pytest.raises(Exception, match="is not package:NAME or"):
         examples.load(make(None, reference))
 
 
@@ -166,3 +165,82 @@ def test_a_new_row_does_not_reshuffle_the_others(make):
     before = examples.load(make(ROWS))
     after = examples.load(make([*ROWS, {"input": "one more", "reference": "yes"}]))
     assert len(inputs(before.eval) & inputs(after.eval)) >= 4
+
+
+CATALOG = """
+msgid ""
+msgstr "Content-Type: text/plain; charset=UTF-8"
+
+msgid "Save"
+msgstr "Enregistrer"
+
+msgctxt "verb"
+msgid "Open"
+msgstr ""
+
+#, fuzzy
+msgid "Close"
+msgstr "Clore"
+
+msgid "%d file"
+msgid_plural "%d files"
+msgstr[0] "%d fichier"
+msgstr[1] "%d fichiers"
+
+#~ msgid "Gone"
+#~ msgstr "Parti"
+
+msgid "Delete %s"
+msgstr "Supprimer %s"
+"""
+
+
+def test_gettext_catalogs_of_several_folders(tmp_path):
+    for part, text in (("one", CATALOG), ("two", CATALOG.replace("Save", "Undo"))):
+        folder = tmp_path / part / "app" / "locale" / "fr" / "LC_MESSAGES"
+        folder.mkdir(parents=True)
+        (folder / "app.po").write_text(text)
+    data = {"source": ["one", "two"], "format": "gettext", "language": "fr", "exclude": "%", "eval_rows": 1}
+    base = {**BASE, "task": {"kind": "generate"}, "data": data}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(base))
+    recipe = recipes.load(tmp_path / "r.yaml")
+    found = examples.load(recipe)
+    rows = {example.input: example.reference for example in (*found.train, *found.eval)}
+    assert rows == {"Save": "Enregistrer", "Undo": "Enregistrer", "Open": None}
+    before = examples.fingerprints(recipe)
+    (tmp_path / "two/app/locale/fr/LC_MESSAGES/more.po").write_text(CATALOG)
+    after = examples.fingerprints(recipe)
+    assert before["data.source[0]"] == after["data.source[0]"]
+    assert before["data.source[1]"] != after["data.source[1]"]
+
+
+def test_a_folder_without_the_language(tmp_path):
+    data = {"source": ["."], "format": "gettext", "language": "xx"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "task": {"kind": "generate"}, "data": data}))
+    with pytest.raises(DataError, match="locale/xx"):
+        examples.load(recipes.load(tmp_path / "r.yaml"))
+
+
+def test_shots_of_texts_are_references(tmp_path):
+    rows = [{"input": f"in {i}", "reference": f"out {i}"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    contexts = {"full": {"template": "{{ input }}", "examples": {"train": 3}}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "task": {"kind": "generate"}, "contexts": contexts}))
+    found = examples.load(recipes.load(tmp_path / "r.yaml"))
+    shots = found.shots["full"]
+    assert [shot.answer for shot in shots] == [shot.input.replace("in", "out") for shot in shots]
+    assert not {shot.input for shot in shots} & {example.input for example in found.train}
+
+
+def test_gzipped_files_are_read_and_damaged_ones_told(tmp_path):
+    text = "\n".join(map(json.dumps, ROWS)).encode()
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": {"source": "rows.jsonl.gz"}}))
+    recipe = recipes.load(tmp_path / "r.yaml")
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(text))
+    assert examples.load(recipe).counts["train"] == 16
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(text)[:-20])
+    with pytest.raises(DataError, match="cannot be read"):
+        examples.load(recipe)
+    (tmp_path / "rows.jsonl.gz").write_bytes(text)
+    with pytest.raises(DataError, match="cannot be read"):
+        examples.load(recipe)

@@ -22,7 +22,7 @@ from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import card, exporter, parity
 from distillctl.graphs.exporter import ExportedGraph
 from distillctl.runtimes.onnxruntime import OnnxClassifier
-from distillctl.stages import export
+from distillctl.stages.classify import export
 from distillctl.workspace import Workspace, file_digest, tree_digest
 from tests import tiny
 

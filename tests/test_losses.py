@@ -7,12 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillctl.losses.divergences import cross_entropy, forward_kl, jsd, reverse_kl
+from distillctl.losses.cross_tokenizer import align, uld
+from distillctl.losses.divergences import cross_entropy, forward_kl, jsd, reverse_kl, skew_kl, tvd
 from distillctl.losses.objective import objective
-from distillctl.recipe import JSD, CrossEntropy, ForwardKL, ReverseKL
+from distillctl.losses.targets import DenseTargets
+from distillctl.recipe import JSD, TVD, CrossEntropy, ForwardKL, ReverseKL, SkewKL
 
-ALL = [forward_kl, reverse_kl, jsd, lambda p, q: jsd(p, q, 0.1)]
-TERMS = [ForwardKL(), ForwardKL(temperature=3.0), ReverseKL(temperature=2.0), JSD(beta=0.3), CrossEntropy(weight=0.5)]
+ALL = [forward_kl, reverse_kl, jsd, lambda p, q: jsd(p, q, 0.1), skew_kl, lambda p, q: skew_kl(p, q, 0.9), tvd, uld]
+TERMS = [
+    ForwardKL(), ForwardKL(temperature=3.0), ReverseKL(temperature=2.0), JSD(beta=0.3), CrossEntropy(weight=0.5),
+    SkewKL(alpha=0.3), SkewKL(temperature=0.5), TVD(temperature=1.5),
+]  # fmt: skip
 
 
 @st.composite
@@ -36,7 +41,7 @@ def test_zero_when_they_agree_and_never_negative(pair):
 @given(log_prob_pairs())
 def test_one_value_per_row_whatever_stands_beside_it(pair):
     p, q = pair
-    for divergence in [*ALL, cross_entropy]:
+    for divergence in ALL:
         together = divergence(p, q)
         assert together.shape == p.shape[:-1]
         alone = torch.cat([divergence(p[i : i + 1], q[i : i + 1]) for i in range(len(p))])
@@ -66,19 +71,90 @@ def test_jsd_mirrors_in_beta(pair, beta):
     torch.testing.assert_close(jsd(p, q, beta), jsd(q, p, 1 - beta), atol=1e-5, rtol=1e-4)
 
 
-def test_a_label_the_teacher_rules_out_costs_nothing_and_gives_no_nan():
-    p = torch.tensor([[0.0, -torch.inf]])
-    q = torch.tensor([[0.3, 0.7]]).log().requires_grad_()
-    loss = forward_kl(p, q)
+@given(log_prob_pairs(), st.floats(0.01, 0.99))
+def test_skew_kl_is_kl_at_no_skew_and_bounded_at_any(pair, alpha):
+    p, q = pair
+    torch.testing.assert_close(skew_kl(p, q, 1e-30), forward_kl(p, q), atol=1e-4, rtol=1e-3)
+    assert (skew_kl(p, q, alpha) <= torch.minimum(forward_kl(p, q), torch.tensor(-math.log(alpha))) + 1e-5).all()
+
+
+@given(log_prob_pairs())
+def test_tvd_is_a_share_symmetric_and_bounded_by_pinsker(pair):
+    p, q = pair
+    torch.testing.assert_close(tvd(p, q), tvd(q, p))
+    assert tvd(p, q).max() <= 1 + 1e-6
+    assert (tvd(p, q) <= (forward_kl(p, q).clamp_min(0) / 2).sqrt() + 1e-3).all()
+    apart = torch.tensor([[0.0, -torch.inf]])
+    torch.testing.assert_close(tvd(apart, apart.flip(-1)), torch.ones(1))
+
+
+@pytest.mark.parametrize("divergence", ALL)
+@pytest.mark.parametrize("impossible", ["teacher", "both"])
+def test_an_outcome_that_is_ruled_out_costs_nothing_and_gives_no_nan(divergence, impossible):
+    p = torch.tensor([[math.log(0.6), math.log(0.4), -torch.inf]])
+    logits = torch.tensor([[0.3, -0.4, 0.1]]).requires_grad_()
+    masked = logits.masked_fill(torch.tensor([False, False, impossible == "both"]), -torch.inf)
+    q = masked.log_softmax(-1)
+    loss = divergence(p, q)
     loss.sum().backward()
-    torch.testing.assert_close(loss, torch.tensor([-math.log(0.3)]))
-    assert q.grad.isfinite().all()
+    if impossible == "both":
+        torch.testing.assert_close(loss, divergence(p[:, :2], q[:, :2]))
+        assert logits.grad.isfinite().all()
+    elif divergence is reverse_kl:
+        assert loss.isposinf().all()
+    else:
+        assert loss.isfinite().all()
+        assert logits.grad.isfinite().all()
 
 
-def test_cross_entropy_looks_at_the_teachers_top_label_only():
-    p = torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.05, 0.05]]).log()
-    q = torch.tensor([[0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]).log()
-    torch.testing.assert_close(cross_entropy(p, q), -torch.tensor([0.6, 0.25]).log())
+def test_cross_entropy_looks_at_the_given_outcome_and_skips_where_there_is_none():
+    q = torch.tensor([[0.1, 0.6, 0.3], [0.25, 0.25, 0.5], [0.2, 0.2, 0.6]]).log()
+    found = cross_entropy(torch.tensor([1, 0, -1]), q)
+    torch.testing.assert_close(found, torch.tensor([-math.log(0.6), -math.log(0.25), 0.0]))
+
+
+def test_hard_labels_are_the_teachers_top_ones():
+    teacher = torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.05, 0.05]]).log()
+    student = torch.tensor([[0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]).log()
+    found = objective((CrossEntropy(),), teacher, student)
+    torch.testing.assert_close(found, -torch.tensor([0.6, 0.25]).log())
+
+
+@given(log_prob_pairs())
+def test_uld_does_not_care_what_the_tokens_are_called_or_how_many_there_are(pair):
+    p, q = pair
+    renamed = q[:, torch.randperm(q.shape[-1], generator=torch.Generator().manual_seed(0))]
+    larger = torch.nn.functional.pad(renamed, (0, 5), value=-torch.inf)
+    torch.testing.assert_close(uld(p, larger), uld(p, q))
+    torch.testing.assert_close(uld(larger, p), uld(q, p))
+    assert (uld(p, q) <= 2 * tvd(p, q) + 1e-6).all()
+
+
+def test_uld_by_hand():
+    p, q = torch.tensor([[0.1, 0.7, 0.2]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    torch.testing.assert_close(uld(p, q), torch.tensor([0.2 + 0.3 + 0.1]))
+    # 0.7 kept, 0.3 of tail, against 0.5 and the 0.5 beyond it.
+    torch.testing.assert_close(uld(p[:, 1:2], q, torch.tensor([math.log(0.3)])), torch.tensor([0.4]))
+
+
+@given(log_prob_pairs(), st.integers(1, 9))
+def test_uld_of_the_likeliest_and_a_tail_is_at_most_that_of_all(pair, k):
+    p, q = pair
+    k = min(k, p.shape[-1])
+    ranked = p.sort(-1, descending=True).values
+    kept = uld(ranked[:, :k], q, ranked[:, k:].logsumexp(-1))
+    assert (kept <= uld(p, q) + 1e-5).all()
+    if k == p.shape[-1]:
+        torch.testing.assert_close(kept, uld(p, q), atol=1e-5, rtol=1e-4)
+
+
+def test_unlike_tokens_are_paired_in_order_up_to_the_shorter_end():
+    teacher = DenseTargets(torch.arange(5), torch.arange(5.0)[:, None].expand(5, 2))
+    found = align(teacher, [2, 3], [[7, 8, 9], [4, 5]])
+    assert found.token_ids.tolist() == [7, 8, 9, 4, 5]
+    assert found.has_counterpart.tolist() == [True, True, False, True, True]
+    places = found.teacher.log_probs[:, 0][found.has_counterpart]
+    assert places.tolist() == [0, 1, 2, 3]
 
 
 def _plain(term, p64, logits64):
@@ -92,6 +168,10 @@ def _plain(term, p64, logits64):
     elif term.kind == "jsd":
         m = term.beta * p + (1 - term.beta) * q
         value = term.beta * (p * (p / m).log()).sum(-1) + (1 - term.beta) * (q * (q / m).log()).sum(-1)
+    elif term.kind == "skew_kl":
+        value = (p * (p / (term.alpha * p + (1 - term.alpha) * q)).log()).sum(-1)
+    elif term.kind == "tvd":
+        return term.weight * (p - q).abs().sum(-1) / 2
     else:
         return term.weight * -q.gather(-1, p.argmax(-1, keepdim=True)).log().squeeze(-1)
     return term.weight * t * t * value

@@ -23,7 +23,7 @@ from distillctl.quantizers import dynamic_int8, search
 from distillctl.quantizers.search import Answers, Candidate, HeldOut
 from distillctl.recipe import DynamicInt8, Gate
 from distillctl.runtimes.onnxruntime import OnnxClassifier
-from distillctl.stages import export, quantize
+from distillctl.stages.classify import export, quantize
 from distillctl.workspace import Workspace, file_digest, tree_digest
 from tests import tiny
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distillctl import recipe as recipes
 from distillctl.errors import RecipeError
-from distillctl.recipe import flatten
+from distillctl.recipe import base, flatten
 
 BASE = {
     "name": "r",
@@ -139,7 +139,7 @@ def test_schema_is_closed_and_describes_its_knobs():
 
 
 def test_every_spec_names_an_implementation_that_exists():
-    specs = [cls for cls in recipes._specs() if getattr(cls, "target", None)]
+    specs = [cls for cls in base.specs() if getattr(cls, "target", None)]
     assert len(specs) >= 9
     for spec in specs:
         assert callable(recipes.implementation(spec.model_construct()))

@@ -13,8 +13,15 @@ from distillctl.data import batching
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.recipe import HuggingFaceTeacher
 from distillctl.references import ModelSource
-from distillctl.teachers import huggingface, label_scoring
-from distillctl.teachers.shared_context import SharedContext, Unsupported, attention, common_prefix, plain_attention
+from distillctl.teachers import huggingface, label_scoring, shared_context
+from distillctl.teachers.shared_context import (
+    Rows,
+    SharedContext,
+    Unsupported,
+    attention,
+    common_prefix,
+    plain_attention,
+)
 from tests import tiny
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 97}
@@ -77,13 +84,25 @@ def test_the_model_is_left_as_it_was(model):
     assert model.config._attn_implementation == before
 
 
-def test_a_row_longer_than_the_sliding_window_is_refused_not_guessed():
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize("shared", [20, 3])
+def test_a_row_longer_than_the_sliding_window_sees_what_the_window_shows(kind, shared):
     torch.manual_seed(0)
-    config = AutoConfig.for_model("mistral", max_position_embeddings=256, **{**KINDS["mistral"], "sliding_window": 6})
+    sizes = {**KINDS[kind], "sliding_window": 6}
+    config = AutoConfig.for_model(kind, initializer_range=0.2, max_position_embeddings=256, **sizes)
     model = AutoModelForCausalLM.from_config(config).eval()
+    views = [view + [12] * (row % 3) * 4 for row, view in enumerate(_views(9, shared))]
+    prefix = common_prefix(views)
+    assert max(map(len, views)) - prefix > 6
+    context = SharedContext(model, views[0][:prefix])
+    found = label_scoring.score(model, [view[prefix:] for view in views], ANSWERS, batch_tokens=64, context=context)
+    np.testing.assert_allclose(found.log_probs, _plain(model, views), atol=1e-4)
+
+
+def test_attention_that_the_split_does_not_know_is_refused_not_guessed(model):
     context = SharedContext(model, [11] * 20)
-    with pytest.raises(Unsupported, match="longer than the sliding window"):
-        label_scoring.score(model, [[12] * 9], ANSWERS, batch_tokens=64, context=context)
+    with pytest.raises(Unsupported, match="softcap"), context.attached():
+        context._attend(model, torch.zeros(1, 4, 2, 8), *[torch.zeros(1, 4, 2, 8)] * 2, None, softcap=30.0)
 
 
 @given(st.integers(0, 99), st.booleans(), st.booleans())
@@ -143,6 +162,40 @@ def test_sharing_that_changes_the_numbers_is_not_used(tmp_path, monkeypatch, cap
     monkeypatch.setattr(SharedContext, "positions", lambda self, rows, length: torch.arange(length).expand(rows, -1))
     assert teacher.prepare(views, answers, 20) is None
     assert "run for every row" in capsys.readouterr().err
+
+
+def test_sharing_that_changes_what_is_said_is_not_used(tmp_path, monkeypatch, capsys):
+    teacher = _teacher(tmp_path)
+    views = [[token % tiny.VOCABULARY for token in view] for view in _views(3, 20)]
+    assert teacher.prepare_to_answer(views, 20, 10) is not None
+    assert teacher.prepare_to_answer(views, 15, 10) is None, "too short to pay"
+    grow = Rows.grow
+    for spoil in (
+        lambda: monkeypatch.setattr(
+            SharedContext, "positions", lambda self, rows, length: torch.arange(length).expand(rows, -1)
+        ),
+        lambda: monkeypatch.setattr(
+            Rows, "grow", lambda rows: (grow(rows), setattr(rows, "positions", rows.positions - 1))
+        ),
+    ):
+        spoil()
+        assert teacher.prepare_to_answer(views, 20, 10) is None
+        assert "run for every row: sharing it changes log-probabilities" in " ".join(capsys.readouterr().err.split())
+        monkeypatch.undo()
+    monkeypatch.setattr(shared_context, "_PLAIN", set())
+    assert teacher.prepare_to_answer(views, 20, 10) is None
+    assert "run for every row: attention takes" in " ".join(capsys.readouterr().err.split())
+
+
+def test_answers_end_where_the_model_or_the_recipe_says(tmp_path):
+    teacher = _teacher(tmp_path)
+    assert teacher.vocabulary == tiny.VOCABULARY
+    teacher.model.generation_config.eos_token_id = [7, 9]
+    assert teacher.stop_ids([]) == [7, 9]
+    teacher.tokenizer.eos_token = "[SEP]"
+    assert teacher.stop_ids([]) == [3, 7, 9]
+    teacher.model.generation_config.eos_token_id = None
+    assert teacher.stop_ids(["king"]) == sorted([3, *teacher.tokenizer("king", add_special_tokens=False).input_ids])
 
 
 def test_pickled_weights_are_not_loaded(tmp_path):

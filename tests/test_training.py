@@ -13,10 +13,11 @@ from transformers import AutoModelForSequenceClassification
 from distillctl.errors import DataError, GateFailed, RecipeError
 from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, Train, implementation
-from distillctl.students.student import Student, finish
+from distillctl.students.student import Corpus, Student, finish
 from distillctl.students.truncated import keep_layers
-from distillctl.training.checkpoints import Checkpoints
-from distillctl.training.loop import Rows, Run, predict
+from distillctl.training.checkpoints import Checkpoints, forget
+from distillctl.training.classification import Classification, Rows, predict
+from distillctl.training.loop import Run, hold_out
 from tests import tiny
 
 SPEC = Train(epochs=4, batch_rows=8, learning_rate=1e-2, checkpoint_every=3, evaluate_every=4, patience=99)
@@ -33,39 +34,40 @@ def student(kind="bert"):
     return finish(tiny.model(kind), tiny.tokenizer(), None)
 
 
-def start(folder, spec=SPEC, terms=SPEC.loss, key="k"):
+def start(folder, train, held_out=None, spec=SPEC, terms=SPEC.loss, key="k"):
     set_seed(0)
-    return Run("student", student(), terms, spec, 0, Checkpoints(folder / "checkpoints", "student", key))
+    who = student()
+    problem = Classification(train, held_out or train, terms, who.tokenizer, spec)
+    return Run("student", who.model, problem, spec, 0, Checkpoints(folder / "checkpoints", "student", key))
 
 
-def gradients(run, data, batches):
-    run.student.model.zero_grad()
-    model = run.student.model
+def gradients(run, batches):
+    run.model.zero_grad()
+    model = run.model
     model.eval()  # no dropout: only the batching differs
     model.train = lambda mode=True: model
-    run._step(model, data, batches)
+    run._step(model, batches)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 @settings(max_examples=10)
 @given(st.permutations(range(9)), st.lists(st.integers(1, 8), max_size=3, unique=True))
 def test_batch_composition_padding_and_accumulation_do_not_change_the_gradient(tmp_path_factory, order, cuts):
-    run = start(tmp_path_factory.mktemp("run"), SPEC.model_copy(update={"clip_norm": 1e9}))
-    data = rows(9)
-    whole = gradients(run, data, [list(range(9))])
+    run = start(tmp_path_factory.mktemp("run"), rows(9), spec=SPEC.model_copy(update={"clip_norm": 1e9}))
+    whole = gradients(run, [list(range(9))])
     edges = [0, *sorted(cuts), 9]
     parts = [list(order[a:b]) for a, b in itertools.pairwise(edges)]
-    torch.testing.assert_close(gradients(run, data, parts), whole, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(gradients(run, parts), whole, atol=1e-6, rtol=1e-4)
 
 
 def test_it_learns_and_keeps_its_best_weights(tmp_path):
-    train, held = rows(64), rows(16, seed=1)
-    run = start(tmp_path, SPEC.model_copy(update={"epochs": 30}))
-    before = scores.kl(train.teacher, run.predict(train))
-    fit = run.fit(train, train, tmp_path / "metrics.jsonl")
-    assert scores.kl(train.teacher, run.predict(train)) < 0.4 * before
+    train = rows(64)
+    run = start(tmp_path, train, spec=SPEC.model_copy(update={"epochs": 30}))
+    kl = [scores.kl(train.teacher, predict(run.model, tiny.tokenizer(), train, SPEC))]
+    fit = run.fit(tmp_path / "metrics.jsonl")
+    kl.append(scores.kl(train.teacher, predict(run.model, tiny.tokenizer(), train, SPEC)))
+    assert kl[1] < 0.4 * kl[0]
     assert fit.best_step <= fit.steps == 240
-    assert run.predict(held).shape == (16, 3)
 
 
 @pytest.mark.parametrize("stop_at", [3, 10, 24])
@@ -73,10 +75,10 @@ def test_resumed_and_unbroken_runs_agree_bit_for_bit(tmp_path, stop_at):
     train, held = rows(64), rows(16, seed=1)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    whole = start(tmp_path / "a")
-    whole.fit(train, held, tmp_path / "a" / "metrics.jsonl")
+    whole = start(tmp_path / "a", train, held)
+    whole.fit(tmp_path / "a" / "metrics.jsonl")
 
-    broken = start(tmp_path / "b")
+    broken = start(tmp_path / "b", train, held)
     step = broken._step
 
     def dies(*args):
@@ -88,40 +90,46 @@ def test_resumed_and_unbroken_runs_agree_bit_for_bit(tmp_path, stop_at):
     broken_at = {"step": 0}
     broken._step = dies
     with pytest.raises(KeyboardInterrupt):
-        broken.fit(train, held, tmp_path / "b" / "metrics.jsonl")
-    again = start(tmp_path / "b")
+        broken.fit(tmp_path / "b" / "metrics.jsonl")
+    again = start(tmp_path / "b", train, held)
     torch.rand(17)  # whatever else used the generator
-    fit = again.fit(train, held, tmp_path / "b" / "metrics.jsonl")
+    fit = again.fit(tmp_path / "b" / "metrics.jsonl")
     assert fit.resumed_from == stop_at // 3 * 3
-    for name, value in whole.student.model.state_dict().items():
-        assert torch.equal(value, again.student.model.state_dict()[name]), name
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
 
 
 def test_another_recipe_does_not_resume(tmp_path):
-    train, held = rows(32), rows(8, seed=1)
-    start(tmp_path, key="one").fit(train, held, tmp_path / "metrics.jsonl")
-    assert start(tmp_path, key="two").fit(train, held, tmp_path / "metrics.jsonl").resumed_from is None
+    start(tmp_path, rows(32), key="one").fit(tmp_path / "metrics.jsonl")
+    assert start(tmp_path, rows(32), key="two").fit(tmp_path / "metrics.jsonl").resumed_from is None
+
+
+def test_a_forgotten_run_leaves_the_others_checkpoints(tmp_path):
+    for name in ("control-abc-step-000003", "control-abc-step-000003-damaged", "student-abc-step-000003"):
+        (tmp_path / name).mkdir()
+    forget(tmp_path, "control")
+    assert [path.name for path in tmp_path.iterdir()] == ["student-abc-step-000003"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"])
 def test_a_damaged_checkpoint_is_not_trusted(tmp_path, capsys, name):
     train, held = rows(32), rows(8, seed=1)
-    start(tmp_path).fit(train, held, tmp_path / "metrics.jsonl")
+    start(tmp_path, train, held).fit(tmp_path / "metrics.jsonl")
     [checkpoint] = (tmp_path / "checkpoints").iterdir()
     (checkpoint / name).write_bytes(b"oops")
-    again = start(tmp_path)
-    assert again.fit(train, held, tmp_path / "metrics.jsonl").resumed_from is None
+    again = start(tmp_path, train, held)
+    assert again.fit(tmp_path / "metrics.jsonl").resumed_from is None
     assert "is damaged" in capsys.readouterr().err
     (tmp_path / "fresh").mkdir()
-    fresh = start(tmp_path / "fresh")
-    fresh.fit(train, held, tmp_path / "fresh" / "metrics.jsonl")
-    for key, value in fresh.student.model.state_dict().items():
-        assert torch.equal(value, again.student.model.state_dict()[key]), key
+    fresh = start(tmp_path / "fresh", train, held)
+    fresh.fit(tmp_path / "fresh" / "metrics.jsonl")
+    for key, value in fresh.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key]), key
 
 
 def test_patience_stops_a_run_that_gets_no_better(tmp_path):
     spec = SPEC.model_copy(update={"epochs": 60, "evaluate_every": 2, "patience": 3, "learning_rate": 0.05})
-    fit = start(tmp_path, spec).fit(rows(32), rows(16, seed=5), tmp_path / "metrics.jsonl")
+    fit = start(tmp_path, rows(32), rows(16, seed=5), spec).fit(tmp_path / "metrics.jsonl")
     assert fit.stopped == "patience"
     assert fit.steps == fit.best_step + 6
 
@@ -130,14 +138,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     data = rows(32)
     data.teacher[5] = np.nan
     with pytest.raises(GateFailed, match="diverged at step"):
-        start(tmp_path).fit(data, rows(8), tmp_path / "metrics.jsonl")
+        start(tmp_path, data, rows(8)).fit(tmp_path / "metrics.jsonl")
 
 
 def test_hard_labels_stop_by_their_own_loss(tmp_path):
-    run = start(tmp_path, terms=(CrossEntropy(),))
     data = rows(8)
-    expected = -data.teacher[np.arange(8), data.teacher.argmax(-1)].mean()
-    assert run._criterion(data, data.teacher) == pytest.approx(expected)
+    run = start(tmp_path, data, terms=(CrossEntropy(),))
+    found = predict(run.model, tiny.tokenizer(), data, SPEC)
+    expected = -found[np.arange(8), data.teacher.argmax(-1)].mean()
+    criterion, figures = run.problem.held_out(run.model)
+    assert criterion == pytest.approx(expected)
+    assert figures["kl"] == pytest.approx(scores.kl(data.teacher, found))
+
+
+def test_held_out_rows_are_a_seeded_share_and_leave_the_train_rows():
+    train, held = hold_out(range(50), 0.1, seed=3)
+    assert len(held) == 5
+    assert sorted(train + held) == list(range(50))
+    assert hold_out(range(50), 0.1, seed=3) == (train, held) != hold_out(range(50), 0.1, seed=4)
+    assert hold_out("aab", 0.01, seed=0)[1] in ([0, 1], [2])  # never one of two answers to the same question
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "llama", "gemma3_text"])
@@ -176,9 +195,9 @@ def test_a_student_from_a_config_has_the_labels_names_and_the_tokenizers_vocabul
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     spec = {"kind": "from_config", "model_type": "bert", "config": sizes, "tokenizer": str(tmp_path / "tokenizer")}
     recipe = tiny.recipe(student=spec)
-    who = implementation(recipe.student)(recipe.student, recipe)
+    who = implementation(recipe.student)(recipe.student, recipe, Corpus([], []))
     assert who.model.config.id2label == dict(enumerate(tiny.LABELS))
     assert who.model.config.vocab_size == tiny.VOCABULARY
     wrong = tiny.recipe(student={**spec, "config": {"hiden_size": 16}})
     with pytest.raises(RecipeError, match=r"student.config: bert has no 'hiden_size'"):
-        implementation(wrong.student)(wrong.student, wrong)
+        implementation(wrong.student)(wrong.student, wrong, Corpus([], []))

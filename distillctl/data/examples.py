@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from distillctl import references
-from distillctl.errors import DataError, Unavailable, first_line
-from distillctl.recipe import Data, Recipe, Shot, Shots
-from distillctl.workspace import file_digest
-
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
+from distillctl.data import formats
+from distillctl.errors import DataError
+from distillctl.recipe import Data, Generate, Recipe, Shot, Shots
+from distillctl.workspace import digest, file_digest
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row. ``reference`` is a label name and is only ever used to evaluate."""
+    """One row. ``reference`` is a label name, or the text wanted; it is used to evaluate, and in few-shot examples."""
 
     id: str
     input: str
@@ -47,6 +37,10 @@ class Dataset:
     """Context name (full, simplified, an arm) → its few-shot examples."""
     counts: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def splits(self) -> dict[str, list[Example]]:
+        return {"train": self.train, "eval": self.eval}
+
 
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -55,12 +49,12 @@ def load(recipe: Recipe) -> Dataset:
     """Read, check and split the recipe's data. DataError names file, line and what is wrong."""
     data = recipe.data
     if data.train is not None and data.eval is not None:
-        train, dropped_train = _distinct(_examples(recipe, data.train, "data.train"), data)
-        held_out, dropped_eval = _distinct(_examples(recipe, data.eval, "data.eval"), data)
+        train, dropped_train = _distinct(_examples(recipe, [data.train], "data.train"), data)
+        held_out, dropped_eval = _distinct(_examples(recipe, [data.eval], "data.eval"), data)
         duplicates = dropped_train + dropped_eval
         held_out = held_out[: data.eval_rows]
     else:
-        rows, duplicates = _distinct(_examples(recipe, data.source or "", "data.source"), data)
+        rows, duplicates = _distinct(_examples(recipe, data.sources, "data.source"), data)
         rows.sort(key=lambda example: _rank(data.seed, example))
         size = data.eval_rows or max(1, len(rows) // 5)
         held_out, train = rows[:size], rows[size:]
@@ -120,9 +114,10 @@ def _take_shots(recipe: Recipe, train: list[Example]) -> tuple[dict[str, list[Sh
             continue
         where = f"contexts.{name if name in ('full', 'simplified') else 'arms.' + name}.examples"
         if context.examples.train is not None:
-            chosen = _labels_in_turn(recipe, train, context.examples, where)
+            chosen = _shot_rows(recipe, train, context.examples, where)
             taken |= {example.id for example in chosen}
-            shots[name] = [Shot(input=e.input, answer=recipe.task.labels[e.reference or ""]) for e in chosen]
+            words = {} if isinstance(recipe.task, Generate) else recipe.classify.labels
+            shots[name] = [Shot(input=e.input, answer=words.get(e.reference or "", e.reference or "")) for e in chosen]
         elif context.examples.file is not None:
             shots[name] = list(_shots_of_file(recipe, context.examples.file, where))
         else:
@@ -130,12 +125,12 @@ def _take_shots(recipe: Recipe, train: list[Example]) -> tuple[dict[str, list[Sh
     return shots, [example for example in train if example.id not in taken]
 
 
-def _labels_in_turn(recipe: Recipe, train: list[Example], spec: Shots, where: str) -> list[Example]:
-    """``spec.train`` rows in a seeded order, one label after the other."""
-    by_label: dict[str, list[Example]] = {name: [] for name in recipe.task.names}
+def _shot_rows(recipe: Recipe, train: list[Example], spec: Shots, where: str) -> list[Example]:
+    """``spec.train`` rows in a seeded order; of labels, one after the other."""
+    by_label: dict[str, list[Example]] = {name: [] for name in recipe.task.names or [""]}
     for example in sorted(train, key=lambda e: _rank(spec.seed, e)):
         if example.reference is not None:
-            by_label[example.reference].append(example)
+            by_label[example.reference if recipe.task.names else ""].append(example)
     count = spec.train or 0
     turns = max(map(len, by_label.values()))
     chosen = [rows[turn] for turn in range(turns) for rows in by_label.values() if turn < len(rows)][:count]
@@ -148,7 +143,7 @@ def _shots_of_file(recipe: Recipe, reference: str, where: str) -> Iterator[Shot]
     path = references.data_file(reference, recipe.folder, where=where)
     if path is None:
         raise DataError(f"no such file: {reference}", where=where)
-    for place, row in _rows(path, _format(path, "auto", where), Data(source=reference)):
+    for place, row in formats.rows(path, formats.format_of(path, "auto", where), Data(source=reference)):
         if not row.get("input") or not row.get("answer"):
             raise DataError('needs "input" and "answer"', where=place)
         yield Shot(input=str(row["input"]), answer=str(row["answer"]))
@@ -159,7 +154,9 @@ def input_files(recipe: Recipe) -> dict[str, Path]:
     data = recipe.data
     named: dict[str, str | None] = {}
     if data.format != "hub":
-        named = {"data.source": data.source, "data.train": data.train, "data.eval": data.eval}
+        sources = data.sources
+        named = {"data.source" if len(sources) == 1 else f"data.source[{i}]": one for i, one in enumerate(sources)}
+        named |= {"data.train": data.train, "data.eval": data.eval}
     for name, context in (("full", recipe.contexts.full), ("simplified", recipe.contexts.simplified)):
         named |= _context_files(f"contexts.{name}", context)
     for name, context in recipe.contexts.arms.items():
@@ -178,26 +175,35 @@ def _context_files(key: str, context: Any) -> dict[str, str | None]:
 
 
 def fingerprints(recipe: Recipe) -> dict[str, str]:
-    """Recipe key → SHA-256 of the file it names."""
-    return {key: file_digest(path) for key, path in input_files(recipe).items()}
+    """Recipe key → SHA-256 of the file it names; of a folder, of its catalogs."""
+    return {
+        key: digest([file_digest(file) for file in formats.catalogs(path, recipe.data.language)])
+        if path.is_dir()
+        else file_digest(path)
+        for key, path in input_files(recipe).items()
+    }
 
 
 # ── rows to examples ─────────────────────────────────────────────────────────────────────────────
 
 
-def _examples(recipe: Recipe, source: str, where: str) -> Iterator[Example]:
+def _examples(recipe: Recipe, sources: Sequence[str], where: str) -> Iterator[Example]:
     data = recipe.data
-    path = None if data.format == "hub" else references.data_file(source, recipe.folder, where=where)
-    if path is None:
-        rows = _hub_rows(data, source, where)
-    else:
-        rows = _rows(path, _format(path, data.format, where), data)
-    empty = True
-    for place, row in rows:
-        empty = False
-        yield _example(recipe, place, row)
-    if empty:
-        raise DataError("has no rows", where=str(path or source))
+    left_out = re.compile(data.exclude, re.DOTALL) if data.exclude else None
+    for source in sources:
+        path = None if data.format == "hub" else references.data_file(source, recipe.folder, where=where)
+        if path is None:
+            rows = formats.hub_rows(data, source, where)
+        else:
+            rows = formats.rows(path, formats.format_of(path, data.format, where), data)
+        empty = True
+        for place, row in rows:
+            empty = False
+            example = _example(recipe, place, row)
+            if left_out is None or not left_out.search(example.input):
+                yield example
+        if empty:
+            raise DataError("has no rows", where=str(path or source))
 
 
 def _example(recipe: Recipe, place: str, row: dict[str, Any]) -> Example:
@@ -225,110 +231,13 @@ def _reference(recipe: Recipe, place: str, row: dict[str, Any]) -> str | None:
     value = row.get(column)
     if value is None or value == "":
         return None
+    if isinstance(recipe.task, Generate):
+        if not isinstance(value, str):
+            raise DataError(f'"{column}" must be text', where=place)
+        return value.strip() or None
     label = recipe.data.label_map.get(str(value), str(value))
-    if label not in recipe.task.labels:
+    if label not in recipe.classify.labels:
         near = get_close_matches(label, recipe.task.names, n=1)
         hint = f", did you mean {near[0]}?" if near else f" (labels: {', '.join(recipe.task.names)})"
         raise DataError(f'"{column}" is {label!r}, which is no label{hint}', where=place)
     return label
-
-
-# ── formats: (file:line, row) pairs ──────────────────────────────────────────────────────────────
-
-
-def _format(path: Path, chosen: str, where: str) -> str:
-    if chosen != "auto":
-        return chosen
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(
-            f"what is {path.name}? say data.format ({', '.join(sorted(set(SUFFIXES.values())))}, lines)", where=where
-        )
-    return SUFFIXES[path.suffix.lower()]
-
-
-def _rows(path: Path, kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
-    if kind == "parquet":
-        yield from _parquet_rows(path)
-        return
-    try:
-        with path.open(encoding=data.encoding, newline="") as file:
-            if kind == "jsonl":
-                yield from _json_rows(path, file)
-            elif kind == "lines":
-                yield from _pattern_rows(path, file, re.compile(data.pattern or ""))
-            else:
-                yield from _table_rows(path, file, "\t" if kind == "tsv" else ",")
-    except (UnicodeDecodeError, LookupError) as error:
-        raise DataError(f"is not {data.encoding} text ({error})", where=str(path), next="set data.encoding") from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
-
-
-def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"not JSON: {error}", where=place) from None
-        if not isinstance(row, dict):
-            raise DataError("each line must be one JSON object", where=place)
-        yield place, row
-
-
-def _pattern_rows(path: Path, file: Iterable[str], pattern: re.Pattern[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        match = pattern.fullmatch(line.rstrip("\r\n"))
-        if match is None:
-            raise DataError(f"does not match data.pattern: {line.strip()[:60]!r}", where=f"{path}:{number}")
-        yield f"{path}:{number}", match.groupdict()
-
-
-def _table_rows(path: Path, file: Iterable[str], delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            return
-        if len(set(header)) < len(header):
-            raise DataError("a column name is given twice", where=f"{path}:1")
-        for cells in reader:
-            place = f"{path}:{reader.line_num}"
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(f"{len(cells)} cells, the header has {len(header)}", where=place)
-            yield place, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(f"not a table: {error}", where=f"{path}:{reader.line_num}") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        number = 0
-        for batch in pq.ParquetFile(path).iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}: row {number}", row
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not a Parquet file: {error}", where=str(path)) from None
-
-
-def _hub_rows(data: Data, source: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a hub data set, by `datasets`; the split is the recipe's `train` or `eval`, else `train`."""
-    import datasets
-
-    name, split = (data.source, source) if data.source and source != data.source else (source, "train")
-    try:
-        rows = datasets.load_dataset(name, split=split)
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
-        raise Unavailable(f"no data set {name!r}: {first_line(error)}", where=where) from None
-    for number, row in enumerate(rows, 1):
-        yield f"{name}[{split}]: row {number}", dict(row)

@@ -15,6 +15,11 @@ from distillctl.data.examples import Example
 from distillctl.errors import DataError, RecipeError
 from distillctl.recipe import Context, Recipe, Shot
 
+CEILING, FLOOR = "full", "simplified"
+"""The contexts that every recipe has."""
+PUBLIC = {CEILING: "ceiling", FLOOR: "floor"}
+"""Their arms' names in reports."""
+
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
 )

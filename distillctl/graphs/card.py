@@ -97,14 +97,17 @@ def _form(recipe: Recipe) -> str:
 
 def _sources(recipe: Recipe) -> list[dict[str, str]]:
     student, teacher, data = recipe.student, recipe.teacher, recipe.data
-    if isinstance(student, FromConfigStudent):
+    if not isinstance(student, FromConfigStudent):
+        part, reference = "student's first weights", student.model
+    elif isinstance(student.tokenizer, str):
         part, reference = "student's tokenizer (weights are new)", student.tokenizer
     else:
-        part, reference = "student's first weights", student.model
+        part, reference = "student (weights and tokenizer are new)", None
+    licence = _licence(recipe, reference, student.revision) if reference else _NOT_STATED
     return [
-        {"part": part, "source": reference, "licence": _licence(recipe, reference, student.revision)},
+        {"part": part, "source": reference or "this recipe's data", "licence": licence},
         {"part": "teacher", "source": teacher.model, "licence": _licence(recipe, teacher.model, teacher.revision)},
-        {"part": "data", "source": data.source or f"{data.train}, {data.eval}", "licence": _NOT_STATED},
+        {"part": "data", "source": ", ".join(data.sources) or f"{data.train}, {data.eval}", "licence": _NOT_STATED},
     ]
 
 

@@ -1,7 +1,9 @@
-"""Divergences between teacher P and student Q over a whole distribution: natural logs, float32, one value per position.
+"""Divergences between teacher P and student Q over a set of outcomes: natural logs, one value per position.
 
-teacher, student: normalised log-probabilities [..., V] (−inf allowed in the teacher's). Each returns nats [...];
-only the training loop reduces. Temperature belongs to `objective`, which hands over tempered log-probabilities.
+teacher, student: normalised log-probabilities [..., V], float32 (−inf allowed in either). Each returns nats [...]
+(tvd: a share); only the training loop reduces. The outcomes are a vocabulary, labels, or the tokens kept of a
+distribution and one more that stands for all others. Temperature belongs to `token_loss`, which hands over tempered
+log-probabilities.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor
 
 
 def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(P‖Q); 0 exactly when they agree. Hinton et al. 2015, eq. 2 (without T², which the objective applies)."""
+    """KL(P‖Q); 0 exactly when they agree. Hinton et al. 2015, eq. 2 (without T², which `token_loss` applies)."""
     return _kl(teacher, student)
 
 
@@ -27,17 +29,41 @@ def jsd(teacher: Tensor, student: Tensor, beta: float = 0.5) -> Tensor:
 
     Agarwal et al. 2024, "GKD", eq. 1. Symmetric at β = ½ and at most log 2 there; at both ends of β it vanishes.
     """
-    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    mixture = _mixture(teacher, student, beta)
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
 
 
-def cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
-    """−log Q of the teacher's top choice: hard labels (for text: Kim & Rush 2016, sequence-level)."""
-    return -student.gather(-1, teacher.argmax(-1, keepdim=True)).squeeze(-1)
+def skew_kl(teacher: Tensor, student: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(P ‖ αP + (1−α)Q), 0 < α < 1: KL(P‖Q) as α → 0, and never above −log α.
+
+    Ko et al. 2024, "DistiLLM", section 3.1.
+    """
+    return _kl(teacher, _mixture(teacher, student, alpha))
+
+
+def tvd(teacher: Tensor, student: Tensor) -> Tensor:
+    """½ Σ|P − Q|, from 0 to 1: the share of the mass that is elsewhere. Wen et al. 2023, "f-DISTILL", section 3.1."""
+    return 0.5 * (teacher.exp() - student.exp()).abs().sum(-1)
+
+
+def cross_entropy(token_ids: Tensor, student: Tensor) -> Tensor:
+    """−log Q of one outcome: of the teacher's own response token (sequence-level, Kim & Rush 2016), or its top label.
+
+    token_ids: int64 [...], −1 where there is none, which costs nothing.
+    """
+    absent = token_ids < 0
+    found = student.gather(-1, token_ids.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(absent, torch.zeros_like(found), -found)
+
+
+def _mixture(teacher: Tensor, student: Tensor, share: float) -> Tensor:
+    """log(share P + (1 − share) Q); where both are 0 so is it, and its gradient (logaddexp's would be NaN)."""
+    neither = teacher.isneginf() & student.isneginf()
+    p, q = (side.masked_fill(neither, 0) for side in (teacher, student))
+    return torch.logaddexp(p + math.log(share), q + math.log1p(-share)).masked_fill(neither, -torch.inf)
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     """Σ P (log P − log Q), with 0 log 0 = 0 and its gradient 0."""
-    finite = torch.where(p.isneginf(), torch.zeros_like(p), p)
-    terms = p.exp() * (finite - q)
-    return torch.where(p.isneginf(), torch.zeros_like(terms), terms).sum(-1)
+    nothing = p.isneginf()
+    return (p.exp() * (p.masked_fill(nothing, 0) - q.masked_fill(nothing, 0))).sum(-1)

@@ -1,4 +1,4 @@
-"""The training objective: a weighted sum of loss terms, each at its own temperature."""
+"""The objective over labels, of which the teacher's whole distribution is always known."""
 
 from __future__ import annotations
 
@@ -6,22 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from distillctl.recipe import JSD, CrossEntropy, LossTerm, implementation
+from distillctl.losses.targets import DenseTargets
+from distillctl.losses.token_loss import token_loss
+from distillctl.recipe import LossTerm
 
 
 def objective(terms: Sequence[LossTerm], teacher: Tensor, student_logits: Tensor) -> Tensor:
-    """Loss per position, float32 [...].
+    """`token_loss` per row, float32 [N], with the teacher's top label for its response.
 
-    teacher: normalised log-probabilities [..., V] at T = 1. student_logits: [..., V], any float dtype.
-    The temperature applies to both sides and the KL family is multiplied by T², which keeps gradients of one size
-    (Hinton et al. 2015, section 2).
+    teacher: normalised log-probabilities [N, K] at T = 1. student_logits: [N, K], any float dtype.
     """
-    total = 0
-    for term in terms:
-        temperature = term.temperature
-        p = (teacher.float() / temperature).log_softmax(-1)
-        q = (student_logits.float() / temperature).log_softmax(-1)
-        options = {"beta": term.beta} if isinstance(term, JSD) else {}
-        scale = 1.0 if isinstance(term, CrossEntropy) else temperature**2
-        total = total + term.weight * scale * implementation(term)(p, q, **options)
-    return total  # type: ignore[return-value]
+    return token_loss(terms, DenseTargets(teacher.argmax(-1), teacher.float()), student_logits)

@@ -10,12 +10,15 @@ from distillctl.report import numbers
 
 def render(facts: dict[str, Any]) -> str:
     """Headline, arms, models and candidates; what the recipe names is escaped."""
+    writes = facts["task"] == "generate"
+    metrics = list(facts["metrics"]["ceiling"]) if writes else []
     arms = [
         [
             _plain(name),
             numbers.percent(arm["score"]),
             numbers.interval(arm),
             _recovered(facts["recovered"].get(name)),
+            *(numbers.percent(facts["metrics"][name][metric]) for metric in metrics),
             str(arm["n"]),
         ]
         for name, arm in facts["arms"].items()
@@ -24,6 +27,8 @@ def render(facts: dict[str, Any]) -> str:
         [
             name,
             numbers.size(model["bytes"]),
+            *([numbers.duration(model["first_token_ms"])] if writes else []),
+            *([numbers.count(model["decode_tokens_per_second"])] if writes else []),
             numbers.duration(model["p50_ms"]),
             numbers.duration(model["p90_ms"]),
             numbers.duration(model["p99_ms"]),
@@ -43,7 +48,9 @@ def render(facts: dict[str, Any]) -> str:
         ]
         for candidate in facts["candidates"]
     ]
-    tokens = facts["context_tokens"]
+    tokens, token = facts["context_tokens"], "token" if writes else "label"
+    corpus = [f"corpus {numbers.metric(metric)}" for metric in metrics]
+    first = ["first token", "tokens/s"] if writes else []
     return "\n".join(
         [
             f"## {_plain(facts['title'])}",
@@ -51,13 +58,13 @@ def render(facts: dict[str, Any]) -> str:
             f"**{_plain(facts['headline'])}.** "
             f"Each query shrinks from {tokens['teacher']:,} to {tokens['student']:,} tokens.",
             "",
-            *_table(["arm", facts["metric"], "95 % interval", "recovered", "rows"], arms),
+            *_table(["arm", numbers.metric(facts["metric"]), "95 % interval", "recovered", *corpus, "rows"], arms),
             "",
-            *_table(["model", "size", "p50", "p90", "p99", "peak memory", "deployed is faster by"], models),
+            *_table(["model", "size", *first, "p50", "p90", "p99", "peak memory", "deployed is faster by"], models),
             "",
             "<details><summary>Candidates</summary>",
             "",
-            *_table(["candidate", "size", "p50", "KL to fp32", "same top label", "inside the gate"], candidates),
+            *_table(["candidate", "size", "p50", "KL to fp32", f"same top {token}", "inside the gate"], candidates),
             "",
             "</details>",
             "",

@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from distillctl.report import charts, numbers
 from distillctl.report.contract import Series
+from distillctl.report.drawing import NAMES
+
+SPEAKERS = {
+    "ceiling": "Teacher, prompted",
+    "floor": "Teacher, no prompt",
+    "student": "Student",
+    "deployed": "Deployed",
+    "reference": "Reference",
+}
+"""Who said an answer."""
 
 
 def render(facts: dict[str, Any], series: Series) -> str:
     """The page of a contract (`contract.build`) and the series behind its charts."""
     return (
         _environment()
-        .get_template("page.html.jinja")
+        .get_template(f"{'texts' if facts['task'] == 'generate' else 'labels'}.html.jinja")
         .render(
             facts,
             context=series.context,
-            charts={
-                "arms": charts.arms(facts),
-                "training": charts.training(series.training),
-                "candidates": charts.candidates(facts),
-                "latencies": charts.latencies(facts, series.latencies),
-            },
-            names=charts.NAMES,
+            charts=_charts(facts, series),
+            names=NAMES,
+            speakers=SPEAKERS,
             folder=str(Path(facts["artifact"]).parent),
         )
     )
+
+
+def _charts(facts: dict[str, Any], series: Series) -> dict[str, Markup]:
+    found = {
+        "arms": charts.arms(facts),
+        "training": charts.training(series.training),
+        "candidates": charts.candidates(facts),
+        "latencies": charts.latencies(facts, series.latencies),
+    }
+    if facts["task"] == "generate":
+        found["speeds"] = charts.speeds(facts["models"])
+        found["necessity"] = charts.necessity(facts["necessity"])
+    return found
 
 
 def _environment() -> Environment:
@@ -50,11 +71,41 @@ def _environment() -> Environment:
         times=numbers.times,
         count=numbers.count,
         nats=numbers.nats,
+        metric=numbers.metric,
         moment=_moment,
+        initial=_initial,
+        voices=_voices,
+        pieces=_pieces,
         python=repr,
         quoted=_quoted,
     )
     return environment
+
+
+def _initial(text: str) -> str:
+    """As a heading: its first letter large, unless it begins with a name such as chrF."""
+    return text if text.split()[0] != text.split()[0].lower() else text[:1].upper() + text[1:]
+
+
+def _voices(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The different answers to an input, each with all who gave it; `cut`: whether it was cut off for one of them."""
+    found: dict[str, list[str]] = {}
+    for name, text in {**row["said"], "reference": row["reference"]}.items():
+        if text is not None:
+            found.setdefault(text, []).append(name)
+    return [{"text": text, "names": names, "cut": bool({*names} & {*row["cut"]})} for text, names in found.items()]
+
+
+def _pieces(row: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """A text in pieces, each with what its span says of it; where spans overlap, the earlier one goes first."""
+    at = 0
+    for span in row["spans"]:
+        start = max(at, span["start"])
+        if start < span["end"]:
+            yield row["text"][at:start], None
+            yield row["text"][start : span["end"]], span["why"]
+            at = span["end"]
+    yield row["text"][at:], None
 
 
 def _quoted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Soft labels on disk: Parquet shards, one per fixed slice of an arm's rows, named by what they were computed from."""
+"""Label soft labels on disk: one Parquet file per shard."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from distillctl.data import view_table
 from distillctl.errors import UpstreamError
+from distillctl.soft_labels import shards
+from distillctl.soft_labels.shards import Shard
 from distillctl.workspace import Workspace, replacing
 
 
@@ -22,21 +24,6 @@ class SoftLabels:
     ids: list[str]
     log_probs: np.ndarray
     mass: np.ndarray
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A slice of the plan: which rows, and the key of (views, teacher, labels, batch plan) they are scored under."""
-
-    arm: str
-    split: str
-    index: int
-    key: str
-    ids: list[str]
-
-    @property
-    def file(self) -> str:
-        return f"shards/{self.arm}-{self.split}-{self.index:05d}-{self.key[:16]}.parquet"
 
 
 def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
@@ -62,18 +49,14 @@ def present(folder: Path, shard: Shard) -> bool:
 
 def read(workspace: Workspace, arm: str, split: str) -> SoftLabels:
     """All rows of an arm in the order of views.parquet, from the shards that collect's manifest names."""
-    manifest = workspace.manifest("collect")
+    parts = [_read(path) for path in shards.files(workspace, arm, split)]
     folder = workspace.folder("collect")
-    names = sorted(manifest.outputs) if manifest else []
-    parts = [_read(folder / name) for name in names if name.startswith(f"shards/{arm}-{split}-")]
-    if not parts:
-        raise UpstreamError(f"no soft labels for {arm}/{split}", where=str(folder), next="distillctl collect RECIPE")
     return in_order(parts, view_table.read(folder / "views.parquet", split).id)
 
 
-def read_shards(folder: Path, shards: Sequence[Shard], ids: Sequence[str]) -> SoftLabels:
+def read_shards(folder: Path, parts: Sequence[Shard], ids: Sequence[str]) -> SoftLabels:
     """The rows of a finished plan, in the order of ``ids``."""
-    return in_order([_read(folder / shard.file) for shard in shards], ids)
+    return in_order([_read(folder / shard.file) for shard in parts], ids)
 
 
 def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:

@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from typing import Any
+
+from transformers import AutoConfig
 
 from distillctl import references
 from distillctl.errors import RecipeError
-from distillctl.recipe import FromConfigStudent, Recipe
-from distillctl.students.student import Student, finish, label_config, tokenizer_of
+from distillctl.recipe import Classify, FromConfigStudent, NewTokenizer, Recipe
+from distillctl.students import loading, new_tokenizer, tokenization
+from distillctl.students.assembly import assemble
+from distillctl.students.student import Corpus, Student
 
 
-def build(spec: FromConfigStudent, recipe: Recipe) -> Student:
-    """``spec.config`` may set any of the architecture's sizes; the vocabulary is the tokenizer's."""
-    source = references.student(recipe)
-    tokenizer = tokenizer_of(source, spec.revision)
+def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
+    """``spec.config`` may set any of the architecture's sizes; the vocabulary and its special ids are the tokenizer's.
+
+    RecipeError for an unknown architecture, size or value, or one that cannot do the task.
+    """
     try:
-        sizes = {"vocab_size": len(tokenizer)} | spec.config | label_config(recipe.task.names)
-        known = AutoConfig.for_model(spec.model_type).to_dict()  # a config keeps any key it is given
-        if unknown := sorted(set(spec.config) - set(known)):
-            raise RecipeError(f"{spec.model_type} has no {unknown[0]!r}", where="student.config")
-        config = AutoConfig.for_model(spec.model_type, **sizes)
-        model = AutoModelForSequenceClassification.from_config(config)
-    except (ValueError, KeyError, TypeError) as error:
+        known = AutoConfig.for_model(spec.model_type)
+    except ValueError as error:
+        raise RecipeError(
+            f"transformers has no architecture {spec.model_type!r}", where="student.model_type"
+        ) from error
+    auto = loading.auto_class(recipe.task, known, where="student.model_type")
+    if unknown := sorted(set(spec.config) - set(known.to_dict())):  # a config keeps any key it is given
+        raise RecipeError(f"{spec.model_type} has no {unknown[0]!r}", where="student.config")
+    tokenizer = tokenization.pad(_tokenizer(spec, recipe, corpus, known))
+    labels = loading.label_config(recipe.task.names) if isinstance(recipe.task, Classify) else {}
+    try:
+        config = AutoConfig.for_model(spec.model_type, **_vocabulary(known, tokenizer) | spec.config | labels)
+        model = auto.from_config(config)
+    except (ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
         raise RecipeError(f"cannot be built: {error}", where="student.config") from error
-    return finish(model, tokenizer, spec.max_length)
+    if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
+        raise RecipeError(f"the tokenizer has {len(tokenizer)} tokens", where="student.config.vocab_size")
+    if loading.writes_on(recipe, config):
+        loading.look_back_only(model, where="student.model_type")
+    return assemble(model, tokenizer, recipe, corpus, max_length=spec.max_length)
+
+
+def _tokenizer(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus, config: Any) -> Any:
+    if isinstance(spec.tokenizer, NewTokenizer):
+        return new_tokenizer.train(spec.tokenizer, corpus.texts, new_tokenizer.frame_for(recipe.task, config))
+    source = references.student(recipe)
+    assert source is not None
+    return tokenization.of(source, spec.revision)
+
+
+def _vocabulary(known: Any, tokenizer: Any) -> dict[str, Any]:
+    """Size and special ids for a new model. An encoder–decoder starts with the padding token, as T5 and Marian do; what
+    else an architecture would force upon its answers (Marian: an end token at the longest length) is left out."""
+    defaults = known.to_dict()
+    found = {
+        key: getattr(tokenizer, key, None) if key[:3] in ("bos", "eos", "pad", "cls", "sep", "unk") else None
+        for key in defaults
+        if key.endswith("_token_id")
+    }
+    found |= {"vocab_size": len(tokenizer)}
+    if known.is_encoder_decoder:
+        found |= {"decoder_start_token_id": tokenizer.pad_token_id}
+    if "decoder_vocab_size" in defaults:
+        found |= {"decoder_vocab_size": len(tokenizer)}
+    return found

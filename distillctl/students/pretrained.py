@@ -1,23 +1,27 @@
-"""A pretrained encoder or decoder with a fresh classification head."""
+"""A pretrained model: to classify with a fresh head, to generate with its own."""
 
 from __future__ import annotations
 
-from transformers import AutoModelForSequenceClassification
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from distillctl import references
-from distillctl.recipe import PretrainedStudent, Recipe
-from distillctl.students.student import Student, finish, label_config, load_classifier, tokenizer_of
+from distillctl.recipe import PretrainedStudent, Recipe, TruncatedStudent
+from distillctl.students import loading, tokenization
+from distillctl.students.assembly import assemble
+from distillctl.students.student import Corpus, Student
 
 
-def build(spec: PretrainedStudent, recipe: Recipe) -> Student:
-    """The student as it stands before training; the head is drawn from torch's generator."""
+def build(spec: PretrainedStudent, recipe: Recipe, corpus: Corpus) -> Student:
+    """The student as it stands before training; a fresh head is drawn from torch's generator."""
+    model, tokenizer = load(spec, recipe)
+    return assemble(model, tokenizer, recipe, corpus, max_length=spec.max_length, vocabulary=spec.vocabulary)
+
+
+def load(spec: PretrainedStudent | TruncatedStudent, recipe: Recipe) -> tuple[PreTrainedModel, Any]:
+    """Model and tokenizer as they come."""
     source = references.student(recipe)
-    tokenizer = tokenizer_of(source, spec.revision, spec.trust_remote_code)
-    model = load_classifier(
-        AutoModelForSequenceClassification,
-        source,
-        spec.revision,
-        spec.trust_remote_code,
-        **label_config(recipe.task.names),
-    )
-    return finish(model, tokenizer, spec.max_length)
+    assert source is not None
+    tokenizer = tokenization.of(source, spec.revision, spec.trust_remote_code)
+    return loading.model(recipe, source, spec.revision, spec.trust_remote_code), tokenizer

@@ -1,4 +1,4 @@
-"""A student: a sequence classifier whose labels have names, and its tokenizer."""
+"""A student: a model that classifies or writes, its tokenizer, and how long its views may be."""
 
 from __future__ import annotations
 
@@ -6,97 +6,94 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel
+import numpy as np
+from transformers import PreTrainedModel
 
-from distillctl import console
-from distillctl.errors import DataError, Unavailable, first_line
-from distillctl.references import ModelSource
+from distillctl.errors import DataError
+from distillctl.students.early import no_room
+from distillctl.students.tokenization import pad
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a student's vocabulary has to cover: the train rows, and apart from them the eval rows.
+
+    texts: simplified views; to generate, also the responses. token_ids: the teacher's response tokens.
+    teacher_tokenizer: `vocabulary_digest` of the teacher's; token ids are of use only to a student with the same one
+    (None: it has). held_out: the eval rows' own corpus. Trimming keeps what that needs too, so that eval rows can be
+    scored, and says how much of it the train rows did not have; a new tokenizer is trained without it.
+    """
+
+    texts: list[str]
+    token_ids: list[list[int]]
+    held_out: Corpus | None = None
+    teacher_tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
 class Student:
-    """model: logits [B, K] in label order; max_length: tokens its simplified view may have."""
+    """model: to classify, logits [B, K] in label order; to generate, a decoder or an encoder–decoder with its head.
+
+    max_length: tokens a simplified view may have; of a decoder that writes, view and response together, of which
+    ``response_length`` are kept free for the response. kept_ids: int64 [V_new], the old id of each token of a trimmed
+    vocabulary. vocabulary_facts: what trimming saved (`vocabulary.trim`). vocabulary_digest: of the tokenizer before
+    trimming; equal to the teacher's where both have the same token ids.
+    """
 
     model: PreTrainedModel
     tokenizer: Any
     max_length: int
+    kept_ids: np.ndarray | None = None
+    vocabulary_facts: dict[str, Any] | None = None
+    response_length: int = 0
+    vocabulary_digest: str | None = None
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def max_view(self) -> int:
+        """Tokens a simplified view may have."""
+        return self.max_length - self.response_length
+
+    @property
+    def remap(self) -> np.ndarray | None:
+        """int64 [V_old]: the new id of each old one, −1 where it was dropped; None when nothing was trimmed."""
+        if self.kept_ids is None or self.vocabulary_facts is None:
+            return None
+        new_ids = np.full(self.vocabulary_facts["tokens_before"], -1, np.int64)
+        new_ids[self.kept_ids] = np.arange(len(self.kept_ids))
+        return new_ids
 
     def encode(self, texts: Sequence[str], ids: Sequence[str], *, cut: bool) -> list[list[int]]:
         """Token ids per simplified view. Too long: DataError naming the row, or (``cut``) its end is cut."""
-        encoded: list[list[int]] = self.tokenizer(list(texts), truncation=cut, max_length=self.max_length).input_ids
+        encoded: list[list[int]] = self.tokenizer(list(texts), truncation=cut, max_length=self.max_view).input_ids
+        room = f" and keeps {self.response_length} of them for the response" if self.response_length else ""
         for row, tokens in zip(ids, encoded, strict=True):
-            if len(tokens) > self.max_length:
+            if len(tokens) > self.max_view:
                 raise DataError(
-                    f"row {row}: the simplified view has {len(tokens)} tokens, the student takes {self.max_length}",
+                    f"row {row}: the simplified view has {len(tokens)} tokens, "
+                    f"the student takes {self.max_length}{room}",
                     where="contexts.simplified",
                     next="shorten it, raise student.max_length, or set contexts.truncate: input",
                 )
+            if not tokens:
+                raise DataError(f"row {row}: the simplified view has no tokens", where="contexts.simplified")
         return encoded
 
 
-def label_config(labels: Sequence[str]) -> dict[str, Any]:
-    """Label names as transformers configs carry them."""
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: index for index, label in enumerate(labels)},
-        "problem_type": "single_label_classification",
-    }
-
-
-def tokenizer_of(source: ModelSource, revision: str | None, trust_remote_code: bool = False) -> Any:
-    """The model's fast tokenizer; Unavailable when there is none."""
-    options = {"revision": revision} if revision and source.path is None else {}
-    try:
-        with console.libraries_quiet():
-            return AutoTokenizer.from_pretrained(source.name, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _unavailable(source, error) from error
-
-
-def finish(model: PreTrainedModel, tokenizer: Any, max_length: int | None) -> Student:
-    """Agree on the padding token and on the longest view."""
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    tokenizer.padding_side = "right"
-    model.config.pad_token_id = tokenizer.pad_token_id
+def finish(model: PreTrainedModel, tokenizer: Any, max_length: int | None, response_length: int = 0) -> Student:
+    """Agree on the padding token and on the longest view. RecipeError when the response leaves no room for one."""
+    pad(tokenizer)
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
     allowed = getattr(model.config, "max_position_embeddings", None) or 2**31
     longest = min(allowed, tokenizer.model_max_length)
     if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
         longest = min(longest, allowed - model.config.pad_token_id - 1)  # their positions start after the padding id
-    return Student(model, tokenizer, min(max_length or longest, longest))
-
-
-def load_classifier(
-    auto: Any, source: ModelSource, revision: str | None, trust_remote_code: bool, **config: Any
-) -> Any:
-    """`from_pretrained` of safetensors weights, with a fresh head where the checkpoint has none."""
-    options = {"revision": revision} if revision and source.path is None else {}
-    if trust_remote_code:
-        console.warn(
-            f"student.trust_remote_code: Python code that comes with {source.reference} is run on this machine"
-        )
-    try:
-        with console.libraries_quiet():
-            model, info = auto.from_pretrained(
-                source.name,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-                dtype="float32",
-                **options,
-                **config,
-            )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unavailable(source, error) from error
-    drawn = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
-    body = [key for key in drawn if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
-    if body:
-        raise Unavailable(f"{source.reference} has no weights for {sorted(body)[0]}", where="student.model")
-    return model
-
-
-def _unavailable(source: ModelSource, error: Exception) -> Unavailable:
-    return Unavailable(f"the student {source.reference} cannot be loaded: {first_line(error)}", where="student")
+    longest = min(max_length or longest, longest)
+    if longest <= response_length:
+        raise no_room(longest, response_length)
+    return Student(model, tokenizer, longest, response_length=response_length)

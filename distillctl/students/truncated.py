@@ -9,14 +9,16 @@ from transformers import PreTrainedModel
 from distillctl.errors import RecipeError
 from distillctl.recipe import Recipe, TruncatedStudent
 from distillctl.students import pretrained
-from distillctl.students.student import Student
+from distillctl.students.assembly import assemble
+from distillctl.students.early import missing_layers
+from distillctl.students.student import Corpus, Student
 
 
-def build(spec: TruncatedStudent, recipe: Recipe) -> Student:
+def build(spec: TruncatedStudent, recipe: Recipe, corpus: Corpus) -> Student:
     """The pretrained student with only ``spec.layers``, in that order."""
-    student = pretrained.build(spec, recipe)
-    keep_layers(student.model, spec.layers)
-    return student
+    model, tokenizer = pretrained.load(spec, recipe)
+    keep_layers(model, spec.layers)
+    return assemble(model, tokenizer, recipe, corpus, max_length=spec.max_length, vocabulary=spec.vocabulary)
 
 
 def keep_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
@@ -25,9 +27,7 @@ def keep_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
     key = _depth_key(model)
     depth = getattr(config, key)
     if not layers or max(layers) >= depth:
-        raise RecipeError(
-            f"the model has layers 0 to {depth - 1}, the recipe asks for {list(layers)}", where="student.layers"
-        )
+        raise missing_layers(layers, depth)
     stacks = [
         (parent, name, child)
         for parent in model.modules()

@@ -39,8 +39,8 @@ class Contest:
         dataset = examples.load(recipe)
         renderer = views.renderers(recipe, dataset.shots)["full"]
         self.teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, references.teacher(recipe))
-        words = recipe.task.labels.values()
-        self.answers = [self.teacher.encode_answer(recipe.task.answer_prefix + word) for word in words]
+        words = recipe.classify.labels.values()
+        self.answers = [self.teacher.encode_answer(recipe.classify.answer_prefix + word) for word in words]
         self.views = [
             self.teacher.encode(renderer.render(example, self.teacher.tokenizer), chat=renderer.is_chat)
             for example in dataset.eval[:ROWS]

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from distillctl import console
+from distillctl.data import responses
 from distillctl.errors import RecipeError, Unavailable, first_line
-from distillctl.recipe import HuggingFaceTeacher
+from distillctl.gguf import dequantized
+from distillctl.recipe import HuggingFaceTeacher, Sampling
 from distillctl.references import ModelSource
-from distillctl.teachers import label_scoring
+from distillctl.teachers import generation, label_scoring, response_scoring
+from distillctl.teachers.generation import Generated, Keep
 from distillctl.teachers.label_scoring import LabelScores
+from distillctl.teachers.response_scoring import Use
 from distillctl.teachers.shared_context import SharedContext, Unsupported
-from distillctl.workspace import digest, file_digest, replacing_folder
 
 SELF_CHECK = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.03}
 """Nats; the shortest and the longest row are scored both ways before the shared context is trusted. The half-precision
 bounds leave room for rounding in either way of computing."""
+CHECKED_TOKENS, CHECKED_TOP = 8, 32
+"""Of texts: so many tokens of the answers are compared, at each the likeliest so many."""
 
 
 class Teacher:
-    """A loaded teacher: encodes views and answers, scores labels."""
+    """A loaded teacher: encodes views and answers, scores labels, answers with text."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, spec: HuggingFaceTeacher) -> None:
         self.model = model
@@ -39,6 +42,11 @@ class Teacher:
         """Positions the model was made for."""
         config = self.model.config.get_text_config()
         return int(getattr(config, "max_position_embeddings", 0) or 2**31)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that exist: what some models pad their output with is none."""
+        return min(len(self.tokenizer), int(self.model.config.get_text_config().vocab_size))
 
     @property
     def parameters(self) -> int:
@@ -62,26 +70,76 @@ class Teacher:
             )
         return ids
 
+    def stop_ids(self, stop: Sequence[str]) -> list[int]:
+        """The tokens at which an answer ends, sorted: the model's own, and those that contain a string of ``stop``."""
+        config = self.model.generation_config
+        own = config.eos_token_id if config is not None else None
+        eos = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        return responses.stop_ids(self.tokenizer, eos, stop)
+
+    # ── the shared context, if it can be trusted ─────────────────────────────────────────────────
+
     def prepare(
         self, views: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int
     ) -> SharedContext | None:
         """Run the first ``shared`` tokens of the views once; None where it does not pay or does not hold."""
+
+        def difference(pair: Sequence[Sequence[int]], own: Sequence[Sequence[int]], context: SharedContext) -> float:
+            split = self.score(own, answers, context).log_probs
+            return float(abs(split - self.score(pair, answers, None).log_probs).max())
+
+        return self._prepare(views, shared, difference)
+
+    def prepare_to_answer(
+        self, views: Sequence[Sequence[int]], shared: int, max_new_tokens: int
+    ) -> SharedContext | None:
+        """As `prepare`, for answers with text: said with the context shared, and scored as they are without it."""
+
+        def difference(pair: Sequence[Sequence[int]], own: Sequence[Sequence[int]], context: SharedContext) -> float:
+            steps = min(max_new_tokens, CHECKED_TOKENS)
+            said = self.answer(
+                own, context, stop=(), max_new_tokens=steps, keep=lambda found, _: {"log_probs": found.numpy()}
+            )
+            tokens = [found[0].token_ids for found in said]
+            worst = 0.0
+
+            def compare(row: int, plain: Tensor) -> None:
+                nonlocal worst
+                top = plain.topk(min(CHECKED_TOP, plain.shape[-1])).indices
+                grown = torch.from_numpy(said[row][0].labels["log_probs"])
+                for other in (grown, forced[row]):
+                    worst = max(worst, float((plain - other).gather(-1, top).abs().max()))
+
+            forced: dict[int, Tensor] = {}
+            self.score_responses(own, tokens, forced.__setitem__, context)
+            self.score_responses(pair, tokens, compare, None)
+            return worst
+
+        return self._prepare(views, shared, difference)
+
+    def _prepare(
+        self,
+        views: Sequence[Sequence[int]],
+        shared: int,
+        difference: Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]], SharedContext], float],
+    ) -> SharedContext | None:
         if not self.spec.share_context or shared < label_scoring.MIN_SHARED:
             return None
+        pair = [min(views, key=len), max(views, key=len)]  # the longest may be too long for a sliding window
         try:
             context = SharedContext(self.model, views[0][:shared])
-            pair = [min(views, key=len), max(views, key=len)]  # the longest may be too long for a sliding window
-            split = self.score([view[shared:] for view in pair], answers, context).log_probs
+            found = difference(pair, [view[shared:] for view in pair], context)
         except Unsupported as reason:
             console.note(f"the shared context is run for every row: {reason}")
             return None
-        plain = self.score(pair, answers, None).log_probs
-        if (difference := abs(split - plain).max()) > SELF_CHECK[self.spec.dtype]:
+        if found > SELF_CHECK[self.spec.dtype]:
             console.warn(
-                f"the shared context is run for every row: sharing it changes log-probabilities by {difference:.1g}"
+                f"the shared context is run for every row: sharing it changes log-probabilities by {found:.1g}"
             )
             return None
         return context
+
+    # ── what it says ─────────────────────────────────────────────────────────────────────────────
 
     def score(
         self, views: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], context: SharedContext | None
@@ -93,6 +151,49 @@ class Teacher:
             answers,
             batch_tokens=self.spec.batch_tokens,
             vocabulary=len(self.tokenizer),
+            context=context,
+        )
+
+    def answer(
+        self,
+        views: Sequence[Sequence[int]],
+        context: SharedContext | None,
+        *,
+        stop: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        seeds: Sequence[int] | None = None,
+        keep: Keep | None = None,
+    ) -> list[list[Generated]]:
+        """Every view's responses (`generation.generate`); ``views`` without the tokens of ``context``."""
+        return generation.generate(
+            self.model,
+            views,
+            stop=stop,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=self.spec.batch_tokens,
+            vocabulary=self.vocabulary,
+            context=context,
+            sampling=sampling,
+            seeds=seeds,
+            keep=keep,
+        )
+
+    def score_responses(
+        self,
+        views: Sequence[Sequence[int]],
+        given: Sequence[Sequence[int]],
+        use: Use,
+        context: SharedContext | None,
+    ) -> None:
+        """Hand over the distributions along given responses (`response_scoring.score`)."""
+        response_scoring.score(
+            self.model,
+            views,
+            given,
+            use,
+            batch_tokens=self.spec.batch_tokens,
+            vocabulary=self.vocabulary,
             context=context,
         )
 
@@ -133,29 +234,3 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-
-
-def dequantized(path: Path) -> Path:
-    """A folder with the GGUF file's weights as safetensors and its tokenizer, cached by content and versions."""
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise Unavailable("not a GGUF file", where=str(path))
-    key = digest([file_digest(path), transformers.__version__])[:24]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distillctl" / "gguf" / key
-    if not (cache / "config.json").is_file():
-        console.note(f"dequantizing {path.name} once (kept in {cache})")
-        try:
-            with console.libraries_quiet():
-                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-                model = AutoModelForCausalLM.from_pretrained(
-                    path.parent,
-                    gguf_file=path.name,
-                    quantization_config=GgufConfig(dequantize=True),
-                    dtype=torch.float32,
-                )
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError, IndexError) as error:
-            raise Unavailable(f"cannot be read: {first_line(error)}", where=str(path)) from error
-        with replacing_folder(cache) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    return cache

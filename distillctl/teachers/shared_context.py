@@ -3,7 +3,7 @@
 Attention over [context, row] is split in two: all rows' queries against the one shared context, unmasked, and each
 row against itself, causal. The halves are merged by their log-sum-exp (Juravsky et al. 2024, "Hydragen"; the merge is
 that of FlashAttention, Dao et al. 2022). Nothing of the context is copied per row, which is what costs in a repeated
-cache.
+cache. `Rows` keeps the rows' own keys and values while they grow token by token.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from distillctl.data.views import shared_length
 
 _NAME = "distillctl_shared_context"
 _PLAIN = {"sliding_window", "position_ids", "use_cache", "cache_position", "output_attentions", "is_causal"}
+_ROOM = 32
+"""Slots that rows are given at a time to grow into."""
 
 
 class Unsupported(Exception):
@@ -32,12 +34,56 @@ def common_prefix(views: Sequence[Sequence[int]]) -> int:
     return max(0, min(shared_length(views), min(map(len, views)) - 1))
 
 
+class Rows:
+    """Keys and values of a batch's own tokens, per layer [B, H_kv, slots, D]; a token's slot is its place in its row.
+
+    Rows are padded on the right in their first forward pass and grow into their padding, one token per pass.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        """lengths: int64 [B], own tokens of each row in the first forward pass."""
+        self.longest = int(lengths.max())
+        """Slots in use once this forward pass is done."""
+        self.positions = torch.arange(self.longest, device=lengths.device).unsqueeze(0)
+        """Places in their rows of this forward pass' tokens, int64 [1, S] in the first one, [B, 1] in the others."""
+        self.grown = False
+        """Whether the first forward pass is over."""
+        self._lengths = lengths
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def grow(self) -> None:
+        """Before a forward pass with one more token for every row."""
+        self.grown = True
+        self.positions = self._lengths.unsqueeze(1)
+        self._lengths = self._lengths + 1
+        self.longest = int(self._lengths.max())
+
+    def select(self, index: Tensor) -> None:
+        """Go on with these rows, int64 [B']; a row may be taken several times."""
+        self._lengths = self._lengths[index]
+        self._layers = {layer: (key[index], value[index]) for layer, (key, value) in self._layers.items()}
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep this forward pass' keys and values; returns those of all slots in use."""
+        if not self.grown:
+            self._layers[layer] = key, value
+            return key, value
+        keys, values = self._layers[layer]
+        if (short := self.longest - keys.shape[2]) > 0:
+            keys, values = (torch.nn.functional.pad(kept, (0, 0, 0, short + _ROOM)) for kept in (keys, values))
+            self._layers[layer] = keys, values
+        row, slot = torch.arange(len(key), device=key.device), self.positions[:, 0]
+        keys[row, :, slot], values[row, :, slot] = key[:, :, 0], value[:, :, 0]
+        return keys[:, :, : self.longest], values[:, :, : self.longest]
+
+
 class SharedContext:
     """Keys and values of the shared context, per layer [1, H_kv, P, D], and attention that reads them."""
 
     def __init__(self, model: PreTrainedModel, context: Sequence[int]) -> None:
         self.model = model
         self.length = len(context)
+        self._rows: Rows | None = None
         cache = DynamicCache(config=model.config)
         ids = torch.tensor([list(context)], device=model.device)
         with torch.inference_mode():
@@ -50,9 +96,12 @@ class SharedContext:
             self._layers.append((key, value))
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Within the block the model's attention sees the shared context before every row."""
-        before = self.model.config._attn_implementation
+    def attached(self, rows: Rows | None = None) -> Iterator[None]:
+        """Within the block the model's attention sees the shared context before every row.
+
+        rows: what is kept of the rows from one forward pass to the next; None when each pass sees whole rows.
+        """
+        before, self._rows = self.model.config._attn_implementation, rows
         AttentionInterface.register(_NAME, self._attend)
         AttentionMaskInterface.register(_NAME, lambda *args, **kwargs: None)
         self.model.set_attn_implementation(_NAME)
@@ -60,6 +109,7 @@ class SharedContext:
             yield
         finally:
             self.model.set_attn_implementation(before)
+            self._rows = None
 
     def positions(self, rows: int, length: int) -> Tensor:
         """Position ids [rows, length] of the tokens that follow the context."""
@@ -79,38 +129,73 @@ class SharedContext:
         """query [B, H, S, D], key and value [B, H_kv, S, D] of the rows alone → [B, S, H, D]."""
         if unknown := {name for name, given in options.items() if given is not None} - _PLAIN:
             raise Unsupported(f"attention takes {sorted(unknown)}")
-        context_key, context_value = self._layers[int(module.layer_idx)]  # type: ignore[arg-type]
+        layer, window = int(module.layer_idx), options.get("sliding_window")  # type: ignore[arg-type]
+        rows = self._rows
+        if rows is not None:
+            key, value = rows.update(layer, key, value)
+        positions = rows.positions if rows is not None else torch.arange(key.shape[2], device=key.device).unsqueeze(0)
+        if window is not None and window >= self.length + key.shape[2]:
+            window = None
+        far, far_mass = self._context(layer, query, positions, scaling, window)
+        if rows is not None and rows.grown:
+            near, near_mass = _next_token(query, key, value, positions, scaling, window)
+        else:
+            near, near_mass = _whole_row(query, key, value, scaling, window)
+        merged = torch.lerp(near, far, torch.sigmoid(far_mass - near_mass).unsqueeze(-1).to(near.dtype))
+        return merged.transpose(1, 2).contiguous(), None
+
+    def _context(
+        self, layer: int, query: Tensor, positions: Tensor, scaling: float | None, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of all queries to the shared context, and its log-sum-exp."""
+        key, value = self._layers[layer]
         rows, heads, length, size = query.shape
-        groups = heads // context_key.shape[1]
+        groups = heads // key.shape[1]
         # Every query of every row and of every head that shares a key head, as one long sequence.
         flat = (
             query.view(rows, -1, groups, length, size)
             .permute(1, 2, 0, 3, 4)
             .reshape(1, -1, groups * rows * length, size)
         )
-        visible = self._window(options.get("sliding_window"), context_key.shape[2], length, groups * rows, query.device)
-        far, far_mass = attention(flat, context_key, context_value, scale=scaling, mask=visible)
+        visible = blind = None
+        if window is not None:
+            # A sliding layer has kept the last keys alone; a key's distance to the context's end counts down to 1.
+            distance = torch.arange(key.shape[2], 0, -1, device=query.device)
+            seen = distance < window - positions.expand(rows, -1).unsqueeze(-1)
+            visible = seen.expand(groups, -1, -1, -1).reshape(-1, key.shape[2])
+            blind = ~seen[..., -1].unsqueeze(1)
+        far, mass = attention(flat, key, value, scale=scaling, mask=visible)
         far = far.view(-1, groups, rows, length, size).permute(2, 0, 1, 3, 4).reshape(query.shape)
-        far_mass = far_mass.view(-1, groups, rows, length).permute(2, 0, 1, 3).reshape(query.shape[:3])
-        near, near_mass = attention(
-            query,
-            key.repeat_interleave(groups, 1),
-            value.repeat_interleave(groups, 1),
-            scale=scaling,
-            causal=True,
-        )
-        merged = torch.lerp(near, far, torch.sigmoid(far_mass - near_mass).unsqueeze(-1).to(near.dtype))
-        return merged.transpose(1, 2).contiguous(), None
+        mass = mass.view(-1, groups, rows, length).permute(2, 0, 1, 3).reshape(query.shape[:3])
+        if blind is not None:  # far beyond the context its mass is none, whatever a kernel says of an empty sum
+            far, mass = far.masked_fill(blind.unsqueeze(-1), 0.0), mass.masked_fill(blind, -torch.inf)
+        return far, mass
 
-    def _window(self, window: int | None, kept: int, length: int, repeats: int, device: torch.device) -> Tensor | None:
-        """Bool [repeats × length, kept]: which context keys a sliding window lets each row position see."""
-        if window is None or window >= self.length + length:
-            return None
-        if window <= length:
-            raise Unsupported(f"a row of {length} tokens is longer than the sliding window of {window}")
-        position = torch.arange(length, device=device).unsqueeze(1)
-        index = torch.arange(kept, device=device).unsqueeze(0)
-        return (index > position - window + kept).repeat(repeats, 1)
+
+def _whole_row(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """Causal attention of rows to themselves, and its log-sum-exp."""
+    groups, length = query.shape[1] // key.shape[1], query.shape[2]
+    band = None
+    if window is not None and window < length:
+        band = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    return attention(query, key, value, scale=scaling, mask=band, causal=band is None)
+
+
+def _next_token(
+    query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float | None, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """Attention of each row's newest token, at positions [B, 1], to its row's slots, and its log-sum-exp."""
+    slots = torch.arange(key.shape[2], device=query.device)
+    seen = slots <= positions
+    if window is not None:
+        seen &= slots > positions - window
+    # Heads that share a key head stand where a longer query would have its tokens.
+    folded = query.view(len(query), key.shape[1], -1, query.shape[-1])
+    near, mass = attention(folded, key, value, scale=scaling, mask=seen[:, None, None])
+    return near.reshape(query.shape), mass.reshape(query.shape[:3])
 
 
 def attention(

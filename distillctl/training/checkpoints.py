@@ -30,15 +30,20 @@ class Progress:
         return self.best_step > 0
 
 
+def forget(folder: Path, run: str, but: str | None = None) -> None:
+    """Remove a run's checkpoints, but for those whose names start with ``but``."""
+    for stale in folder.glob(f"{run}-*"):
+        if but is None or not stale.name.startswith(but):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
 class Checkpoints:
     """The checkpoints of one run; ``key`` is what the run depends on. Those of another key are removed."""
 
     def __init__(self, folder: Path, run: str, key: str) -> None:
         self.folder = folder
         self.prefix = f"{run}-{key[:16]}"
-        for stale in folder.glob(f"{run}-*"):
-            if not stale.name.startswith(self.prefix):
-                shutil.rmtree(stale, ignore_errors=True)
+        forget(folder, run, but=self.prefix)
 
     def latest(self) -> Path | None:
         found = [path for path in self.folder.glob(f"{self.prefix}-step-*") if re.search(r"step-\d+$", path.name)]

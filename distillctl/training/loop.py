@@ -1,4 +1,4 @@
-"""One training run: AdamW on the objective, length-bucketed batches, early stopping, exact resume.
+"""One training run: AdamW, length-bucketed batches, early stopping, exact resume. What is learnt is a `Problem`.
 
 The plan of batches depends on the lengths and the seed alone, and everything else a step depends on is in the
 checkpoint, so a resumed run and an unbroken one end in the same bits (on one device, with the same threads).
@@ -6,41 +6,47 @@ checkpoint, so a resumed run and an unbroken one end in the same bits (on one de
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
 from distillctl import console
 from distillctl.data import batching
 from distillctl.errors import GateFailed
-from distillctl.losses.objective import objective
-from distillctl.metrics import scores
-from distillctl.recipe import LossTerm, Train
-from distillctl.students.student import Student
+from distillctl.recipe import Train
+from distillctl.training import metrics_log
 from distillctl.training.checkpoints import Checkpoints, Progress
-from distillctl.workspace import writable, write_text
+from distillctl.workspace import writable
 
 
-@dataclass(frozen=True)
-class Rows:
-    """ids: token ids per row; teacher: normalised label log-probabilities, float32 [N, K]."""
+class Problem(Protocol):
+    """What is learnt: the train rows with their loss, and the held-out rows with their figures.
 
-    ids: list[list[int]]
-    teacher: np.ndarray
+    A step minimises one mean over all positions of its batches, however the rows are batched.
+    """
 
     @property
-    def lengths(self) -> list[int]:
-        return [len(ids) for ids in self.ids]
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each train row, for batching."""
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Of each train row, the positions that the mean is over."""
+
+    def loss(self, model: PreTrainedModel, batch: Sequence[int]) -> Tensor:
+        """The SUM of the loss over the positions of some train rows, in nats; a scalar to differentiate."""
+
+    def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
+        """What the best weights have least of, and figures for the log; of the held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -53,34 +59,52 @@ class Fit:
     stopped: str
     tokens_per_second: float | None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+
+def hold_out(of: Sequence[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Row numbers to train on, and those held out for early stopping; both in order.
+
+    ``of``: what each row belongs to; a seeded share of that is held out with all its rows.
+    """
+    names = list(dict.fromkeys(of))
+    order = np.random.default_rng(seed).permutation(len(names))
+    held = {names[index] for index in order[: max(1, round(share * len(names)))]}
+    return [row for row, name in enumerate(of) if name not in held], [
+        row for row, name in enumerate(of) if name in held
+    ]
+
 
 class Run:
-    """A student under training."""
+    """A model under training."""
 
     def __init__(
-        self, name: str, student: Student, terms: Sequence[LossTerm], spec: Train, seed: int, checkpoints: Checkpoints
+        self, name: str, model: PreTrainedModel, problem: Problem, spec: Train, seed: int, checkpoints: Checkpoints
     ) -> None:
-        self.name, self.student, self.terms, self.spec, self.seed = name, student, terms, spec, seed
+        self.name, self.model, self.problem, self.spec, self.seed = name, model, problem, spec, seed
         self.checkpoints = checkpoints
         self.accelerator = Accelerator(mixed_precision=spec.mixed_precision)
 
-    def fit(self, train: Rows, validation: Rows, metrics: Path) -> Fit:
-        """Train until the epochs are done or patience is out; the student is left with its best weights."""
-        spec = self.spec
-        plan = self._plan(train)
+    def fit(self, metrics: Path) -> Fit:
+        """Train until the epochs are done or patience is out; the model is left with its best weights."""
+        spec, lengths = self.spec, self.problem.lengths
+        plan = self._plan()
         steps_per_epoch = math.ceil(len(plan) / spec.epochs)
         every = spec.evaluate_every or max(1, steps_per_epoch // 2)
-        groups = _decay_groups(self.student.model, spec.weight_decay)
+        groups = _decay_groups(self.model, spec.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
         schedule = get_scheduler(spec.schedule, optimizer, round(spec.warmup * len(plan)), len(plan))
-        model, optimizer, schedule = self.accelerator.prepare(self.student.model, optimizer, schedule)
+        model, optimizer, schedule = self.accelerator.prepare(self.model, optimizer, schedule)
         restored = self.checkpoints.restore(self.accelerator)
         progress, best = restored or (Progress(), None)
         resumed = progress.step if restored else None
         if resumed:
             console.note(f"train: {self.name} goes on from step {resumed} of {len(plan)}")
         stopped, tokens, started = "epochs", 0, time.perf_counter()
-        keep_lines(metrics, self.name, progress.step)
+        metrics_log.keep_lines(metrics, self.name, progress.step)
         with (
             writable(metrics),
             metrics.open("a", encoding="utf-8") as log,
@@ -90,21 +114,21 @@ class Run:
             fields: dict[str, str] = {}
             while progress.step < len(plan):
                 epoch, batches = plan[progress.step]
-                loss, norm = self._step(model, train, batches)
+                loss, norm = self._step(model, batches)
                 rate = schedule.get_last_lr()[0]
                 self._guard(loss, norm, progress)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
                 progress.step += 1
-                tokens += sum(len(train.ids[row]) for batch in batches for row in batch)
+                tokens += sum(lengths[row] for batch in batches for row in batch)
                 speed = tokens / (time.perf_counter() - started)
-                _log(
+                metrics_log.write(
                     log, run=self.name, step=progress.step, epoch=round(epoch, 4), loss=loss, grad_norm=norm,
                     learning_rate=rate, tokens_per_second=round(speed, 1),
                 )  # fmt: skip
                 if progress.step % every == 0 or progress.step == len(plan):
-                    best, fields = self._look(model, validation, progress, best, log)
+                    best, fields = self._look(model, progress, best, log)
                     if progress.looks_without_better >= spec.patience:
                         stopped = "patience"
                         break
@@ -112,36 +136,33 @@ class Run:
                     log.flush()
                     self.checkpoints.save(self.accelerator, progress, best)
                 bar.advance(1, loss=f"{loss:.3f}", **fields, tokens=f"{speed:,.0f}/s")
+        # What is measured from here on is what will be deployed: without mixed precision.
+        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if best is not None:
-            self.student.model.load_state_dict(best)
+            self.model.load_state_dict(best)
         speed_or_none = round(tokens / (time.perf_counter() - started), 1) if tokens else None
         return Fit(progress.step, progress.best_step, resumed, stopped, speed_or_none)
 
-    @torch.inference_mode()
-    def predict(self, rows: Rows) -> np.ndarray:
-        """Normalised label log-probabilities of the student, float32 [N, K], in the order of ``rows``."""
-        return predict(self.student.model, self.student.tokenizer, rows, self.spec)
-
-    def _plan(self, train: Rows) -> list[tuple[float, list[list[int]]]]:
+    def _plan(self) -> list[tuple[float, list[list[int]]]]:
         """Every optimizer step: (epoch reached, its batches)."""
         spec, plan = self.spec, []
         for epoch in range(spec.epochs):
             batches = batching.shuffled(
-                train.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens, seed=self.seed, epoch=epoch
-            )
+                self.problem.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens, seed=self.seed,
+                epoch=epoch,
+            )  # fmt: skip
             groups = [batches[i : i + spec.accumulate] for i in range(0, len(batches), spec.accumulate)]
             plan += [(epoch + (number + 1) / len(groups), group) for number, group in enumerate(groups)]
         return plan
 
-    def _step(self, model: torch.nn.Module, train: Rows, batches: list[list[int]]) -> tuple[float, float]:
-        """Gradients of one optimizer step: one mean over all its rows, however they are batched."""
+    def _step(self, model: Any, batches: list[list[int]]) -> tuple[float, float]:
+        """Gradients of one optimizer step: one mean over all its positions, however they are batched."""
         model.train()
-        count = sum(map(len, batches))
+        count = sum(self.problem.positions[row] for batch in batches for row in batch)
         total = 0.0
         for batch in batches:
-            inputs, teacher = collate(self.student.tokenizer, train, batch, self.accelerator.device)
-            logits = model(**inputs).logits
-            loss = objective(self.terms, teacher, logits).sum() / count
+            with self.accelerator.autocast():
+                loss = self.problem.loss(model, batch) / count
             self.accelerator.backward(loss)
             total += loss.item()
         norm = self.accelerator.clip_grad_norm_(model.parameters(), self.spec.clip_norm)
@@ -159,44 +180,20 @@ class Run:
         )
 
     def _look(
-        self, model: torch.nn.Module, validation: Rows, progress: Progress, best: dict[str, Tensor] | None, log: TextIO
+        self, model: Any, progress: Progress, best: dict[str, Tensor] | None, log: TextIO
     ) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         """Measure the held-out rows; keep the weights if they are the best so far."""
-        found = self.predict(validation)
-        kl, agreement = scores.kl(validation.teacher, found), scores.same_top(validation.teacher, found)
-        criterion = self._criterion(validation, found)
+        model.eval()
+        with torch.inference_mode(), self.accelerator.autocast():
+            criterion, figures = self.problem.held_out(model)
         if criterion < progress.best:
             progress.best, progress.best_step, progress.looks_without_better = criterion, progress.step, 0
             weights = self.accelerator.unwrap_model(model).state_dict()
             best = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
         else:
             progress.looks_without_better += 1
-        _log(log, run=self.name, step=progress.step, kl=kl, agreement=agreement)
-        return best, {"kl": f"{kl:.3f}", "agreement": f"{agreement:.3f}"}
-
-    def _criterion(self, validation: Rows, found: np.ndarray) -> float:
-        """Held-out KL; for a run on hard labels alone, which knows no distribution, its own loss."""
-        if all(term.kind == "cross_entropy" for term in self.terms):  # type: ignore[attr-defined]
-            return float(-np.take_along_axis(found, validation.teacher.argmax(-1)[:, None], -1).mean())
-        return scores.kl(validation.teacher, found)
-
-
-@torch.inference_mode()
-def predict(model: torch.nn.Module, tokenizer: Any, rows: Rows, spec: Train) -> np.ndarray:
-    """Normalised label log-probabilities float32 [N, K]; batches by length, results in the order of ``rows``."""
-    model.eval()
-    device = next(model.parameters()).device
-    out = np.empty(rows.teacher.shape, dtype=np.float32)
-    for batch in batching.by_length(rows.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens):
-        inputs, _ = collate(tokenizer, rows, batch, device)
-        out[batch] = model(**inputs).logits.float().log_softmax(-1).cpu().numpy()
-    return out
-
-
-def collate(tokenizer: Any, rows: Rows, batch: list[int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """Right-padded model inputs, int64 [B, T], and the teacher's log-probabilities [B, K]."""
-    padded = tokenizer.pad({"input_ids": [rows.ids[row] for row in batch]}, return_tensors="pt")
-    return {name: value.to(device) for name, value in padded.items()}, torch.from_numpy(rows.teacher[batch]).to(device)
+        metrics_log.write(log, run=self.name, step=progress.step, **figures)
+        return best, {name: f"{value:.3f}" for name, value in figures.items()}
 
 
 def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -204,22 +201,3 @@ def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str,
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _log(log: TextIO, **line: Any) -> None:
-    log.write(json.dumps(line) + "\n")
-
-
-def keep_lines(metrics: Path, run: str, step: int) -> None:
-    """Drop the run's lines after ``step``, which will be written again."""
-    if not metrics.exists():
-        return
-    kept = []
-    for text in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # torn by a kill
-        if line["run"] != run or line["step"] <= step:
-            kept.append(text + "\n")
-    write_text(metrics, "".join(kept))

@@ -72,7 +72,7 @@ def _jobs(recipe: Recipe, workspace: Workspace, views: view_table.ViewTable, sam
             "path": source.path and str(source.path),
             "revision": source.revision,
         },
-        "answers": [recipe.task.answer_prefix + words for words in recipe.task.labels.values()],
+        "answers": [recipe.classify.answer_prefix + words for words in recipe.classify.labels.values()],
         "log_prior": _log_prior(workspace),
         "chat": recipe.contexts.full.messages is not None,
     }

@@ -1,0 +1,43 @@
+"""eval.parquet: what the student (train) and the deployed graph (quantize) gave for each held-out row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distillctl.errors import UpstreamError
+
+
+def read(path: Path, ids: Sequence[str]) -> dict[str, Any]:
+    """The columns but `id`, their rows in the order of ``ids``; one that is null throughout (not measured) is left out.
+
+    Floats come as float32 [N], lists of floats of one length as float32 [N, K], all else as lists of Python's values.
+    UpstreamError when a row is missing.
+    """
+    try:
+        table = pq.read_table(path)
+        place = {row: index for index, row in enumerate(table["id"].to_pylist())}
+        table = table.take([place[row] for row in ids])
+    except (pa.ArrowException, OSError) as error:
+        raise UpstreamError(f"damaged: {error}", where=str(path)) from None
+    except KeyError as error:
+        raise UpstreamError(f"no row {error}", where=str(path)) from None
+    return {
+        name: _values(table[name])
+        for name in table.column_names
+        if name != "id" and table[name].null_count < max(1, len(table))
+    }
+
+
+def _values(column: pa.ChunkedArray) -> Any:
+    kind = column.type
+    if pa.types.is_floating(kind):
+        return column.to_numpy().astype(np.float32)
+    if pa.types.is_list(kind) and pa.types.is_floating(kind.value_type):
+        return np.array(column.to_pylist(), dtype=np.float32)
+    return column.to_pylist()

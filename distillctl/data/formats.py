@@ -1,0 +1,162 @@
+"""File formats: (file:line, row) pairs out of what users have."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from distillctl.errors import DataError, Unavailable, first_line
+from distillctl.recipe import Data
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".po": "gettext",
+}
+
+
+def format_of(path: Path, chosen: str, where: str) -> str:
+    """The format the recipe says, or what the file's name says."""
+    if chosen != "auto":
+        return chosen
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; of folders only `format: gettext` is read", where=where)
+    suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(
+            f"what is {path.name}? say data.format ({', '.join(sorted(set(SUFFIXES.values())))}, lines)", where=where
+        )
+    return SUFFIXES[suffix]
+
+
+def rows(path: Path, kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, row) pairs. DataError says which line is wrong."""
+    if kind == "parquet":
+        yield from _parquet_rows(path)
+        return
+    if kind == "gettext":
+        for catalog in catalogs(path, data.language):
+            yield from _catalog_rows(catalog)
+        return
+    try:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding=data.encoding, newline="") as file:
+            if kind == "jsonl":
+                yield from _json_rows(path, file)
+            elif kind == "lines":
+                yield from _pattern_rows(path, file, re.compile(data.pattern or ""))
+            else:
+                yield from _table_rows(path, file, "\t" if kind == "tsv" else ",")
+    except (UnicodeDecodeError, LookupError) as error:
+        raise DataError(f"is not {data.encoding} text ({error})", where=str(path), next="set data.encoding") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path)) from None
+
+
+def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"not JSON: {error}", where=place) from None
+        if not isinstance(row, dict):
+            raise DataError("each line must be one JSON object", where=place)
+        yield place, row
+
+
+def _pattern_rows(path: Path, file: Iterable[str], pattern: re.Pattern[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        match = pattern.fullmatch(line.rstrip("\r\n"))
+        if match is None:
+            raise DataError(f"does not match data.pattern: {line.strip()[:60]!r}", where=f"{path}:{number}")
+        yield f"{path}:{number}", match.groupdict()
+
+
+def _table_rows(path: Path, file: Iterable[str], delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) < len(header):
+            raise DataError("a column name is given twice", where=f"{path}:1")
+        for cells in reader:
+            place = f"{path}:{reader.line_num}"
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DataError(f"{len(cells)} cells, the header has {len(header)}", where=place)
+            yield place, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"not a table: {error}", where=f"{path}:{reader.line_num}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        number = 0
+        for batch in pq.ParquetFile(path).iter_batches(1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}: row {number}", row
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"not a Parquet file: {error}", where=str(path)) from None
+
+
+def catalogs(path: Path, language: str | None) -> list[Path]:
+    """The .po file itself, or every catalog under locale/LANGUAGE in a folder, sorted."""
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob(f"**/locale/{language}/LC_MESSAGES/*.po"))
+    if not found:
+        raise DataError(
+            f"no locale/{language}/LC_MESSAGES/*.po below it", where=str(path), next="look at data.language"
+        )
+    return found
+
+
+def _catalog_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Messages of a gettext catalog: `input` the message, `reference` its translation, `context` what the author says.
+
+    Obsolete and fuzzy entries, plurals and the header are no messages.
+    """
+    import polib
+
+    try:
+        catalog = polib.pofile(str(path))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise DataError(f"no gettext catalog: {first_line(error)}", where=str(path)) from None
+    for entry in catalog:
+        if entry.msgid.strip() and not (entry.obsolete or entry.fuzzy or entry.msgid_plural):
+            row = {"input": entry.msgid, "reference": entry.msgstr or None, "context": entry.msgctxt}
+            yield f"{path}:{entry.linenum}", row
+
+
+def hub_rows(data: Data, source: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a hub data set, by `datasets`; the split is the recipe's `train` or `eval`, else `train`."""
+    import datasets
+
+    name, split = (data.source, source) if data.source and source != data.source else (source, "train")
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
+        raise Unavailable(f"no data set {name!r}: {first_line(error)}", where=where) from None
+    for number, row in enumerate(rows, 1):
+        yield f"{name}[{split}]: row {number}", dict(row)

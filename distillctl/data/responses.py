@@ -1,0 +1,67 @@
+"""A response: where it ends, and what of its tokens is the answer's text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from distillctl.data.examples import Dataset
+from distillctl.errors import DataError, RecipeError
+from distillctl.recipe import Generate, Given, Recipe
+
+
+def clean(text: str, stop: Sequence[str]) -> str:
+    """The answer in a decoded response: what stands before the first stop string, without spaces around it."""
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))].strip()
+
+
+def stop_ids(tokenizer: Any, eos: Iterable[int], stop: Sequence[str]) -> list[int]:
+    """The tokens at which a response ends, sorted: ``eos`` and every token whose text contains a stop string.
+
+    RecipeError for a stop string that no single token contains: generation looks at one token at a time.
+    """
+    found = set(eos)
+    texts = _token_texts(tokenizer) if stop else []
+    for string in stop:
+        ends = {token for token, text in enumerate(texts) if string in text}
+        if not ends:
+            raise RecipeError(
+                f"no token of the tokenizer contains {string!r}",
+                where="task.stop",
+                next='use a shorter one, such as "\\n"',
+            )
+        found |= ends
+    return sorted(found)
+
+
+def check_given(recipe: Recipe, dataset: Dataset) -> None:
+    """DataError where the train rows' references are to be their responses, and one has none."""
+    if isinstance(recipe.task, Generate) and isinstance(recipe.task.responses, Given):
+        for example in dataset.train:
+            if example.reference is None:
+                raise DataError(
+                    f"row {example.id} has no reference, and task.responses: given takes it for the response",
+                    where="data.reference",
+                    next="leave the row out, or let the teacher answer (task.responses: greedy)",
+                )
+
+
+def given_ids(tokenizer: Any, text: str, stop: Sequence[str], ends: Sequence[int], max_new_tokens: int) -> list[int]:
+    """A response that is not the model's own, as it would write it: its tokens up to and with the first of ``ends``
+    (`stop_ids`). Where it has none, what ends responses follows: the first stop string, or without any the end token.
+    """
+    ids = list(tokenizer(text + "".join(stop[:1]), add_special_tokens=False).input_ids)
+    at = next((place for place, token in enumerate(ids) if token in set(ends)), None)
+    if at is not None:
+        ids = ids[: at + 1]
+    elif ends:
+        ids.append(tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0])
+    return ids[:max_new_tokens]
+
+
+def _token_texts(tokenizer: Any) -> list[str]:
+    """Every token as it reads in the middle of a text: some tokenizers drop the space of a text's first token."""
+    anchor = tokenizer("a", add_special_tokens=False).input_ids[-1:]
+    head = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
+    pairs = tokenizer.batch_decode([[*anchor, i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+    return [pair.removeprefix(head) for pair in pairs]

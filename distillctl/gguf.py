@@ -1,0 +1,40 @@
+"""GGUF files as folders of safetensors: dequantized once, kept in the user's cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from distillctl import console
+from distillctl.errors import Unavailable, first_line
+from distillctl.workspace import digest, file_digest, replacing_folder
+
+
+def dequantized(path: Path) -> Path:
+    """A folder with the GGUF file's weights as safetensors and its tokenizer, cached by content and versions."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise Unavailable("not a GGUF file", where=str(path))
+    key = digest([file_digest(path), transformers.__version__])[:24]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distillctl" / "gguf" / key
+    if not (cache / "config.json").is_file():
+        console.note(f"dequantizing {path.name} once (kept in {cache})")
+        try:
+            with console.libraries_quiet():
+                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+                model = AutoModelForCausalLM.from_pretrained(
+                    path.parent,
+                    gguf_file=path.name,
+                    quantization_config=GgufConfig(dequantize=True),
+                    dtype=torch.float32,
+                )
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError, IndexError) as error:
+            raise Unavailable(f"cannot be read: {first_line(error)}", where=str(path)) from error
+        with replacing_folder(cache) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    return cache

@@ -1,0 +1,112 @@
+"""A text model in two parts: hidden states, and the head that makes logits of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distillctl.errors import RecipeError
+
+TOLERANCE = 1e-4
+"""Of the largest logit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """logits = softcap(scale · h Wᵀ + b), with softcap(x) = c tanh(x / c) where there is one (Gemma 2).
+
+    weight [V, D] and bias [V] are the model's own tensors: they see its updates, and it their gradients.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[..., D] → [..., V]."""
+        scaled = hidden * self.scale if self.scale != 1 else hidden
+        return self.capped(nn.functional.linear(scaled, self.weight, self.bias))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """The last step alone."""
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The head of a causal or an encoder–decoder language model; `check_head` says whether it is all of it."""
+    linear: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    config = model.config.get_text_config(decoder=True)
+    if not isinstance(linear, nn.Linear):
+        raise _refused(model, "it has no linear head")
+    biases = [bias for bias in (linear.bias, getattr(model, "final_logits_bias", None)) if bias is not None]
+    return Head(
+        weight=linear.weight,
+        bias=biases[0].flatten() if biases else None,
+        scale=_scale(model, config),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What the head gets, [B, T, D]: of a decoder at each token, of an encoder–decoder at each of decoder_input_ids.
+
+    ``inputs``: what the model itself takes. The model's own forward is passed by, and with it what accelerate wraps
+    around that: for mixed precision call this within ``accelerator.autocast()``.
+    """
+    inputs = {**inputs, "use_cache": False}  # type: ignore[dict-item]
+    if model.base_model is not model:
+        states: Tensor = model.base_model(**inputs).last_hidden_state
+        return states
+    # T5 and its kin have no body of their own around encoder and decoder.
+    decoder_ids, mask = inputs.pop("decoder_input_ids"), inputs.get("attention_mask")
+    decoder_mask = inputs.pop("decoder_attention_mask", None)
+    encoded = model.get_encoder()(**inputs).last_hidden_state
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    decoded: Tensor = decoder(
+        input_ids=decoder_ids,
+        attention_mask=decoder_mask,
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    ).last_hidden_state
+    return decoded
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+    """RecipeError unless the head on the hidden states gives the model's own logits."""
+    training = model.training
+    model.train(False)
+    try:
+        expected = model(**inputs).logits.float()
+        found = head_of(model)(hidden_states(model, inputs)).float()
+    finally:
+        model.train(training)
+    difference = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+    if not difference <= TOLERANCE:
+        raise _refused(
+            model, f"its logits are not those of its head on its hidden states (they differ by {difference:.1e})"
+        )
+
+
+def _scale(model: PreTrainedModel, config: Any) -> float:
+    if getattr(config, "scale_decoder_outputs", False):  # T5
+        return 1 / math.sqrt(config.d_model)
+    if hasattr(config, "logits_scaling"):  # Granite
+        return 1 / float(config.logits_scaling)
+    return float(getattr(config, "logit_scale", 1.0))  # Cohere
+
+
+def _refused(model: PreTrainedModel, why: str) -> RecipeError:
+    return RecipeError(
+        f"a {model.config.model_type} cannot be trained here: {why}",
+        where="student",
+        next="choose another architecture, such as llama, qwen3, gemma3_text, t5 or marian",
+    )

@@ -1,0 +1,39 @@
+"""What every section of a recipe is made of."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Closed(BaseModel):
+    """A recipe section: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Spec(Closed):
+    """A section whose ``kind`` chooses an implementation."""
+
+    target: ClassVar[str]
+
+
+def implementation(spec: Spec) -> Callable[..., Any]:
+    """The callable that ``spec.target`` names, imported only now."""
+    module, _, name = spec.target.partition(":")
+    resolved: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return resolved
+
+
+def specs(root: type[BaseModel] = Closed) -> Iterator[type[BaseModel]]:
+    """Every section's class."""
+    for cls in root.__subclasses__():
+        yield cls
+        yield from specs(cls)

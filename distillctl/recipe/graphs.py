@@ -1,0 +1,69 @@
+"""From the trained student to the phone: export, quantize, bench, report."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from distillctl.recipe.base import Closed, Count, Fraction, Positive, Spec
+
+
+class Export(Closed):
+    opset: Count | None = None
+    max_logit_difference: Positive = 1e-4
+    """Largest |Δlogit| between ONNX Runtime and PyTorch over the eval rows."""
+
+
+class DynamicInt8(Spec):
+    target: ClassVar[str] = "distillctl.quantizers.dynamic_int8:quantize"
+
+    kind: Literal["dynamic_int8"] = "dynamic_int8"
+    per_channel: bool = True
+    reduce_range: bool = False
+    """7-bit weights: for x86 without VNNI, where 8-bit products saturate."""
+
+    @property
+    def name(self) -> str:
+        return "dynamic_int8" + "_per_channel" * self.per_channel + "_reduced_range" * self.reduce_range
+
+
+class Gate(Closed):
+    """What a candidate must hold, against the fp32 student on the held-out rows."""
+
+    max_kl: Positive = 0.05
+    """KL(fp32 student ‖ candidate), mean nats per row."""
+    min_same_top: Fraction = 0.97
+    """Share of rows with the fp32 student's top label."""
+    max_score_drop: Fraction = 0.02
+    """Of the score against references, when there are any."""
+
+
+class Quantize(Closed):
+    candidates: Annotated[tuple[DynamicInt8, ...], Field(min_length=1)] = (
+        DynamicInt8(per_channel=False),
+        DynamicInt8(per_channel=False, reduce_range=True),
+        DynamicInt8(),
+        DynamicInt8(reduce_range=True),
+    )
+    gate: Gate = Gate()
+
+
+class Bench(Closed):
+    threads: Count = 1
+    queries: Count = 200
+    """Timed queries per model, over all processes."""
+    processes: Count = 3
+    """Fresh processes per model."""
+    warmup: Annotated[int, Field(ge=0)] = 5
+    """Untimed queries per process."""
+    max_seconds: Positive | None = None
+    """Stop timing a model after so many seconds in all, with at least two queries per process."""
+
+
+class Report(Closed):
+    title: str | None = None
+    disagreements: Annotated[int, Field(ge=0)] = 12
+    """Rows shown where teacher and deployed student differ most."""
+    answers: Annotated[int, Field(ge=0)] = 12
+    """Of texts: rows shown with the answers of teacher and student side by side."""

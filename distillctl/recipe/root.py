@@ -1,0 +1,90 @@
+"""The whole recipe, and what its sections ask of each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from distillctl.recipe.base import Closed, Count
+from distillctl.recipe.contexts import Contexts
+from distillctl.recipe.data import Data
+from distillctl.recipe.graphs import Bench, Export, Quantize, Report
+from distillctl.recipe.models import HuggingFaceTeacher, Student
+from distillctl.recipe.task import Classify, Generate, Sampled, Task, Text, TopK
+from distillctl.recipe.training import Loss, Train
+
+
+class Recipe(Closed):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: int = 0
+    task: Task
+    data: Data
+    contexts: Contexts
+    teacher: HuggingFaceTeacher
+    student: Student
+    shard_rows: Count = 128
+    """Rows of soft labels committed at a time by collect."""
+    train: Train = Train()
+    export: Export = Export()
+    quantize: Quantize = Quantize()
+    bench: Bench = Bench()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _losses_have_what_they_need(self) -> Recipe:
+        for index, term in enumerate(self.train.loss):
+            if problem := _misses(self.task, term):
+                raise ValueError(f"train.loss[{index}]: {problem}")
+        return self
+
+    _path: Path = PrivateAttr(default=Path("recipe.yaml"))
+    _overrides: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def classify(self) -> Classify:
+        """The task of a recipe that is known to classify."""
+        assert isinstance(self.task, Classify)
+        return self.task
+
+    @property
+    def generate(self) -> Generate:
+        """The task of a recipe that is known to generate."""
+        assert isinstance(self.task, Generate)
+        return self.task
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The --set values it was loaded with."""
+        return self._overrides
+
+    @property
+    def path(self) -> Path:
+        """The file it was read from."""
+        return self._path
+
+    @property
+    def folder(self) -> Path:
+        """The recipe's folder; relative paths in it start here."""
+        return self._path.parent
+
+
+def _misses(task: Task, term: Loss) -> str | None:
+    """What a loss needs and the kept soft labels do not have."""
+    if isinstance(task, Classify):
+        return "uld is for texts; labels are the same on both sides" if term.kind == "uld" else None
+    kept = task.soft_labels
+    if isinstance(kept, Text) and term.kind != "cross_entropy":
+        return f"task.soft_labels: text keeps no distribution for {term.kind}; only cross_entropy is left"
+    if isinstance(kept, Sampled) and (term.kind not in ("forward_kl", "cross_entropy") or term.temperature != 1):
+        return (
+            f"{term.kind} at temperature {term.temperature:g} cannot be had from drawn tokens; with task.soft_labels: "
+            "sampled there are forward_kl and cross_entropy at temperature 1"
+        )
+    if isinstance(kept, TopK) and term.needs_distribution and term.temperature not in (1.0, *kept.temperatures):
+        return (
+            f"temperature {term.temperature:g} has to stand in task.soft_labels.temperatures: a lumped tail cannot be "
+            "re-tempered later"
+        )
+    return None

@@ -1,0 +1,150 @@
+"""What is asked: a label, or a text."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from distillctl.recipe.base import Closed, Count, Positive, Spec
+
+
+class Classify(Closed):
+    """Choose one of several labels."""
+
+    kind: Literal["classify"] = "classify"
+    labels: dict[str, str]
+    """Label name → the words the teacher would answer with; a plain list means name = words."""
+    answer_prefix: str = " "
+    """Put before the words when the teacher scores them; "" for chat messages."""
+    prior: Literal["none", "batch"] = "none"
+    """batch: divide by the mean label distribution over the train rows (Batch Calibration, Zhou et al. 2023)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_as_mapping(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("labels"), list):
+            if other := [name for name in values["labels"] if not isinstance(name, str)]:
+                raise ValueError(f"the label {other[0]!r} is no text: put it in quotes")
+            return {**values, "labels": {str(name): str(name) for name in values["labels"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Classify:
+        if len(self.labels) < 2:
+            raise ValueError("needs at least two labels")
+        if any(not words.strip() for words in self.labels.values()):
+            raise ValueError("a label has no words")
+        if len(set(self.labels.values())) < len(self.labels):
+            raise ValueError("two labels have the same words")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.labels)
+
+
+# ── text ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Greedy(Closed):
+    """The teacher's most likely token at each step."""
+
+    kind: Literal["greedy"] = "greedy"
+
+
+class Sampling(Closed):
+    """Several responses drawn for each train row; the eval rows are always answered greedily."""
+
+    kind: Literal["sampling"] = "sampling"
+    n: Count = 1
+    """Responses per row."""
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Given(Closed):
+    """The train rows' references are their responses; the teacher only says how likely each token is."""
+
+    kind: Literal["given"] = "given"
+
+
+Responses = Annotated[Greedy | Sampling | Given, Field(discriminator="kind")]
+
+
+class TopK(Spec):
+    """The k likeliest tokens at each position, and the mass of all others."""
+
+    target: ClassVar[str] = "distillctl.soft_labels.top_k:TopKLabels"
+    kind: Literal["top_k"] = "top_k"
+    k: Count = 32
+    temperatures: tuple[Positive, ...] = ()
+    """Other than 1, that losses may use: a lumped tail cannot be re-tempered later."""
+
+
+class Sampled(Spec):
+    """Tokens drawn from the distribution, with importance weights (Anshumann et al. 2025, "Sparse Logit Sampling")."""
+
+    target: ClassVar[str] = "distillctl.soft_labels.sampled:SampledLabels"
+    kind: Literal["sampled"] = "sampled"
+    draws: Count = 50
+    exponent: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Drawn from R ∝ P^exponent."""
+
+
+class Dense(Spec):
+    """The whole distribution: for tests and small vocabularies."""
+
+    target: ClassVar[str] = "distillctl.soft_labels.dense:DenseLabels"
+    kind: Literal["dense"] = "dense"
+
+
+class Text(Spec):
+    """The response alone (sequence-level distillation, Kim & Rush 2016)."""
+
+    target: ClassVar[str] = "distillctl.soft_labels.text:TextLabels"
+    kind: Literal["text"] = "text"
+
+
+SoftLabels = Annotated[TopK | Sampled | Dense | Text, Field(discriminator="kind")]
+Metric = Literal["format", "exact", "chrf", "bleu", "rouge_l"]
+
+
+class Generate(Closed):
+    """Answer with text."""
+
+    kind: Literal["generate"]
+    responses: Responses = Greedy()
+    soft_labels: SoftLabels = TopK()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """A response ends at the first token that contains one of these, or at the model's own end token."""
+    max_new_tokens: Count = 128
+    """A response that is longer is cut off there; collect counts those."""
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("chrf",)
+    """The first is the arms' score. All but `format` compare with the references, or without them with the ceiling."""
+    format: str | None = None
+    """For the metric `format`: the regular expression that the whole response has to match."""
+
+    @model_validator(mode="after")
+    def _format_is_there(self) -> Generate:
+        if ("format" in self.metrics) != (self.format is not None):
+            raise ValueError("the metric `format` and the key `format` (a regular expression) go together")
+        try:
+            re.compile(self.format or "")
+        except re.error as error:
+            raise ValueError(f"format is not a regular expression: {error}") from None
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """No labels: what templates see as `labels`."""
+        return []
+
+
+def _task_kind(value: Any) -> str:
+    kind = value.get("kind", "classify") if isinstance(value, dict) else getattr(value, "kind", "classify")
+    return str(kind)
+
+
+Task = Annotated[Annotated[Classify, Tag("classify")] | Annotated[Generate, Tag("generate")], Discriminator(_task_kind)]

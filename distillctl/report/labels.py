@@ -1,0 +1,81 @@
+"""What the report says of a run that chooses labels, besides what is said of every run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distillctl.data import eval_table
+from distillctl.data.view_table import ViewTable
+from distillctl.metrics.scores import row_scores
+from distillctl.recipe import Recipe
+from distillctl.soft_labels import store
+from distillctl.soft_labels.labels import calibrate
+from distillctl.workspace import Workspace
+
+
+def compare(
+    recipe: Recipe, workspace: Workspace, views: ViewTable, facts: dict[str, dict[str, Any]]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Each arm's score per held-out row, float64 [N], and this task's own part of the contract.
+
+    facts: stage → what its manifest says.
+    """
+    log_probs = _predictions(workspace, views.id, facts["collect"]["log_prior"])
+    names, export = recipe.task.names, facts["export"]
+    scores = {
+        arm: row_scores(found, names, views.reference, log_probs["ceiling"])[0] for arm, found in log_probs.items()
+    }
+    return scores, {
+        "labels": names,
+        "artifact": str(workspace.folder("quantize") / "model.onnx"),
+        "inputs": export["inputs"],
+        "parity": {key: export[key] for key in ("max_logit_difference", "same_top", "rows")},
+        "verdicts": _verdicts(log_probs, scores),
+        "disagreements": _disagreements(recipe, views, log_probs),
+    }
+
+
+def _predictions(workspace: Workspace, ids: list[str], log_prior: list[float] | None) -> dict[str, np.ndarray]:
+    """Arm → normalised label log-probabilities [N, K] of the held-out rows, in the order of ``ids``."""
+    teacher = {
+        arm: calibrate(store.read(workspace, context, "eval").log_probs, log_prior)
+        for arm, context in (("ceiling", "full"), ("floor", "simplified"))
+    }
+    train, quantize = (
+        eval_table.read(workspace.folder(stage) / "eval.parquet", ids) for stage in ("train", "quantize")
+    )
+    return teacher | train | quantize
+
+
+def _verdicts(log_probs: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, int]:
+    """How often the top labels of ceiling and deployed differ, and which of the two was right when one was."""
+    ceiling, deployed = scores["ceiling"] > 0, scores["deployed"] > 0
+    return {
+        "rows": len(ceiling),
+        "different": int((log_probs["ceiling"].argmax(-1) != log_probs["deployed"].argmax(-1)).sum()),
+        "only_teacher_right": int((ceiling & ~deployed).sum()),
+        "only_deployed_right": int((deployed & ~ceiling).sum()),
+    }
+
+
+def _disagreements(recipe: Recipe, views: ViewTable, log_probs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The rows where the two distributions lie furthest apart in total variation, ½ Σ|P − Q|, the furthest first."""
+    teacher, deployed = (np.exp(log_probs[arm]) for arm in ("ceiling", "deployed"))
+    distance = np.abs(teacher - deployed).sum(axis=1) / 2
+    furthest = np.argsort(-distance, kind="stable")[: recipe.report.disagreements]
+    return [
+        {
+            "input": views.input[row],
+            "reference": views.reference[row],
+            "distance": float(distance[row]),
+            "teacher": _top(recipe.task.names, teacher[row]),
+            "deployed": _top(recipe.task.names, deployed[row]),
+        }
+        for row in furthest.tolist()
+    ]
+
+
+def _top(names: list[str], probabilities: np.ndarray) -> dict[str, Any]:
+    return {"label": names[int(probabilities.argmax())], "probability": float(probabilities.max())}

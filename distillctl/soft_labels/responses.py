@@ -1,0 +1,169 @@
+"""What a teacher said, on disk: one Parquet file per shard, one row per response.
+
+Columns: id, sample (its number among the responses to one view), text, token_ids (with the one that ended it), cut
+(whether none did), what the profile keeps per response token, and where it was worked out context_kl,
+KL(P_full ‖ P_simplified) in nats at each token of the ceiling's response to the same view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from distillctl.data import view_table
+from distillctl.errors import UpstreamError
+from distillctl.losses.targets import Targets
+from distillctl.soft_labels import columns, seal, shards
+from distillctl.soft_labels.shards import Shard
+from distillctl.workspace import Workspace, replacing
+
+_SCHEMA = ("id", "sample", "text", "cut", "token_ids")
+TOKEN_IDS = pa.field("token_ids", pa.list_(pa.int32()))
+CONTEXT_KL = columns.per_token("context_kl")
+
+
+class Profile(Protocol):
+    """What is kept of the teacher's distribution at each response token, and how it is read back."""
+
+    fields: list[pa.Field]
+    """The columns: lists of floats, one per response token, or lists of lists."""
+
+    def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """The columns' values for T response tokens; log_probs: float32 [T, V], normalised, −inf allowed."""
+
+    def targets(
+        self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
+    ) -> Targets:
+        """All positions of some rows, one row after the other. labels: a value per row of each column, as `read` gives
+        them; token_ids: the rows' response tokens; remap: int64 [V], new id of each old one, −1 = dropped."""
+
+    def captured_mass(self, labels: dict[str, list[Any]]) -> np.ndarray | None:
+        """Σ p over the kept ids at each response token, float32 [N], where that is known."""
+
+    def entropy(self, labels: dict[str, list[Any]]) -> np.ndarray | None:
+        """H(P) in nats at each response token, float32 [N], where that is known."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """labels: the profile's columns, one entry per response token; context_kl: float32, one entry per
+    token of the ceiling's response, or not worked out."""
+
+    token_ids: list[int]
+    text: str
+    cut: bool
+    labels: dict[str, Any]
+    context_kl: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Responses:
+    """An arm's responses, one entry per row each; of ``labels``, arrays [T] or `Ragged`."""
+
+    id: list[str]
+    sample: list[int]
+    text: list[str]
+    token_ids: list[np.ndarray]
+    cut: np.ndarray
+    labels: dict[str, list[Any]]
+    context_kl: list[np.ndarray] | None = None
+
+
+def write(folder: Path, shard: Shard, rows: Sequence[tuple[str, int, Response]], profile: Profile) -> None:
+    """Commit a shard atomically, with page checksums. rows: id, sample, response."""
+    said = [response for _, _, response in rows]
+    per_token: list[tuple[pa.Field, list[Any]]] = [(TOKEN_IDS, [response.token_ids for response in said])]
+    per_token += [(field, [response.labels[field.name] for response in said]) for field in profile.fields]
+    for field, values in per_token:
+        for (row, _, response), value in zip(rows, values, strict=True):
+            if value is None or len(value) != len(response.token_ids):
+                raise ValueError(f"{field.name} of row {row} is not one entry per response token")
+    if any(response.context_kl is not None for response in said):
+        per_token.append((CONTEXT_KL, [response.context_kl for response in said]))
+    table = pa.table(
+        {
+            "id": pa.array([row for row, _, _ in rows], pa.string()),
+            "sample": pa.array([sample for _, sample, _ in rows], pa.int32()),
+            "text": pa.array([response.text for response in said], pa.string()),
+            "cut": pa.array([response.cut for response in said], pa.bool_()),
+        }
+        | {field.name: columns.array(field, values) for field, values in per_token}
+    )
+    with replacing(folder / shard.file) as temporary:
+        columns.write(temporary, table, seal.METADATA)
+        seal.seal(temporary)
+
+
+def present(folder: Path, shard: Shard) -> bool:
+    """Whether a whole, undamaged shard of exactly these rows is there."""
+    try:
+        found = _table(folder / shard.file, {"id"})["id"].to_pylist()
+    except UpstreamError:
+        return False
+    return list(dict.fromkeys(found)) == shard.ids
+
+
+def read(workspace: Workspace, arm: str, split: str, profile: Profile) -> Responses:
+    """All responses of an arm in the order of views.parquet, samples ascending, from the shards that collect's manifest
+    names; of ``profile``'s columns alone."""
+    ids = view_table.read(workspace.folder("collect") / "views.parquet", split).id
+    return _in_order(shards.files(workspace, arm, split), ids, profile)
+
+
+def read_shards(folder: Path, parts: Sequence[Shard], ids: Sequence[str], profile: Profile) -> Responses:
+    """The responses of a finished plan, in the order of ``ids``."""
+    return _in_order([folder / shard.file for shard in parts], ids, profile)
+
+
+def _in_order(paths: Sequence[Path], ids: Sequence[str], profile: Profile) -> Responses:
+    parts = [_read(path, profile) for path in paths]
+    rows = [(part, row) for part in parts for row in range(len(part.id))]
+    by_id: dict[str, list[tuple[Responses, int]]] = {}
+    for part, row in sorted(rows, key=lambda entry: entry[0].sample[entry[1]]):
+        by_id.setdefault(part.id[row], []).append((part, row))
+    if missing := [name for name in ids if name not in by_id]:
+        raise UpstreamError(f"row {missing[0]} has no response", where=str(paths[0].parent), next=_AGAIN)
+    order = [entry for name in ids for entry in by_id[name]]
+    with_kl = all(part.context_kl is not None for part in parts)
+    return Responses(
+        [part.id[row] for part, row in order],
+        [part.sample[row] for part, row in order],
+        [part.text[row] for part, row in order],
+        [part.token_ids[row] for part, row in order],
+        np.array([part.cut[row] for part, row in order], bool),
+        {field.name: [part.labels[field.name][row] for part, row in order] for field in profile.fields},
+        [part.context_kl[row] for part, row in order] if with_kl else None,  # type: ignore[index]
+    )
+
+
+_AGAIN = "distillctl collect RECIPE"
+
+
+def _read(path: Path, profile: Profile) -> Responses:
+    table = _table(path, {*_SCHEMA, "context_kl", *(field.name for field in profile.fields)})
+    return Responses(
+        table["id"].to_pylist(),
+        table["sample"].to_pylist(),
+        table["text"].to_pylist(),
+        columns.rows_of(table["token_ids"]),
+        table["cut"].to_numpy(),
+        {field.name: columns.rows_of(table[field.name]) for field in profile.fields},
+        columns.rows_of(table["context_kl"]) if "context_kl" in table.column_names else None,
+    )
+
+
+def _table(path: Path, names: Collection[str]) -> pa.Table:
+    """The columns of these names that are there. UpstreamError when any byte of the file is damaged."""
+    try:
+        with pq.ParquetFile(pa.BufferReader(seal.unbroken(path))) as file:
+            return file.read([name for name in file.schema_arrow.names if name in names])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UpstreamError(f"the shard is damaged: {error}", where=str(path), next=_AGAIN) from None

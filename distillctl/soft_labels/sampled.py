@@ -1,0 +1,88 @@
+"""Soft labels: tokens drawn from the distribution, with importance weights.
+
+Anshumann et al. 2025, "Sparse Logit Sampling": what is drawn estimates −Σ P log Q and its gradient without bias, which
+the k likeliest tokens cannot, however they are renormalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from distillctl.losses.targets import SampledTargets
+from distillctl.recipe import Sampled
+from distillctl.soft_labels.columns import per_kept_token, per_token, short
+from distillctl.soft_labels.ragged import Ragged
+from distillctl.soft_labels.text import flat_token_ids
+
+
+class SampledLabels:
+    """Per response token: the distinct `ids` of N draws with replacement from R ∝ P^exponent, the heaviest first; their
+    `weights` count · P/R / N, not self-normalised (at exponent 1 they are count/N, exact in float32, and sum to 1;
+    otherwise they keep 11 significant bits); `entropy` H(P) in nats, off by at most 2^−11 of itself.
+    """
+
+    def __init__(self, spec: Sampled) -> None:
+        self.draws, self.exponent = spec.draws, spec.exponent
+        self.fields = [
+            per_kept_token("ids", pa.int32()),
+            per_kept_token("weights", pa.float32()),
+            per_token("entropy"),
+        ]
+
+    def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """Of normalised log-probabilities [T, V]; what is drawn depends on the generator's state alone."""
+        # In float64: a float32 running sum over 2^17 tokens would lose the unlikely ones.
+        log_p = log_probs.double()
+        sums = (self.exponent * log_p).exp().cumsum(-1)
+        uniform = torch.rand(
+            len(log_p), self.draws, dtype=torch.float64, generator=generator, device=generator.device
+        ).to(log_p.device)
+        drawn = torch.searchsorted(sums, uniform * sums[:, -1:], right=True).cpu().numpy()
+        places, counts = np.unique(drawn + np.arange(len(drawn))[:, None] * log_p.shape[-1], return_counts=True)
+        row, ids = np.divmod(places, log_p.shape[-1])
+        weights = (counts / self.draws).astype(np.float32)
+        if self.exponent != 1:
+            at = torch.from_numpy(row), torch.from_numpy(ids)
+            ratio = (1 - self.exponent) * log_p[at] + sums[:, -1].log()[at[0]]  # log P/R
+            weights = short(weights * ratio.exp().cpu().numpy())
+        order = np.lexsort((ids, -weights, row))
+        ends = np.bincount(row, minlength=len(drawn)).cumsum()[:-1]
+        return {
+            "ids": np.split(ids[order].astype(np.int32), ends),
+            "weights": np.split(weights[order], ends),
+            "entropy": short(_entropy(log_probs.float()).cpu().numpy()),
+        }
+
+    def targets(
+        self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
+    ) -> SampledTargets:
+        """The rows' positions in order. The weight of ids that ``remap`` drops is spread over the position's other
+        draws; where it has none, it costs nothing. Its entropy stays that of the whole vocabulary."""
+        ids = torch.from_numpy(Ragged.joined(labels["ids"]).padded(-1)).long()
+        weights = torch.from_numpy(Ragged.joined(labels["weights"]).padded(0))
+        entropy = torch.from_numpy(np.concatenate(labels["entropy"]))
+        if remap is not None:
+            ids = torch.from_numpy(remap)[ids].where(ids >= 0, -1)
+            left = weights.where(ids >= 0, 0)
+            rest = left.sum(-1)
+            weights = left * (weights.sum(-1) / rest.where(rest > 0, 1))[:, None]
+            entropy = entropy.where(rest > 0, 0)
+        return SampledTargets(flat_token_ids(token_ids, remap), ids, weights, entropy)
+
+    def captured_mass(self, labels: dict[str, list[Any]]) -> None:
+        """The draws stand for the whole distribution; how likely they were is not kept."""
+
+    def entropy(self, labels: dict[str, list[Any]]) -> np.ndarray:
+        """H(P) in nats at each response token, float32 [N]."""
+        return np.concatenate(labels["entropy"])
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """H(P) in nats [T] of log-probabilities [T, V]; 0 log 0 = 0."""
+    return -(log_probs.exp() * log_probs.where(~log_probs.isneginf(), 0)).sum(-1)

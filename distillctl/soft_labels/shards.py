@@ -1,0 +1,61 @@
+"""The unit of commitment in collect: a fixed slice of an arm's rows, in a file named by what it was computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distillctl.errors import UpstreamError
+from distillctl.workspace import Workspace, digest
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of the plan: which rows, and the key of all that their numbers depend on."""
+
+    arm: str
+    split: str
+    index: int
+    key: str
+    ids: list[str]
+
+    @property
+    def file(self) -> str:
+        return f"shards/{self.arm}-{self.split}-{self.index:05d}-{self.key[:16]}.parquet"
+
+
+def plan(
+    arm: str, split: str, rows: Sequence[str], views: Sequence[Sequence[int]], how: Any, shard_rows: int
+) -> list[Shard]:
+    """The split in slices of like length.
+
+    rows: ids; views: token ids per row; how: what else of recipe and models a row's numbers depend on, to the last bit
+    (as JSON); not the machine and the libraries' versions.
+    """
+    order = sorted(range(len(views)), key=lambda row: (len(views[row]), row))
+    slices = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
+    return [
+        Shard(arm, split, number, digest([how, [[rows[r], list(views[r])] for r in part]]), [rows[r] for r in part])
+        for number, part in enumerate(slices)
+    ]
+
+
+def drop_others(folder: Path, shards: Iterable[Shard]) -> None:
+    """Remove the files of plans that are no longer this one."""
+    named = {shard.file for shard in shards}
+    for path in (folder / "shards").glob("*.parquet"):
+        if f"shards/{path.name}" not in named:
+            path.unlink()
+
+
+def files(workspace: Workspace, arm: str, split: str) -> list[Path]:
+    """The shards of an arm that collect's manifest names, in order. UpstreamError when there are none."""
+    manifest = workspace.manifest("collect")
+    folder = workspace.folder("collect")
+    names = sorted(manifest.outputs) if manifest else []
+    found = [folder / name for name in names if name.startswith(f"shards/{arm}-{split}-")]
+    if not found:
+        raise UpstreamError(f"no soft labels for {arm}/{split}", where=str(folder), next="distillctl collect RECIPE")
+    return found

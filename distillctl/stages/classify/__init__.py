@@ -1,0 +1,1 @@
+"""The stages of `task.kind: classify`: the response is one of several labels."""

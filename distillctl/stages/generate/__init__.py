@@ -1,0 +1,1 @@
+"""The stages of `task.kind: generate`: the response is text."""

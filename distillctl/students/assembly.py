@@ -1,0 +1,35 @@
+"""The end of every kind of student: tokenizer framed, vocabulary trimmed, lengths agreed upon."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from distillctl.recipe import Recipe, Vocabulary
+from distillctl.students import tokenization
+from distillctl.students.loading import writes_on
+from distillctl.students.student import Corpus, Student, finish
+from distillctl.students.vocabulary import trim, vocabulary_digest
+
+
+def assemble(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    corpus: Corpus,
+    *,
+    max_length: int | None,
+    vocabulary: Vocabulary | None = None,
+) -> Student:
+    """The student from its parts. ``model`` is changed in place."""
+    digest, response_length = vocabulary_digest(tokenizer), 0
+    kept_ids = facts = None
+    if writes_on(recipe, model.config):
+        tokenizer = tokenization.for_writing_on(tokenizer, chat=recipe.contexts.simplified.messages is not None)
+        response_length = recipe.generate.max_new_tokens
+    if vocabulary is not None:
+        tokenizer, kept_ids, facts = trim(model, tokenizer, vocabulary, corpus)
+    student = finish(model, tokenizer, max_length, response_length)
+    return replace(student, kept_ids=kept_ids, vocabulary_facts=facts, vocabulary_digest=digest)

@@ -1,0 +1,67 @@
+"""What a recipe's student gets wrong that its files can show before torch is imported and collect is paid for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillctl import references
+from distillctl.errors import RecipeError
+from distillctl.recipe import Generate, Recipe, TruncatedStudent
+
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def check(recipe: Recipe) -> None:
+    """RecipeError for layers that the model does not have, or a decoder whose response leaves no room for a view."""
+    spec, source = recipe.student, references.student(recipe)
+    layers = spec.layers if isinstance(spec, TruncatedStudent) else ()
+    response = recipe.task.max_new_tokens if isinstance(recipe.task, Generate) else 0
+    tight = spec.max_length is not None and spec.max_length <= response
+    shape = _shape(source.path) if (layers or tight) and source and source.path else None
+    if shape and shape.layers and max(layers, default=0) >= shape.layers:
+        raise missing_layers(layers, shape.layers)
+    if shape and shape.is_decoder and tight and spec.max_length is not None:
+        raise no_room(spec.max_length, response)
+
+
+def missing_layers(layers: tuple[int, ...], depth: int) -> RecipeError:
+    """That the model has ``depth`` layers, and not those."""
+    return RecipeError(
+        f"the model has layers 0 to {depth - 1}, the recipe asks for {list(layers)}", where="student.layers"
+    )
+
+
+def no_room(longest: int, response: int) -> RecipeError:
+    """That a decoder that takes ``longest`` tokens has no room for a view beside its response."""
+    return RecipeError(
+        f"a view and a response of up to {response} tokens do not fit into the student's {longest}",
+        where="student.max_length",
+        next="lower task.max_new_tokens, or raise student.max_length where the model allows it",
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    layers: int | None
+    is_decoder: bool
+
+
+def _shape(path: Path) -> _Shape | None:
+    """Of a local model; None where it cannot be told: whoever loads it says what is wrong."""
+    try:
+        if path.is_file():
+            return _Shape(_gguf_layers(path), is_decoder=True)
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        layers = next((int(config[key]) for key in _DEPTHS if config.get(key)), None)
+        return _Shape(layers, is_decoder=not config.get("is_encoder_decoder"))
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return None
+
+
+def _gguf_layers(path: Path) -> int | None:
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    return next((int(field.contents()) for name, field in fields.items() if name.endswith(".block_count")), None)

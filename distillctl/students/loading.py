@@ -1,0 +1,116 @@
+"""Models from their references, and the one place that says which Auto class a task needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from distillctl import console
+from distillctl.errors import RecipeError, Unavailable, first_line
+from distillctl.gguf import dequantized
+from distillctl.recipe import Classify, Recipe, Task
+from distillctl.references import ModelSource
+
+_LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
+
+
+def auto_class(task: Task, config: Any, *, where: str) -> Any:
+    """The transformers Auto class of a task's student; RecipeError when the architecture has none for it."""
+    auto: Any
+    if isinstance(task, Classify):
+        auto, what = AutoModelForSequenceClassification, "classify"
+    else:
+        auto, what = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM, "generate text"
+    if type(config) not in auto._model_mapping and not hasattr(config, "auto_map"):
+        raise RecipeError(f"{config.model_type} cannot {what}", where=where)
+    return auto
+
+
+def writes_on(recipe: Recipe, config: Any) -> bool:
+    """Whether the student is a decoder whose response goes on where the view ends."""
+    return recipe.task.kind == "generate" and not config.is_encoder_decoder
+
+
+def label_config(labels: Sequence[str]) -> dict[str, Any]:
+    """Label names as transformers configs carry them."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remote_code: bool) -> PreTrainedModel:
+    """`from_pretrained` of safetensors or GGUF weights: to classify, with a fresh head where the checkpoint has none;
+    to generate, a whole language model. Unavailable when it cannot be had, RecipeError when it is of another kind."""
+    if trust_remote_code:
+        console.warn(
+            f"student.trust_remote_code: Python code that comes with {source.reference} is run on this machine"
+        )
+    arguments = options(source, revision, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder(source), **arguments)
+    except _LOAD_ERRORS as error:
+        raise unavailable(source, error) from error
+    auto = auto_class(recipe.task, config, where="student.model")
+    fresh_head = isinstance(recipe.task, Classify)
+    labels = label_config(recipe.task.names) if fresh_head else {}
+    try:
+        with console.libraries_quiet():
+            found, info = auto.from_pretrained(
+                folder(source),
+                use_safetensors=True,
+                ignore_mismatched_sizes=fresh_head,
+                output_loading_info=True,
+                dtype="float32",
+                **arguments,
+                **labels,
+            )
+    except _LOAD_ERRORS as error:
+        raise unavailable(source, error) from error
+    drawn = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
+    body = [key for key in drawn if key.startswith(f"{found.base_model_prefix}.") and "pooler" not in key]
+    if missing := body if fresh_head else drawn:
+        raise Unavailable(f"{source.reference} has no weights for {sorted(missing)[0]}", where="student.model")
+    if writes_on(recipe, found.config):
+        look_back_only(found, where="student.model")
+    return found
+
+
+@torch.no_grad()
+def look_back_only(model: PreTrainedModel, *, where: str) -> None:
+    """RecipeError for an encoder in a decoder's place (BERT has a language model's head too): a later token must not
+    change an earlier one's logits."""
+    rows = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device) % model.config.get_text_config().vocab_size
+    training = model.training
+    before, after = model.eval()(input_ids=rows).logits[:, :3].float()
+    model.train(training)
+    if not torch.allclose(before, after, atol=1e-3 * float(before.abs().max())):
+        raise RecipeError(f"{model.config.model_type} sees the tokens that come after: it is no decoder", where=where)
+
+
+def folder(source: ModelSource) -> str:
+    """What `from_pretrained` takes."""
+    return str(dequantized(source.path)) if source.is_gguf and source.path else source.name
+
+
+def options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """How `from_pretrained` is to take it."""
+    pinned = {"revision": revision} if revision and source.path is None else {}
+    return {"trust_remote_code": trust_remote_code, **pinned}
+
+
+def unavailable(source: ModelSource, error: Exception) -> Unavailable:
+    """That a student cannot be had, and why."""
+    return Unavailable(f"the student {source.reference} cannot be loaded: {first_line(error)}", where="student")

@@ -1,0 +1,139 @@
+"""Trimming: the tokens that data and safety do not need leave the tokenizer and the model's embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from distillctl.errors import RecipeError
+from distillctl.recipe import Vocabulary
+from distillctl.students import embeddings, token_sets
+from distillctl.students.student import Corpus
+from distillctl.students.tokenization import with_backend
+from distillctl.workspace import digest
+
+_BATCH = 1000
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """SHA-256 of token → id: equal for tokenizers whose token ids mean the same."""
+    return digest(tokenizer.get_vocab())
+
+
+def trim(
+    model: PreTrainedModel, tokenizer: Any, spec: Vocabulary, corpus: Corpus
+) -> tuple[Any, np.ndarray, dict[str, Any]]:
+    """Keep special tokens, the safety set, what the corpus needs and all it takes to form that (`token_sets`).
+
+    The corpus tokenizes as before, ids aside; every text can still be written, in more tokens. ``model`` is cut in
+    place. Returns the new tokenizer, its tokens' old ids (int64, ascending) and the facts: tokens_before,
+    tokens_after; bytes_saved in fp32 and share_saved of the model's bytes; unseen_share: of the held-out rows' tokens,
+    those that neither the train rows nor the safety set had (None without held-out rows): what trimming would have cost
+    on them, had it not known them. RecipeError for tokenizers that cannot be trimmed.
+    """
+    document = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    full = Tokenizer.from_str(json.dumps(document))
+    known = min(embeddings.rows(model), len(tokenizer))
+    shared = corpus.teacher_tokenizer in (None, vocabulary_digest(tokenizer))
+    keep = token_sets.rule(document, spec.merges)
+    special = embeddings.token_ids(model) | {
+        token["id"] for token in document["added_tokens"] if not token_sets.is_spare(token["content"])
+    }
+
+    def needed(ids: Iterable[int]) -> set[int]:
+        tokens = (full.id_to_token(token) for token in special.union(ids))
+        found = (full.token_to_id(token) for token in keep(token for token in tokens if token is not None))
+        return {token for token in found if token is not None and token < known}
+
+    seen = _used(full, corpus, shared)
+    unseen = _used(full, corpus.held_out, shared) if corpus.held_out else Counter()
+    kept = np.array(sorted(needed({*seen, *unseen})), np.int64)
+    trimmed = Tokenizer.from_str(json.dumps(_renumbered(document, {int(old): new for new, old in enumerate(kept)})))
+    _check(full, trimmed, kept, [*corpus.texts, *(corpus.held_out.texts if corpus.held_out else [])])
+    before = model.num_parameters()
+    gone = embeddings.cut(model, kept)
+    return (
+        with_backend(tokenizer, trimmed),
+        kept,
+        {
+            "tokens_before": known,
+            "tokens_after": len(kept),
+            "bytes_saved": 4 * gone,
+            "share_saved": gone / before,
+            "unseen_share": _unseen_share(full, corpus, needed(seen)),
+        },
+    )
+
+
+def _used(tokenizer: Tokenizer, corpus: Corpus, shared: bool) -> Counter[int]:
+    """How often each token comes up in a corpus; in the teacher's ids, where both mean the same tokens."""
+    used: Counter[int] = Counter()
+    for ids in _encoded(tokenizer, corpus.texts):
+        used.update(ids)
+    for ids in corpus.token_ids if shared else []:
+        used.update(map(int, ids))
+    return used
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterable[list[int]]:
+    for start in range(0, len(texts), _BATCH):
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + _BATCH])):
+            yield encoding.ids
+
+
+def _unseen_share(tokenizer: Tokenizer, corpus: Corpus, known: set[int]) -> float | None:
+    if corpus.held_out is None:
+        return None
+    counts = [
+        (len(ids), sum(token not in known for token in ids)) for ids in _encoded(tokenizer, corpus.held_out.texts)
+    ]
+    total, unknown = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return unknown / total if total else None
+
+
+def _renumbered(document: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
+    """A tokenizer.json with the tokens of ``new_ids`` (old id → new) alone."""
+    model = dict(document["model"])
+    if model["type"] == "Unigram":
+        model["vocab"] = [model["vocab"][old] for old in new_ids if old < len(model["vocab"])]
+        if model.get("unk_id") is not None:
+            model["unk_id"] = new_ids[model["unk_id"]]
+    else:
+        model["vocab"] = {token: new_ids[old] for token, old in model["vocab"].items() if old in new_ids}
+    if model["type"] == "BPE":
+        kept = model["vocab"].keys()
+        model["merges"] = [[a, b] for a, b in token_sets.merges(model) if a in kept and b in kept and a + b in kept]
+    added = [token | {"id": new_ids[token["id"]]} for token in document["added_tokens"] if token["id"] in new_ids]
+    frame = _renumbered_frame(document["post_processor"], new_ids)
+    return document | {"model": model, "added_tokens": added, "post_processor": frame}
+
+
+def _renumbered_frame(frame: Any, new_ids: dict[int, int]) -> Any:
+    """A post-processor: `ids` of a template, `["[SEP]", 102]` of BERT's and RoBERTa's, in sequences too."""
+    if isinstance(frame, dict):
+        return {
+            key: [new_ids[token] for token in value] if key == "ids" else _renumbered_frame(value, new_ids)
+            for key, value in frame.items()
+        }
+    if isinstance(frame, list):
+        if len(frame) == 2 and isinstance(frame[0], str) and isinstance(frame[1], int):
+            return [frame[0], new_ids[frame[1]]]
+        return [_renumbered_frame(value, new_ids) for value in frame]
+    return frame
+
+
+def _check(full: Tokenizer, trimmed: Tokenizer, kept: np.ndarray, texts: Sequence[str]) -> None:
+    """That the corpus tokenizes as before: a tokenizer may have parts that nobody here thought of."""
+    for text, before, after in zip(texts, _encoded(full, texts), _encoded(trimmed, texts), strict=True):
+        if kept[after].tolist() != before:
+            raise RecipeError(
+                f"this tokenizer cannot be trimmed: {text[:60]!r} would be cut into other tokens",
+                where="student.vocabulary",
+                next="leave student.vocabulary out",
+            )

@@ -1,0 +1,91 @@
+"""Teacher forcing: the distributions along responses that are there already, and how far two views' are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from distillctl.data import batching
+from distillctl.losses.divergences import forward_kl
+from distillctl.teachers.selected_logits import logits_at
+from distillctl.teachers.shared_context import SharedContext
+
+HELD = 2**26
+"""Logits (or log-probabilities) held at a time, unless a single response has more."""
+Use = Callable[[int, Tensor], object]
+"""Takes a response's place and its log-probabilities, float32 [R, V]."""
+
+
+@torch.inference_mode()
+def score(
+    model: PreTrainedModel,
+    views: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    use: Use,
+    *,
+    batch_tokens: int,
+    vocabulary: int | None = None,
+    context: SharedContext | None = None,
+) -> None:
+    """Hand ``use`` the place of every response and its log-probabilities, float32 [R, V]: row r is the distribution
+    that predicts its token r after the view and the response's tokens before it.
+
+    views: token ids, without ``context``'s tokens; responses: token ids; vocabulary: over the first so many ids.
+    Padded on the right, where causality hides it. The order of the calls is that of the lengths.
+    """
+    sequences = [[*view, *response[:-1]] for view, response in zip(views, responses, strict=True)]
+    size = vocabulary or model.config.get_text_config().vocab_size
+    with context.attached() if context else nullcontext():
+        plan = batching.by_length(list(map(len, sequences)), max_rows=batch_tokens, max_tokens=batch_tokens)
+        for batch in (part for whole in plan for part in _parts(whole, responses, size)):
+            ids = pad_sequence([torch.tensor(sequences[i]) for i in batch], batch_first=True).to(model.device)
+            # The token at place L of a sequence is predicted at place L − 1.
+            places = [(row, len(views[i]) - 1 + r) for row, i in enumerate(batch) for r in range(len(responses[i]))]
+            rows, columns = torch.tensor(places, device=model.device).T
+            extra = {"position_ids": context.positions(*ids.shape)} if context else {}
+            logits = logits_at(model, ids, rows, columns, **extra)[:, :vocabulary]
+            for i, part in zip(batch, logits.split([len(responses[i]) for i in batch]), strict=True):
+                use(i, part.float().log_softmax(-1).cpu())
+
+
+def context_kl(
+    full: Callable[[Sequence[int], Use], None],
+    simplified: Callable[[Sequence[int], Use], None],
+    responses: Sequence[Sequence[int]],
+    vocabulary: int,
+) -> list[np.ndarray]:
+    """KL(P_full ‖ P_simplified) in nats at each token of each response, float32 [R].
+
+    full, simplified: hand over the log-probabilities of the responses at the places they are given, as `score` does.
+    """
+    found: list[np.ndarray] = [np.empty(0, np.float32)] * len(responses)
+    for part in _parts(range(len(responses)), responses, vocabulary):
+        held: dict[int, Tensor] = {}
+        full(part, held.__setitem__)
+
+        def compare(place: int, log_probs: Tensor, part: list[int] = part, held: dict[int, Tensor] = held) -> None:
+            found[part[place]] = forward_kl(held.pop(place), log_probs).numpy()
+
+        simplified(part, compare)
+    return found
+
+
+def _parts(rows: Sequence[int], responses: Sequence[Sequence[int]], vocabulary: int) -> Iterator[list[int]]:
+    """The rows in runs whose distributions may be held at a time."""
+    part: list[int] = []
+    held = 0
+    for row in rows:
+        size = len(responses[row]) * vocabulary
+        if part and held + size > HELD:
+            yield part
+            part, held = [], 0
+        part.append(row)
+        held += size
+    if part:
+        yield part

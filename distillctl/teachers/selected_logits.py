@@ -1,0 +1,26 @@
+"""Logits at chosen positions: the head, which is wide, sees no other hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def logits_at(model: PreTrainedModel, input_ids: Tensor, rows: Tensor, columns: Tensor, **options: Any) -> Tensor:
+    """Logits [N, V] of a forward pass over ``input_ids`` [B, S] at the places (``rows``, ``columns``), int64 [N] each.
+
+    The model's own forward runs, with all it does to logits after its head (Gemma's soft cap, Granite's scaling).
+    """
+    head = model.get_output_embeddings()
+
+    def keep_only(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (inputs[0][rows, columns].unsqueeze(0),)
+
+    hook = head.register_forward_pre_hook(keep_only)
+    try:
+        return model(input_ids=input_ids, use_cache=False, **options).logits[0]
+    finally:
+        hook.remove()

@@ -1,0 +1,68 @@
+"""Learning label distributions: one position a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from distillctl.data import batching
+from distillctl.losses.objective import objective
+from distillctl.metrics import scores
+from distillctl.recipe import LossTerm, Train
+
+
+@dataclass(frozen=True)
+class Rows:
+    """ids: token ids per row; teacher: normalised label log-probabilities, float32 [N, K]."""
+
+    ids: list[list[int]]
+    teacher: np.ndarray
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        return Rows([self.ids[row] for row in rows], self.teacher[list(rows)])
+
+
+class Classification:
+    """A `Problem` of the loop."""
+
+    def __init__(self, train: Rows, validation: Rows, terms: Sequence[LossTerm], tokenizer: Any, spec: Train) -> None:
+        self.train, self.validation, self.terms = train, validation, terms
+        self.tokenizer, self.spec = tokenizer, spec
+        self.lengths = [len(ids) for ids in train.ids]
+        self.positions = [1] * len(train.ids)
+
+    def loss(self, model: PreTrainedModel, batch: Sequence[int]) -> Tensor:
+        inputs, teacher = collate(self.tokenizer, self.train, batch, model.device)
+        return objective(self.terms, teacher, model(**inputs).logits).sum()
+
+    def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
+        """Held-out KL; a run on hard labels alone, which knows no distribution, is led by its own loss."""
+        teacher, found = self.validation.teacher, predict(model, self.tokenizer, self.validation, self.spec)
+        figures = {"kl": scores.kl(teacher, found), "agreement": scores.same_top(teacher, found)}
+        if any(term.needs_distribution for term in self.terms):
+            return figures["kl"], figures
+        return float(-np.take_along_axis(found, teacher.argmax(-1)[:, None], -1).mean()), figures
+
+
+@torch.inference_mode()
+def predict(model: PreTrainedModel, tokenizer: Any, rows: Rows, spec: Train) -> np.ndarray:
+    """Normalised label log-probabilities float32 [N, K]; batches by length, results in the order of ``rows``."""
+    model.eval()
+    out = np.empty(rows.teacher.shape, dtype=np.float32)
+    lengths = [len(ids) for ids in rows.ids]
+    for batch in batching.by_length(lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens):
+        inputs, _ = collate(tokenizer, rows, batch, model.device)
+        out[batch] = model(**inputs).logits.float().log_softmax(-1).cpu().numpy()
+    return out
+
+
+def collate(tokenizer: Any, rows: Rows, batch: Sequence[int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """Right-padded model inputs, int64 [B, T], and the teacher's log-probabilities [B, K]."""
+    padded = tokenizer.pad({"input_ids": [rows.ids[row] for row in batch]}, return_tensors="pt")
+    return {name: value.to(device) for name, value in padded.items()}, torch.from_numpy(rows.teacher[batch]).to(device)

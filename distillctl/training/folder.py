@@ -1,0 +1,52 @@
+"""train's folder: made ready for a run, the key of its checkpoints, and the trained student saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from distillctl import references
+from distillctl.recipe import Recipe
+from distillctl.students.student import Student
+from distillctl.training import metrics_log
+from distillctl.training.checkpoints import Checkpoints, forget
+from distillctl.workspace import Workspace, digest, replacing_folder, writable
+
+
+def prepare(recipe: Recipe, workspace: Workspace) -> Path:
+    """The folder, there and no longer committed; and torch set up so that a run can be repeated."""
+    folder = workspace.folder("train")
+    workspace.retract("train")
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not recipe.train.control:  # an earlier recipe's
+        metrics_log.keep_lines(folder / "metrics.jsonl", "control", 0)
+        forget(folder / "checkpoints", "control")
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return folder
+
+
+def checkpoints(recipe: Recipe, workspace: Workspace, run: str) -> Checkpoints:
+    """Those of a run on these soft labels, with this recipe, from this student."""
+    collect = workspace.manifest("collect")
+    assert collect is not None
+    asked = recipe.model_dump(mode="json", include={"seed", "student", "train"})
+    source = references.student(recipe)
+    key = digest([asked, collect.fingerprint, source.fingerprint() if source else None])
+    return Checkpoints(workspace.folder("train") / "checkpoints", run, key)
+
+
+def save(student: Student, folder: Path, *, cut: bool) -> None:
+    """Model and tokenizer; the tokenizer cuts what is too long if the recipe says so, and never pads."""
+    tokenizer = student.tokenizer
+    tokenizer.backend_tokenizer.no_padding()
+    if cut:
+        tokenizer.backend_tokenizer.enable_truncation(student.max_view)
+    else:
+        tokenizer.backend_tokenizer.no_truncation()
+    with replacing_folder(folder) as temporary:
+        student.model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

@@ -1,0 +1,209 @@
+"""Learning to write: the loss and its figures over response tokens under teacher forcing, and greedy answers.
+
+A decoder reads view and response in one sequence: with a view of L tokens and a response of R, its hidden states
+L−1 … L+R−2 predict the response. An encoder–decoder reads the view in its encoder, and its decoder's states 0 … R−1
+over the start token and all of the response but the last do so. Rows are padded on the right, where no state that is
+used can see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from distillctl import console
+from distillctl.data import batching
+from distillctl.losses import token_loss
+from distillctl.losses.chunked_head import chunked
+from distillctl.losses.heads import Head, head_of, hidden_states
+from distillctl.losses.targets import DenseTargets, SampledTargets, Targets, TopKTargets
+from distillctl.recipe import CrossEntropy, LossTerm, Train
+from distillctl.students.student import Student
+from distillctl.training.response_rows import ResponseRows, decoder_positions
+
+
+class Generation:
+    """A `Problem` of the loop."""
+
+    def __init__(self, train: ResponseRows, validation: ResponseRows, terms: Sequence[LossTerm], spec: Train) -> None:
+        self.train, self.validation, self.terms, self.spec = train, validation, terms, spec
+        self.lengths, self.positions = train.lengths, train.positions
+
+    def loss(self, model: PreTrainedModel, batch: Sequence[int]) -> Tensor:
+        targets = self.train.targets(batch).to(model.device)
+        total, *_ = chunked(
+            response_states(model, self.train, batch),
+            _head(model, self.train),
+            lambda logits, rows: token_loss.token_loss(self.terms, targets.rows(rows), logits),
+        )
+        return total
+
+    def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
+        """Held-out KL; a run that knows no distribution is led by the responses' negative log-likelihood."""
+        figures = score(model, self.validation, self.spec).figures
+        knows = "kl" in figures and any(term.needs_distribution for term in self.terms)
+        return figures["kl" if knows else "nll"], figures
+
+
+# ── teacher forcing ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over each row's response tokens, float64 [N]: kl(P‖Q) at T = 1 and −log Q(response) in nats, and the share
+    with the teacher's top token; tokens: how many there are, int64 [N]. kl is None where P is not known."""
+
+    kl: np.ndarray | None
+    nll: np.ndarray
+    same_top: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """`kl` (when known), `nll`, `agreement`: means over the tokens of all rows."""
+        rows = {"kl": self.kl, "nll": self.nll, "agreement": self.same_top}
+        return {
+            name: float(np.average(values, weights=self.tokens)) for name, values in rows.items() if values is not None
+        }
+
+
+@torch.inference_mode()
+def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
+    """The student on ``rows`` under teacher forcing; in batches by length, results in the order of the rows."""
+    model.eval()
+    means = np.zeros((3, len(rows.views)))
+    measured = 3
+    for batch in batching.by_length(rows.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens):
+        targets = rows.targets(batch).to(model.device)
+        _, *figures = chunked(
+            response_states(model, rows, batch),
+            _head(model, rows),
+            lambda logits, part, targets=targets: _figures(targets.rows(part), logits),  # type: ignore[misc]
+        )
+        measured = len(figures)
+        parts = torch.stack(figures).double().cpu().split([len(rows.responses[row]) for row in batch], -1)
+        means[:measured, batch] = torch.stack([part.mean(-1) for part in parts], -1).numpy()
+    nll, same_top, kl = means
+    return Scores(kl if measured == 3 else None, nll, same_top, np.array(rows.positions))
+
+
+def response_states(model: PreTrainedModel, rows: ResponseRows, batch: Sequence[int]) -> Tensor:
+    """The hidden states [N, D] that predict the response tokens of a batch, one row's after the other."""
+    inputs, places = model_inputs(model, rows, batch)
+    return hidden_states(model, inputs).flatten(0, 1)[places]
+
+
+def model_inputs(model: PreTrainedModel, rows: ResponseRows, batch: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+    """What the model reads of a batch, int64 [B, T]; and where in the B · T states those of `response_states` stand."""
+    views, responses = [rows.views[row] for row in batch], [rows.responses[row] for row in batch]
+    if model.config.is_encoder_decoder:
+        start = start_token(model)
+        decoder_ids = _padded(model, [[start, *response[:-1]] for response in responses])["input_ids"]
+        inputs = _padded(model, views) | {"decoder_input_ids": decoder_ids}
+        first, width = [0] * len(batch), decoder_ids.shape[1]
+    else:
+        inputs = _padded(model, [[*view, *response[:-1]] for view, response in zip(views, responses, strict=True)])
+        first, width = [len(view) - 1 for view in views], inputs["input_ids"].shape[1]
+    places = [
+        row * width + at + torch.arange(len(response))
+        for row, (at, response) in enumerate(zip(first, responses, strict=True))
+    ]
+    return inputs, torch.cat(places).to(model.device)
+
+
+def start_token(model: PreTrainedModel) -> int:
+    """What an encoder–decoder's decoder reads first."""
+    start = getattr(model.generation_config, "decoder_start_token_id", None)
+    return int(model.config.decoder_start_token_id if start is None else start)
+
+
+def _head(model: PreTrainedModel, rows: ResponseRows) -> Head:
+    """The model's head without the rows that only pad the vocabulary to a round size."""
+    head = head_of(model)
+    if len(head.weight) <= rows.vocabulary:
+        return head
+    bias = None if head.bias is None else head.bias[: rows.vocabulary]
+    return replace(head, weight=head.weight[: rows.vocabulary], bias=bias)
+
+
+def _figures(targets: Targets, logits: Tensor) -> tuple[Tensor, ...]:
+    """[n] each: nll, same top and, where P is known, kl."""
+    nll = token_loss.token_loss((CrossEntropy(),), targets, logits)
+    match targets:
+        case DenseTargets():
+            top = targets.log_probs.argmax(-1)
+        case TopKTargets():
+            top = targets.ids.gather(-1, targets.log_probs.argmax(-1, keepdim=True)).squeeze(-1)
+        case _:  # the response itself, which is the teacher's choice where it answered greedily
+            top = targets.token_ids
+    same_top = (logits.argmax(-1) == top).to(nll.dtype)
+    if isinstance(targets, DenseTargets | TopKTargets | SampledTargets):
+        return nll, same_top, token_loss.kl(targets, logits)
+    return nll, same_top
+
+
+def _padded(model: PreTrainedModel, rows: Sequence[list[int]], *, left: bool = False) -> dict[str, Tensor]:
+    """input_ids and attention_mask, int64 [B, T], on the model's device."""
+    width = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        gap, seen = [0] * (width - len(row)), [1] * len(row)
+        filler = [model.config.pad_token_id or 0] * len(gap)
+        ids.append(filler + row if left else row + filler)
+        mask.append(gap + seen if left else seen + gap)
+    return {
+        name: torch.tensor(value).to(model.device) for name, value in (("input_ids", ids), ("attention_mask", mask))
+    }
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def greedy_config(model: PreTrainedModel, stop_ids: Iterable[int], max_new_tokens: int) -> GenerationConfig:
+    """Greedy decoding that ends at ``stop_ids``, free of what the pretrained model came with (beams, penalties …)."""
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stop_ids),
+        bos_token_id=model.config.bos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        decoder_start_token_id=start_token(model) if model.config.is_encoder_decoder else None,
+    )
+
+
+@torch.inference_mode()
+def answers(
+    student: Student,
+    views: Sequence[list[int]],
+    stop_ids: Iterable[int],
+    max_new_tokens: int,
+    batch_tokens: int,
+) -> list[list[int]]:
+    """Greedy answers to views in the student's tokens: with the stop token that ended them, or ``max_new_tokens`` long.
+
+    batch_tokens: views and answers of one batch at most, padding included. Rows do not depend on their batch.
+    """
+    model, stop = student.model.eval(), set(stop_ids)
+    limit = min(max_new_tokens, decoder_positions(student)) if student.is_encoder_decoder else max_new_tokens
+    own_config, model.generation_config = model.generation_config, greedy_config(model, stop, limit)
+    found: list[list[int]] = [[] for _ in views]
+    lengths = [len(view) + limit for view in views]
+    try:
+        with console.progress("answers", total=len(views)) as bar, console.libraries_quiet():
+            for batch in batching.by_length(lengths, max_rows=len(views), max_tokens=batch_tokens):
+                inputs = _padded(model, [views[row] for row in batch], left=not student.is_encoder_decoder)
+                skip = 1 if student.is_encoder_decoder else inputs["input_ids"].shape[1]
+                written = model.generate(**inputs)[:, skip:].tolist()
+                for row, ids in zip(batch, written, strict=True):
+                    end = next((place + 1 for place, token in enumerate(ids) if token in stop), len(ids))
+                    found[row] = ids[:end]
+                bar.advance(len(batch))
+    finally:
+        model.generation_config = own_config
+    return found

@@ -1,0 +1,332 @@
+"""The report of a run that answers with text: the contract's shape, its numbers, and the page."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillctl.data import eval_table
+from distillctl.errors import UpstreamError
+from distillctl.metrics import text as text_metrics
+from distillctl.report import contract, markdown, necessity, numbers, page
+from distillctl.stages import report
+from distillctl.workspace import Workspace
+from tests.browser import EXECUTABLE, browser
+from tests.report_run import HOSTILE, alter
+from tests.report_run_text import COPIED, METRICS, ROWS, committed, recipe
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Read only; a test that alters something makes its own."""
+    return committed(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def facts(workspace: Workspace) -> dict[str, Any]:
+    return contract.build(recipe(), workspace)
+
+
+@pytest.fixture(scope="module")
+def text(workspace: Workspace, facts: dict[str, Any]) -> str:
+    return page.render(facts, contract.series(workspace))
+
+
+# ── the contract ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_contract_has_the_shape_that_ci_jobs_read(facts: dict[str, Any], workspace: Workspace) -> None:
+    assert list(facts["arms"]) == ["ceiling", "deployed", "student", "control", "cue_only", "floor"]
+    for arm in facts["arms"].values():
+        assert set(arm) == {"score", "low", "high", "n", "metric"}
+        assert arm["low"] <= arm["score"] <= arm["high"]
+        assert arm["metric"] == facts["metric"] == "chrf"
+    assert set(facts["recovered"]) == {"student", "deployed", "control"}
+    for model in facts["models"].values():
+        assert model.keys() >= {"p50_ms", "bytes", "peak_rss_bytes", "first_token_ms", "decode_tokens_per_second"}
+    assert Path(facts["artifact"]) == workspace.root / "quantize" / "model.onnx"
+    assert set(facts["metrics"]) == set(facts["arms"])
+    assert all(list(values) == list(METRICS) for values in facts["metrics"].values())
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+
+
+def test_scores_and_what_is_recovered_come_from_the_texts(facts: dict[str, Any], workspace: Workspace) -> None:
+    table = pq.read_table(workspace.folder("train") / "eval.parquet").to_pydict()
+    views = pq.read_table(workspace.folder("collect") / "views.parquet").to_pydict()
+    rows = text_metrics.row_scores("chrf", table["student"], views["reference"][2:], [], None)
+    score = {arm: figure["score"] for arm, figure in facts["arms"].items()}
+    assert score["student"] == pytest.approx(rows.mean())
+    whole = text_metrics.corpus(["bleu"], table["student"], views["reference"][2:], [], None)
+    assert facts["metrics"]["student"]["bleu"] == whole["bleu"]
+    for arm in ("student", "deployed", "control"):
+        share = (score[arm] - score["floor"]) / (score["ceiling"] - score["floor"])
+        assert facts["recovered"][arm]["value"] == pytest.approx(share)
+        assert facts["recovered"][arm]["low"] < share < facts["recovered"][arm]["high"]
+
+
+def test_means_per_token_weigh_rows_by_their_tokens(facts: dict[str, Any], workspace: Workspace) -> None:
+    table = pq.read_table(workspace.folder("train") / "eval.parquet").to_pydict()
+    shard = next((workspace.folder("collect") / "shards").glob("full-eval-*"))
+    lengths = [len(ids) for ids in pq.read_table(shard)["token_ids"].to_pylist()]
+    assert len(set(lengths)) > 1
+    mean = float(np.average(table["kl"], weights=lengths))
+    assert facts["per_token"]["student"]["kl"] == pytest.approx(mean, rel=1e-5)
+    assert facts["per_token"]["control"] == {"kl": 0.4123, "nll": 0.6311, "same_top": 0.887}
+
+
+def test_the_order_of_rows_in_eval_parquet_does_not_matter(tmp_path: Path, facts: dict[str, Any]) -> None:
+    workspace = committed(tmp_path)
+    for stage in ("train", "quantize"):
+        file = workspace.folder(stage) / "eval.parquet"
+        pq.write_table(pq.read_table(file).take(list(range(ROWS - 1, -1, -1))), file)
+    found = contract.build(recipe(), workspace)
+    same = {"arms", "recovered", "metrics", "per_token", "verdicts", "sampled", "furthest"}
+    assert {key: found[key] for key in same} == {key: facts[key] for key in same}
+
+
+def test_without_references_answers_are_compared_with_the_ceilings(tmp_path: Path) -> None:
+    workspace = committed(tmp_path, references=False)
+    facts = contract.build(recipe(), workspace)
+    assert facts["metric"] == "chrf vs ceiling"
+    assert facts["arms"]["ceiling"]["low"] == facts["metrics"]["ceiling"]["bleu"] == 1
+    assert facts["arms"]["deployed"]["score"] == pytest.approx(facts["verdicts"]["likeness"])
+    text = page.render(facts, contract.series(workspace))
+    assert "chrF against the teacher's answers" in html.unescape(text)
+    assert "> Reference</" not in text
+    assert "chrF against the teacher's answers" in markdown.render(facts)
+
+
+def test_a_run_without_distributions_has_likelihoods_alone(tmp_path: Path) -> None:
+    workspace = committed(tmp_path, distributions=False, control=False)
+    facts = contract.build(recipe(), workspace)
+    assert facts["per_token"]["student"]["kl"] is None
+    assert facts["per_token"]["deployed"]["nll"] > 0.4
+    assert set(facts["per_token"]) == {"student", "deployed"}
+    assert numbers.nats(facts["per_token"]["student"]["nll"]) in page.render(facts, contract.series(workspace))
+
+
+def test_the_rows_that_differ_most_come_first(facts: dict[str, Any]) -> None:
+    found = [row["likeness"] for row in facts["furthest"]]
+    assert len(found) == 12
+    assert found == sorted(found)
+    assert all(found[-1] <= row["likeness"] or row in facts["furthest"] for row in facts["sampled"])
+    assert facts["verdicts"]["different"] >= sum(likeness < 1 for likeness in found)
+
+
+def test_the_sample_is_drawn_by_the_recipes_seed(workspace: Workspace, facts: dict[str, Any]) -> None:
+    assert len(facts["sampled"]) == 12
+    few = contract.build(recipe(report={"answers": 3, "disagreements": 0}), workspace)
+    assert few["sampled"] == facts["sampled"][:3]
+    assert few["furthest"] == []
+    assert contract.build(recipe(seed=1, report={"answers": 3}), workspace)["sampled"] != few["sampled"]
+
+
+def test_responses_that_point_at_the_context_are_listed(facts: dict[str, Any]) -> None:
+    found = facts["leakage"]
+    assert found["responses"] == ROWS + 2  # the train rows too
+    assert {row["split"] for row in found["listed"]} == {"train", "eval"}
+    worst = found["listed"][0]
+    assert [worst["text"][span["start"] : span["end"]] for span in worst["spans"]] == ["As stated above", COPIED]
+    assert (found["leaking"], found["copied"], found["phrase"]) == (2, 2, 1)
+
+
+# ── context necessity ────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.lists(st.floats(0, 20, width=32), min_size=1, max_size=70), min_size=1, max_size=5))
+def test_shares_of_tokens_and_nats_add_up(rows: list[list[float]]) -> None:
+    found = necessity.spread([np.array(row, np.float32) for row in rows])
+    every = np.concatenate([np.array(row, np.float32) for row in rows]).astype(float)
+    assert sum(one["tokens"] for one in found["bins"]) == pytest.approx(1)
+    assert sum(one["nats"] for one in found["bins"]) == pytest.approx(1 if every.sum() > 1e-9 else 0, abs=1e-3)
+    edges = [(one["low"], one["high"]) for one in found["bins"]]
+    for (low, high), one in zip(edges, found["bins"], strict=True):
+        inside = (every >= low) & (every < (np.inf if high is None else high))
+        assert one["tokens"] == pytest.approx(inside.mean())
+    longest = max(map(len, rows))
+    stretches = [range(one["first"], one["last"] + 1) for one in found["positions"]]
+    assert [place for stretch in stretches for place in stretch] == list(range(1, longest + 1))
+    assert found["positions"][0]["mean"] == pytest.approx(np.mean([np.float32(row[0]) for row in rows]))
+
+
+def test_no_responses_have_no_spread() -> None:
+    assert necessity.spread([]) == {"tokens": 0, "bins": [], "positions": []}
+
+
+# ── every number traces to a manifest ────────────────────────────────────────────────────────────
+
+ALTERED: list[tuple[str, str, Any, str]] = [
+    ("collect", "metrics.floor.bleu", 0.1234, numbers.percent(0.1234)),
+    ("collect", "responses.cut", 717, "717 of them cut off"),
+    ("collect", "responses.bytes_per_token", 345.6, "346 bytes per token"),
+    ("collect", "responses.captured_mass.p5", 0.8765, numbers.percent(0.8765, 2)),
+    ("collect", "necessity.mean", 0.9753, "0.9753 nats in the mean"),
+    ("train", "control.nll", 0.8642, "0.8642"),
+    ("export", "equal_prompts", 4747, "4,747 of"),
+    ("bench", "models.deployed.first_token_ms", 9.87, numbers.duration(9.87)),
+    ("bench", "models.deployed.decode_tokens_per_second", 333.0, "333 tokens a second"),
+    ("bench", "models.teacher.kv_bytes", 77_700_000, numbers.size(77_700_000)),
+]
+"""Stage, fact, another value, and how the report writes it."""
+
+
+@pytest.fixture(scope="module")
+def altered(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page after every one of the alterations, each of a number of its own."""
+    workspace = committed(tmp_path_factory.mktemp("altered"))
+    for stage, fact, value, _ in ALTERED:
+        alter(workspace, stage, fact, value)
+    return page.render(contract.build(recipe(), workspace), contract.series(workspace))
+
+
+@pytest.mark.parametrize(("stage", "fact", "value", "shown"), ALTERED)
+def test_altering_one_number_in_a_manifest_alters_the_report(
+    text: str, altered: str, stage: str, fact: str, value: Any, shown: str
+) -> None:
+    assert shown not in _words(text)
+    assert shown in _words(altered)
+
+
+def _words(text: str) -> str:
+    """What stands between the tags."""
+    return re.sub(r"<[^>]*>", "\n", text)
+
+
+# ── the page ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_stage_writes_the_page_and_hands_back_the_contract(tmp_path: Path) -> None:
+    workspace = committed(tmp_path)
+    outcome = report.run(recipe(), workspace)
+    assert outcome.facts == contract.build(recipe(), workspace)
+    assert "side by side" in (workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_text_of_the_user_is_escaped(workspace: Workspace) -> None:
+    everything = recipe(report={"title": HOSTILE, "answers": ROWS})
+    text = page.render(contract.build(everything, workspace), contract.series(workspace))
+    assert HOSTILE not in text
+    assert "<b>parcel</b>" not in text
+    assert text.count("&lt;script&gt;alert") >= 4  # title, eyebrow, an answer, the sample
+
+
+def test_who_gave_the_same_answer_shares_it() -> None:
+    row = {"said": {"ceiling": "Yes.", "floor": "", "student": "Yes.", "deployed": "No."}, "reference": "No."}
+    assert list(page._voices({**row, "cut": ["student"]})) == [
+        {"text": "Yes.", "names": ["ceiling", "student"], "cut": True},
+        {"text": "", "names": ["floor"], "cut": False},
+        {"text": "No.", "names": ["deployed", "reference"], "cut": False},
+    ]
+
+
+def test_marked_pieces_are_the_text_again_and_each_mark_is_whole() -> None:
+    spans = [{"start": 0, "end": 5, "why": "copied"}, {"start": 3, "end": 8, "why": "phrase"}]
+    row = {"text": "above all, no", "spans": [*spans, {"start": 4, "end": 6, "why": "copied"}]}
+    found = list(page._pieces(row))
+    assert "".join(piece for piece, _ in found) == row["text"]
+    assert [(piece, why) for piece, why in found if why] == [("above", "copied"), (" al", "phrase")]
+
+
+def test_an_empty_answer_and_one_that_was_cut_off_are_told(workspace: Workspace) -> None:
+    everything = recipe(report={"answers": ROWS, "disagreements": 0})
+    text = page.render(contract.build(everything, workspace), contract.series(workspace))
+    assert text.count('<span class="note">nothing</span>') == 1
+    assert text.count("cut off at 40 tokens</span>") == 3  # row 3 of ceiling and floor, row 5 of the student
+
+
+def test_ids_are_unique_and_every_chart_is_told_in_words(text: str) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:xlink:href="#|url\(#|aria-labelledby=")([^")]+)', text)) <= set(ids)
+    told = re.findall(r'<svg[^>]*role="img" aria-label="([^"]{40,})"', text)
+    assert len(told) == text.count("<svg") == 12
+    assert "#0101" not in text
+
+
+def test_the_page_of_an_encoder_decoder_runs_both_graphs(tmp_path: Path) -> None:
+    workspace = committed(tmp_path)
+    alter(workspace, "export", "builder", "seq2seq")
+    facts = contract.build(recipe(), workspace)
+    assert facts["artifact"].endswith("decoder_model_merged.onnx")
+    found = re.search(r'<code id="use-python">(.*?)</code>', page.render(facts, contract.series(workspace)), re.DOTALL)
+    assert found
+    code = html.unescape(found[1])
+    compile(code, "example", "exec")
+    assert 'encoder.run(["last_hidden_state"]' in code
+    assert "position_ids" not in code
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on PATH (Debian: apt-get install chromium)")
+def test_in_a_browser_nothing_is_logged_requested_or_cut_off(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(text, encoding="utf-8")
+    with browser() as chromium:
+        for width, most in ((390, 1), (1280, 5)):
+            for scheme in ("light", "dark"):
+                chromium.open(file, width, scheme)
+                assert chromium.problems() == []
+                assert chromium.requests() == [file.resolve().as_uri()]
+                assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+                # how many answers stand beside each other where there is most to show
+                columns = (
+                    "Math.max(...[...document.querySelectorAll('.voices')].map("
+                    "e => getComputedStyle(e).gridTemplateColumns.split(' ').length))"
+                )
+                assert chromium.evaluate(columns) == most
+
+
+# ── the CI summary ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_summary_shows_the_first_token_and_all_metrics(facts: dict[str, Any]) -> None:
+    text = markdown.render(facts)
+    assert "| model | size | first token | tokens/s | p50 |" in text
+    assert f"| {numbers.duration(7.3)} | 241 |" in text
+    assert "| corpus chrF | corpus BLEU |" in text
+    assert "same top token" in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+# ── eval.parquet ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_eval_parquet_is_read_in_the_order_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "eval.parquet"
+    columns = {
+        "id": ["a", "b"],
+        "said": ["A", None],
+        "log_probs": pa.array([[0.0, 1.0], [2.0, 3.0]], pa.list_(pa.float32())),
+        "kl": pa.array([0.5, None], pa.float32()),
+        "ids": [[1], [2, 3]],
+        "control": pa.nulls(2, pa.string()),
+    }
+    pq.write_table(pa.table(columns), file)
+    found = eval_table.read(file, ["b", "a"])
+    assert found["said"] == [None, "A"]
+    assert found["ids"] == [[2, 3], [1]]
+    np.testing.assert_array_equal(found["log_probs"], np.array([[2, 3], [0, 1]], np.float32))
+    assert found["kl"].dtype == np.float32
+    assert np.isnan(found["kl"][0])
+    assert set(found) == {"said", "log_probs", "kl", "ids"}  # what nobody measured is not there
+
+
+def test_eval_parquet_that_lacks_a_row_or_is_torn(tmp_path: Path) -> None:
+    file = tmp_path / "eval.parquet"
+    pq.write_table(pa.table({"id": ["a"], "said": ["A"]}), file)
+    with pytest.raises(UpstreamError, match="'b'"):
+        eval_table.read(file, ["a", "b"])
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UpstreamError, match="damaged"):
+        eval_table.read(file, ["a"])
