@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from distillctl import pipeline
 from distillctl import recipe as recipes
@@ -154,14 +154,38 @@ def test_a_trimmed_student_says_the_same(folder, tmp_path):
     assert set(tokenizer.convert_ids_to_tokens(facts["stop_ids"])) == set(theirs) & set(tokenizer.get_vocab())
 
 
-def with_its_own_tokenizer(folder, **sections):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    recipe = recipe_of(folder, **sections)
-    student = {"kind": "from_config", "model_type": "llama", "tokenizer": str(folder / "other"), "config": sizes}
-    given = recipe.model_dump(mode="json") | {"student": student}
-    path = folder / "other.yaml"
+def with_a_new_student(folder, model_type, tokenizer, sizes, **sections):
+    student = {"kind": "from_config", "model_type": model_type, "tokenizer": str(folder / tokenizer), "config": sizes}
+    given = recipe_of(folder, **sections).model_dump(mode="json") | {"student": student}
+    path = folder / "new.yaml"
     path.write_text(yaml.safe_dump(given))
     return recipes.load(path)
+
+
+def with_its_own_tokenizer(folder, **sections):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return with_a_new_student(folder, "llama", "other", sizes, **sections)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "marian"])
+def test_an_encoder_decoder_with_the_teachers_tokenizer_learns_its_distributions(folder, workspace, model_type):
+    sizes = {
+        "t5": {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+        "marian": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+        | {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 128},
+    }  # fmt: skip
+    learning = {"epochs": 2, "learning_rate": 1e-3}
+    recipe = with_a_new_student(folder, model_type, "teacher", sizes[model_type], train=learning)
+    facts = pipeline.stage("train", recipe, workspace).manifest.facts
+    assert facts["encoder_decoder"] is True
+    assert facts["shared_tokenizer"] is True
+    assert np.isfinite(facts["kl"])
+    saved = workspace.folder("train") / "model"
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    view = view_table.read(workspace.folder("collect") / "views.parquet", "eval").simplified[3]
+    said = model.generate(**tokenizer(view, return_tensors="pt"))[0, 1:].tolist()
+    rows = pq.read_table(workspace.folder("train") / "eval.parquet").to_pydict()
+    assert said == rows["student_ids"][3]
 
 
 @pytest.mark.parametrize("loss", ["uld", "cross_entropy"])

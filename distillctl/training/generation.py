@@ -171,7 +171,7 @@ def greedy_config(model: PreTrainedModel, stop_ids: Iterable[int], max_new_token
         num_beams=1,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(stop_ids),
-        bos_token_id=model.config.bos_token_id,
+        bos_token_id=getattr(model.config, "bos_token_id", None),  # T5 has none
         pad_token_id=model.config.pad_token_id,
         decoder_start_token_id=start_token(model) if model.config.is_encoder_decoder else None,
     )
