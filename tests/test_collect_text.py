@@ -220,6 +220,7 @@ def test_killed_and_resumed_gives_the_same_shards_bit_for_bit(folder, tmp_path, 
         ({"task": {"soft_labels": {"kind": "top_k", "k": 6}}}, 40),
         ({"task": {"max_new_tokens": 9}}, 50),
         ({"task": {"metrics": ["exact"]}}, 0),
+        ({"seed": 1}, 0),
     ],
 )
 def test_what_a_changed_knob_does_not_touch_is_reused(folder, collected, tmp_path, sections, again):
@@ -260,6 +261,9 @@ def test_samples_are_of_the_train_rows_and_the_eval_rows_are_answered_greedily(f
     assert found.id == [row for row in _views(workspace, "train").id for _ in range(3)]
     assert len({tuple(ids.tolist()) for ids in found.token_ids}) > 50
     assert facts["responses"]["count"] == 70
+    reseeded, _ = _collect(_recipe(folder, "sampling", task={**_task(), "responses": said}, seed=1), tmp_path / "seed")
+    other = store.read(reseeded, "full", "train", TextLabels(Text()))
+    assert [ids.tolist() for ids in other.token_ids] != [ids.tolist() for ids in found.token_ids]
     greedy, before = (store.read(w, "full", "eval", TextLabels(Text())) for w in (workspace, plain))
     assert [ids.tolist() for ids in greedy.token_ids] == [ids.tolist() for ids in before.token_ids]
 

@@ -152,6 +152,20 @@ def test_responses_that_have_ended_leave_the_batch(llama):
     assert widths == [sum(length > step for length in lengths) for step in range(max(lengths))]
 
 
+def test_no_forward_pass_gives_more_logits_than_are_held(llama, monkeypatch):
+    monkeypatch.setattr(generation, "_LOGITS", 4 * 300)
+    widths = []
+    hook = llama.register_forward_hook(lambda module, args, out: widths.append(out.logits.shape[:-1].numel()))
+    try:
+        generate(llama, _views(10), stop=STOP, max_new_tokens=3, batch_tokens=2000)
+        most = max(widths)
+        sampled = Sampling(kind="sampling", n=2)
+        generate(llama, _views(10), stop=STOP, max_new_tokens=3, batch_tokens=2000, sampling=sampled)
+    finally:
+        hook.remove()
+    assert most == max(widths) == 4
+
+
 def test_padded_vocabulary_is_never_said_and_has_no_probability(llama):
     views = _views(10, count=3)
     whole = generate(llama, views, stop=[], max_new_tokens=8, batch_tokens=500)

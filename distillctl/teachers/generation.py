@@ -24,7 +24,9 @@ Column = np.ndarray | list[np.ndarray]
 """One value, or one array of its own length, per response token."""
 Keep = Callable[[Tensor, torch.Generator], dict[str, Column]]
 """What is kept of log-probabilities float32 [t, V] of t tokens of one response, one after the other."""
-_HELD = 2**20
+_LOGITS = 2**26
+"""Logits of one forward pass at most."""
+_HELD = 2**18
 """Log-probabilities held per response before `Keep` takes them. Not a matter of the batch: draws depend on it."""
 
 
@@ -58,9 +60,11 @@ def generate(
     per view (default: its place), for what is drawn. Without ``sampling`` each token is the likeliest.
     """
     repeats = sampling.n if sampling else 1
-    ends, held = frozenset(stop), max(1, _HELD // (vocabulary or model.config.get_text_config().vocab_size))
+    size = vocabulary or model.config.get_text_config().vocab_size
+    ends, held = frozenset(stop), max(1, _HELD // size)
     found: list[list[Generated]] = [[] for _ in views]
-    plan = batching.by_length(list(map(len, views)), max_rows=max(1, batch_tokens // repeats), max_tokens=batch_tokens)
+    most = max(1, min(batch_tokens, _LOGITS // size) // repeats)
+    plan = batching.by_length(list(map(len, views)), max_rows=most, max_tokens=batch_tokens)
     for batch in plan:
         responses = [
             _Response(row, sample, row if seeds is None else seeds[row], keep, held)

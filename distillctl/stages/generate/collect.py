@@ -17,7 +17,7 @@ from distillctl.data.responses import check_given, clean, given_ids
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
 from distillctl.metrics import comparison
 from distillctl.metrics import text as text_metrics
-from distillctl.recipe import Given, Greedy, Recipe, Sampling, Text, implementation
+from distillctl.recipe import Given, Greedy, Recipe, Sampled, Sampling, Text, implementation
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels import shards
 from distillctl.soft_labels.responses import Profile, Response, Responses
@@ -104,7 +104,9 @@ def _plan(
             how = [*teacher, spec, list(task.stop), task.max_new_tokens, arm.shared]
             if arm.name == CEILING:
                 said = task.responses if split == "train" else Greedy()
-                how += [said.model_dump(mode="json"), task.soft_labels.model_dump(mode="json"), recipe.seed]
+                how += [said.model_dump(mode="json"), task.soft_labels.model_dump(mode="json")]
+                if isinstance(said, Sampling) or isinstance(task.soft_labels, Sampled):
+                    how.append(recipe.seed)
             if arm.name == FLOOR:
                 how += [shard.key for shard in plan[CEILING, split]]
             rows = [example.id for example in dataset.splits[split]]
