@@ -16,6 +16,7 @@ from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
 from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import Dense, FromConfigStudent, Generate, Given, Recipe, Sampled, Sampling, SoftLabels, TopK
+from distillctl.students import early
 from distillctl.workspace import Workspace
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -28,6 +29,7 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
     """Rows, tokens, bytes on disk and floating-point work of the named stages; fails as the stages would."""
     states = [s for s in pipeline.status(recipe, workspace) if s.stage in stages]
     dataset = examples.load(recipe)
+    early.check(recipe)
     responses.check_given(recipe, dataset)
     source = references.teacher(recipe)
     count, vocabulary = _token_counter(source)

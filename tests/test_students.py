@@ -202,7 +202,7 @@ def test_a_new_model_takes_its_ids_from_its_tokenizer(tmp_path, model_type, conf
     assert model.config.vocab_size == len(tokenizer) == model.get_output_embeddings().weight.shape[0]
     for owner in (model.config, model.generation_config):
         assert (owner.pad_token_id, owner.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
-        assert owner.bos_token_id == tokenizer.bos_token_id
+        assert getattr(owner, "bos_token_id", None) in (None, tokenizer.bos_token_id)
     ids = who.encode(["the sea", ""] if new else ["the sea"], ["a", "b"][: 1 + new], cut=False)
     if who.is_encoder_decoder:
         assert model.generation_config.decoder_start_token_id == tokenizer.pad_token_id
@@ -230,8 +230,14 @@ def test_a_new_classifier_can_have_a_new_tokenizer():
         ({"model_type": "lama"}, r"student\.model_type: transformers has no architecture 'lama'"),
         ({"model_type": "distilbert"}, r"student\.model_type: distilbert cannot generate text"),
         ({"model_type": "bert", "config": SIZES}, "bert sees the tokens that come after"),
-        ({"model_type": "llama", "config": SIZES | {"hidden_size": 33}}, r"student\.config: cannot be built"),
-        ({"model_type": "llama", "config": SIZES | {"vocab_size": 20}}, r"vocab_size: the tokenizer has 30\d tokens"),
+        (
+            {"model_type": "llama", "config": SIZES | {"hidden_size": 33}},
+            r"student\.config: cannot be built: .*hidden size \(33\) is not a multiple",
+        ),
+        (
+            {"model_type": "llama", "config": SIZES | {"vocab_size": 20}},
+            "vocab_size: the tokenizer has more tokens: 320",
+        ),
         ({"model_type": "llama", "config": {"layers": 2}}, r"student\.config: llama has no 'layers'"),
     ],
 )

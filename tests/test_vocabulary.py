@@ -9,9 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from distillctl.errors import RecipeError
 from distillctl.recipe import Vocabulary
@@ -71,6 +77,23 @@ def test_every_kept_token_can_be_formed_if_it_could_before(kind):
             formed += 1
             assert [token.id for token in after.tokenize(word)] == [new], word
     assert formed > 0.3 * len(kept)
+
+
+@pytest.mark.parametrize("kind", ["word_piece", "unigram"])
+def test_what_is_made_of_known_characters_is_still_known(kind):
+    full, tokenizer, _, _ = trimmed([], kind=kind, merges=1)
+    for text in SENTENCES:
+        assert full.unk_token_id not in full(text).input_ids
+        assert tokenizer.unk_token_id not in tokenizer(text).input_ids
+
+
+def test_an_unknown_character_costs_a_unigram_tokenizer_what_it_did():
+    pieces = [("<pad>", 0), ("<eos>", 0), ("<unk>", 0), ("xy", -1), ("x", -14), ("y", -14), ("yж", -14), ("zz", -30)]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=2))
+    full = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    assert full.tokenize("xyж") == ["x", "yж"]  # −28; "xy" and an unknown character: −1 − (30 + 10)
+    tokenizer = trim(tiny_text.decoder(vocabulary=8), full, Vocabulary(merges=4), Corpus(["xyж"], []))[0]
+    assert tokenizer.tokenize("xyж") == ["x", "yж"]
 
 
 def test_special_tokens_stay_and_those_kept_for_others_go():
@@ -222,12 +245,14 @@ def test_ids_beyond_the_models_rows_leave_and_padded_rows_too():
 
 def test_ids_in_the_configs_follow():
     small = model()
+    small.config.pad_token_id = small.get_input_embeddings().padding_idx = 500
     small.generation_config.eos_token_id = [1, 500]
     small.generation_config.bad_words_ids = [[500], [401, 402]]
     small.generation_config.suppress_tokens = [500, 401]
     _, kept, _ = trim(small, TOKENIZERS["byte_level"], Vocabulary(merges=1), Corpus([], []))
     new = kept.tolist().index(500)
     assert 401 not in kept
+    assert small.config.pad_token_id == small.get_input_embeddings().padding_idx == new < 500
     assert small.generation_config.eos_token_id == [1, new]
     assert small.generation_config.bad_words_ids == [[new]]
     assert small.generation_config.suppress_tokens == [new]

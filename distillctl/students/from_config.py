@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from distillctl import references
@@ -33,10 +34,11 @@ def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
     try:
         config = AutoConfig.for_model(spec.model_type, **_vocabulary(known, tokenizer) | spec.config | labels)
         model = auto.from_config(config)
-    except (ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
-        raise RecipeError(f"cannot be built: {error}", where="student.config") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, AssertionError, StrictDataclassError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # the first may name a validator
+        raise RecipeError(f"cannot be built: {why}", where="student.config") from error
     if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
-        raise RecipeError(f"the tokenizer has {len(tokenizer)} tokens", where="student.config.vocab_size")
+        raise RecipeError(f"the tokenizer has more tokens: {len(tokenizer)}", where="student.config.vocab_size")
     if loading.writes_on(recipe, config):
         loading.look_back_only(model, where="student.model_type")
     return assemble(model, tokenizer, recipe, corpus, max_length=spec.max_length)

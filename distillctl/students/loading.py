@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -21,7 +22,7 @@ from distillctl.gguf import dequantized
 from distillctl.recipe import Classify, Recipe, Task
 from distillctl.references import ModelSource
 
-_LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
+_LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 def auto_class(task: Task, config: Any, *, where: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -52,8 +51,8 @@ def trim(
         return {token for token in found if token is not None and token < known}
 
     seen = _used(full, corpus, shared)
-    unseen = _used(full, corpus.held_out, shared) if corpus.held_out else Counter()
-    kept = np.array(sorted(needed({*seen, *unseen})), np.int64)
+    unseen = _used(full, corpus.held_out, shared) if corpus.held_out else set()
+    kept = np.array(sorted(needed(seen | unseen)), np.int64)
     trimmed = Tokenizer.from_str(json.dumps(_renumbered(document, {int(old): new for new, old in enumerate(kept)})))
     _check(full, trimmed, kept, [*corpus.texts, *(corpus.held_out.texts if corpus.held_out else [])])
     before = model.num_parameters()
@@ -71,14 +70,10 @@ def trim(
     )
 
 
-def _used(tokenizer: Tokenizer, corpus: Corpus, shared: bool) -> Counter[int]:
-    """How often each token comes up in a corpus; in the teacher's ids, where both mean the same tokens."""
-    used: Counter[int] = Counter()
-    for ids in _encoded(tokenizer, corpus.texts):
-        used.update(ids)
-    for ids in corpus.token_ids if shared else []:
-        used.update(map(int, ids))
-    return used
+def _used(tokenizer: Tokenizer, corpus: Corpus, shared: bool) -> set[int]:
+    """The tokens of a corpus; the teacher's ids too, where both mean the same tokens."""
+    used = {token for ids in _encoded(tokenizer, corpus.texts) for token in ids}
+    return used.union(*corpus.token_ids) if shared else used
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterable[list[int]]:
