@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distillctl import recipe as recipes
 from distillctl.data import examples
-from distillctl.errors import DataError, Unavailable
+from distillctl.errors import DataError, RecipeError, Unavailable
 from tests.test_recipe import BASE
 
 ROWS = [{"input": f"row number {i}", "reference": ("yes", "no")[i % 2]} for i in range(20)]
@@ -244,3 +244,31 @@ def test_gzipped_files_are_read_and_damaged_ones_told(tmp_path):
     (tmp_path / "rows.jsonl.gz").write_bytes(text)
     with pytest.raises(DataError, match="cannot be read"):
         examples.load(recipe)
+
+
+def test_of_folders_only_catalogs_are_read(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": {"source": "rows"}}))
+    recipe = recipes.load(tmp_path / "r.yaml")
+    for read in (examples.load, examples.fingerprints):
+        with pytest.raises(DataError, match="only `format: gettext`"):
+            read(recipe)
+
+
+def test_several_hub_data_sets_and_a_split_of_one(tmp_path, monkeypatch):
+    asked = []
+    rows = [{"input": f"row {i}", "reference": "yes"} for i in range(4)]
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return [{**row, "input": f"{name} {split} {row['input']}"} for row in rows]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    hub = {"format": "hub", "source": ["a/one", "a/two"]}
+    for data in (hub, hub | {"source": "a/one", "train": "train", "eval": "test"}):
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": data}))
+        examples.load(recipes.load(tmp_path / "r.yaml"))
+    assert asked == [("a/one", "train"), ("a/two", "train"), ("a/one", "train"), ("a/one", "test")]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": hub | {"train": "train", "eval": "test"}}))
+    with pytest.raises(RecipeError, match="one hub `source`"):
+        recipes.load(tmp_path / "r.yaml")

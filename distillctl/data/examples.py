@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +176,9 @@ def _context_files(key: str, context: Any) -> dict[str, str | None]:
 
 
 def fingerprints(recipe: Recipe) -> dict[str, str]:
-    """Recipe key → SHA-256 of the file it names; of a folder, of its catalogs."""
+    """Recipe key → SHA-256 of the file it names; of a folder, of the files that are read there."""
     return {
-        key: digest([file_digest(file) for file in formats.catalogs(path, recipe.data.language)])
+        key: digest([file_digest(file) for file in formats.files(path, recipe.data, key)])
         if path.is_dir()
         else file_digest(path)
         for key, path in input_files(recipe).items()
@@ -195,7 +196,10 @@ def _examples(recipe: Recipe, sources: Sequence[str], where: str) -> Iterator[Ex
         if path is None:
             rows = formats.hub_rows(data, source, where)
         else:
-            rows = formats.rows(path, formats.format_of(path, data.format, where), data)
+            rows = chain.from_iterable(
+                formats.rows(file, formats.format_of(file, data.format, where), data)
+                for file in formats.files(path, data, where)
+            )
         empty = True
         for place, row in rows:
             empty = False

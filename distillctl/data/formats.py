@@ -29,8 +29,6 @@ def format_of(path: Path, chosen: str, where: str) -> str:
     """The format the recipe says, or what the file's name says."""
     if chosen != "auto":
         return chosen
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; of folders only `format: gettext` is read", where=where)
     suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(
@@ -45,8 +43,7 @@ def rows(path: Path, kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any
         yield from _parquet_rows(path)
         return
     if kind == "gettext":
-        for catalog in catalogs(path, data.language):
-            yield from _catalog_rows(catalog)
+        yield from _catalog_rows(path)
         return
     try:
         opened = gzip.open if path.suffix == ".gz" else open
@@ -120,15 +117,17 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"not a Parquet file: {error}", where=str(path)) from None
 
 
-def catalogs(path: Path, language: str | None) -> list[Path]:
-    """The .po file itself, or every catalog under locale/LANGUAGE in a folder, sorted."""
-    if path.is_file():
+def files(path: Path, data: Data, where: str) -> list[Path]:
+    """The file itself; of a folder, with `format: gettext`, every catalog under locale/LANGUAGE, sorted."""
+    if not path.is_dir():
         return [path]
-    found = sorted(path.glob(f"**/locale/{language}/LC_MESSAGES/*.po"))
+    if data.format != "gettext":
+        what = f"{path} is a folder; of folders only `format: gettext` is read"
+        raise DataError(what, where=where, next="name a file, or set data.format: hub if a hub data set is meant")
+    found = sorted(path.glob(f"**/locale/{data.language}/LC_MESSAGES/*.po"))
     if not found:
-        raise DataError(
-            f"no locale/{language}/LC_MESSAGES/*.po below it", where=str(path), next="look at data.language"
-        )
+        what = f"no locale/{data.language}/LC_MESSAGES/*.po below it"
+        raise DataError(what, where=str(path), next="look at data.language")
     return found
 
 
@@ -153,7 +152,7 @@ def hub_rows(data: Data, source: str, where: str) -> Iterator[tuple[str, dict[st
     """Rows of a hub data set, by `datasets`; the split is the recipe's `train` or `eval`, else `train`."""
     import datasets
 
-    name, split = (data.source, source) if data.source and source != data.source else (source, "train")
+    name, split = (source, "train") if data.train is None else (data.sources[0], source)
     try:
         rows = datasets.load_dataset(name, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:

@@ -64,6 +64,8 @@ class Data(Closed):
                 raise ValueError(f"pattern is not a regular expression: {error}") from None
             if self.input not in groups:
                 raise ValueError(f"pattern has no group (?P<{self.input}>…)")
+        if self.format == "hub" and self.train is not None and len(self.sources) != 1:
+            raise ValueError("`train` and `eval` name splits of one hub `source`")
         if self.format == "lines" and self.pattern is None:
             raise ValueError("format lines needs a `pattern`")
         return self
