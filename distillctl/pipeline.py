@@ -35,9 +35,8 @@ class Stage:
 
     def module(self, recipe: Recipe) -> ModuleType:
         """Where its `run` stands; all but the report do different work for labels and for text."""
-        name = f"distillctl.stages.{recipe.task.kind}.{self.name}"
-        if self.name == "report" and recipe.task.kind == "classify":
-            name = "distillctl.stages.report"
+        folder = "" if self.name == "report" else f"{recipe.task.kind}."
+        name = f"distillctl.stages.{folder}{self.name}"
         if importlib.util.find_spec(name) is None:
             raise RecipeError(f"{self.name} cannot do {recipe.task.kind} yet; collect and train can", where="task.kind")
         return importlib.import_module(name)
@@ -188,6 +187,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         return Ran(one.name, manifest, reused=True, seconds=0.0)
+    module = one.module(recipe)
     one.check(recipe)
     reason = "; ".join(states[one.name].why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
@@ -197,7 +197,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     with workspace.anew(one.name) if force else contextlib.nullcontext():
         # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
         read = inputs(recipe, workspace, one)
-        outcome = one.module(recipe).run(recipe, workspace)
+        outcome = module.run(recipe, workspace)
         # A hub model's commit is known only once it is here.
         read |= {key: value for key, value in _hub_models(recipe).items() if key in read}
         seconds = time.perf_counter() - start
