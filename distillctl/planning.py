@@ -126,7 +126,8 @@ TEXT_BYTES = 2.0
 
 
 def _bytes_per_token(kept: SoftLabels, vocabulary: int | None) -> float | None:
-    """On disk, of a response token with what is kept of its distribution; None where the vocabulary is not known."""
+    """On disk, of a response token with what is kept of its distribution: rough, from what the columns hold (collect
+    reports the measured figure); None where the vocabulary is not known."""
     if isinstance(kept, TopK):
         return 4.0 * kept.k + 4 + 2 * len({*kept.temperatures} - {1.0})
     if isinstance(kept, Sampled):

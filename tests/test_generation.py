@@ -95,8 +95,8 @@ def test_teacher_forcing_gives_the_distributions_of_generation(model, shared, mo
     context, own = _own(model, views)
     expected = [r.labels["log_probs"] for (r,) in generate(
         model, views, stop=STOP, max_new_tokens=STEPS, batch_tokens=500, keep=_all)]  # fmt: skip
-    for held in (response_scoring.HELD, 97 * 3):  # logits of three tokens at a time
-        monkeypatch.setattr(response_scoring, "HELD", held)
+    for held in (response_scoring.AT_ONCE, 97 * 3):  # logits of three tokens at a time
+        monkeypatch.setattr(response_scoring, "AT_ONCE", held)
         for batch_tokens in (1, 90, 2000):
             for found in (
                 _scores(model, views, said, batch_tokens=batch_tokens),
@@ -153,7 +153,7 @@ def test_responses_that_have_ended_leave_the_batch(llama):
 
 
 def test_no_forward_pass_gives_more_logits_than_are_held(llama, monkeypatch):
-    monkeypatch.setattr(generation, "_LOGITS", 4 * 300)
+    monkeypatch.setattr(generation, "AT_ONCE", 4 * 300)
     widths = []
     hook = llama.register_forward_hook(lambda module, args, out: widths.append(out.logits.shape[:-1].numel()))
     try:

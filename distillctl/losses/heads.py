@@ -60,14 +60,14 @@ def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tenso
     ``inputs``: what the model itself takes. The model's own forward is passed by, and with it what accelerate wraps
     around that: for mixed precision call this within ``accelerator.autocast()``.
     """
-    inputs = {**inputs, "use_cache": False}  # type: ignore[dict-item]
+    options: dict[str, Any] = {**inputs, "use_cache": False}
     if model.base_model is not model:
-        states: Tensor = model.base_model(**inputs).last_hidden_state
+        states: Tensor = model.base_model(**options).last_hidden_state
         return states
     # T5 and its kin have no body of their own around encoder and decoder.
-    decoder_ids, mask = inputs.pop("decoder_input_ids"), inputs.get("attention_mask")
-    decoder_mask = inputs.pop("decoder_attention_mask", None)
-    encoded = model.get_encoder()(**inputs).last_hidden_state
+    decoder_ids, mask = options.pop("decoder_input_ids"), options.get("attention_mask")
+    decoder_mask = options.pop("decoder_attention_mask", None)
+    encoded = model.get_encoder()(**options).last_hidden_state
     decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
     decoded: Tensor = decoder(
         input_ids=decoder_ids,

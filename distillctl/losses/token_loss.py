@@ -79,7 +79,7 @@ def _top_k(targets: TopKTargets, logits: Tensor, temperature: float) -> Compare:
     p = p.masked_fill(q <= NOTHING / 2, NOTHING)
 
     def compare(term: LossTerm) -> Tensor:
-        if term.kind == "uld":  # type: ignore[attr-defined]
+        if term.kind == "uld":
             return uld(head, _student(logits, temperature), log_tail)
         return _call(term, p, q) if term.needs_distribution else _response(targets, named)
 
@@ -92,7 +92,7 @@ def _sampled(targets: SampledTargets, logits: Tensor, temperature: float) -> Com
     def compare(term: LossTerm) -> Tensor:
         if not term.needs_distribution:
             return _response(targets, named)
-        if term.kind != "forward_kl" or temperature != 1:  # type: ignore[attr-defined]
+        if term.kind != "forward_kl" or temperature != 1:
             raise _refused(term, "drawn tokens", "forward_kl and cross_entropy at temperature 1")
         drawn = named.log_probs[:, :-1].masked_fill(targets.ids < 0, 0)
         return -(targets.weights * drawn).sum(-1) - targets.entropy
@@ -104,7 +104,7 @@ def _aligned(targets: AlignedTargets, logits: Tensor, temperature: float) -> Com
     def compare(term: LossTerm) -> Tensor:
         if not term.needs_distribution:
             return _text(targets, logits, temperature)(term)
-        if term.kind != "uld":  # type: ignore[attr-defined]
+        if term.kind != "uld":
             raise _refused(term, "a teacher with another tokenizer", "uld and cross_entropy")
         q, teacher = _student(logits, temperature), targets.teacher
         if isinstance(teacher, TopKTargets):
@@ -178,7 +178,7 @@ def _tempered_head(targets: TopKTargets, temperature: float, vocabulary: int) ->
 
 def _refused(term: LossTerm, kept: str, left: str) -> RecipeError:
     return RecipeError(
-        f"{term.kind} at temperature {term.temperature:g} cannot be had from {kept}",  # type: ignore[attr-defined]
+        f"{term.kind} at temperature {term.temperature:g} cannot be had from {kept}",
         where="train.loss",
         next=f"use {left}, or task.soft_labels: top_k",
     )

@@ -15,6 +15,7 @@ class LossTerm(Spec):
     needs_distribution: ClassVar[bool] = True
     """False where drawn tokens or the response alone are enough."""
 
+    kind: str
     weight: Positive = 1.0
     temperature: Positive = 1.0
     """Applied to both sides; the KL family is multiplied by T² (Hinton et al. 2015)."""

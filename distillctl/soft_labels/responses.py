@@ -132,7 +132,7 @@ def _in_order(paths: Sequence[Path], ids: Sequence[str], profile: Profile) -> Re
     if missing := [name for name in ids if name not in by_id]:
         raise UpstreamError(f"row {missing[0]} has no response", where=str(paths[0].parent), next=_AGAIN)
     order = [entry for name in ids for entry in by_id[name]]
-    with_kl = all(part.context_kl is not None for part in parts)
+    kl = [part.context_kl[row] for part, row in order if part.context_kl is not None]
     return Responses(
         [part.id[row] for part, row in order],
         [part.sample[row] for part, row in order],
@@ -140,7 +140,7 @@ def _in_order(paths: Sequence[Path], ids: Sequence[str], profile: Profile) -> Re
         [part.token_ids[row] for part, row in order],
         np.array([part.cut[row] for part, row in order], bool),
         {field.name: [part.labels[field.name][row] for part, row in order] for field in profile.fields},
-        [part.context_kl[row] for part, row in order] if with_kl else None,  # type: ignore[index]
+        kl if len(kl) == len(order) else None,
     )
 
 

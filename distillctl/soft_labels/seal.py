@@ -1,8 +1,8 @@
 """A checksum of a whole Parquet file, inside its own footer.
 
-Parquet's page checksums leave page headers and the footer unguarded: of all single-bit flips in a small file, one in
-about two thousand changed what was read without being noticed. The seal is a metadata entry that was written as zeros,
-and then overwritten with the SHA-256 of the file as it was with the zeros.
+Parquet's page checksums leave page headers and the footer unguarded: a flipped bit there can change what is read
+without being noticed. The seal is a metadata entry that was written as zeros, and then overwritten with the SHA-256 of
+the file as it was with the zeros.
 """
 
 from __future__ import annotations

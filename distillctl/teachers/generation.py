@@ -18,14 +18,13 @@ from transformers import PreTrainedModel
 from distillctl.data import batching
 from distillctl.recipe import Sampling
 from distillctl.teachers import decoding
+from distillctl.teachers.selected_logits import AT_ONCE
 from distillctl.teachers.shared_context import SharedContext
 
 Column = np.ndarray | list[np.ndarray]
 """One value, or one array of its own length, per response token."""
 Keep = Callable[[Tensor, torch.Generator], dict[str, Column]]
 """What is kept of log-probabilities float32 [t, V] of t tokens of one response, one after the other."""
-_LOGITS = 2**26
-"""Logits of one forward pass at most."""
 _HELD = 2**18
 """Log-probabilities held per response before `Keep` takes them. Not a matter of the batch: draws depend on it."""
 
@@ -63,7 +62,7 @@ def generate(
     size = vocabulary or model.config.get_text_config().vocab_size
     ends, held = frozenset(stop), max(1, _HELD // size)
     found: list[list[Generated]] = [[] for _ in views]
-    most = max(1, min(batch_tokens, _LOGITS // size) // repeats)
+    most = max(1, min(batch_tokens, AT_ONCE // size) // repeats)
     plan = batching.by_length(list(map(len, views)), max_rows=most, max_tokens=batch_tokens)
     for batch in plan:
         responses = [

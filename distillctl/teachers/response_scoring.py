@@ -13,11 +13,9 @@ from transformers import PreTrainedModel
 
 from distillctl.data import batching
 from distillctl.losses.divergences import forward_kl
-from distillctl.teachers.selected_logits import logits_at
+from distillctl.teachers.selected_logits import AT_ONCE, logits_at
 from distillctl.teachers.shared_context import SharedContext
 
-HELD = 2**26
-"""Logits (or log-probabilities) held at a time, unless a single response has more."""
 Use = Callable[[int, Tensor], object]
 """Takes a response's place and its log-probabilities, float32 [R, V]."""
 
@@ -82,7 +80,7 @@ def _parts(rows: Sequence[int], responses: Sequence[Sequence[int]], vocabulary: 
     held = 0
     for row in rows:
         size = len(responses[row]) * vocabulary
-        if part and held + size > HELD:
+        if part and held + size > AT_ONCE:
             yield part
             part, held = [], 0
         part.append(row)

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+AT_ONCE = 2**26
+"""Logits of one forward pass at most, unless a single row has more."""
+
 
 def logits_at(model: PreTrainedModel, input_ids: Tensor, rows: Tensor, columns: Tensor, **options: Any) -> Tensor:
     """Logits [N, V] of a forward pass over ``input_ids`` [B, S] at the places (``rows``, ``columns``), int64 [N] each.

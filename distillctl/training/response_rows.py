@@ -86,7 +86,7 @@ def rows(
 def check_terms(terms: Sequence[LossTerm], *, shared_tokenizer: bool) -> None:
     """RecipeError for a loss that compares token by token where the tokenizers differ."""
     for index, term in enumerate(terms):
-        kind = term.kind  # type: ignore[attr-defined]
+        kind = term.kind
         if not shared_tokenizer and kind not in ("cross_entropy", "uld"):
             raise RecipeError(
                 f"{kind} compares the probabilities of each token, but teacher and student have different tokenizers",

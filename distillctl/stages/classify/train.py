@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from accelerate.utils import set_seed
 
 from distillctl.data import view_table
+from distillctl.data.view_table import ViewTable
 from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, implementation
 from distillctl.soft_labels import labels as soft_labels
@@ -25,7 +26,9 @@ from distillctl.workspace import Outcome, Workspace, replacing
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Train, measure on the eval rows, save the best weights."""
     folder = train_folder.prepare(recipe, workspace)
-    student, fit, predictions, facts = _train(recipe, workspace, "student", recipe.train.loss)
+    path = workspace.folder("collect") / "views.parquet"
+    views = {split: view_table.read(path, split) for split in ("train", "eval")}
+    student, fit, predictions, facts = _train(recipe, workspace, views, "student", recipe.train.loss)
     facts |= fit.facts | {
         "parameters": sum(p.numel() for p in student.model.parameters()),
         "max_length": student.max_length,
@@ -33,18 +36,19 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     }
     columns: dict[str, np.ndarray | None] = {"student": predictions, "control": None}
     if recipe.train.control:
-        _, _, columns["control"], facts["control"] = _train(recipe, workspace, "control", (CrossEntropy(),))
+        _, _, columns["control"], facts["control"] = _train(recipe, workspace, views, "control", (CrossEntropy(),))
     train_folder.save(student, folder / "model", cut=recipe.contexts.truncate == "input")
-    _write_predictions(folder / "eval.parquet", workspace, columns)
+    _write_predictions(folder / "eval.parquet", views["eval"].id, columns)
     return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet"], facts=facts)
 
 
 def _train(
-    recipe: Recipe, workspace: Workspace, name: str, terms: tuple[LossTerm, ...]
+    recipe: Recipe, workspace: Workspace, views: dict[str, ViewTable], name: str, terms: tuple[LossTerm, ...]
 ) -> tuple[Student, Fit, np.ndarray, dict[str, Any]]:
     set_seed(recipe.seed)
-    student: Student = implementation(recipe.student)(recipe.student, recipe, _corpus(workspace))
-    rows, held_out = (_rows(recipe, workspace, student, split) for split in ("train", "eval"))
+    corpus = Corpus(views["train"].simplified, [], Corpus(views["eval"].simplified, []))
+    student: Student = implementation(recipe.student)(recipe.student, recipe, corpus)
+    rows, held_out = (_rows(recipe, workspace, views[split], student, split) for split in ("train", "eval"))
     train, validation = map(rows.take, hold_out(range(len(rows.ids)), recipe.train.validation, recipe.seed))
     problem = Classification(train, validation, terms, student.tokenizer, recipe.train)
     checkpoints = train_folder.checkpoints(recipe, workspace, name)
@@ -59,22 +63,15 @@ def _train(
     return student, fit, found, figures
 
 
-def _corpus(workspace: Workspace) -> Corpus:
-    path = workspace.folder("collect") / "views.parquet"
-    return Corpus(view_table.read(path, "train").simplified, [], Corpus(view_table.read(path, "eval").simplified, []))
-
-
-def _rows(recipe: Recipe, workspace: Workspace, student: Student, split: str) -> Rows:
+def _rows(recipe: Recipe, workspace: Workspace, views: ViewTable, student: Student, split: str) -> Rows:
     collect = workspace.manifest("collect")
     assert collect is not None
-    views = view_table.read(workspace.folder("collect") / "views.parquet", split)
     labels = store.read(workspace, "full", split)
     ids = student.encode(views.simplified, views.id, cut=recipe.contexts.truncate == "input")
     return Rows(ids, soft_labels.calibrate(labels.log_probs, collect.facts["log_prior"]))
 
 
-def _write_predictions(path: Path, workspace: Workspace, columns: dict[str, np.ndarray | None]) -> None:
-    ids = view_table.read(workspace.folder("collect") / "views.parquet", "eval").id
+def _write_predictions(path: Path, ids: list[str], columns: dict[str, np.ndarray | None]) -> None:
     kind = pa.list_(pa.float32())
     arrays = {
         name: pa.nulls(len(ids), kind) if values is None else pa.array(list(values), kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,7 @@ class _Work:
 
     def _context_kl(self, shard: Shard) -> list[np.ndarray]:
         """How much each token of the ceiling's answers needs the full context."""
-        said = self.read(CEILING, "eval", self.bare)
-        tokens = [said.token_ids[self._place["eval"][row]].tolist() for row in shard.ids]
+        tokens = [self._ceiling.token_ids[self._place["eval"][row]].tolist() for row in shard.ids]
 
         def scored(name: str, places: Sequence[int], use: Use) -> None:
             arm = self.arms[name]
@@ -217,6 +217,11 @@ class _Work:
             tokens,
             self.teacher.vocabulary,
         )
+
+    @cached_property
+    def _ceiling(self) -> Responses:
+        """Its eval answers, once they are there: the floor's shards all need them."""
+        return self.read(CEILING, "eval", self.bare)
 
     def _context(self, arm: Arm) -> SharedContext | None:
         """What the arm's views begin with, run when it is first needed."""
@@ -244,13 +249,14 @@ def _findings(recipe: Recipe, dataset: Dataset, work: _Work) -> dict[str, Any]:
     wanted = [example.reference for example in dataset.eval]
     if 0 < (without := wanted.count(None)) < len(wanted):
         console.warn(f"{without} of {len(wanted)} eval rows have no reference: arms are compared with the ceiling")
-    said = {PUBLIC.get(name, name): work.read(name, "eval", work.bare).text for name in work.arms}
+    answers = {name: work.read(name, "eval", work.bare) for name in work.arms}
+    said = {PUBLIC.get(name, name): found.text for name, found in answers.items()}
     against = (wanted, said["ceiling"], task.format)
     rows = {arm: text_metrics.row_scores(task.metrics[0], texts, *against) for arm, texts in said.items()}
     metric = text_metrics.metric_name(task.metrics[0], wanted)
     arms, gaps = comparison.compare(rows, metric, recipe.seed)
     comparison.warn(gaps)
-    needed = np.concatenate(work.read(FLOOR, "eval", work.bare).context_kl or [])
+    needed = np.concatenate(answers[FLOOR].context_kl or [])
     return {
         "metric": metric,
         "metrics": {arm: text_metrics.corpus(task.metrics, texts, *against) for arm, texts in said.items()},
