@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from distillctl import console, references
@@ -33,13 +32,13 @@ class Stage:
     check: Callable[[Recipe], None] = lambda recipe: None
     """What recipe and data alone can show to be wrong, found before torch is imported."""
 
-    def module(self, recipe: Recipe) -> ModuleType:
-        """Where its `run` stands; all but the report do different work for labels and for text."""
+    def module(self, recipe: Recipe) -> str:
+        """Where its `run` stands, not imported yet; all but the report do different work for labels and for text."""
         folder = "" if self.name == "report" else f"{recipe.task.kind}."
         name = f"distillctl.stages.{folder}{self.name}"
         if importlib.util.find_spec(name) is None:
             raise RecipeError(f"{self.name} cannot do {recipe.task.kind} yet; collect and train can", where="task.kind")
-        return importlib.import_module(name)
+        return name
 
 
 def _teacher_files(recipe: Recipe) -> dict[str, str]:
@@ -197,7 +196,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     with workspace.anew(one.name) if force else contextlib.nullcontext():
         # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
         read = inputs(recipe, workspace, one)
-        outcome = module.run(recipe, workspace)
+        outcome = importlib.import_module(module).run(recipe, workspace)
         # A hub model's commit is known only once it is here.
         read |= {key: value for key, value in _hub_models(recipe).items() if key in read}
         seconds = time.perf_counter() - start
