@@ -31,7 +31,7 @@ def spread(rows: Sequence[np.ndarray]) -> dict[str, Any]:
                 "low": low,
                 "high": high,
                 "tokens": float((group == index).mean()),
-                "nats": float(kl[group == index].sum() / max(kl.sum(), 1e-12)),
+                "nats": float(kl[group == index].sum() / (kl.sum() or 1.0)),
             }
             for index, (low, high) in enumerate(zip((0.0, *EDGES), (*EDGES, None), strict=True))
         ],
