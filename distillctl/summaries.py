@@ -84,21 +84,68 @@ def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
         f"the teacher reads {tokens['teacher']} tokens a row ({facts['shared_tokens']} shared), "
         f"the student {tokens['student']}"
     )
+    if responses := facts.get("responses"):
+        yield from _responses(responses, facts["necessity"])
     yield _arms(facts)
+    if metrics := facts.get("metrics"):
+        yield _corpus(metrics)
     if facts.get("without_prior"):
         yield "without the prior: " + ", ".join(f"{arm} {score:.3f}" for arm, score in facts["without_prior"].items())
+
+
+def _responses(found: Mapping[str, Any], necessity: Mapping[str, float]) -> Iterator[str]:
+    """What the teacher said, what is kept of it, and how much of it hangs on the context."""
+    mass = found["captured_mass"]
+    kept = f", {mass['median']:.2%} of the probability kept in the median ({mass['p5']:.2%} at p5)" if mass else ""
+    yield (
+        f"{found['count']:,} responses of {found['tokens']:.1f} tokens in the mean, {found['cut']:,} cut off; "
+        f"{found['bytes_per_token']:.0f} bytes per token on disk{kept}"
+    )
+    yield (
+        f"each token needs the context by {necessity['mean']:.3f} nats in the mean, "
+        f"{necessity['median']:.3f} in the median (KL of full to simplified)"
+    )
+
+
+def _corpus(metrics: Mapping[str, Mapping[str, float]]) -> Table:
+    """Every arm's metrics over the whole corpus, where there is more to say than the arms' scores."""
+    names = list(next(iter(metrics.values())))
+    table = _table("over the corpus", *names)
+    for arm, found in metrics.items():
+        table.add_row(arm, *(f"{found[name]:.3f}" for name in names))
+    return table
 
 
 def _train(facts: Mapping[str, Any]) -> Iterator[Any]:
     resumed = f", resumed from step {facts['resumed_from']}" if facts["resumed_from"] else ""
     yield f"{facts['steps']} steps (best {facts['best_step']}){resumed}; stopped by {facts['stopped']}"
-    yield f"on eval: KL to the teacher {facts['kl']:.4f} nats, same top label {facts['agreement']:.3f}"
+    yield f"on eval: {_distance(facts)}"
     if facts["control"]:
-        control = facts["control"]
-        yield f"control on hard labels: KL {control['kl']:.4f}, same top label {control['agreement']:.3f}"
+        yield f"control on the teacher's bare answers: {_distance(facts['control'])}"
+    if vocabulary := facts.get("vocabulary"):
+        yield (
+            f"vocabulary trimmed from {vocabulary['tokens_before']:,} to {vocabulary['tokens_after']:,} tokens: "
+            f"{size(vocabulary['bytes_saved'])} ({vocabulary['share_saved']:.0%}) of fp32 weights saved"
+        )
+
+
+def _distance(facts: Mapping[str, Any]) -> str:
+    """From the teacher, per row of labels or per token of a response."""
+    if "nll" not in facts:
+        return f"KL to the teacher {facts['kl']:.4f} nats, same top label {facts['agreement']:.3f}"
+    kl = "" if facts["kl"] is None else f"KL to the teacher {facts['kl']:.4f} nats per token, "
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in facts["metrics"].items())
+    return f"{kl}−log Q of its responses {facts['nll']:.4f}, same top token {facts['agreement']:.3f}; {metrics}"
 
 
 def _export(facts: Mapping[str, Any]) -> Iterator[Any]:
+    if "builder" in facts:
+        yield (
+            f"{facts['architecture']} by {facts['builder']}: {size(facts['bytes'])}, opset {facts['opset']}; on "
+            f"{facts['rows']} rows max relative |Δlogit| {facts['max_logit_difference']:.1e}, the same answer to "
+            f"{facts['equal_prompts']} of {facts['prompts']} prompts"
+        )
+        return
     yield (
         f"model.onnx {size(facts['bytes'])}, opset {facts['opset']}; on {facts['rows']} rows max |Δlogit| "
         f"{facts['max_logit_difference']:.1e}, same top label {facts['same_top']:.3f}"
@@ -124,14 +171,18 @@ def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def models(found: Mapping[str, Any]) -> Table:
-    """Latency and size per model."""
-    table = _table("model", "p50 ms", "p99 ms", "n", "size", "memory", "p50 ratio")
+    """Latency and size per model; of one that writes also the first token and the speed of the others."""
+    writes = any("first_token_ms" in m for m in found.values())
+    table = _table(
+        "model", *(["first ms", "tokens/s"] if writes else []), "p50 ms", "p99 ms", "n", "size", "memory", "p50 ratio"
+    )
     for column in table.columns:
         column.no_wrap = True
     deployed = found.get("deployed", {}).get("p50_ms")
     for name, m in found.items():
         table.add_row(
             name,
+            *([_milliseconds(m["first_token_ms"]), f"{m['decode_tokens_per_second']:,.0f}"] if writes else []),
             _milliseconds(m["p50_ms"]),
             _milliseconds(m["p99_ms"]),
             f"{m['n']:,}",
@@ -151,6 +202,11 @@ def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
     for name, recovered in facts["recovered"].items():
         told = "no gap between ceiling and floor to recover" if recovered is None else _interval(recovered)
         yield f"recovered by {name}: {told}"
+    if leakage := facts.get("leakage"):
+        yield (
+            f"{leakage['leaking']} of {leakage['responses']} responses of the teacher point at the context, "
+            f"{leakage['own']['deployed']} answers of the deployed model do"
+        )
     yield models(facts["models"])
     yield f"model: {facts['artifact']}"
 

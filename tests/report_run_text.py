@@ -203,11 +203,17 @@ def _train(
         control=pa.array(own.get("control", [None] * ROWS), pa.string()),
         **_per_row(generator, distributions, 0.11),
     )
-    facts: dict[str, Any] = {"kl": 0.2311 if distributions else None, "nll": 0.6311, "agreement": 0.887}
+    facts: dict[str, Any] = {
+        "kl": 0.2311 if distributions else None,
+        "nll": 0.6311,
+        "agreement": 0.887,
+        "metrics": {"chrf": 0.8},
+    }
     facts["control"] = {**facts, "kl": 0.4123 if distributions else None} if "control" in own else None
     facts |= {"steps": 300, "best_step": 259, "resumed_from": None, "stopped": "epochs", "tokens_per_second": 9000.0}
     facts |= {"parameters": 41_300_000, "max_length": 256, "encoder_decoder": False, "shared_tokenizer": True}
-    facts |= {"stop_ids": [0, 2], "metrics": {"chrf": 0.8}, "vocabulary": {"tokens_before": 49152, "tokens": 9120}}
+    trimmed = {"tokens_before": 49152, "tokens_after": 9120, "bytes_saved": 92_300_000, "share_saved": 0.36}
+    facts |= {"stop_ids": [0, 2], "vocabulary": trimmed}
     commit(workspace, "train", ["metrics.jsonl", "eval.parquet"], facts)
 
 

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from distillctl.errors import GateFailed, RecipeError
-from distillctl.graphs import card, exporter, parity
-from distillctl.graphs.exporter import ExportedGraph
+from distillctl.graphs import card, exporter, parity, tracing
+from distillctl.graphs.tracing import ExportedGraph
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages.classify import export
 from distillctl.workspace import Workspace, file_digest, tree_digest
@@ -109,7 +109,7 @@ def test_the_bytes_are_the_same_each_time_and_stdout_stays_empty(exported, tmp_p
 
 @pytest.mark.slow
 def test_weights_beyond_the_limit_lie_beside_the_graph(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporter, "MAX_EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(tracing, "MAX_EMBEDDED_BYTES", 1000)
     model = tiny.model()
     graph = exporter.export(model, tmp_path, opset=18)
     files = {path.name: path.stat().st_size for path in tmp_path.iterdir()}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from distillctl import summaries
 from distillctl.data import eval_table
+from distillctl.data.responses import clean
 from distillctl.errors import UpstreamError
 from distillctl.metrics import text as text_metrics
+from distillctl.pipeline import Ran
 from distillctl.report import contract, markdown, necessity, numbers, page
+from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.stages import report
-from distillctl.workspace import Workspace
+from distillctl.workspace import Manifest, Workspace
 from tests.browser import EXECUTABLE, browser
 from tests.report_run import HOSTILE, alter
 from tests.report_run_text import COPIED, METRICS, ROWS, committed, recipe
@@ -254,6 +262,17 @@ def test_ids_are_unique_and_every_chart_is_told_in_words(text: str) -> None:
     assert "#0101" not in text
 
 
+def test_the_python_example_answers_as_the_runtime_does(workspace: Workspace, text: str) -> None:
+    found = re.search(r'<code id="use-python">(.*?)</code>', text, re.DOTALL)
+    assert found
+    code = html.unescape(found[1])
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    decoder = OnnxDecoder(workspace.folder("quantize"))
+    ids = decoder.generate(decoder.encode(HOSTILE + "\n"), 40)
+    assert len(ids) > 2
+    assert printed == clean(decoder.decode(ids), ["\n"]) + "\n"
+
+
 def test_the_page_of_an_encoder_decoder_runs_both_graphs(tmp_path: Path) -> None:
     workspace = committed(tmp_path)
     alter(workspace, "export", "builder", "seq2seq")
@@ -298,6 +317,33 @@ def test_the_summary_shows_the_first_token_and_all_metrics(facts: dict[str, Any]
     assert "same top token" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+# ── what the commands say ────────────────────────────────────────────────────────────────────────
+
+
+def test_every_stage_tells_its_findings(workspace: Workspace, facts: dict[str, Any]) -> None:
+    told = {stage: _told(stage, workspace.manifest(stage)) for stage in contract.UPSTREAM}
+    assert f"{ROWS + 2} responses of 13.4 tokens in the mean, 1 cut off; 201 bytes per token on disk" in told["collect"]
+    assert "99.91% of the probability kept in the median" in told["collect"]
+    assert "over the corpus chrf bleu exact" in " ".join(told["collect"].split())
+    assert "KL to the teacher 0.2311 nats per token" in told["train"]
+    assert "from 49,152 to 9,120 tokens: 92.3 MB (36%)" in told["train"]
+    assert "the same answer to 50 of 50 prompts" in told["export"]
+    assert "int4_k_quant_block32" in told["quantize"]
+    assert "first ms  tokens/s" in told["bench"]
+    found = workspace.manifest("bench")
+    assert found
+    told_report = _told("report", found.model_copy(update={"stage": "report", "facts": facts}))
+    assert f"2 of {ROWS + 2} responses of the teacher point at the context" in told_report
+
+
+def _told(stage: str, manifest: Manifest | None) -> str:
+    """The readable result as plain text, 200 columns wide."""
+    assert manifest
+    printed = io.StringIO()
+    Console(file=printed, width=200).print(*summaries.readable(Ran(stage, manifest, False, 1.0)), sep="\n")
+    return printed.getvalue()
 
 
 # ── eval.parquet ─────────────────────────────────────────────────────────────────────────────────

@@ -40,31 +40,39 @@ def render(
 ) -> str:
     """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
     shown. No row of the data is quoted: the card is there to be published."""
+    tokens, counts, labels = collect["context_tokens"], collect["counts"], ", ".join(recipe.task.names)
+    about = f"""A text classifier with the labels {labels}. It does without a prompt what
+{collect["teacher"]["reference"]} does with
+one: {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers,
+as distributions over the labels, to {counts["train"]:,} inputs. On {counts["eval"]:,} held-out inputs the two agree on
+the label for {train["agreement"]:.1%}, with a KL divergence of {train["kl"]:.4f} nats (in PyTorch, before export)."""
+    use = f"""{_USAGE}{form(recipe)}
+
+With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
+    return page(recipe, "text-classification", about, use, measured)
+
+
+def page(recipe: Recipe, task: str, about: str, use: str, measured: Sequence[Mapping[str, str]]) -> str:
+    """A card's frame. task: the hub's name for it."""
     sources = _sources(recipe)
     licence = sources[0]["licence"]
     header = {
         **({} if licence == _NOT_STATED else {"license": licence}),
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": task,
         "library_name": "onnx",
         "tags": ["onnx", "context-distillation", "distillctl"],
     }
-    tokens, counts, labels = collect["context_tokens"], collect["counts"], ", ".join(recipe.task.names)
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
 
 # {recipe.name}
 
-A text classifier with the labels {labels}. It does without a prompt what {collect["teacher"]["reference"]} does with
-one: {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers,
-as distributions over the labels, to {counts["train"]:,} inputs. On {counts["eval"]:,} held-out inputs the two agree on
-the label for {train["agreement"]:.1%}, with a KL divergence of {train["kl"]:.4f} nats (in PyTorch, before export).
+{about}
 
 ## Use
 
-{_USAGE}{_form(recipe)}
-
-With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`.
+{use}
 
 ## Measured
 
@@ -87,7 +95,8 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _form(recipe: Recipe) -> str:
+def form(recipe: Recipe) -> str:
+    """What an input has to look like, where it is not the bare input."""
     context = recipe.contexts.simplified
     if context.template == "{{ input }}":
         return ""
@@ -107,7 +116,7 @@ def _sources(recipe: Recipe) -> list[dict[str, str]]:
     return [
         {"part": part, "source": reference or "this recipe's data", "licence": licence},
         {"part": "teacher", "source": teacher.model, "licence": _licence(recipe, teacher.model, teacher.revision)},
-        {"part": "data", "source": ", ".join(data.sources) or f"{data.train}, {data.eval}", "licence": _NOT_STATED},
+        {"part": "data", "source": data.source or f"{data.train}, {data.eval}", "licence": _NOT_STATED},
     ]
 
 

@@ -12,7 +12,12 @@ from distillctl.recipe.base import Closed, Count, Fraction, Positive, Spec
 class Export(Closed):
     opset: Count | None = None
     max_logit_difference: Positive = 1e-4
-    """Largest |Δlogit| between ONNX Runtime and PyTorch over the eval rows."""
+    """Largest |Δlogit| between ONNX Runtime and PyTorch over the eval rows; of text relative to the largest |logit|."""
+    builder: Literal["auto", "genai", "trace"] = "auto"
+    """Of decoders: "genai" builds the graph as onnxruntime-genai does, "trace" traces it, "auto" traces only where
+    genai's builder cannot do it."""
+    prompts: Count = 50
+    """Of text: eval rows (fewer if there are fewer) whose greedy answers must equal PyTorch's, token for token."""
 
 
 class DynamicInt8(Spec):
@@ -28,6 +33,27 @@ class DynamicInt8(Spec):
         return "dynamic_int8" + "_per_channel" * self.per_channel + "_reduced_range" * self.reduce_range
 
 
+class WeightOnly(Spec):
+    """Weights in int4 or int8 blocks (MatMulNBits), activations in float; for students that generate."""
+
+    target: ClassVar[str] = "distillctl.quantizers.weight_only:quantize"
+
+    kind: Literal["weight_only"] = "weight_only"
+    bits: Literal[4, 8] = 4
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    algorithm: Literal["rtn", "k_quant", "k_quant_mixed"] = "rtn"
+    """k_quant_mixed: the layers that cost most stay at 8 bits."""
+    accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
+    """4: products of int8 activations (ONNX Runtime's MatMulNBits)."""
+
+    @property
+    def name(self) -> str:
+        return f"int{self.bits}_{self.algorithm}_block{self.block_size}"
+
+
+Quantizer = Annotated[DynamicInt8 | WeightOnly, Field(discriminator="kind")]
+
+
 class Gate(Closed):
     """What a candidate must hold, against the fp32 student on the held-out rows."""
 
@@ -40,7 +66,7 @@ class Gate(Closed):
 
 
 class Quantize(Closed):
-    candidates: Annotated[tuple[DynamicInt8, ...], Field(min_length=1)] = (
+    candidates: Annotated[tuple[Quantizer, ...], Field(min_length=1)] = (
         DynamicInt8(per_channel=False),
         DynamicInt8(per_channel=False, reduce_range=True),
         DynamicInt8(),

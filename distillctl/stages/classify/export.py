@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,23 +9,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from distillctl import console
 from distillctl.data import view_table
-from distillctl.graphs import card, exporter, parity
-from distillctl.graphs.exporter import ExportedGraph
+from distillctl.graphs import beside, card, exporter, parity
 from distillctl.graphs.parity import Parity
+from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.workspace import Outcome, Workspace, replacing_folder
-
-_TOKENIZER_KEYS = (
-    "model_max_length",
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
@@ -38,9 +25,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         model = _load(recipe, source)
         console.note("export: tracing")
         graph = exporter.export(model, staged, recipe.export.opset)
-        for name in ("config.json", "tokenizer.json"):
-            shutil.copyfile(source / name, staged / name)
-        _write_tokenizer_config(source, staged, graph.inputs)
+        beside.copy(source, staged, graph.inputs)
         found = parity.check(
             model, OnnxClassifier(staged), views.id, views.simplified, recipe.export.max_logit_difference
         )
@@ -60,15 +45,6 @@ def _load(recipe: Recipe, source: Path) -> PreTrainedModel:
             source, dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=remote_code
         )
     return model
-
-
-def _write_tokenizer_config(source: Path, target: Path, inputs: list[str]) -> None:
-    """In the words that transformers 4 and other tools know; `tokenizer.json` holds the tokenizer itself."""
-    written = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, "padding_side": "right"}
-    config |= {key: written[key] for key in _TOKENIZER_KEYS if key in written}
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (target / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def _measured(graph: ExportedGraph, found: Parity) -> dict[str, str]:

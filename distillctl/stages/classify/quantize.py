@@ -18,7 +18,8 @@ from distillctl import console
 from distillctl.data import view_table
 from distillctl.errors import GateFailed
 from distillctl.graphs import card
-from distillctl.graphs.exporter import GRAPH, graph_bytes
+from distillctl.graphs.exporter import GRAPH
+from distillctl.graphs.tracing import graph_bytes
 from distillctl.quantizers import search
 from distillctl.quantizers.search import Answers, Candidate, HeldOut
 from distillctl.recipe import Recipe, implementation

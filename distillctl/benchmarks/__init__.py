@@ -1,0 +1,1 @@
+"""What `make bench-…` measures, each beside the plain way of doing the same."""

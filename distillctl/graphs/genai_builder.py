@@ -1,0 +1,99 @@
+"""A decoder as onnxruntime-genai builds it: GroupQueryAttention, past and present in one buffer, `genai_config.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+
+from distillctl import console
+from distillctl.errors import Unavailable, first_line
+from distillctl.graphs import tracing
+from distillctl.graphs.tracing import ExportedGraph
+
+GRAPH, CONFIG = "model.onnx", "genai_config.json"
+_PACKAGE = "onnxruntime-genai"
+
+
+class Unsupported(Unavailable):
+    """The builder does not know the architecture, or something about it; or it is not installed."""
+
+
+def export(
+    source: Path, folder: Path, stop_ids: Sequence[int], max_length: int, *, trust_remote_code: bool = False
+) -> ExportedGraph:
+    """Write ``folder``/model.onnx (float32, for CPUs) and genai_config.json from the transformers folder ``source``.
+
+    stop_ids and max_length (tokens of view and response) go into genai_config.json. Unsupported when it cannot be done.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        built = Path(scratch) / "built"
+        try:
+            with _builder() as builder, console.libraries_quiet():
+                _build(builder, source, built, trust_remote_code)
+        except Exception as error:  # whatever a config that it was not written for makes it raise
+            raise Unsupported(
+                f"{_PACKAGE}'s model builder cannot build it: {first_line(error)}",
+                where="export.builder",
+                next="--set export.builder=trace",
+            ) from error
+        program = onnx_ir.load(built / GRAPH)
+        config = json.loads((built / CONFIG).read_text(encoding="utf-8"))
+        program.producer_version = importlib.metadata.version(
+            _PACKAGE
+        )  # it adds the commit of any repository around it
+        _name_head_size(program.graph, config["model"]["decoder"]["head_size"])
+        written = tracing.write(program, folder / GRAPH)
+    ids = sorted(stop_ids)
+    config["model"]["eos_token_id"] = ids if len(ids) > 1 else ids[0]
+    config["search"]["max_length"] = min(max_length, config["model"]["context_length"])
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return written
+
+
+def _build(builder: Any, source: Path, target: Path, trust_remote_code: bool) -> None:
+    where = ("", str(source), str(target), "fp32", "cpu", str(target / "cache"))
+    asked = ["hf_token=false", f"hf_remote={str(trust_remote_code).lower()}"]  # nothing is asked of the hub
+    options = builder.parse_extra_options(*where, asked)
+    _flatten_rope(options["hf_details"]["hf_config"])
+    builder.create_model(*where, **options)
+
+
+def _flatten_rope(config: Any) -> None:
+    """transformers 5 keeps rotary parameters by kind of layer; the builder (0.18) looks for Gemma 3's under older names."""
+    by_kind = getattr(config, "rope_parameters", None) or {}
+    if {"full_attention", "sliding_attention"} <= by_kind.keys():
+        config.rope_local_base_freq = by_kind["sliding_attention"]["rope_theta"]
+        config.rope_parameters = by_kind["full_attention"]
+
+
+def _name_head_size(graph: onnx_ir.Graph, size: int) -> None:
+    """Keys and values [batch, heads, tokens, size]: the builder leaves the last of them open."""
+    for value in [*graph.inputs, *graph.outputs]:
+        if str(value.name).startswith(("past_key_values.", "present.")):
+            assert value.shape is not None
+            value.shape = onnx_ir.Shape([*value.shape[:3], size])
+
+
+@contextmanager
+def _builder() -> Iterator[Any]:
+    """The builder, whose modules import each other by bare names (`builders`, `quantization`) from their own folder."""
+    found = importlib.util.find_spec("onnxruntime_genai")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(f"{_PACKAGE} is not installed")
+    before = sys.path.copy()
+    sys.path.insert(0, str(Path(found.submodule_search_locations[0]) / "models"))
+    try:
+        from onnxruntime_genai.models import builder
+
+        yield builder
+    finally:
+        sys.path[:] = before

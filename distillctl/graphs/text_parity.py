@@ -1,0 +1,164 @@
+"""A graph that writes against the PyTorch model it came from, on real rows: the same logits, and the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from distillctl import console
+from distillctl.errors import GateFailed
+from distillctl.runtimes.onnx_generator import OnnxGenerator
+from distillctl.training.generation import start_token
+
+
+@dataclass(frozen=True)
+class Rows:
+    """ids: the rows' names; views, responses: token ids, the responses' with the one that ends them."""
+
+    ids: Sequence[str]
+    views: Sequence[list[int]]
+    responses: Sequence[list[int]]
+
+
+@dataclass(frozen=True)
+class TextParity:
+    """max_logit_difference: the largest |Δlogit| of a row over its largest |logit|, of all rows. prompts: rows answered
+    by both; equal_prompts: with the same tokens. ties: rows of the others, which part where PyTorch's logits of the two
+    tokens are closer than the allowed difference."""
+
+    max_logit_difference: float
+    rows: int
+    prompts: int
+    equal_prompts: int
+    ties: int
+
+
+def views(graph: OnnxGenerator, tokenizer: Any, ids: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of the views, by `tokenizer.json` alone. GateFailed when transformers makes others of a row."""
+    cut = graph.tokenizer.truncation
+    options = {"truncation": True, "max_length": cut["max_length"]} if cut else {}
+    found = [graph.encode(text) for text in texts]
+    for row, own, other in zip(ids, found, tokenizer(list(texts), **options).input_ids, strict=True):
+        if own != other:
+            raise GateFailed(
+                f"tokenizer.json gives {len(own)} tokens {own[:8]} …, transformers {len(other)} tokens {other[:8]} …",
+                where=f"row {row}",
+                next="choose a student whose tokenizer is a fast one",
+            )
+    return found
+
+
+def check(
+    model: PreTrainedModel, graph: OnnxGenerator, rows: Rows, *, allowed: float, prompts: int, max_new_tokens: int
+) -> TextParity:
+    """Logits of every response token under teacher forcing, and greedy answers to the first ``prompts`` views.
+
+    allowed: the largest |Δlogit| as a share of the row's largest |logit|. GateFailed names the row that is furthest off,
+    or the first one that is answered otherwise, unless two logits tie there.
+    """
+    model.eval()
+    worst = _logits(model, graph, rows, allowed)
+    some = list(zip(rows.ids, rows.views, strict=True))[:prompts]
+    ties = 0
+    with console.progress("parity: answers", len(some)) as bar:
+        for row, view in some:
+            ties += not _same_answer(model, graph, row, view, allowed, max_new_tokens)
+            bar.advance()
+    return TextParity(worst, len(rows.ids), len(some), len(some) - ties, ties)
+
+
+# ── logits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _logits(model: PreTrainedModel, graph: OnnxGenerator, rows: Rows, allowed: float) -> float:
+    differences = []
+    with console.progress("parity: logits", len(rows.ids)) as bar:
+        for view, response in zip(rows.views, rows.responses, strict=True):
+            expected, found = forced(model, view, response), graph.score(view, response)
+            differences.append(_difference(expected, found))
+            bar.advance()
+    beyond = [not difference <= allowed for difference in differences]  # NaN is beyond
+    worst = int(np.argmax(differences))
+    if any(beyond):
+        raise GateFailed(
+            f"ONNX Runtime and PyTorch differ in a logit by {differences[worst]:.3g} of the largest one, {allowed:.3g} is "
+            f"allowed ({sum(beyond)} of {len(beyond)} rows are beyond it)",
+            where=f"row {rows.ids[worst]}",
+            next="--set export.builder=trace, or if such a difference does not matter to you, raise "
+            "export.max_logit_difference",
+        )
+    return differences[worst]
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """max |Δlogit| / max |logit|; logits that are −∞ in both are equal."""
+    with np.errstate(invalid="ignore"):
+        apart = np.where(expected == found, 0, np.abs(expected - found))
+    return float(apart.max() / np.abs(expected[np.isfinite(expected)]).max())
+
+
+@torch.inference_mode()
+def forced(model: PreTrainedModel, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
+    """PyTorch's logits that predict each token of ``response`` after ``view``, float32 [R, V]."""
+    if model.config.is_encoder_decoder:
+        ids = [start_token(model), *response[:-1]]
+        logits = model(input_ids=torch.tensor([view]), decoder_input_ids=torch.tensor([ids])).logits[0]
+    else:
+        logits = model(input_ids=torch.tensor([[*view, *response[:-1]]])).logits[0, len(view) - 1 :]
+    return logits.float().numpy()
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _same_answer(
+    model: PreTrainedModel, graph: OnnxGenerator, row: str, view: Sequence[int], allowed: float, limit: int
+) -> bool:
+    """Whether the answers are the same; False where they part at a tie, GateFailed where they part otherwise."""
+    found = graph.generate(view, limit)
+    expected = greedy(model, view, graph.stop_ids, len(found) if found[-1] not in graph.stop_ids else limit)
+    if found == expected:
+        return True
+    at = next(place for place, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b)
+    logits = forced(model, view, expected[: at + 1])[at]
+    apart = float(abs(logits[expected[at]] - logits[found[at]]))
+    bound = allowed * float(np.abs(logits[np.isfinite(logits)]).max())
+    if apart < bound:
+        return False
+    raise GateFailed(
+        f"token {at + 1} of the answer differs: PyTorch says {_shown(graph, expected[: at + 1])}, ONNX Runtime "
+        f"{_shown(graph, found[: at + 1])}; the two logits are {apart:.3g} apart, which is no tie at an allowed difference "
+        f"of {bound:.3g}",
+        where=f"row {row}",
+        next="--set export.builder=trace",
+    )
+
+
+@torch.inference_mode()
+def greedy(model: PreTrainedModel, view: Sequence[int], stop_ids: Collection[int], limit: int) -> list[int]:
+    """PyTorch's likeliest token at each step, up to and with a stop id: no forced tokens, no penalties."""
+    encoded = None
+    if model.config.is_encoder_decoder:
+        encoded, step = model.get_encoder()(input_ids=torch.tensor([view])), torch.tensor([[start_token(model)]])
+    else:
+        step = torch.tensor([view])
+    answer: list[int] = []
+    past = None
+    while len(answer) < limit and not (answer and answer[-1] in stop_ids):
+        if encoded is None:
+            output = model(input_ids=step, past_key_values=past, use_cache=True)
+        else:
+            output = model(encoder_outputs=encoded, decoder_input_ids=step, past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        answer.append(int(output.logits[0, -1].argmax()))
+        step = torch.tensor([answer[-1:]])
+    return answer
+
+
+def _shown(graph: OnnxGenerator, ids: list[int]) -> str:
+    return repr(graph.decode(ids[-8:]))

@@ -1,0 +1,167 @@
+"""One PyTorch module traced to one ONNX graph, and that graph written: named axes, no notes of the tracer, each weight
+stored once, one file where it fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import Tensor, nn
+from transformers.exporters import OnnxConfig, OnnxExporter
+
+from distillctl import console
+from distillctl.errors import RecipeError, Unavailable
+
+MAX_EMBEDDED_BYTES = 2_000_000_000
+"""Of weights inside a graph's file; a protobuf message ends at 2 GiB, and the nodes need room too."""
+
+Axes = Mapping[str, tuple[str | None, ...]]
+"""Input or output → its axes' names; None: whatever stands there stays."""
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """What was written. bytes: the graphs and their weights, in however many files."""
+
+    inputs: list[str]
+    opset: int
+    bytes: int
+
+
+class Part(nn.Module):
+    """What is traced of a model: `forward` says. The exporter asks for the config."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+
+def trace(module: nn.Module, inputs: Mapping[str, Any], opset: int | None) -> onnx_ir.Model:
+    """The module's graph, all axes open. RecipeError when the opset cannot be had.
+
+    inputs: tensors, or lists of them, to trace with. A size of 0 or 1 would be frozen, and equal sizes of one input
+    taken for one another.
+    """
+    with console.libraries_quiet():
+        config = OnnxConfig(dynamic=True, opset_version=opset)
+        program: onnx_ir.Model = OnnxExporter().export(module.eval(), dict(inputs), config).program
+    check_opset(program.opset_imports[""], opset)
+    return program
+
+
+def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Of each layer, [B, H, T, d]. Unavailable when a layer keeps something else."""
+    try:
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    except AttributeError:
+        raise Unavailable(
+            f"{type(cache).__name__} holds more than keys and values, and nothing else can be traced", where="export"
+        ) from None
+
+
+def name_past(graph: onnx_ir.Graph, names: Sequence[str]) -> None:
+    """The tracer's `past.<layer>.<place in the tuple>` → optimum's `past_key_values.<layer>.<name>`."""
+    for value in graph.inputs:
+        if (match := re.fullmatch(r"past\.(\d+)\.(\d+)", str(value.name))) is not None:
+            value.name = f"past_key_values.{match[1]}.{names[int(match[2])]}"
+
+
+def check_opset(written: int, asked: int | None) -> None:
+    """RecipeError when it is not the one that was asked for."""
+    if asked is not None and written != asked:
+        raise RecipeError(
+            f"opset {asked} is out of the exporter's reach (it made {written})",
+            where="export.opset",
+            next=f"--set export.opset={written}, or leave it out",
+        )
+
+
+def save(program: onnx_ir.Model, path: Path, axes: Axes) -> ExportedGraph:
+    """Clean and write a traced graph. Weights of more than 2 GB go to a file of the same name and `.data` beside it."""
+    RemoveUnusedNodesPass()(program)
+    share_transposed(program.graph)
+    name_axes(program.graph, axes)
+    drop_notes(program.graph)
+    return write(program, path)
+
+
+def write(program: onnx_ir.Model, path: Path) -> ExportedGraph:
+    weights = sum(value.const_value.nbytes for value in program.graph.initializers.values() if value.const_value)
+    external = f"{path.name}.data" if weights > MAX_EMBEDDED_BYTES else None
+    onnx_ir.save(program, path, external_data=external)
+    onnx.checker.check_model(path)
+    return ExportedGraph(
+        [str(value.name) for value in program.graph.inputs], program.opset_imports[""], graph_bytes(path.parent)
+    )
+
+
+def graph_bytes(folder: Path) -> int:
+    """Size of the folder's graphs with their external weights, if any."""
+    return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
+
+
+# ── cleaning ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def share_transposed(graph: onnx_ir.Graph) -> None:
+    """Take a tied head's weight [D, V] from the embedding [V, D]: the tracer folds the transposition into a second copy.
+    ONNX Runtime transposes it when it loads the graph."""
+    matrices = [value for value in graph.initializers.values() if value.shape is not None and len(value.shape) == 2]
+    for embedding in matrices:
+        if not any(node.op_type == "Gather" and place == 0 for node, place in embedding.uses()):
+            continue
+        table = _numpy(embedding)
+        for copy in matrices:
+            if copy is not embedding and copy.shape == table.T.shape and np.array_equal(_numpy(copy), table.T):
+                node = onnx_ir.node("Transpose", [embedding], {"perm": [1, 0]}, name=f"{copy.name}_transposed")
+                node.outputs[0].name = f"{copy.name}_transposed"
+                node.outputs[0].type, node.outputs[0].shape = copy.type, copy.shape
+                graph.insert_before(graph[0], node)
+                copy.replace_all_uses_with(node.outputs[0])
+                del graph.initializers[str(copy.name)]
+
+
+def _numpy(value: onnx_ir.Value) -> np.ndarray:
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def name_axes(graph: onnx_ir.Graph, axes: Axes) -> None:
+    """Name the axes everywhere. The tracer calls one s18 or s43, and may give each input symbols of its own though the
+    sizes are the same."""
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for symbol, axis in zip(value.shape or (), axes[str(value.name)], strict=True):
+            if axis is not None and not isinstance(symbol, int):
+                names[str(symbol)] = axis
+    for value in [*graph.inputs, *(value for node in graph.all_nodes() for value in node.outputs)]:
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape([_rename(size, names) for size in value.shape])
+    for value in [*graph.inputs, *graph.outputs]:
+        if value.shape is not None and (wanted := axes.get(str(value.name))):
+            value.shape = onnx_ir.Shape([axis or size for size, axis in zip(value.shape, wanted, strict=True)])
+
+
+def drop_notes(graph: onnx_ir.Graph) -> None:
+    """Stack traces, with this machine's paths."""
+    graph.metadata_props.clear()
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in graph.inputs:
+        value.metadata_props.clear()
+
+
+def _rename(size: int | onnx_ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+    """`2*s43` → `2*batch`."""
+    if isinstance(size, int) or size.value is None:
+        return size if isinstance(size, int) else None
+    return re.sub(r"\w+", lambda match: names.get(match[0], match[0]), str(size.value))

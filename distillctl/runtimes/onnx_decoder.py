@@ -1,0 +1,94 @@
+"""Run an exported decoder as an app would: tokenizers and ONNX Runtime, no torch; one query at a time, greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime import OrtValue
+
+from distillctl.runtimes import key_values
+from distillctl.runtimes.key_values import Past, SharedBuffers, SwappedOutputs
+from distillctl.runtimes.onnxruntime import session
+from distillctl.runtimes.text_folder import TextFolder, read_json
+
+
+class OnnxDecoder(TextFolder):
+    """A folder with `model.onnx` and what `TextFolder` reads: tokens in, tokens out, the likeliest at each step.
+
+    Past and present share their memory where `genai_config.json` says that the graph allows it. One query at a time:
+    they share it too.
+    """
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        super().__init__(folder)
+        self._session = session(folder / "model.onnx", threads)
+        self._has_positions = "position_ids" in {value.name for value in self._session.get_inputs()}
+        genai = read_json(folder / "genai_config.json")
+        self._shares = bool(genai) and genai["search"]["past_present_share_buffer"]
+        self._caches = key_values.caches(self._session, genai["model"]["decoder"]["head_size"] if genai else None)
+        self._buffers: SharedBuffers | None = None
+
+    def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+        """The answer's token ids, each as soon as it is known, the first after the whole view has run. The last one is a
+        stop id, unless ``max_new_tokens`` or `max_length` came first. DataError when the view leaves no room."""
+        steps = min(max_new_tokens, self.max_length - len(view))
+        if steps < 1:
+            raise self.too_long(view)
+        binding, past = self._session.io_binding(), self._past(len(view) + steps)
+        token = int(self._prefill(binding, past, view)[0, -1].argmax())
+        yield token
+        # From here on a step runs one token: its id and its logits stay in the same places.
+        last, logits = np.zeros((1, 1), np.int64), key_values.logits_buffer(self._session)
+        binding.bind_cpu_input("input_ids", last)
+        binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
+        for length in range(len(view), len(view) + steps - 1):
+            if token in self.stop_ids:
+                return
+            last[0, 0] = token
+            self._bind_positions(binding, length, 1)
+            self._session.run_with_iobinding(binding)
+            past.advance(binding)
+            token = int(logits[0, 0].argmax())
+            yield token
+
+    def generate(self, view: Sequence[int], max_new_tokens: int) -> list[int]:
+        """`stream`, whole."""
+        return list(self.stream(view, max_new_tokens))
+
+    def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
+        """The logits that predict each token of ``response`` after ``view``, float32 [R, V], in one pass."""
+        ids = [*view, *response[:-1]]
+        logits = self._prefill(self._session.io_binding(), self._past(len(ids)), ids)
+        return logits[0, len(view) - 1 :].astype(np.float32, copy=False)
+
+    def kv_bytes(self, length: int) -> int:
+        """Keys and values of ``length`` tokens."""
+        return sum(cache.bytes_per_token for cache in self._caches.values()) * length
+
+    def _past(self, length: int) -> Past:
+        """Empty, with room for ``length`` tokens. Shared buffers are kept from query to query."""
+        if not self._shares:
+            return SwappedOutputs(self._caches)
+        if self._buffers is None or self._buffers.length < length:
+            self._buffers = SharedBuffers(self._caches, length)
+        return self._buffers
+
+    def _prefill(self, binding: ort.IOBinding, past: Past, ids: Sequence[int]) -> np.ndarray:
+        """Logits [1, T, V] of ``ids`` after an empty past."""
+        past.bind(binding)
+        binding.bind_output("logits")
+        binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
+        self._bind_positions(binding, 0, len(ids))
+        self._session.run_with_iobinding(binding)
+        logits: np.ndarray = binding.get_outputs()[-1].numpy()
+        past.advance(binding)
+        return logits
+
+    def _bind_positions(self, binding: ort.IOBinding, length: int, new: int) -> None:
+        """``new`` tokens after ``length`` others."""
+        binding.bind_cpu_input("attention_mask", np.ones((1, length + new), np.int64))
+        if self._has_positions:
+            binding.bind_cpu_input("position_ids", np.arange(length, length + new, dtype=np.int64)[None])

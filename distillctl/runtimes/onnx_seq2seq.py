@@ -1,0 +1,99 @@
+"""Run an exported encoder–decoder as an app would: tokenizers and ONNX Runtime, no torch; one query at a time, greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime import OrtValue
+
+from distillctl.runtimes import key_values
+from distillctl.runtimes.key_values import SwappedOutputs
+from distillctl.runtimes.onnxruntime import session
+from distillctl.runtimes.text_folder import UNLIMITED, TextFolder
+
+
+class OnnxSeq2Seq(TextFolder):
+    """A folder with `encoder_model.onnx`, `decoder_model_merged.onnx` and what `TextFolder` reads.
+
+    The decoder's graph makes the cross-attention's keys and values of those encoder positions that its past lacks: the
+    first step makes all of them, later ones none.
+    """
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        super().__init__(folder)
+        self._start = int(self.config["decoder_start_token_id"])
+        self._positions: int = self.config.get("max_position_embeddings") or UNLIMITED
+        self._encoder = session(folder / "encoder_model.onnx", threads)
+        self._decoder = session(folder / "decoder_model_merged.onnx", threads)
+        caches = key_values.caches(self._decoder)
+        self._own = {name: cache for name, cache in caches.items() if ".decoder." in name}
+        self._cross = {name: cache for name, cache in caches.items() if ".encoder." in name}
+
+    def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+        """The answer's token ids, each as soon as it is known, the first after the encoder has run. The last one is a
+        stop id, unless ``max_new_tokens`` or the last position came first. DataError when the view is too long."""
+        if len(view) > self.max_length:
+            raise self.too_long(view)
+        binding, past = self._encode(view), SwappedOutputs(self._own)
+        token = int(self._first_step(binding, past, [self._start])[0, -1].argmax())
+        yield token
+        # From here on a step runs one token: its id and its logits stay in the same places.
+        last, logits = np.zeros((1, 1), np.int64), key_values.logits_buffer(self._decoder)
+        self._keep_cross(binding, past)
+        binding.bind_cpu_input("input_ids", last)
+        binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
+        for _ in range(1, min(max_new_tokens, self._positions)):
+            if token in self.stop_ids:
+                return
+            last[0, 0] = token
+            self._decoder.run_with_iobinding(binding)
+            past.advance(binding)
+            token = int(logits[0, 0].argmax())
+            yield token
+
+    def generate(self, view: Sequence[int], max_new_tokens: int) -> list[int]:
+        """`stream`, whole."""
+        return list(self.stream(view, max_new_tokens))
+
+    def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
+        """The logits that predict each token of ``response`` to ``view``, float32 [R, V], in one pass."""
+        ids = [self._start, *response[:-1]]
+        logits = self._first_step(self._encode(view), SwappedOutputs(self._own), ids)
+        return logits[0].astype(np.float32, copy=False)
+
+    def kv_bytes(self, length: int) -> int:
+        """Keys and values of ``length`` tokens, of view and response together."""
+        return sum(cache.bytes_per_token for cache in self._own.values()) * length
+
+    def _encode(self, view: Sequence[int]) -> ort.IOBinding:
+        """Run the encoder; the decoder's binding, with what stays the same at all steps."""
+        ids = np.array([view], np.int64)
+        mask = np.ones_like(ids)
+        (states,) = self._encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+        binding = self._decoder.io_binding()
+        binding.bind_cpu_input("encoder_hidden_states", states)
+        binding.bind_cpu_input("encoder_attention_mask", mask)
+        return binding
+
+    def _first_step(self, binding: ort.IOBinding, past: SwappedOutputs, ids: Sequence[int]) -> np.ndarray:
+        """Logits [1, T, V] of ``ids`` after an empty past; it makes the cross-attention's keys and values."""
+        past.bind(binding)
+        for name, cache in self._cross.items():
+            binding.bind_ortvalue_input(name, cache.zeros(0))
+            binding.bind_output(key_values.present(name))
+        binding.bind_output("logits")
+        binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
+        self._decoder.run_with_iobinding(binding)
+        logits: np.ndarray = binding.get_outputs()[-1].numpy()
+        return logits
+
+    def _keep_cross(self, binding: ort.IOBinding, past: SwappedOutputs) -> None:
+        """After the first step: its keys and values for cross-attention are the later steps' past, and no output."""
+        outputs = binding.get_outputs()
+        binding.clear_binding_outputs()
+        past.take(binding, outputs)
+        for name, value in zip(self._cross, outputs[len(self._own) :], strict=False):  # logits follow
+            binding.bind_ortvalue_input(name, value)

@@ -1,0 +1,51 @@
+"""What lies beside a graph that answers with text: its tokenizer, its stop ids, its longest input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from distillctl.errors import DataError
+
+UNLIMITED = 2**31
+
+
+class TextFolder:
+    """`tokenizer.json`, `config.json`, `generation_config.json` and `tokenizer_config.json` of an exported model.
+
+    stop_ids: `eos_token_id`, one or several. max_length: tokens of view and response together for a decoder, of the view
+    for an encoder–decoder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        config, tokenizer_config = read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json")
+        self.config: dict[str, Any] = config | read_json(folder / "generation_config.json")
+        self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        stop = self.config.get("eos_token_id")
+        self.stop_ids: set[int] = set(stop) if isinstance(stop, list) else {stop} - {None}
+        limits = (config.get("max_position_embeddings"), tokenizer_config.get("model_max_length"), UNLIMITED)
+        self.max_length: int = min(limit for limit in limits if limit is not None)
+
+    def encode(self, text: str) -> list[int]:
+        """The view's token ids, with the special tokens that the tokenizer puts around it."""
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def too_long(self, view: Sequence[int]) -> DataError:
+        return DataError(f"the view has {len(view)} tokens, the model takes {self.max_length}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's object; empty where there is no such file."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found

@@ -1,0 +1,119 @@
+"""export: the student that writes as ONNX, checked against PyTorch on real rows: logits, and greedy answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+
+from distillctl import console
+from distillctl.data import view_table
+from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, text_card, text_parity, tracing
+from distillctl.graphs.text_parity import Rows, TextParity
+from distillctl.graphs.tracing import ExportedGraph
+from distillctl.recipe import Recipe, Text, implementation
+from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
+from distillctl.soft_labels import responses
+from distillctl.workspace import Outcome, Workspace, replacing_folder
+
+
+def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+    """Nothing is committed unless ONNX Runtime and PyTorch agree on the eval rows (GateFailed)."""
+    collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
+    source = workspace.folder("train") / "model"
+    with replacing_folder(workspace.folder("export")) as staged:
+        builder, graph, model = _build(recipe, source, staged, train)
+        beside.copy(source, staged, ["input_ids", "attention_mask"], max_length=train["max_length"])
+        written = open_generator(staged, torch.get_num_threads())
+        found = text_parity.check(
+            model,
+            written,
+            _rows(recipe, workspace, source, written),
+            allowed=recipe.export.max_logit_difference,
+            prompts=recipe.export.prompts,
+            max_new_tokens=recipe.generate.max_new_tokens,
+        )
+        if found.ties:
+            console.warn(f"{found.ties} answers part from PyTorch's where two logits tie")
+        text = text_card.render(recipe, collect, train, [_measured(graph, found)], builder)
+        (staged / "README.md").write_text(text, encoding="utf-8")
+        outputs = sorted(path.name for path in staged.iterdir())
+    facts = {"architecture": type(model).__name__, "builder": builder, **asdict(graph), **asdict(found)}
+    return Outcome(outputs, facts)
+
+
+def _build(
+    recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any]
+) -> tuple[str, ExportedGraph, PreTrainedModel]:
+    """The graph's builder, the graph, and the PyTorch model."""
+    opset = recipe.export.opset
+    if train["encoder_decoder"]:
+        model = _load(recipe, source, AutoModelForSeq2SeqLM)
+        console.note("export: tracing encoder and decoder")
+        return "seq2seq", seq2seq.export(model, staged, opset), model
+    graph = None if recipe.export.builder == "trace" else _genai(recipe, source, staged, train)
+    model = _load(recipe, source, AutoModelForCausalLM)  # after the builder, which has loaded its own
+    if graph is not None:
+        return "genai", graph, model
+    console.note("export: tracing")
+    return "trace", decoder_trace.export(model, staged, opset), model
+
+
+def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any]) -> ExportedGraph | None:
+    """As onnxruntime-genai builds it; None where that cannot be had and need not be."""
+    needed, opset = recipe.export.builder == "genai", recipe.export.opset
+    if opset is not None and not needed:
+        return None  # the builder has an opset of its own
+    console.note("export: building")
+    try:
+        graph = genai_builder.export(
+            source, staged, train["stop_ids"], train["max_length"], trust_remote_code=_remote_code(recipe)
+        )
+    except genai_builder.Unsupported as error:
+        if needed:
+            raise
+        console.note(f"export: {error.what}")
+        return None
+    tracing.check_opset(graph.opset, opset)
+    return graph
+
+
+def _load(recipe: Recipe, source: Path, auto: Any) -> PreTrainedModel:
+    with console.libraries_quiet():
+        model: PreTrainedModel = auto.from_pretrained(
+            source,
+            dtype="float32",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=_remote_code(recipe),
+        )
+    return model
+
+
+def _remote_code(recipe: Recipe) -> bool:
+    return bool(getattr(recipe.student, "trust_remote_code", False))  # train has said what that means
+
+
+def _rows(recipe: Recipe, workspace: Workspace, source: Path, graph: OnnxGenerator) -> Rows:
+    """The eval rows: simplified views, and the teacher's responses in the student's tokens."""
+    table = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=_remote_code(recipe))
+    views = text_parity.views(graph, tokenizer, table.id, table.simplified)
+    said = responses.read(workspace, "full", "eval", implementation(Text())(Text()))
+    stop, limit = min(graph.stop_ids), recipe.generate.max_new_tokens
+    encoded = [[*graph.tokenizer.encode(text, add_special_tokens=False).ids, stop][:limit] for text in said.text]
+    return Rows(table.id, views, encoded)
+
+
+def _measured(graph: ExportedGraph, found: TextParity) -> dict[str, str]:
+    return {
+        "graph": "fp32",
+        "size": f"{graph.bytes / 1e6:.2f} MB",
+        "max logit difference from PyTorch": f"{found.max_logit_difference:.1e} of the largest logit",
+        "rows": f"{found.rows:,}",
+        "same answer as PyTorch": f"{found.equal_prompts} of {found.prompts}",
+    }
