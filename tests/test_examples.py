@@ -259,16 +259,20 @@ def test_several_hub_data_sets_and_a_split_of_one(tmp_path, monkeypatch):
     asked = []
     rows = [{"input": f"row {i}", "reference": "yes"} for i in range(4)]
 
-    def load_dataset(name, split):
-        asked.append((name, split))
+    def load_dataset(name, subset, split):
+        asked.append((name, subset, split))
         return [{**row, "input": f"{name} {split} {row['input']}"} for row in rows]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     hub = {"format": "hub", "source": ["a/one", "a/two"]}
-    for data in (hub, hub | {"source": "a/one", "train": "train", "eval": "test"}):
+    for data in (hub, hub | {"source": "a/one", "subset": "en-fr", "train": "train", "eval": "test"}):
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": data}))
         examples.load(recipes.load(tmp_path / "r.yaml"))
-    assert asked == [("a/one", "train"), ("a/two", "train"), ("a/one", "train"), ("a/one", "test")]
+    plain = [("a/one", None, "train"), ("a/two", None, "train")]
+    assert asked == [*plain, ("a/one", "en-fr", "train"), ("a/one", "en-fr", "test")]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": {"source": "f.jsonl", "subset": "en-fr"}}))
+    with pytest.raises(RecipeError, match="`subset` belongs to a hub data set"):
+        recipes.load(tmp_path / "r.yaml")
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": hub | {"train": "train", "eval": "test"}}))
     with pytest.raises(RecipeError, match="one hub `source`"):
         recipes.load(tmp_path / "r.yaml")

@@ -154,7 +154,7 @@ def hub_rows(data: Data, source: str, where: str) -> Iterator[tuple[str, dict[st
 
     name, split = (source, "train") if data.train is None else (data.sources[0], source)
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, data.subset, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
         raise Unavailable(f"no data set {name!r}: {first_line(error)}", where=where) from None
     for number, row in enumerate(rows, 1):

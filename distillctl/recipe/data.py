@@ -18,6 +18,8 @@ class Data(Closed):
     train: str | None = None
     """A file for the train split; with a hub `source`, the name of its train split."""
     eval: str | None = None
+    subset: str | None = None
+    """Of a hub data set that has several, the configuration to read."""
     format: Literal["auto", "lines", "jsonl", "csv", "tsv", "parquet", "gettext", "hub"] = "auto"
     encoding: str = "utf-8"
     pattern: str | None = None
@@ -51,6 +53,8 @@ class Data(Closed):
             raise ValueError("name both splits, `train` and `eval`, or neither")
         if self.source is not None and self.train is not None and self.format != "hub":
             raise ValueError("give `source`, or `train` and `eval`; with `format: hub` they name its splits")
+        if self.subset is not None and self.format != "hub":
+            raise ValueError("`subset` belongs to a hub data set: `format: hub`")
         if self.format == "gettext" and self.language is None:
             raise ValueError("format gettext needs a `language`, such as fr")
         try:
