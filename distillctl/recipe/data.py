@@ -24,8 +24,8 @@ class Data(Closed):
     encoding: str = "utf-8"
     pattern: str | None = None
     """For `lines`: a regular expression whose named groups are the columns."""
-    language: str | None = None
-    """For `gettext`: in folders, the catalogs under locale/LANGUAGE are read."""
+    language: str | tuple[str, ...] | None = None
+    """For `gettext`: in folders, the catalogs LANGUAGE/LC_MESSAGES/*.po are read; or of several, such as [fr, fr_FR]."""
     exclude: str | None = None
     """A regular expression: rows whose input it finds are left out."""
     input: str = "input"
@@ -55,7 +55,7 @@ class Data(Closed):
             raise ValueError("give `source`, or `train` and `eval`; with `format: hub` they name its splits")
         if self.subset is not None and self.format != "hub":
             raise ValueError("`subset` belongs to a hub data set: `format: hub`")
-        if self.format == "gettext" and self.language is None:
+        if self.format == "gettext" and not self.languages:
             raise ValueError("format gettext needs a `language`, such as fr")
         try:
             re.compile(self.exclude or "")
@@ -78,3 +78,8 @@ class Data(Closed):
     def sources(self) -> tuple[str, ...]:
         """`source` as a list; empty when train and eval are named apart."""
         return (self.source,) if isinstance(self.source, str) else self.source or ()
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """`language` as a list."""
+        return (self.language,) if isinstance(self.language, str) else self.language or ()
