@@ -25,6 +25,7 @@ class GenaiDecoder:
         self._per_token = (
             2 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"] * _VALUE_BYTES
         )
+        onnxruntime_genai.disable_telemetry_events()
         config = onnxruntime_genai.Config(str(folder))
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
