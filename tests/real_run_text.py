@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -17,8 +18,10 @@ from tests import tiny_text
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
 MAX_NEW_TOKENS, ROWS = 12, 10
 
+_folders = tempfile.TemporaryDirectory()
 
-def recipe(root: Path, **sections: Any) -> Recipe:
+
+def recipe(root: Path) -> Recipe:
     """With its teacher and its rows below ``root``."""
     tiny_text.decoder(tie_word_embeddings=True).save_pretrained(root / "teacher")
     tiny_text.bpe_tokenizer().save_pretrained(root / "teacher")
@@ -39,15 +42,16 @@ def recipe(root: Path, **sections: Any) -> Recipe:
             "gate": {"max_kl": 9.0, "min_same_top": 0.01, "max_score_drop": 0.9},
         },
         "bench": {"queries": 12, "processes": 1, "warmup": 1},
-        **sections,
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(made))
     return recipes.load(root / "recipe.yaml")
 
 
-def run(made: Recipe, workspace: Workspace, until: str) -> None:
-    """All stages up to ``until``."""
+@functools.cache
+def finished() -> tuple[Recipe, Workspace]:
+    """Every stage, the report among them; made once per test run, and read only."""
+    root = Path(_folders.name)
+    made, workspace = recipe(root), Workspace(root / "run")
     for stage in pipeline.STAGES:
         pipeline.stage(stage, made, workspace)
-        if stage == until:
-            return
+    return made, workspace

@@ -189,11 +189,8 @@ NAMES = ["teacher", "teacher_cached", "fp32", "deployed", "deployed_genai"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Workspace]:
-    root = tmp_path_factory.mktemp("texts")
-    made, workspace = real_run_text.recipe(root), Workspace(root / "run")
-    real_run_text.run(made, workspace, until="bench")
-    return made, workspace
+def run() -> tuple[Recipe, Workspace]:
+    return real_run_text.finished()
 
 
 def test_every_model_is_timed_token_by_token(run: tuple[Recipe, Workspace]) -> None:
