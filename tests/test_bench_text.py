@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from distillctl import pipeline
 from distillctl.recipe import Recipe
 from distillctl.runtimes import interleaved
 from distillctl.runtimes.genai import GenaiDecoder
 from distillctl.runtimes.interleaved import Run
+from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.torch import TeacherWriter, shared_context
 from distillctl.workspace import Workspace
@@ -77,6 +80,17 @@ def test_genai_answers_as_our_own_loop_does(folder: Path) -> None:
     assert found.kv_bytes(7) == own.kv_bytes(7) > 0
 
 
+def test_genai_cuts_a_view_where_the_tokenizer_of_the_folder_does(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "cut")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(5)
+    tokenizer.save(str(tmp_path / "cut" / "tokenizer.json"))
+    text = tiny_text.TEXT
+    own = open_generator(tmp_path / "cut").encode(text)
+    assert GenaiDecoder(tmp_path / "cut", max_view=5).encode(text) == own
+    assert len(own) == 5
+
+
 def test_genai_ends_an_answer_at_the_last_position(folder: Path) -> None:
     full = json.loads((folder / "genai_config.json").read_text())["model"]["context_length"]
     assert len(list(GenaiDecoder(folder).stream([5] * (full - 2), 10**6))) <= 2
@@ -103,7 +117,8 @@ def test_genai_has_as_many_threads_as_are_asked_for(folder: Path) -> None:
 
 def job(folder: Path, runtime: str) -> dict[str, Any]:
     texts = tiny_text.texts(6)
-    return {"runtime": runtime, "folder": str(folder), "threads": 1, "texts": texts, "limit": 9, "answer_tokens": 4.5}
+    usual = {"threads": 1, "texts": texts, "limit": 9, "answer_tokens": 4.5}
+    return {"runtime": runtime, "folder": str(folder), **usual} | ({"max_view": 80} if runtime == "genai" else {})
 
 
 @pytest.mark.parametrize("runtime", ["onnx_text", "genai"])

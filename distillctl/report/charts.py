@@ -60,7 +60,8 @@ def training(lines: Sequence[Mapping[str, Any]]) -> Markup:
                     ax.plot(steps, values, style, color=colour(run), lw=2, ms=4, label=run)
             title(ax, text)
             ax.set_xlabel("step")
-            ax.set_ylim(0, 1.08 * max((max(line.get_ydata()) for line in ax.lines), default=1) or 1)
+            top = ax.dataLim.y1  # −inf where nothing is drawn
+            ax.set_ylim(0, 1.08 * top if top > 0 else 1)
             ax.yaxis.set_major_locator(MaxNLocator(5))
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(axes[0].lines) > 1:

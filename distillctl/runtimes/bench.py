@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,10 +51,9 @@ class Bench:
         """Query → the id of its row."""
         return [self._views.id[row] for row in self._sample]
 
-    @cached_property
-    def collected(self) -> dict[str, Any]:
-        """The facts of collect."""
-        manifest = self.workspace.manifest("collect")
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What the manifest of a stage before says."""
+        manifest = self.workspace.manifest(stage)
         assert manifest is not None
         return manifest.facts
 

@@ -32,12 +32,16 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         "fp32": _evaluated(workspace.folder("train"), "student_ids"),
         "deployed": _evaluated(workspace.folder("quantize"), "deployed_ids"),
     }
-    jobs = bench.teachers(stop_ids=bench.collected["stop_ids"], answer_tokens=_mean(expected["teacher"]), **limit)
+    jobs = bench.teachers(
+        stop_ids=bench.facts("collect")["stop_ids"], answer_tokens=_mean(expected["teacher"]), **limit
+    )
     for name in ("fp32", "deployed"):
         jobs |= bench.student(name, "onnx_text", answer_tokens=_mean(expected[name]), **limit)
     if (workspace.folder("quantize") / CONFIG).is_file():
-        expected["deployed_genai"] = expected["deployed"]
-        jobs |= bench.student("deployed_genai", "genai", answer_tokens=_mean(expected["deployed"]), **limit)
+        name = "deployed_genai"
+        expected[name] = expected["deployed"]
+        room = bench.facts("train")["max_length"] - recipe.generate.max_new_tokens
+        jobs |= bench.student(name, "genai", answer_tokens=_mean(expected[name]), max_view=room, **limit)
     return bench.run(jobs, expected, _columns, writing_figures)
 
 
