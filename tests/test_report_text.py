@@ -124,6 +124,20 @@ def test_a_run_without_distributions_has_likelihoods_alone(tmp_path: Path) -> No
     assert numbers.nats(facts["per_token"]["student"]["nll"]) in page.render(facts, contract.series(workspace))
 
 
+def test_answers_of_one_token_have_no_speed_of_the_others(tmp_path: Path) -> None:
+    workspace = committed(tmp_path, control=False)
+    bench = workspace.manifest("bench")
+    assert bench
+    for model in bench.facts["models"]:
+        for figure in ("decode_tokens_per_second", "token_p50_ms", "token_p90_ms", "token_p99_ms"):
+            alter(workspace, "bench", f"models.{model}.{figure}", None)
+    facts = contract.build(recipe(), workspace)
+    text = page.render(facts, contract.series(workspace))
+    assert f'<td class="figure">{numbers.UNKNOWN}&nbsp;/s</td>' in text
+    assert f"| {numbers.duration(7.3)} | {numbers.UNKNOWN} |" in markdown.render(facts)
+    assert "   7.30         - " in _told("bench", workspace.manifest("bench"))
+
+
 def test_the_rows_that_differ_most_come_first(facts: dict[str, Any]) -> None:
     found = [row["likeness"] for row in facts["furthest"]]
     assert len(found) == 12
