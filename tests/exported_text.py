@@ -140,6 +140,8 @@ def workspace(root: Path, student: PreTrainedModel, rows: int = 12) -> Workspace
         "max_length": MAX_LENGTH,
         "stop_ids": STOP_IDS,
         "encoder_decoder": student.config.is_encoder_decoder,
+        "vocabulary": None,
+        "shared_tokenizer": True,
     }
     tiny.commit(space, "train", Outcome(["model"], facts))
     return space
