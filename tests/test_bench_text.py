@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from distillctl import pipeline
 from distillctl.recipe import Recipe
@@ -91,6 +92,19 @@ def test_genai_cuts_a_view_where_the_tokenizer_of_the_folder_does(folder: Path, 
     assert len(own) == 5
 
 
+def test_genai_begins_a_view_as_the_tokenizer_of_the_folder_does(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "begun")
+    file = tmp_path / "begun" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    special = [(tiny_text.EOS, tiny_text.EOS_ID)]
+    tokenizer.post_processor = TemplateProcessing(single=f"{tiny_text.EOS} $A", special_tokens=special)
+    tokenizer.save(str(file))
+    own = open_generator(tmp_path / "begun")
+    begin = own.encode("")
+    assert begin == [tiny_text.EOS_ID]
+    assert GenaiDecoder(tmp_path / "begun", begin=begin).encode("the king") == own.encode("the king")
+
+
 def test_genai_ends_an_answer_at_the_last_position(folder: Path) -> None:
     full = json.loads((folder / "genai_config.json").read_text())["model"]["context_length"]
     assert len(list(GenaiDecoder(folder).stream([5] * (full - 2), 10**6))) <= 2
@@ -118,7 +132,9 @@ def test_genai_has_as_many_threads_as_are_asked_for(folder: Path) -> None:
 def job(folder: Path, runtime: str) -> dict[str, Any]:
     texts = tiny_text.texts(6)
     usual = {"threads": 1, "texts": texts, "limit": 9, "answer_tokens": 4.5}
-    return {"runtime": runtime, "folder": str(folder), **usual} | ({"max_view": 80} if runtime == "genai" else {})
+    return {"runtime": runtime, "folder": str(folder), **usual} | (
+        {"max_view": 80, "begin": []} if runtime == "genai" else {}
+    )
 
 
 @pytest.mark.parametrize("runtime", ["onnx_text", "genai"])

@@ -138,6 +138,14 @@ def test_answers_of_one_token_have_no_speed_of_the_others(tmp_path: Path) -> Non
     assert "   7.30         - " in _told("bench", workspace.manifest("bench"))
 
 
+def test_genai_is_told_the_tokens_that_begin_a_view(workspace: Workspace, facts: dict[str, Any], text: str) -> None:
+    assert facts["begin"] == []
+    assert "ids = tokenizer.encode(view)\n" in text
+    other = html.unescape(page.render(facts | {"begin": [2]}, contract.series(workspace)))
+    assert "ids = [2] + list(tokenizer.encode(view))\n" in other
+    assert "<code>2</code>): put them in front" in other
+
+
 def test_the_rows_that_differ_most_come_first(facts: dict[str, Any]) -> None:
     found = [row["likeness"] for row in facts["furthest"]]
     assert len(found) == 12

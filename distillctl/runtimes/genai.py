@@ -19,9 +19,10 @@ _VALUE_BYTES = 4
 class GenaiDecoder:
     """A folder with `genai_config.json`, and the graph it names: tokens in, tokens out, the likeliest at each step."""
 
-    def __init__(self, folder: Path, threads: int = 1, max_view: int | None = None) -> None:
-        """max_view: tokens at which a view is cut: its tokenizer does not do so, whatever `tokenizer.json` says."""
-        self._max_view = max_view
+    def __init__(self, folder: Path, threads: int = 1, max_view: int | None = None, begin: Sequence[int] = ()) -> None:
+        """What its tokenizer does not take from `tokenizer.json`: max_view, tokens at which a view is cut; begin, the
+        special tokens with which it begins."""
+        self._max_view, self._begin = max_view, list(begin)
         decoder = read_json(folder / CONFIG)["model"]["decoder"]
         self._context: int = read_json(folder / CONFIG)["model"]["context_length"]
         self._per_token = (
@@ -36,7 +37,7 @@ class GenaiDecoder:
 
     def encode(self, text: str) -> list[int]:
         """The view's token ids."""
-        ids: list[int] = self._tokenizer.encode(text).tolist()
+        ids: list[int] = self._begin + self._tokenizer.encode(text).tolist()
         return ids[: self._max_view]
 
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:

@@ -4,7 +4,8 @@ JSON lines. First the job on stdin: ``threads``, ``texts``, and ``runtime``:
 
 - "onnx": ``folder`` with a classifier.
 - "onnx_text": ``folder`` with a model that writes, run by our own loop.
-- "genai": the same, run by onnxruntime-genai; ``max_view``: tokens at which a view is cut.
+- "genai": the same, run by onnxruntime-genai; ``max_view``: tokens at which a view is cut;
+  ``begin``: the special tokens with which it begins.
 - "torch": ``teacher`` (its recipe section), ``source`` (the fields of a ModelSource), ``chat`` (the texts come from a
   chat template), ``cached``; to choose labels ``label_words`` (with their prefix) and ``log_prior`` (or null), to write
   ``stop_ids``.
@@ -105,7 +106,7 @@ def _genai(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     from distillctl.runtimes.genai import GenaiDecoder
 
     imported = time.perf_counter()
-    writer = GenaiDecoder(Path(job["folder"]), threads=job["threads"], max_view=job["max_view"])
+    writer = GenaiDecoder(Path(job["folder"]), job["threads"], job["max_view"], job["begin"])
     return _writing(job, writer, _loading(began, imported, time.perf_counter()))
 
 

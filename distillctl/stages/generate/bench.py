@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 
 from distillctl.data.views import CEILING
 from distillctl.recipe import Recipe, Text
@@ -40,8 +41,12 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     if (workspace.folder("quantize") / CONFIG).is_file():
         name = "deployed_genai"
         expected[name] = expected["deployed"]
-        room = bench.facts("train")["max_length"] - recipe.generate.max_new_tokens
-        jobs |= bench.student(name, "genai", answer_tokens=_mean(expected[name]), max_view=room, **limit)
+        tokenizer = Tokenizer.from_file(str(workspace.folder("quantize") / "tokenizer.json"))
+        views = {
+            "max_view": bench.facts("train")["max_length"] - recipe.generate.max_new_tokens,
+            "begin": tokenizer.encode("").ids,
+        }
+        jobs |= bench.student(name, "genai", answer_tokens=_mean(expected[name]), **views, **limit)
     return bench.run(jobs, expected, _columns, writing_figures)
 
 
