@@ -182,7 +182,7 @@ def models(found: Mapping[str, Any]) -> Table:
     for name, m in found.items():
         table.add_row(
             name,
-            *([_milliseconds(m["first_token_ms"]), f"{m['decode_tokens_per_second']:,.0f}"] if writes else []),
+            *([_milliseconds(m["first_token_ms"]), _speed(m["decode_tokens_per_second"])] if writes else []),
             _milliseconds(m["p50_ms"]),
             _milliseconds(m["p99_ms"]),
             f"{m['n']:,}",
@@ -191,6 +191,11 @@ def models(found: Mapping[str, Any]) -> Table:
             f"{m['p50_ms'] / deployed:,.1f}×" if deployed else "",
         )
     return table
+
+
+def _speed(tokens_per_second: float | None) -> str:
+    """Of the tokens after the first; a model that always writes one has none."""
+    return "-" if tokens_per_second is None else f"{tokens_per_second:,.0f}"
 
 
 def _milliseconds(value: float) -> str:

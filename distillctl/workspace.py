@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from distillctl.errors import Unavailable, UpstreamError
 
 MANIFEST = "manifest.json"
-LIBRARIES = ("distillctl", "torch", "transformers", "optimum", "onnx", "onnxruntime", "tokenizers")
+LIBRARIES = ("distillctl", "torch", "transformers", "optimum", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers")
 
 
 # ── fingerprints ─────────────────────────────────────────────────────────────────────────────────

@@ -46,11 +46,21 @@ class Exported:
 
 
 def model(kind: str, builder: str, **config: Any) -> PreTrainedModel:
-    """With tied embeddings; Gemma 3 with one layer of each kind."""
-    if kind == "gemma3_text":
-        config = {"layer_types": ["sliding_attention", "full_attention"], **config}
+    """With tied embeddings; Gemma 3 with one layer of each kind.
+
+    Tied, random weights of Gemma 3 and Marian repeat the last token for ever: the one's table is made small, the other's
+    last norm random, so that answers vary and some of them end.
+    """
     make = tiny_text.seq2seq if builder == "seq2seq" else tiny_text.decoder
-    return make(kind, **{"tie_word_embeddings": True, **config})
+    more = {"gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]}, "marian": {"seed": 5}}
+    made = make(kind, **{"tie_word_embeddings": True, **more.get(kind, {}), **config})
+    with torch.no_grad():
+        if kind == "gemma3_text":
+            made.get_input_embeddings().weight.mul_(0.03)
+        elif kind == "marian":
+            norm = made.model.decoder.layers[-1].final_layer_norm.weight
+            norm.copy_(torch.randn(norm.shape, generator=torch.Generator().manual_seed(5)))
+    return made
 
 
 def save(student: PreTrainedModel, folder: Path) -> None:
@@ -130,6 +140,8 @@ def workspace(root: Path, student: PreTrainedModel, rows: int = 12) -> Workspace
         "max_length": MAX_LENGTH,
         "stop_ids": STOP_IDS,
         "encoder_decoder": student.config.is_encoder_decoder,
+        "vocabulary": None,
+        "shared_tokenizer": True,
     }
     tiny.commit(space, "train", Outcome(["model"], facts))
     return space

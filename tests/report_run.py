@@ -244,4 +244,5 @@ def bench(
     machine |= {"governor": None, "load_average": 0.31}
     write_text(folder / "results.json", "{}")
     facts = {"models": figures, "machine": machine, "threads": 1, "ratios": ratios}
+    facts |= {"agreement": dict.fromkeys(middles, 1.0)}
     commit(workspace, "bench", ["results.json", "samples"], facts)

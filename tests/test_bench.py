@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from distillctl.errors import Unavailable
+from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import interleaved, machine
 from distillctl.runtimes.interleaved import Plan, Run
 from distillctl.runtimes.process import WorkerProcess
@@ -92,8 +93,8 @@ def test_onnx_worker_needs_no_torch(tmp_path: Path) -> None:
     loaded, answer = map(json.loads, done.stdout.splitlines())
     assert min(loaded["import_ms"], loaded["load_ms"]) > 0
     assert 20e6 < loaded["peak_rss_bytes"] <= answer["peak_rss_bytes"] < 400e6
-    assert len(answer["milliseconds"]) == 3
-    assert min(answer["milliseconds"]) > 0
+    assert [len(times) for times in answer["token_ms"]] == [1] * 3
+    assert min(answer["token_ms"]) > [0]
 
 
 def test_worker_answers_what_is_asked_and_goes(tmp_path: Path) -> None:
@@ -102,8 +103,8 @@ def test_worker_answers_what_is_asked_and_goes(tmp_path: Path) -> None:
     job = onnx_job(tmp_path)
     with WorkerProcess("fp32", job) as worker:
         answer = worker.run(1, 5)
-        assert len(worker.run(0, 8, seconds=1e-9)["labels"]) == 1
-    assert answer["labels"] == OnnxClassifier(tmp_path).logits(job["texts"][1:6]).argmax(1).tolist()
+        assert len(worker.run(0, 8, seconds=1e-9)["answers"]) == 1
+    assert answer["answers"] == OnnxClassifier(tmp_path).logits(job["texts"][1:6]).argmax(1)[:, None].tolist()
     assert gone(worker.loaded["pid"])
 
 
@@ -160,7 +161,7 @@ class Pretend:
     def run(self, start: int, count: int, seconds: float | None = None) -> dict[str, Any]:
         fit = count if seconds is None else min(count, max(1, int(-(-1e3 * seconds // self.query_ms))))
         self.log.append((self.name, start, fit))
-        return {"milliseconds": [self.query_ms] * fit, "labels": [0] * fit, "peak_rss_bytes": 1}
+        return {"token_ms": [[self.query_ms]] * fit, "answers": [[0]] * fit, "peak_rss_bytes": 1}
 
 
 @pytest.fixture
@@ -200,15 +201,15 @@ def test_slow_model_keeps_to_its_seconds(log: list[tuple[str, int, int]]) -> Non
 
 def test_figures_are_over_all_samples() -> None:
     loaded = {"import_ms": 1.0, "load_ms": 2.0}
-    runs = [Run(p, loaded, 9.0 + p, [], [0, 1], [1.0 + p, 3.0 + p], [0, 1], 100 + p) for p in range(3)]
+    runs = [Run(p, loaded, 9.0 + p, [], [0, 1], [[0], [1]], [[1.0 + p], [3.0 + p]], 100 + p) for p in range(3)]
     found = interleaved.figures(runs)
     samples = [1, 3, 2, 4, 3, 5]
     assert found["p90_ms"] == pytest.approx(np.percentile(samples, 90))
     assert found["queries_per_second"] == pytest.approx(1000 / np.mean(samples))
     assert (found["n"], found["processes"], found["peak_rss_bytes"], found["first_ms"]) == (6, 3, 102, 10.0)
     assert found["process_p50_ms"] == [2.0, 4.0]
-    assert interleaved.agreement(runs, {0: 0, 1: 0}) == 0.5
-    assert interleaved.agreement(runs, {7: 0}) is None
+    assert interleaved.agreement(runs, {0: [0], 1: [0]}) == 0.5
+    assert interleaved.agreement(runs, {7: [0]}) is None
 
 
 def test_machine_facts_are_plain() -> None:
@@ -260,12 +261,12 @@ def test_stage_warns_when_a_model_is_not_the_one_that_was_scored(
     recipe, workspace = bench_run.prepare(tmp_path, rows=40)
     loaded = {"import_ms": 1.0, "load_ms": 1.0, "bytes": 1, "cached_tokens": 1}
     queries = list(range(40))
-    always_first = Run(0, loaded, 1.0, [], queries, [1.0] * 40, [0] * 40, 1)
-    monkeypatch.setattr(bench, "measure", lambda jobs, plan, advance: {name: [always_first] for name in jobs})
+    always_first = Run(0, loaded, 1.0, [], queries, [[0]] * 40, [[1.0]] * 40, 1)
+    monkeypatch.setattr(runtimes_bench, "measure", lambda jobs, plan, advance: {name: [always_first] for name in jobs})
     shares = bench.run(recipe, workspace).facts["agreement"]
     said = capfd.readouterr().err
     assert shares.pop("teacher_cached") == 1
     assert "teacher_cached" not in said
     for name, share in shares.items():
         assert 0 < share < 1
-        assert f"{name} gave the expected label in" in said
+        assert f"{name} gave the expected answer in" in said

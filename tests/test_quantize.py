@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +16,15 @@ from onnx import TensorProto
 from scipy.special import log_softmax
 
 from distillctl.errors import GateFailed
-from distillctl.quantizers import dynamic_int8, search
-from distillctl.quantizers.search import Answers, Candidate, HeldOut
+from distillctl.quantizers import dynamic_int8, labels, search
+from distillctl.quantizers.candidates import Candidate
+from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.recipe import DynamicInt8, Gate
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages.classify import export, quantize
-from distillctl.workspace import Workspace, file_digest, tree_digest
+from distillctl.workspace import Workspace, tree_digest
 from tests import tiny
+from tests.quantized import same_bytes_each_time
 
 OPEN = {"max_kl": 10.0, "min_same_top": 0.0, "max_score_drop": 1.0}
 ROWS = 40
@@ -49,37 +48,28 @@ def space(exported, tmp_path) -> Workspace:
 
 
 @pytest.fixture
-def graph(exported) -> Path:
-    return exported.folder("export") / "model.onnx"
+def graphs(exported) -> Path:
+    return exported.folder("export")
 
 
 # ── dynamic int8 ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_int8_weights_in_a_smaller_file_and_nothing_left_beside_the_source(graph, tmp_path, capfd):
-    before = tree_digest(graph.parent)
-    dynamic_int8.quantize(DynamicInt8(), graph, tmp_path / "small.onnx")
-    kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "small.onnx").graph.initializer}
+def test_int8_weights_in_a_smaller_file_and_nothing_left_beside_the_source(graphs, tmp_path, capfd):
+    before = tree_digest(graphs)
+    dynamic_int8.quantize(DynamicInt8(), graphs, tmp_path)
+    kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert TensorProto.INT8 in kinds
-    assert (tmp_path / "small.onnx").stat().st_size < graph.stat().st_size * 0.6
-    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
-    assert tree_digest(graph.parent) == before
+    assert search.graph_bytes(tmp_path) < search.graph_bytes(graphs) * 0.6
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert tree_digest(graphs) == before
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
 
 @pytest.mark.parametrize("spec", [DynamicInt8(per_channel=False), DynamicInt8(reduce_range=True)], ids=lambda s: s.name)
-def test_the_bytes_are_the_same_each_time(spec, graph, tmp_path):
-    """In this process, and in one that hashes strings in another order."""
-    dynamic_int8.quantize(spec, graph, tmp_path / "here.onnx")
-    code = (
-        "from pathlib import Path; from distillctl.quantizers.dynamic_int8 import quantize; "
-        "from distillctl.recipe import DynamicInt8; import sys; "
-        "quantize(DynamicInt8.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))"
-    )
-    command = [sys.executable, "-c", code, spec.model_dump_json(), str(graph), str(tmp_path / "there.onnx")]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
-    assert file_digest(tmp_path / "here.onnx") == file_digest(tmp_path / "there.onnx")
+def test_the_bytes_are_the_same_each_time(spec, graphs, tmp_path):
+    same_bytes_each_time(spec, graphs, tmp_path)
 
 
 # ── judging and choosing ─────────────────────────────────────────────────────────────────────────
@@ -112,13 +102,14 @@ def _rows(n: int = 100, truth: bool = True) -> HeldOut:
     return HeldOut([""] * n, student, student, right if truth else None)
 
 
-def _answers(log_probs: np.ndarray) -> Answers:
-    return Answers(log_probs, np.ones(len(log_probs)))
+def _judge(log_probs: np.ndarray, rows: HeldOut, **gate: float) -> Candidate:
+    found = Answers(log_probs, np.ones(len(log_probs))).figures(rows)
+    return search.judge("one", 1, found, rows.score(rows.student), Gate(**gate))
 
 
 def test_the_student_itself_is_inside_any_gate():
     rows = _rows()
-    found = search.judge("same", 1, _answers(rows.student), rows, Gate(max_kl=1e-9, min_same_top=1, max_score_drop=0))
+    found = _judge(rows.student, rows, max_kl=1e-9, min_same_top=1, max_score_drop=0)
     assert (found.inside, found.kl, found.same_top, found.score) == (True, 0.0, 1.0, 0.9)
 
 
@@ -126,24 +117,24 @@ def test_every_bound_that_breaks_is_named():
     rows = _rows()
     swapped = rows.student.copy()
     swapped[90:] = swapped[90:, [1, 2, 0]]
-    found = search.judge("swapped", 1, _answers(swapped), rows, Gate())
+    found = _judge(swapped, rows)
     assert not found.inside
     assert [part.split()[0] for part in found.why.split("; ")] == ["kl", "same_top", "score"]
     assert "0.8000, a drop of 0.1000 > 0.02" in found.why
     # A drop of exactly what is allowed is allowed, whatever the floats make of it.
-    assert search.judge("swapped", 1, _answers(swapped), rows, Gate(**OPEN | {"max_score_drop": 0.1})).inside
+    assert _judge(swapped, rows, **OPEN | {"max_score_drop": 0.1}).inside
 
 
 def test_without_references_there_is_no_score_to_drop():
     rows = _rows(truth=False)
-    found = search.judge("flat", 1, _answers(rows.student[:, [1, 2, 0]]), rows, Gate(**OPEN | {"max_score_drop": 0.0}))
+    found = _judge(rows.student[:, [1, 2, 0]], rows, **OPEN | {"max_score_drop": 0.0})
     assert found.score is None
     assert found.inside
 
 
 def test_nan_is_outside_and_no_number():
     rows = _rows()
-    found = search.judge("broken", 1, _answers(np.full_like(rows.student, np.nan)), rows, Gate(**OPEN))
+    found = _judge(np.full_like(rows.student, np.nan), rows, **OPEN)
     assert (found.inside, found.kl, found.kl_teacher) == (False, None, None)
 
 
@@ -159,7 +150,7 @@ def test_graphs_take_turns_and_each_answers_every_row_once():
             return np.zeros((1, 3), np.float32)
 
     texts, done = [str(row) for row in range(search.BLOCK + 3)], []
-    found = search.measure({"a": Recorder("a"), "b": Recorder("b")}, texts, done.append)
+    found = labels.measure({"a": Recorder("a"), "b": Recorder("b")}, texts, done.append)
     assert done == [search.BLOCK, 3]
     assert sorted(asked) == sorted((name, text) for name in "ab" for text in texts)
     turns = [name for index, (name, _) in enumerate(asked) if index == 0 or asked[index - 1][0] != name]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from distillctl import summaries
-from distillctl.data import eval_table
+from distillctl.data import eval_table, view_table
 from distillctl.data.responses import clean
 from distillctl.errors import UpstreamError
 from distillctl.metrics import text as text_metrics
@@ -29,6 +29,7 @@ from distillctl.report import contract, markdown, necessity, numbers, page
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.stages import report
 from distillctl.workspace import Manifest, Workspace
+from tests import real_run_text
 from tests.browser import EXECUTABLE, browser
 from tests.report_run import HOSTILE, alter
 from tests.report_run_text import COPIED, METRICS, ROWS, committed, recipe
@@ -123,6 +124,28 @@ def test_a_run_without_distributions_has_likelihoods_alone(tmp_path: Path) -> No
     assert numbers.nats(facts["per_token"]["student"]["nll"]) in page.render(facts, contract.series(workspace))
 
 
+def test_answers_of_one_token_have_no_speed_of_the_others(tmp_path: Path) -> None:
+    workspace = committed(tmp_path, control=False)
+    bench = workspace.manifest("bench")
+    assert bench
+    for model in bench.facts["models"]:
+        for figure in ("decode_tokens_per_second", "token_p50_ms", "token_p90_ms", "token_p99_ms"):
+            alter(workspace, "bench", f"models.{model}.{figure}", None)
+    facts = contract.build(recipe(), workspace)
+    text = page.render(facts, contract.series(workspace))
+    assert f'<td class="figure">{numbers.UNKNOWN}&nbsp;/s</td>' in text
+    assert f"| {numbers.duration(7.3)} | {numbers.UNKNOWN} |" in markdown.render(facts)
+    assert "   7.30         - " in _told("bench", workspace.manifest("bench"))
+
+
+def test_genai_is_told_the_tokens_that_begin_a_view(workspace: Workspace, facts: dict[str, Any], text: str) -> None:
+    assert facts["begin"] == []
+    assert "ids = tokenizer.encode(view)\n" in text
+    other = html.unescape(page.render(facts | {"begin": [2]}, contract.series(workspace)))
+    assert "ids = [2] + list(tokenizer.encode(view))\n" in other
+    assert "<code>2</code>): put them in front" in other
+
+
 def test_the_rows_that_differ_most_come_first(facts: dict[str, Any]) -> None:
     found = [row["likeness"] for row in facts["furthest"]]
     assert len(found) == 12
@@ -185,6 +208,8 @@ ALTERED: list[tuple[str, str, Any, str]] = [
     ("bench", "models.deployed.first_token_ms", 9.87, numbers.duration(9.87)),
     ("bench", "models.deployed.decode_tokens_per_second", 333.0, "333 tokens a second"),
     ("bench", "models.teacher.kv_bytes", 77_700_000, numbers.size(77_700_000)),
+    ("bench", "models.deployed.view_tokens", 87.6, "the deployed model reads 87.6"),
+    ("bench", "agreement.fp32", 0.1234, "Student, fp32 " + numbers.percent(0.1234)),
 ]
 """Stage, fact, another value, and how the report writes it."""
 
@@ -304,6 +329,67 @@ def test_in_a_browser_nothing_is_logged_requested_or_cut_off(tmp_path: Path, tex
                     "e => getComputedStyle(e).gridTemplateColumns.split(' ').length))"
                 )
                 assert chromium.evaluate(columns) == most
+
+
+# ── a run of the real stages ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, Any]:
+    manifest = real_run_text.finished()[1].manifest("report")
+    assert manifest
+    return manifest.facts
+
+
+def test_four_arms_and_every_model_of_a_real_run(real: dict[str, Any]) -> None:
+    assert list(real["arms"]) == ["ceiling", "deployed", "student", "control", "floor"]
+    assert all(arm["low"] <= arm["score"] <= arm["high"] for arm in real["arms"].values())
+    assert set(real["recovered"]) == {"student", "deployed", "control"}
+    assert real["arms"]["ceiling"]["score"] > real["arms"]["floor"]["score"]
+    assert list(real["models"]) == ["teacher", "teacher_cached", "fp32", "deployed", "deployed_genai"]
+    assert real["timed_agreement"] == dict.fromkeys(real["models"], 1.0)
+    assert real["genai"] is True
+    assert [one["chosen"] for one in real["candidates"]].count(True) == 1
+    for arm, found in real["per_token"].items():
+        assert found["kl"] > 0, arm
+        assert 0 <= found["same_top"] <= 1
+    assert real["necessity"]["tokens"] > real_run_text.ROWS
+    assert len(real["sampled"]) == real_run_text.ROWS
+
+
+def test_answers_side_by_side_are_those_of_the_stages(real: dict[str, Any]) -> None:
+    workspace = real_run_text.finished()[1]
+    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+    train, quantize = (eval_table.read(workspace.folder(s) / "eval.parquet", views.id) for s in ("train", "quantize"))
+    for row in real["sampled"]:
+        place = views.input.index(row["input"])
+        assert row["said"]["student"] == train["student"][place]
+        assert row["said"]["deployed"] == quantize["deployed"][place]
+        assert row["reference"] == views.reference[place]
+
+
+@pytest.mark.parametrize("example", ["use-python", "use-genai"])
+def test_what_the_page_says_to_type_gives_the_deployed_models_answer(example: str) -> None:
+    workspace = real_run_text.finished()[1]
+    text = (workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+    found = re.search(rf'<code id="{example}">(.*?)</code>', text, re.DOTALL)
+    assert found
+    printed = subprocess.check_output([sys.executable, "-c", html.unescape(found[1])], text=True)
+    said = pq.read_table(workspace.folder("quantize") / "eval.parquet")["deployed"][0].as_py()
+    if example == "use-genai":  # 0.18 ends a text at the first byte that is no UTF-8, such as a random model writes
+        printed, said = (text.rstrip("\n").partition("\N{REPLACEMENT CHARACTER}")[0] + "\n" for text in (printed, said))
+    assert len(said) > 5
+    assert printed.rstrip("\n") == said.rstrip("\n")
+
+
+def test_every_stage_of_a_real_run_tells_its_findings() -> None:
+    workspace = real_run_text.finished()[1]
+    told = {stage: _told(stage, workspace.manifest(stage)) for stage in (*contract.UPSTREAM, "report")}
+    assert "LlamaForCausalLM by genai" in told["export"]
+    assert "the same answer to 10 of 10 prompts" in told["export"]
+    assert "chosen" in told["quantize"]
+    assert "deployed_genai" in told["bench"]
+    assert "recovered by deployed" in told["report"]
 
 
 # ── the CI summary ───────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,15 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def form(recipe: Recipe) -> str:
     """What an input has to look like, where it is not the bare input."""
-    context = recipe.contexts.simplified
-    if context.template == "{{ input }}":
+    template = recipe.contexts.simplified.template
+    if template == "{{ input }}":
         return ""
-    form = "" if context.template is None else f":\n\n```\n{context.template}\n```"
-    return f"\n\nThe text has the form of `contexts.simplified` in the recipe{form}"
+    said = "\n\nThe text has the form of `contexts.simplified` in the recipe"
+    if template is None:
+        return said + "."
+    if template != template.strip():  # space at an end counts, and is not seen
+        said, template = f"{said}, here as a JSON string", json.dumps(template, ensure_ascii=False)
+    return f"{said}:\n\n```\n{template}\n```"
 
 
 def _sources(recipe: Recipe) -> list[dict[str, str]]:
@@ -116,7 +121,7 @@ def _sources(recipe: Recipe) -> list[dict[str, str]]:
     return [
         {"part": part, "source": reference or "this recipe's data", "licence": licence},
         {"part": "teacher", "source": teacher.model, "licence": _licence(recipe, teacher.model, teacher.revision)},
-        {"part": "data", "source": data.source or f"{data.train}, {data.eval}", "licence": _NOT_STATED},
+        {"part": "data", "source": ", ".join(data.sources) or f"{data.train}, {data.eval}", "licence": _NOT_STATED},
     ]
 
 

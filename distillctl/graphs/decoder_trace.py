@@ -37,8 +37,8 @@ class Decoder(Part):
             input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions
         )
         named = {"logits": output.logits}
-        for index, layer in enumerate(cache.layers):
-            named |= {f"present.{index}.key": layer.keys, f"present.{index}.value": layer.values}
+        for index, (keys, values) in enumerate(tracing.keys_and_values(cache)):
+            named |= {f"present.{index}.key": keys, f"present.{index}.value": values}
         return named
 
 

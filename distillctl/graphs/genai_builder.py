@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import io
 import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "built"
         try:
-            with _builder() as builder, console.libraries_quiet():
+            with _builder() as builder, console.libraries_quiet(), redirect_stderr(io.StringIO()):  # its progress bar
                 _build(builder, source, built, trust_remote_code)
         except Exception as error:  # whatever a config that it was not written for makes it raise
             raise Unsupported(
@@ -47,9 +48,8 @@ def export(
             ) from error
         program = onnx_ir.load(built / GRAPH)
         config = json.loads((built / CONFIG).read_text(encoding="utf-8"))
-        program.producer_version = importlib.metadata.version(
-            _PACKAGE
-        )  # it adds the commit of any repository around it
+        # The builder adds the commit of whatever repository it is run in.
+        program.producer_version = importlib.metadata.version(_PACKAGE)
         _name_head_size(program.graph, config["model"]["decoder"]["head_size"])
         written = tracing.write(program, folder / GRAPH)
     ids = sorted(stop_ids)

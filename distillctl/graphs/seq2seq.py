@@ -7,6 +7,7 @@ graph serves both, and each layer's weights are stored once.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ class Decoder(Part):
         # One token through the decoder fills a cache with keys and values of the rest; all else it does reaches no
         # output, and is dropped from the graph.
         filled = self.model(encoder_outputs=(rest,), decoder_input_ids=input_ids[:, :1], use_cache=True)
+        new = tracing.keys_and_values(filled.past_key_values.cross_attention_cache)
         cross = [
-            (torch.cat([layer[2], new.keys], 2), torch.cat([layer[3], new.values], 2))
-            for layer, new in zip(past, filled.past_key_values.cross_attention_cache.layers, strict=True)
+            (torch.cat([layer[2], keys], 2), torch.cat([layer[3], values], 2))
+            for layer, (keys, values) in zip(past, new, strict=True)
         ]
         cache = EncoderDecoderCache(DynamicCache([layer[:2] for layer in past]), DynamicCache(cross))
         output = self.model(
@@ -57,8 +59,9 @@ class Decoder(Part):
             use_cache=True,
         )
         named = {"logits": output.logits}
-        for index, (own, (keys, values)) in enumerate(zip(cache.self_attention_cache.layers, cross, strict=True)):
-            present = zip(_CACHES, (own.keys, own.values, keys, values), strict=True)
+        own = tracing.keys_and_values(cache.self_attention_cache)
+        for index, tensors in enumerate(zip(own, cross, strict=True)):
+            present = zip(_CACHES, itertools.chain(*tensors), strict=True)
             named |= {f"present.{index}.{name}": tensor for name, tensor in present}
         return named
 

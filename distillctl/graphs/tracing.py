@@ -51,7 +51,8 @@ def trace(module: nn.Module, inputs: Mapping[str, Any], opset: int | None) -> on
     """
     with console.libraries_quiet():
         config = OnnxConfig(dynamic=True, opset_version=opset)
-        program: onnx_ir.Model = OnnxExporter().export(module.eval(), dict(inputs), config).program
+        exporter: Any = OnnxExporter()  # its annotations ask for a whole model; any module with a config will do
+        program: onnx_ir.Model = exporter.export(module.eval(), dict(inputs), config).program
     check_opset(program.opset_imports[""], opset)
     return program
 
@@ -89,14 +90,18 @@ def save(program: onnx_ir.Model, path: Path, axes: Axes) -> ExportedGraph:
     share_transposed(program.graph)
     name_axes(program.graph, axes)
     drop_notes(program.graph)
-    return write(program, path)
+    written = write(program, path)
+    onnx.checker.check_model(path)
+    return written
 
 
 def write(program: onnx_ir.Model, path: Path) -> ExportedGraph:
+    """Write a graph as it is: some of ONNX Runtime's own operators are not known to ONNX's checker."""
     weights = sum(value.const_value.nbytes for value in program.graph.initializers.values() if value.const_value)
     external = f"{path.name}.data" if weights > MAX_EMBEDDED_BYTES else None
+    if external is None:
+        onnx_ir.external_data.load_to_model(program)  # else they stay where they were read from
     onnx_ir.save(program, path, external_data=external)
-    onnx.checker.check_model(path)
     return ExportedGraph(
         [str(value.name) for value in program.graph.inputs], program.opset_imports[""], graph_bytes(path.parent)
     )
@@ -161,7 +166,8 @@ def drop_notes(graph: onnx_ir.Graph) -> None:
 
 
 def _rename(size: int | onnx_ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
-    """`2*s43` → `2*batch`."""
+    """`2*s43` → `2*batch`; a symbol that the tracer found to be one number, `16`, is that number."""
     if isinstance(size, int) or size.value is None:
         return size if isinstance(size, int) else None
-    return re.sub(r"\w+", lambda match: names.get(match[0], match[0]), str(size.value))
+    named = re.sub(r"\w+", lambda match: names.get(match[0], match[0]), str(size.value))
+    return int(named) if named.isdecimal() else named

@@ -56,7 +56,7 @@ def restored(blocks: Blocks, k: int) -> np.ndarray:
     """The weights [N, K] that the blocks stand for, float32."""
     n = len(blocks.packed)
     numbers = _unpacked(blocks.packed.reshape(n, -1), blocks.bits).reshape(n, -1, blocks.block_size).astype(np.float32)
-    zero = np.float32(2 ** (blocks.bits - 1))
+    zero = np.full((1, 1, 1), 2 ** (blocks.bits - 1), np.float32)
     if blocks.zero_points is not None:
         zero = _unpacked(blocks.zero_points, blocks.bits)[:, : blocks.scales.shape[1], None].astype(np.float32)
     weights: np.ndarray = ((numbers - zero) * blocks.scales[..., None]).reshape(n, -1)[:, :k]

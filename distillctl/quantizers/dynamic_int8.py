@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from distillctl import console
@@ -12,16 +14,36 @@ from distillctl.recipe import DynamicInt8
 
 
 def quantize(spec: DynamicInt8, source: Path, target: Path) -> None:
-    """Write the graph at ``source`` to ``target`` with int8 weights; the same bytes each time.
+    """Write every graph of the folder ``source`` to ``target`` under its name, with int8 weights; the same bytes each
+    time.
 
-    The model is passed in memory: given a path, the quantizer leaves its working file beside the source, in a folder
+    A model is passed in memory: given a path, the quantizer leaves its working file beside the source, in a folder
     that another stage has committed.
     """
-    with console.libraries_quiet():
-        quantize_dynamic(
-            onnx.load(source),
-            target,
-            per_channel=spec.per_channel,
-            reduce_range=spec.reduce_range,
-            weight_type=QuantType.QInt8,
-        )
+    for path in sorted(source.glob("*.onnx")):
+        model = onnx.load(path)
+        _fold_transposed(model.graph)
+        with console.libraries_quiet():
+            quantize_dynamic(
+                model,
+                target / path.name,
+                per_channel=spec.per_channel,
+                reduce_range=spec.reduce_range,
+                weight_type=QuantType.QInt8,
+            )
+
+
+def _fold_transposed(graph: onnx.GraphProto) -> None:
+    """Give a tied output layer a matrix of its own again. Export stores embedding and output layer once, one of them
+    transposed in the graph; the quantizer only sees constants, and would leave the whole table in float32 beside its
+    int8 copy. Two copies in int8 are half of that."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    folded = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in constants]
+    for node in folded:
+        array = numpy_helper.to_array(constants[node.input[0]])
+        order = next((attribute.ints for attribute in node.attribute if attribute.name == "perm"), None)
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array.transpose(order)), node.output[0]))
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for name in {node.input[0] for node in folded} - used:
+        graph.initializer.remove(constants[name])

@@ -1,18 +1,22 @@
-"""Which smaller graph to deploy: all are measured on the same rows, gated, and the smallest inside the gate wins."""
+"""Which smaller graph to deploy: all are built, measured on the same rows and gated; the smallest inside is kept."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
 
-from distillctl.metrics import scores
-from distillctl.recipe import Gate
-from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl import console
+from distillctl.quantizers.candidates import Candidate, Unit, measured, none_inside
+from distillctl.recipe import Gate, implementation
+from distillctl.recipe.graphs import Quantizer
 
+FP32 = "fp32"
 BLOCK = 20
 """Rows one graph answers before the next has its turn, so that a machine's changing speed is shared."""
 SAME_SIZE = 0.01
@@ -22,96 +26,69 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The eval rows: texts, normalised log-probabilities [N, K] of the fp32 student and of the calibrated teacher, and
-    the index of the right label, int [N] (None without references)."""
+class Figures:
+    """What was measured of a graph: KL(fp32 student ‖ it) and KL(teacher ‖ it) in nats and the share of the fp32
+    student's top choices, per row of labels or token of text; the task's score; the median answer's milliseconds.
+    None: not known."""
 
-    texts: Sequence[str]
-    student: np.ndarray
-    teacher: np.ndarray
-    truth: np.ndarray | None
-
-    def score(self, log_probs: np.ndarray) -> float | None:
-        """Accuracy of the top label; None without references."""
-        return None if self.truth is None else float((log_probs.argmax(-1) == self.truth).mean())
-
-
-@dataclass(frozen=True)
-class Answers:
-    """One graph on all rows: normalised log-probabilities float32 [N, K], milliseconds [N]."""
-
-    log_probs: np.ndarray
-    milliseconds: np.ndarray
-
-    @property
-    def p50_ms(self) -> float:
-        return float(np.median(self.milliseconds))
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A graph's figures: KL(fp32 student ‖ it) and KL(teacher ‖ it) in nats, None where not finite. why: the bounds of
-    the gate it breaks."""
-
-    name: str
-    bytes: int
-    kl: float | None
+    kl: float
     kl_teacher: float | None
     same_top: float
     score: float | None
     p50_ms: float
-    why: str | None
-
-    @property
-    def inside(self) -> bool:
-        return self.why is None
 
 
-def measure(
-    graphs: Mapping[str, OnnxClassifier], texts: Sequence[str], advance: Callable[[int], None] = lambda rows: None
-) -> dict[str, Answers]:
-    """Every graph on every text, one at a time from text to logits. The graphs take turns block by block, another one
-    first each time; ``advance`` is told the rows of each block done by all."""
-    names = list(graphs)
-    logits: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn, start in enumerate(range(0, len(texts), BLOCK)):
-        block = texts[start : start + BLOCK]
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            for text in block:
-                begin = time.perf_counter()
-                answer = graphs[name].logits([text])
-                seconds[name].append(time.perf_counter() - begin)
-                logits[name].append(answer)
-        advance(len(block))
-    return {
-        name: Answers(log_softmax(np.concatenate(logits[name]), axis=-1), np.array(seconds[name]) * 1e3)
-        for name in names
-    }
+# ── building ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def judge(name: str, size: int, answers: Answers, rows: HeldOut, gate: Gate) -> Candidate:
-    """The figures of one candidate of ``size`` bytes, and whether they are inside the gate."""
-    kl = scores.kl(rows.student, answers.log_probs)
-    same_top = scores.same_top(rows.student, answers.log_probs)
-    score, fp32_score = rows.score(answers.log_probs), rows.score(rows.student)
+def build(candidates: Sequence[Quantizer], source: Path, folder: Path) -> dict[str, Path]:
+    """Name → folder with every candidate's graphs, and what lies beside those of the export folder ``source``."""
+    folders = {}
+    with console.progress("quantize", len(candidates)) as bar:
+        for spec in candidates:
+            folders[spec.name] = folder / spec.name
+            folders[spec.name].mkdir()
+            for path in _beside(source):
+                shutil.copyfile(path, folders[spec.name] / path.name)
+            implementation(spec)(spec, source, folders[spec.name])
+            bar.advance()
+    return folders
+
+
+def graph_bytes(folder: Path) -> int:
+    """Size of a folder's graphs, with weights in files of their own if any."""
+    return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
+
+
+def _beside(source: Path) -> list[Path]:
+    """Configs and tokenizer. The card says what was measured of its own graph, the manifest is its stage's."""
+    own = {"README.md", "manifest.json"}
+    return [path for path in sorted(source.iterdir()) if ".onnx" not in path.name and path.name not in own]
+
+
+# ── measuring, judging, choosing ─────────────────────────────────────────────────────────────────
+
+
+def turns(names: Sequence[str], rows: int) -> Iterator[tuple[list[str], range]]:
+    """Blocks of rows, each with the order in which the graphs answer it: another one is first each time."""
+    for turn, start in enumerate(range(0, rows, BLOCK)):
+        first = turn % len(names)
+        yield [*names[first:], *names[:first]], range(start, min(start + BLOCK, rows))
+
+
+def judge(name: str, size: int, found: Figures, fp32_score: float | None, gate: Gate) -> Candidate:
+    """A candidate of ``size`` bytes with its figures, and whether they are inside the gate."""
     broken = []
-    if not kl <= gate.max_kl:  # NaN too
-        broken.append(f"kl {kl:.4f} > {gate.max_kl}")
-    if same_top < gate.min_same_top:
-        broken.append(f"same_top {same_top:.4f} < {gate.min_same_top}")
-    if score is not None and fp32_score is not None and fp32_score - score > gate.max_score_drop + _ROUNDING:
-        broken.append(f"score {score:.4f}, a drop of {fp32_score - score:.4f} > {gate.max_score_drop}")
-    return Candidate(
-        name=name,
-        bytes=size,
-        kl=_finite(kl),
-        kl_teacher=_finite(scores.kl(rows.teacher, answers.log_probs)),
-        same_top=same_top,
-        score=score,
-        p50_ms=answers.p50_ms,
-        why="; ".join(broken) or None,
-    )
+    if not found.kl <= gate.max_kl:  # NaN too
+        broken.append(f"kl {found.kl:.4f} > {gate.max_kl}")
+    if found.same_top < gate.min_same_top:
+        broken.append(f"same_top {found.same_top:.4f} < {gate.min_same_top}")
+    if found.score is not None and fp32_score is not None:
+        drop = fp32_score - found.score
+        if drop > gate.max_score_drop + _ROUNDING:
+            broken.append(f"score {found.score:.4f}, a drop of {drop:.4f} > {gate.max_score_drop}")
+    figures = asdict(found) | {"kl": _finite(found.kl), "kl_teacher": _finite(found.kl_teacher)}
+    return Candidate(name=name, bytes=size, **figures, why="; ".join(broken) or None)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -125,5 +102,40 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     return min(tied, key=lambda candidate: (candidate.kl, candidate.p50_ms))
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+@dataclass(frozen=True)
+class Settled:
+    """The candidate whose files were kept; facts, as the manifest has them; shown: the rows of the card's table."""
+
+    chosen: Candidate
+    facts: dict[str, Any]
+    shown: list[dict[str, str]]
+
+
+def settle(
+    staged: Path,
+    folders: Mapping[str, Path],
+    found: Mapping[str, Figures],
+    fp32: Mapping[str, Any],
+    gate: Gate,
+    unit: Unit,
+) -> Settled:
+    """Judge all, move the chosen one's files to ``staged`` and write candidates.json there.
+
+    fp32: bytes, score and p50_ms of the fp32 graph. GateFailed with every candidate's figures when none is inside.
+    """
+    judged = [judge(name, graph_bytes(path), found[name], fp32["score"], gate) for name, path in folders.items()]
+    chosen = choose(judged)
+    if chosen is None:
+        raise none_inside(judged, fp32, unit)
+    for path in sorted(folders[chosen.name].iterdir()):
+        path.replace(staged / path.name)
+    listed = [asdict(one) | {"inside": one.inside, "chosen": one is chosen} for one in judged]
+    text = json.dumps({"gate": gate.model_dump(), FP32: fp32, "candidates": listed}, indent=2)
+    (staged / "candidates.json").write_text(text + "\n", encoding="utf-8")
+    facts = {key: getattr(chosen, key) for key in ("bytes", "kl", "same_top", "score")}
+    facts = {"chosen": chosen.name, **facts, FP32: dict(fp32), "candidates": listed}
+    return Settled(chosen, facts, measured(judged, chosen, fp32, unit))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

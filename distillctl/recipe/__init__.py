@@ -6,7 +6,7 @@ A spec that can be chosen by ``kind`` names its implementation in ``target``; `i
 from distillctl.recipe.base import Closed, Spec, implementation
 from distillctl.recipe.contexts import Context, Contexts, Message, Shot, Shots
 from distillctl.recipe.data import Data
-from distillctl.recipe.graphs import Bench, DynamicInt8, Export, Gate, Quantize, Report, WeightOnly
+from distillctl.recipe.graphs import CANDIDATES, Bench, DynamicInt8, Export, Gate, Quantize, Report, WeightOnly
 from distillctl.recipe.loading import dump, flatten, load, schema
 from distillctl.recipe.models import (
     FromConfigStudent,
@@ -46,8 +46,8 @@ from distillctl.recipe.training import (
 )
 
 __all__ = [
-    "JSD", "TVD", "ULD", "Bench", "Classify", "Closed", "Context", "Contexts", "CrossEntropy", "Data", "Dense",
-    "DynamicInt8", "Export", "ForwardKL", "FromConfigStudent", "Gate", "Generate", "Given", "Greedy",
+    "CANDIDATES", "JSD", "TVD", "ULD", "Bench", "Classify", "Closed", "Context", "Contexts", "CrossEntropy", "Data",
+    "Dense", "DynamicInt8", "Export", "ForwardKL", "FromConfigStudent", "Gate", "Generate", "Given", "Greedy",
     "HuggingFaceTeacher", "Loss", "LossTerm", "Message", "Metric", "NewTokenizer", "PretrainedStudent", "Quantize",
     "Recipe", "Report", "ReverseKL", "Sampled", "Sampling", "Shot", "Shots", "SkewKL", "SoftLabels",
     "Spec", "Student", "Task", "Text", "TopK", "Train", "TruncatedStudent", "Vocabulary", "WeightOnly", "dump",

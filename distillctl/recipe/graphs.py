@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distillctl.recipe.base import Closed, Count, Fraction, Positive, Spec
 
@@ -34,45 +34,75 @@ class DynamicInt8(Spec):
 
 
 class WeightOnly(Spec):
-    """Weights in int4 or int8 blocks (MatMulNBits), activations in float; for students that generate."""
+    """Weights in blocks of 4 or 8 bits (MatMulNBits), activations in float; for students that write."""
 
     target: ClassVar[str] = "distillctl.quantizers.weight_only:quantize"
 
     kind: Literal["weight_only"] = "weight_only"
     bits: Literal[4, 8] = 4
     block_size: Literal[16, 32, 64, 128, 256] = 32
-    algorithm: Literal["rtn", "k_quant", "k_quant_mixed"] = "rtn"
-    """k_quant_mixed: the layers that cost most stay at 8 bits."""
+    """Weights with a scale of their own; fewer in matrices whose rows are no whole number of blocks."""
+    algorithm: Literal["rtn", "k_quant", "k_quant_mixed"] = "k_quant"
+    """rtn: rounded to nearest; k_quant: scale and zero point of the least error; k_quant_mixed: and the matrices that
+    cost most at 8 bits (llama.cpp's choice, and the table of tokens)."""
     accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
-    """4: products of int8 activations (ONNX Runtime's MatMulNBits)."""
+    """4: products of int8 activations (ONNX Runtime's MatMulNBits); 0 or 1: of float ones, slower."""
+
+    @model_validator(mode="after")
+    def _mixes_two_sizes(self) -> WeightOnly:
+        if self.bits == 8 and self.algorithm == "k_quant_mixed":
+            raise ValueError("k_quant_mixed keeps some matrices at 8 bits; for all of them use k_quant")
+        return self
 
     @property
     def name(self) -> str:
-        return f"int{self.bits}_{self.algorithm}_block{self.block_size}"
+        accuracy = "" if self.accuracy_level == 4 else f"_accuracy{self.accuracy_level}"
+        return f"int{self.bits}_{self.algorithm}_block{self.block_size}{accuracy}"
 
 
 Quantizer = Annotated[DynamicInt8 | WeightOnly, Field(discriminator="kind")]
+CANDIDATES: dict[str, tuple[DynamicInt8 | WeightOnly, ...]] = {
+    "labels": (
+        DynamicInt8(per_channel=False),
+        DynamicInt8(per_channel=False, reduce_range=True),
+        DynamicInt8(),
+        DynamicInt8(reduce_range=True),
+    ),
+    "decoder": (
+        WeightOnly(block_size=64),
+        WeightOnly(),
+        WeightOnly(algorithm="k_quant_mixed"),
+        WeightOnly(bits=8, algorithm="rtn"),
+    ),
+    "encoder_decoder": (DynamicInt8(), DynamicInt8(reduce_range=True)),
+}
+"""What is tried where the recipe does not say it: per-token weights are what a decoder waits for, and an encoder's
+products of whole sequences are faster in int8."""
 
 
 class Gate(Closed):
     """What a candidate must hold, against the fp32 student on the held-out rows."""
 
     max_kl: Positive = 0.05
-    """KL(fp32 student ‖ candidate), mean nats per row."""
+    """KL(fp32 student ‖ candidate), mean nats per row of labels, or of texts per token of the teacher's response."""
     min_same_top: Fraction = 0.97
-    """Share of rows with the fp32 student's top label."""
+    """Share of rows with the fp32 student's top label, or of texts of the responses' tokens with its top token."""
     max_score_drop: Fraction = 0.02
-    """Of the score against references, when there are any."""
+    """Of the score: of labels against references, when there are any; of texts by the first of task.metrics."""
 
 
 class Quantize(Closed):
-    candidates: Annotated[tuple[Quantizer, ...], Field(min_length=1)] = (
-        DynamicInt8(per_channel=False),
-        DynamicInt8(per_channel=False, reduce_range=True),
-        DynamicInt8(),
-        DynamicInt8(reduce_range=True),
-    )
+    candidates: Annotated[tuple[Quantizer, ...], Field(min_length=1)] | None = None
+    """Left out: for labels dynamic int8 four ways; for decoders weights in int4 and int8 blocks; for encoder–decoders
+    dynamic int8."""
     gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Quantize:
+        names = [candidate.name for candidate in self.candidates or ()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{twice} is listed twice")
+        return self
 
 
 class Bench(Closed):

@@ -60,7 +60,8 @@ def training(lines: Sequence[Mapping[str, Any]]) -> Markup:
                     ax.plot(steps, values, style, color=colour(run), lw=2, ms=4, label=run)
             title(ax, text)
             ax.set_xlabel("step")
-            ax.set_ylim(bottom=0)
+            top = ax.dataLim.y1  # −inf where nothing is drawn
+            ax.set_ylim(0, 1.08 * top if top > 0 else 1)
             ax.yaxis.set_major_locator(MaxNLocator(5))
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(axes[0].lines) > 1:
@@ -153,8 +154,9 @@ def speeds(models: Mapping[str, Mapping[str, Any]]) -> Markup:
         height = 40 * len(models) + 50
         figure, axes = panels(760, height, columns=2) if wide else panels(350, 2 * height, rows=2)
         for ax, (key, text, written) in zip(axes, figures, strict=True):
-            rows = [(one[key], written(one[key]), colour(name), True) for name, one in models.items()]
-            stems(ax, rows, max(one[key] for one in models.values()))
+            # A model whose answers are one token long has no speed of the others.
+            rows = [(one[key] or 0.0, written(one[key]), colour(name), True) for name, one in models.items()]
+            stems(ax, rows, max(length for length, *_ in rows))
             shown = ax is axes[0] or not wide
             ax.set_yticks(range(len(models)), [named(name) if shown else "" for name in models], size=12.5)
             title(ax, text)

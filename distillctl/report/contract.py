@@ -62,6 +62,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "ratios": bench["ratios"],
         "machine": bench["machine"],
         "threads": bench["threads"],
+        "timed_agreement": bench["agreement"],
         "context_tokens": collect["context_tokens"],
         "shared_tokens": collect["shared_tokens"],
         "teacher": collect["teacher"],

@@ -78,4 +78,4 @@ def nats(value: float | None) -> str:
 
 
 def _signed(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
+    return f"{value:z.{digits}f}".replace("-", "−")  # z: no sign before a zero

@@ -57,9 +57,16 @@ class Run:
     first_ms: float
     warmup_ms: list[float]
     queries: list[int] = field(default_factory=list)
-    milliseconds: list[float] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    answers: list[list[int]] = field(default_factory=list)
+    """Their tokens, or their labels' indices, one each."""
+    token_ms: list[list[float]] = field(default_factory=list)
+    """What each of these took, the first one since its text came in."""
     peak_rss_bytes: int = 0
+
+    @property
+    def milliseconds(self) -> list[float]:
+        """The whole of each query."""
+        return list(map(sum, self.token_ms))
 
 
 def measure(
@@ -87,10 +94,10 @@ def rotated(names: list[str], by: int) -> list[str]:
 
 def _warm(worker: WorkerProcess, process: int, plan: Plan) -> Run:
     first = plan.rows - 1 - plan.warmup
-    [first_ms] = worker.run(first, 1)["milliseconds"]
+    [first_ms] = map(sum, worker.run(first, 1)["token_ms"])
     left = WARM_SECONDS - first_ms / 1e3
-    warmup_ms = worker.run(first + 1, plan.warmup, left)["milliseconds"] if plan.warmup and left > 0 else []
-    return Run(process, worker.loaded, first_ms, warmup_ms)
+    warmup = worker.run(first + 1, plan.warmup, left)["token_ms"] if plan.warmup and left > 0 else []
+    return Run(process, worker.loaded, first_ms, list(map(sum, warmup)))
 
 
 def _take_turn(worker: WorkerProcess, run: Run, turn: int, plan: Plan) -> None:
@@ -109,9 +116,9 @@ def _time(worker: WorkerProcess, run: Run, until: int, seconds: float | None, pl
         return
     start = run.process * plan.queries + done
     answer = worker.run(start, until - done, seconds)
-    run.queries += range(start, start + len(answer["milliseconds"]))
-    run.milliseconds += answer["milliseconds"]
-    run.labels += answer["labels"]
+    run.queries += range(start, start + len(answer["answers"]))
+    run.answers += answer["answers"]
+    run.token_ms += answer["token_ms"]
     run.peak_rss_bytes = answer["peak_rss_bytes"]
 
 
@@ -137,7 +144,35 @@ def figures(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def agreement(runs: list[Run], labels: Mapping[int, int]) -> float | None:
-    """The share of queries answered with the label that ``labels`` gives for the query; None when none is shared."""
-    same = [labels[q] == label for run in runs for q, label in zip(run.queries, run.labels, strict=True) if q in labels]
+def writing_figures(runs: list[Run]) -> dict[str, float | None]:
+    """What there is to say besides of a model that writes. Speeds are of all tokens over all their time: those of the
+    views up to the first token of the answer, those of the answers after it. None where no answer has a second token.
+
+    view_tokens, answer_tokens: means of what was run before the first token, and of what was answered.
+    """
+    view_tokens = np.concatenate([[run.loaded["view_tokens"][query] for query in run.queries] for run in runs])
+    times = [np.array(times) for run in runs for times in run.token_ms]
+    first, later = np.array([one[0] for one in times]), np.concatenate([one[1:] for one in times])
+    p50, p90, p99 = np.percentile(later, (50, 90, 99)).tolist() if len(later) else (None, None, None)
+    return {
+        "first_token_ms": float(np.median(first)),
+        "prefill_tokens_per_second": float(1e3 * view_tokens.sum() / first.sum()),
+        "decode_tokens_per_second": float(1e3 * len(later) / later.sum()) if len(later) else None,
+        "token_p50_ms": p50,
+        "token_p90_ms": p90,
+        "token_p99_ms": p99,
+        "kv_bytes": runs[0].loaded["kv_bytes"],
+        "view_tokens": float(view_tokens.mean()),
+        "answer_tokens": float(np.mean(list(map(len, times)))),
+    }
+
+
+def agreement(runs: list[Run], expected: Mapping[int, list[int]]) -> float | None:
+    """The share of queries answered as ``expected`` says for the query; None when none is shared."""
+    same = [
+        expected[query] == answer
+        for run in runs
+        for query, answer in zip(run.queries, run.answers, strict=True)
+        if query in expected
+    ]
     return sum(same) / len(same) if same else None

@@ -26,8 +26,8 @@ class TextFolder:
         self.config: dict[str, Any] = config | read_json(folder / "generation_config.json")
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
-        stop = self.config.get("eos_token_id")
-        self.stop_ids: set[int] = set(stop) if isinstance(stop, list) else {stop} - {None}
+        stop: list[int] | int | None = self.config.get("eos_token_id")
+        self.stop_ids: set[int] = set(stop) if isinstance(stop, list) else set() if stop is None else {stop}
         limits = (config.get("max_position_embeddings"), tokenizer_config.get("model_max_length"), UNLIMITED)
         self.max_length: int = min(limit for limit in limits if limit is not None)
 

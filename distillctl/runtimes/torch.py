@@ -1,16 +1,16 @@
-"""The prompted teacher as a service would run it: one query at a time, text in, label out."""
+"""The prompted teacher as a service would run it: one query at a time, text in, label or text out."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from distillctl.teachers.huggingface import Teacher
 from distillctl.teachers.label_scoring import distinct_stems
@@ -23,12 +23,92 @@ def shared_context(teacher: Teacher, texts: Sequence[str], *, chat: bool = False
     return views[0][: common_prefix(views)]
 
 
-class TeacherClassifier:
+class _Prompted:
+    """With ``context`` (see `shared_context`) the prompt is cached: those tokens are run once, here, and a query runs
+    only what follows. Without it a query runs its whole view. Either way the view is tokenized whole.
+
+    chat: the views come from a chat template, special tokens included.
+    """
+
+    def __init__(self, teacher: Teacher, context: Sequence[int], chat: bool) -> None:
+        self._teacher = teacher
+        self._chat = chat
+        self._context = list(context)
+        self._prefix = self._run(self._context) if context else None
+
+    def encode(self, text: str) -> list[int]:
+        """The view's token ids that follow the cached prompt."""
+        ids, shared = self._teacher.encode(text, chat=self._chat), len(self._context)
+        if ids[:shared] != self._context or len(ids) == shared:
+            raise ValueError("the view does not start with the cached context")
+        return ids[shared:]
+
+    def _past(self) -> DynamicCache | None:
+        """The cached prompt's keys and values, ready to grow; None without one."""
+        return None if self._prefix is None else _copy(self._prefix)
+
+    @torch.inference_mode()
+    def _run(self, ids: Sequence[int], past: DynamicCache | None = None) -> DynamicCache:
+        """The keys and values after ``ids``, ``past`` among them."""
+        past = self._empty() if past is None else past
+        self._forward(torch.tensor([ids]), past, keep=1)
+        return past
+
+    def _empty(self) -> DynamicCache:
+        """The config tells a new cache which layers slide."""
+        return DynamicCache(config=self._teacher.model.config)
+
+    def _forward(self, ids: Tensor, past: DynamicCache | None, keep: int) -> Tensor:
+        """Logits [B, keep, V] at the last positions."""
+        model = self._teacher.model
+        output = model(
+            input_ids=ids.to(model.device), past_key_values=past, use_cache=past is not None, logits_to_keep=keep
+        )
+        logits: Tensor = output.logits
+        return logits
+
+
+class TeacherWriter(_Prompted):
+    """Answers greedily, one token after the other."""
+
+    def __init__(
+        self, teacher: Teacher, stop_ids: Sequence[int], context: Sequence[int] = (), chat: bool = False
+    ) -> None:
+        """stop_ids: the tokens that end an answer."""
+        super().__init__(teacher, context, chat)
+        self._stop_ids = frozenset(stop_ids)
+
+    @torch.inference_mode()
+    def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+        """The answer's token ids, each as soon as it is known. The last one is a stop id, unless ``max_new_tokens``
+        came first. view: from `encode`."""
+        past, following = self._past(), list(view)
+        past = self._empty() if past is None else past
+        for _ in range(max_new_tokens):
+            logits = self._forward(torch.tensor([following]), past, keep=1)[0, -1]
+            token = int(logits[: self._teacher.vocabulary].float().argmax())
+            yield token
+            if token in self._stop_ids:
+                return
+            following = [token]
+
+    def kv_bytes(self, length: int) -> int:
+        """Keys and values of ``length`` tokens, the prompt's among them."""
+        found = 0
+        for layer in self._run([0]).layers:
+            if isinstance(layer, DynamicLayer):  # others keep states of one size
+                assert layer.keys is not None
+                assert layer.values is not None
+                most = layer.sliding_window - 1 if isinstance(layer, DynamicSlidingWindowLayer) else length
+                found += (layer.keys.nbytes + layer.values.nbytes) * min(length, most)
+        return found
+
+
+class TeacherClassifier(_Prompted):
     """Chooses the label whose words are likeliest after the view.
 
-    With ``context`` (see `shared_context`) the prompt is cached: those tokens are run once, here, and a query runs only
-    what follows. Without it a query runs its whole view. Either way the view is tokenized whole, and passes the model
-    once however many labels there are; where label words share no single path, their ends follow in one small batch.
+    The view passes the model once however many labels there are; where label words share no single path, their ends
+    follow in one small batch.
     """
 
     def __init__(
@@ -39,10 +119,8 @@ class TeacherClassifier:
         log_prior: Sequence[float] | None = None,
         chat: bool = False,
     ) -> None:
-        """answers: the label words with their prefix. log_prior: natural logs [K], taken off before choosing.
-        chat: the views come from a chat template, special tokens included."""
-        self._teacher = teacher
-        self._chat = chat
+        """answers: the label words with their prefix. log_prior: natural logs [K], taken off before choosing."""
+        super().__init__(teacher, context, chat)
         self._answers = [teacher.encode_answer(answer) for answer in answers]
         self._stems = distinct_stems(self._answers)
         self._paths = [
@@ -50,8 +128,6 @@ class TeacherClassifier:
         ]
         self._vocabulary = len(teacher.tokenizer)  # logits beyond it are padding
         self._log_prior = np.zeros(len(answers)) if log_prior is None else np.asarray(log_prior)
-        self._context = list(context)
-        self._prefix = self._run(self._context) if context else None
 
     def label(self, text: str) -> int:
         """The index of the chosen label."""
@@ -60,13 +136,7 @@ class TeacherClassifier:
     @torch.inference_mode()
     def log_probs(self, text: str) -> np.ndarray:
         """log Pr(label words | view), float32 [K]: sums over the words' tokens, not normalised over the labels."""
-        ids = self._teacher.encode(text, chat=self._chat)
-        past: DynamicCache | None = None
-        if self._prefix is not None:
-            shared = len(self._context)
-            if ids[:shared] != self._context or len(ids) == shared:
-                raise ValueError("the view does not start with the cached context")
-            past, ids = _copy(self._prefix), ids[shared:]
+        past, ids = self._past(), self.encode(text)
         if len(self._stems) > 1 and len(ids) > 1:
             past, ids = self._run(ids[:-1], past), ids[-1:]
         batch = pad_sequence([torch.tensor([*ids, *stem]) for stem in self._stems], batch_first=True)
@@ -76,22 +146,6 @@ class TeacherClassifier:
         log_probs = logits[:, :, : self._vocabulary].float().log_softmax(-1)
         sums = [log_probs[path, range(len(a)), a].sum() for path, a in zip(self._paths, self._answers, strict=True)]
         return torch.stack(sums).cpu().numpy()
-
-    @torch.inference_mode()
-    def _run(self, ids: Sequence[int], past: DynamicCache | None = None) -> DynamicCache:
-        """The keys and values after ``ids``, ``past`` among them. The config tells a new cache which layers slide."""
-        past = DynamicCache(config=self._teacher.model.config) if past is None else past
-        self._forward(torch.tensor([ids]), past, keep=1)
-        return past
-
-    def _forward(self, ids: Tensor, past: DynamicCache | None, keep: int) -> Tensor:
-        """Logits [B, keep, V] at the last positions."""
-        model = self._teacher.model
-        output = model(
-            input_ids=ids.to(model.device), past_key_values=past, use_cache=past is not None, logits_to_keep=keep
-        )
-        logits: Tensor = output.logits
-        return logits
 
 
 def _copy(cache: DynamicCache) -> DynamicCache:

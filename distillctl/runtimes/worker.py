@@ -2,54 +2,84 @@
 
 JSON lines. First the job on stdin: ``threads``, ``texts``, and ``runtime``:
 
-- "onnx": ``folder``. Imports neither torch nor transformers, so that the peak memory is what an app would see.
-- "torch": ``teacher`` (its recipe section), ``source`` (the fields of a ModelSource), ``answers`` (label words with
-  their prefix), ``log_prior`` (or null), ``chat`` (the texts come from a chat template), ``cached``.
+- "onnx": ``folder`` with a classifier.
+- "onnx_text": ``folder`` with a model that writes, run by our own loop.
+- "genai": the same, run by onnxruntime-genai; ``max_view``: tokens at which a view is cut;
+  ``begin``: the special tokens with which it begins.
+- "torch": ``teacher`` (its recipe section), ``source`` (the fields of a ModelSource), ``chat`` (the texts come from a
+  chat template), ``cached``; to choose labels ``label_words`` (with their prefix) and ``log_prior`` (or null), to write
+  ``stop_ids``.
+
+What writes also wants ``limit``, tokens of an answer at most, and ``answer_tokens``, what is usual. All but "torch"
+import neither torch nor transformers, so that the peak memory is what an app would see.
 
 The answer says what loading took. Then, until stdin ends, each ``{"start": i, "count": n, "seconds": s or null}`` runs
-up to n texts from the i-th on, one at a time, until s seconds are spent (at least one text), and is answered with
-``milliseconds`` and ``labels`` (indices), tokenization included, and the peak memory so far.
+up to n texts from the i-th on, one at a time, until s seconds are spent (at least one text), and is answered with the
+peak memory so far and, per text, ``answers``: its tokens, or its label's index as the only one, and ``token_ms``: how
+long each took, the first one since the text came in, tokenization included. Turning tokens into text is not counted.
 
 - ``import_ms``: importing the runtime's libraries, from a started interpreter.
 - ``load_ms``: from there to a model that can be asked: tokenizer, weights, session; with a cached prompt also running
   it, which ``context_ms`` tells apart. Finding out which tokens the views share is not counted: a service knows them.
 - ``peak_rss_bytes``: of the whole process, interpreter and libraries included.
+- of a model that writes, ``view_tokens``: what it runs before the first token, per text; ``kv_bytes``: the keys and
+  values of the mean view and of ``answer_tokens``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-Query = Callable[[str], int]
+Query = Callable[[str], Iterable[int]]
+"""A text's answer, token by token as soon as each is known."""
+
+
+class Writer(Protocol):
+    """A model that writes."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens it runs before the first one of the answer."""
+
+    def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]: ...
+
+    def kv_bytes(self, length: int) -> int:
+        """Keys and values after ``length`` tokens, of view and answer together."""
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not stand between the answers
     job = json.loads(sys.stdin.readline())
-    query, facts = {"onnx": _onnx, "torch": _torch}[job["runtime"]](job)
+    query, facts = RUNTIMES[job["runtime"]](job)
     answers.write(json.dumps({"pid": os.getpid(), **facts, "peak_rss_bytes": peak_rss_bytes()}) + "\n")
     for line in iter(sys.stdin.readline, ""):
         answers.write(json.dumps(_timed(query, job["texts"], **json.loads(line))) + "\n")
 
 
 def _timed(query: Query, texts: list[str], start: int, count: int, seconds: float | None) -> dict[str, Any]:
-    milliseconds: list[float] = []
-    labels: list[int] = []
+    answers: list[list[int]] = []
+    token_ms: list[list[float]] = []
+    spent = 0.0
     for text in texts[start : start + count]:
-        began = time.perf_counter_ns()
-        labels.append(query(text))
-        milliseconds.append((time.perf_counter_ns() - began) / 1e6)
-        if seconds is not None and sum(milliseconds) >= 1e3 * seconds:
+        answer, at = [], [time.perf_counter_ns()]
+        for token in query(text):
+            at.append(time.perf_counter_ns())
+            answer.append(token)
+        answers.append(answer)
+        token_ms.append([(after - before) / 1e6 for before, after in itertools.pairwise(at)])
+        spent += sum(token_ms[-1]) / 1e3
+        if seconds is not None and spent >= seconds:
             break
-    return {"milliseconds": milliseconds, "labels": labels, "peak_rss_bytes": peak_rss_bytes()}
+    return {"answers": answers, "token_ms": token_ms, "peak_rss_bytes": peak_rss_bytes()}
 
 
 def _onnx(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
@@ -58,11 +88,26 @@ def _onnx(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
 
     imported = time.perf_counter()
     classifier = OnnxClassifier(Path(job["folder"]), threads=job["threads"])
-    ready = time.perf_counter()
-    return lambda text: int(classifier.logits([text])[0].argmax()), {
-        "import_ms": 1e3 * (imported - began),
-        "load_ms": 1e3 * (ready - imported),
-    }
+    loading = _loading(began, imported, time.perf_counter())
+    return lambda text: [int(classifier.logits([text])[0].argmax())], loading
+
+
+def _onnx_text(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+    began = time.perf_counter()
+    from distillctl.runtimes.onnx_generator import open_generator
+
+    imported = time.perf_counter()
+    writer = open_generator(Path(job["folder"]), threads=job["threads"])
+    return _writing(job, writer, _loading(began, imported, time.perf_counter()))
+
+
+def _genai(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+    began = time.perf_counter()
+    from distillctl.runtimes.genai import GenaiDecoder
+
+    imported = time.perf_counter()
+    writer = GenaiDecoder(Path(job["folder"]), job["threads"], job["max_view"], job["begin"])
+    return _writing(job, writer, _loading(began, imported, time.perf_counter()))
 
 
 def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
@@ -71,7 +116,7 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
 
     from distillctl.recipe import HuggingFaceTeacher, implementation
     from distillctl.references import ModelSource
-    from distillctl.runtimes.torch import TeacherClassifier, shared_context
+    from distillctl.runtimes.torch import TeacherClassifier, TeacherWriter, shared_context
 
     spec = HuggingFaceTeacher.model_validate(job["teacher"])
     source = job["source"]
@@ -82,15 +127,36 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     loaded = time.perf_counter()
     context = shared_context(teacher, job["texts"], chat=job["chat"]) if job["cached"] else []
     known = time.perf_counter()
-    classifier = TeacherClassifier(teacher, job["answers"], context, job["log_prior"], job["chat"])
+    model: TeacherClassifier | TeacherWriter
+    if "label_words" in job:
+        model = TeacherClassifier(teacher, job["label_words"], context, job["log_prior"], job["chat"])
+    else:
+        model = TeacherWriter(teacher, job["stop_ids"], context, job["chat"])
     ready = time.perf_counter()
-    return classifier.label, {
+    facts = {
         "import_ms": 1e3 * (imported - began),
         "load_ms": 1e3 * (loaded - imported + ready - known),
         "context_ms": 1e3 * (ready - known),
         "cached_tokens": len(context),
         "bytes": sum(p.numel() * p.element_size() for p in teacher.model.parameters()),
     }
+    if isinstance(model, TeacherWriter):
+        return _writing(job, model, facts)
+    return lambda text: [model.label(text)], facts
+
+
+RUNTIMES = {"onnx": _onnx, "onnx_text": _onnx_text, "genai": _genai, "torch": _torch}
+
+
+def _loading(began: float, imported: float, ready: float) -> dict[str, float]:
+    return {"import_ms": 1e3 * (imported - began), "load_ms": 1e3 * (ready - imported)}
+
+
+def _writing(job: dict[str, Any], model: Writer, loading: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+    lengths = [len(model.encode(text)) for text in job["texts"]]
+    whole = round(statistics.mean(lengths) + loading.get("cached_tokens", 0) + job["answer_tokens"])
+    facts = {**loading, "view_tokens": lengths, "kv_bytes": model.kv_bytes(whole)}
+    return lambda text: model.stream(model.encode(text), job["limit"]), facts
 
 
 def peak_rss_bytes() -> int:

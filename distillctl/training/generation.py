@@ -83,7 +83,7 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
         _, *figures = chunked(
             response_states(model, rows, batch),
             _head(model, rows),
-            lambda logits, part, targets=targets: _figures(targets.rows(part), logits),  # type: ignore[misc]
+            lambda logits, part, targets=targets: token_figures(targets.rows(part), logits),  # type: ignore[misc]
         )
         measured = len(figures)
         parts = torch.stack(figures).double().cpu().split([len(rows.responses[row]) for row in batch], -1)
@@ -131,8 +131,9 @@ def _head(model: PreTrainedModel, rows: ResponseRows) -> Head:
     return replace(head, weight=head.weight[: rows.vocabulary], bias=bias)
 
 
-def _figures(targets: Targets, logits: Tensor) -> tuple[Tensor, ...]:
-    """[n] each: nll, same top and, where P is known, kl."""
+def token_figures(targets: Targets, logits: Tensor) -> tuple[Tensor, ...]:
+    """[n] each: −log Q of the response's token in nats, 1 where Q's top token is the teacher's and, where the teacher's
+    distribution P is known, KL(P‖Q)."""
     nll = token_loss.token_loss((CrossEntropy(),), targets, logits)
     match targets:
         case DenseTargets():

@@ -1,0 +1,78 @@
+"""A smaller graph with its figures; and how people read them, in the card and where none is good enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from distillctl.errors import GateFailed
+
+Unit = Literal["label", "token"]
+"""What a graph chooses."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A graph's figures (`search.Figures`; None where not finite, too). why: the bounds of the gate it breaks."""
+
+    name: str
+    bytes: int
+    kl: float | None
+    kl_teacher: float | None
+    same_top: float
+    score: float | None
+    p50_ms: float
+    why: str | None
+
+    @property
+    def inside(self) -> bool:
+        return self.why is None
+
+
+def measured(
+    candidates: Sequence[Candidate], chosen: Candidate, fp32: Mapping[str, Any], unit: Unit
+) -> list[dict[str, str]]:
+    """The card's table; this folder's graph in bold."""
+    shown = [
+        _figures(one, unit)
+        | {"graph": f"**{one.name}** (here)" if one is chosen else one.name, "gate": one.why or "inside"}
+        for one in candidates
+    ]
+    reference = dict.fromkeys(shown[0], "") | {
+        "graph": "fp32",
+        "size": f"{fp32['bytes'] / 1e6:.2f} MB",
+        "score": _number(fp32["score"], ".4f"),
+        "p50, one thread": f"{fp32['p50_ms']:.2f} ms",
+    }
+    return [reference, *shown]
+
+
+def none_inside(candidates: Sequence[Candidate], fp32: Mapping[str, Any], unit: Unit) -> GateFailed:
+    """The error that lists them all."""
+    lines = [
+        "  " + ", ".join(f"{key} {value}" for key, value in _figures(one, unit).items()) + f": {one.why}"
+        for one in candidates
+    ]
+    score = "" if fp32["score"] is None else f"; the fp32 student scores {fp32['score']:.4f}"
+    return GateFailed(
+        "\n".join([f"no candidate is inside the gate, nothing is committed{score}", *lines]),
+        where="quantize.gate",
+        next="add candidates (quantize.candidates) or loosen quantize.gate",
+    )
+
+
+def _figures(one: Candidate, unit: Unit) -> dict[str, str]:
+    return {
+        "graph": one.name,
+        "size": f"{one.bytes / 1e6:.2f} MB",
+        "KL from fp32": _number(one.kl, ".5f"),
+        "KL from teacher": _number(one.kl_teacher, ".5f"),
+        f"same top {unit}": f"{one.same_top:.2%}",
+        "score": _number(one.score, ".4f"),
+        "p50, one thread": f"{one.p50_ms:.2f} ms",
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

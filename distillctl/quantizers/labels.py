@@ -1,0 +1,68 @@
+"""What quantizing does to a classifier, on the held-out rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_softmax
+
+from distillctl.metrics import scores
+from distillctl.quantizers.search import Figures, turns
+from distillctl.runtimes.onnxruntime import OnnxClassifier
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The eval rows: texts, normalised log-probabilities [N, K] of the fp32 student and of the calibrated teacher, and
+    the index of the right label, int [N] (None without references)."""
+
+    texts: Sequence[str]
+    student: np.ndarray
+    teacher: np.ndarray
+    truth: np.ndarray | None
+
+    def score(self, log_probs: np.ndarray) -> float | None:
+        """Accuracy of the top label; None without references."""
+        return None if self.truth is None else float((log_probs.argmax(-1) == self.truth).mean())
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One graph on all rows: normalised log-probabilities float32 [N, K], milliseconds [N]."""
+
+    log_probs: np.ndarray
+    milliseconds: np.ndarray
+
+    def figures(self, rows: HeldOut) -> Figures:
+        """Against the fp32 student, the teacher, and the references if any."""
+        return Figures(
+            kl=scores.kl(rows.student, self.log_probs),
+            kl_teacher=scores.kl(rows.teacher, self.log_probs),
+            same_top=scores.same_top(rows.student, self.log_probs),
+            score=rows.score(self.log_probs),
+            p50_ms=float(np.median(self.milliseconds)),
+        )
+
+
+def measure(
+    graphs: Mapping[str, OnnxClassifier], texts: Sequence[str], advance: Callable[[int], None] = lambda rows: None
+) -> dict[str, Answers]:
+    """Every graph on every text, one at a time from text to logits, in turns; ``advance`` is told the rows of each
+    block done by all."""
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in graphs}
+    seconds: dict[str, list[float]] = {name: [] for name in graphs}
+    for order, rows in turns(list(graphs), len(texts)):
+        for name in order:
+            for row in rows:
+                begin = time.perf_counter()
+                answer = graphs[name].logits([texts[row]])
+                seconds[name].append(time.perf_counter() - begin)
+                logits[name].append(answer)
+        advance(len(rows))
+    return {
+        name: Answers(log_softmax(np.concatenate(logits[name]), axis=-1), np.array(seconds[name]) * 1e3)
+        for name in graphs
+    }

@@ -1,0 +1,119 @@
+"""What quantizing does to a student that writes, on the held-out rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distillctl.losses.chunked_head import rows_at_once
+from distillctl.losses.divergences import forward_kl
+from distillctl.quantizers.search import FP32, Figures, turns
+from distillctl.runtimes.onnx_generator import OnnxGenerator
+from distillctl.training.generation import token_figures
+from distillctl.training.response_rows import ResponseRows
+
+
+@dataclass(frozen=True)
+class Forced:
+    """A graph under teacher forcing, means over each row's response tokens, float64 [N].
+
+    kl, same_top: KL(fp32 student ‖ it) in nats, and the share of tokens with the fp32 student's top one; nll: −log Q of
+    the teacher's response; teacher_top: the share with the teacher's top token; kl_teacher: KL(teacher ‖ it), None
+    where no distribution was kept. tokens: how many there are, int64 [N].
+    """
+
+    kl: np.ndarray
+    same_top: np.ndarray
+    nll: np.ndarray
+    teacher_top: np.ndarray
+    kl_teacher: np.ndarray | None
+    tokens: np.ndarray
+
+    def mean(self, rows: np.ndarray) -> float:
+        """Of row means, over the tokens of all rows."""
+        return float(np.average(rows, weights=self.tokens))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One graph on all rows: its greedy answers' token ids, the milliseconds each took [N], and `Forced`."""
+
+    ids: list[list[int]]
+    milliseconds: np.ndarray
+    forced: Forced
+
+    @property
+    def p50_ms(self) -> float:
+        return float(np.median(self.milliseconds))
+
+    def figures(self, score: float) -> Figures:
+        """score: of the answers' texts, by the recipe's first metric."""
+        forced = self.forced
+        return Figures(
+            kl=forced.mean(forced.kl),
+            kl_teacher=None if forced.kl_teacher is None else forced.mean(forced.kl_teacher),
+            same_top=forced.mean(forced.same_top),
+            score=score,
+            p50_ms=self.p50_ms,
+        )
+
+
+def measure(
+    graphs: Mapping[str, OnnxGenerator],
+    rows: ResponseRows,
+    max_new_tokens: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Answers]:
+    """Every graph, `FP32` among them, on every row: an answer from view to last token, one row at a time, in turns; and
+    the teacher's response in one pass. ``advance`` is told the rows of each block done by all.
+
+    No more logits are held than one row's of two graphs.
+    """
+    ids: dict[str, list[list[int]]] = {name: [] for name in graphs}
+    seconds: dict[str, list[float]] = {name: [] for name in graphs}
+    forced: dict[str, list[np.ndarray]] = {name: [] for name in graphs}
+    for order, block in turns(list(graphs), len(rows.views)):
+        for name in order:
+            for row in block:
+                begin = time.perf_counter()
+                answer = graphs[name].generate(rows.views[row], max_new_tokens)
+                seconds[name].append(time.perf_counter() - begin)
+                ids[name].append(answer)
+        for row in block:
+            for name, means in _forced(graphs, rows, row).items():
+                forced[name].append(means)
+        advance(len(block))
+    return {
+        name: Answers(ids[name], np.array(seconds[name]) * 1e3, _columns(forced[name], rows.positions))
+        for name in graphs
+    }
+
+
+@torch.inference_mode()
+def _forced(graphs: Mapping[str, OnnxGenerator], rows: ResponseRows, row: int) -> dict[str, np.ndarray]:
+    """Means over a row's response tokens: kl, same_top, nll, teacher_top and, where it is known, kl_teacher."""
+    view, response, targets = rows.views[row], rows.responses[row], rows.targets([row])
+    at_once = rows_at_once(rows.vocabulary)
+    reference, found = None, {}
+    for name in (FP32, *(name for name in graphs if name != FP32)):
+        logits = torch.from_numpy(graphs[name].score(view, response))[:, : rows.vocabulary]
+        reference = logits if reference is None else reference
+        parts = []
+        for start in range(0, len(response), at_once):
+            part = slice(start, start + at_once)
+            student, own = reference[part], logits[part]
+            kl = forward_kl(student.log_softmax(-1), own.log_softmax(-1))
+            same_top = (student.argmax(-1) == own.argmax(-1)).float()
+            parts.append(torch.stack([kl, same_top, *token_figures(targets.rows(part), own)]).double())
+        found[name] = torch.cat(parts, -1).mean(-1).numpy()
+    return found
+
+
+def _columns(means: Sequence[np.ndarray], tokens: Sequence[int]) -> Forced:
+    columns = np.stack(means, -1)
+    kl, same_top, nll, teacher_top = columns[:4]
+    return Forced(kl, same_top, nll, teacher_top, columns[4] if len(columns) > 4 else None, np.array(tokens))

@@ -1,0 +1,171 @@
+"""What the bench stages of labels and of text have in common: who is timed on which rows, and what is written of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distillctl import console, references
+from distillctl.data import view_table
+from distillctl.recipe import Recipe
+from distillctl.runtimes import machine
+from distillctl.runtimes.interleaved import LEAST, Job, Plan, Run, agreement, figures, measure
+from distillctl.workspace import Outcome, Workspace, replacing_folder, versions, write_text
+
+FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
+"""The student's graphs → the stage that wrote them."""
+LEAST_AGREEMENT = 0.99
+Answers = Mapping[str, list[int]]
+"""Row id → the answer's tokens, or its label's index as the only one."""
+
+
+class Bench:
+    """A seeded sample of eval rows, the same for all models; everything runs on the CPU with ``bench.threads`` threads.
+
+    The teacher is timed as a service would run it, in PyTorch under its full context, with and without its prompt
+    cached. What is counted where: `distillctl.runtimes.worker`; how turns are taken: `distillctl.runtimes.interleaved`.
+    """
+
+    def __init__(self, recipe: Recipe, workspace: Workspace) -> None:
+        settings = recipe.bench
+        self.recipe, self.workspace = recipe, workspace
+        self.plan = Plan(
+            processes=settings.processes,
+            queries=max(LEAST, math.ceil(settings.queries / settings.processes)),
+            warmup=settings.warmup,
+            seconds=None if settings.max_seconds is None else settings.max_seconds / settings.processes,
+        )
+        self._views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+        # Over again when there are fewer rows than queries.
+        order = np.random.default_rng(recipe.seed).permutation(len(self._views.id))
+        self._sample: list[int] = np.resize(order, self.plan.rows).tolist()
+
+    @property
+    def rows(self) -> list[str]:
+        """Query → the id of its row."""
+        return [self._views.id[row] for row in self._sample]
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What the manifest of a stage before says."""
+        manifest = self.workspace.manifest(stage)
+        assert manifest is not None
+        return manifest.facts
+
+    def teachers(self, **task: Any) -> dict[str, Job]:
+        """task: what the worker wants to know of the task."""
+        source, threads = references.teacher(self.recipe), self.recipe.bench.threads
+        job = {
+            "runtime": "torch",
+            "threads": threads,
+            "texts": [self._views.full[row] for row in self._sample],
+            "teacher": self.recipe.teacher.model_copy(update={"device": "cpu", "threads": threads}).model_dump(),
+            "source": {
+                "reference": source.reference,
+                "path": source.path and str(source.path),
+                "revision": source.revision,
+            },
+            "chat": self.recipe.contexts.full.messages is not None,
+            **task,
+        }
+        return {"teacher": {**job, "cached": False}, "teacher_cached": {**job, "cached": True}}
+
+    def student(self, name: str, runtime: str, **task: Any) -> dict[str, Job]:
+        """One of `FOLDERS`, run by ``runtime``."""
+        texts = [self._views.simplified[row] for row in self._sample]
+        folder = str(self.workspace.folder(FOLDERS[name]))
+        return {
+            name: {"runtime": runtime, "threads": self.recipe.bench.threads, "texts": texts, "folder": folder, **task}
+        }
+
+    def run(
+        self,
+        jobs: Mapping[str, Job],
+        expected: Mapping[str, Answers],
+        columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]],
+        more: Callable[[list[Run]], dict[str, Any]] = lambda runs: {},
+    ) -> Outcome:
+        """Time all models, and commit what was found.
+
+        expected: model → the answers on record; the cached teacher has to answer as the uncached one does, where both
+        did. columns: what the samples keep of the answers. more: figures of a model besides those every task has.
+        """
+        before, settings = machine.facts(), self.recipe.bench
+        console.note(
+            f"timing {len(jobs)} models in {self.plan.processes} fresh processes each, {settings.threads} thread(s)"
+        )
+        with console.progress("bench", self.plan.processes * self.plan.turns * len(jobs)) as bar:
+            runs = measure(jobs, self.plan, lambda name: bar.advance(model=name))
+        models = {name: self._sizes(name, found) | figures(found) | more(found) for name, found in runs.items()}
+        facts: dict[str, Any] = {
+            "models": models,
+            "machine": before,
+            "threads": settings.threads,
+            "ratios": {n: m["p50_ms"] / models["deployed"]["p50_ms"] for n, m in models.items() if n != "deployed"},
+            "agreement": self._agreement(runs, expected),
+        }
+        self.workspace.retract("bench")
+        for name, share in facts["agreement"].items():
+            if share is not None and share < LEAST_AGREEMENT:
+                console.warn(f"{name} gave the expected answer in {share:.1%} of its timed queries only: look into it")
+        return Outcome(self._write(facts, runs, columns), facts)
+
+    def _sizes(self, name: str, runs: Sequence[Run]) -> dict[str, Any]:
+        """bytes: of the graphs with external data, of the teacher's weights as loaded; file_bytes: of its file."""
+        if name in FOLDERS:
+            folder = self.workspace.folder(FOLDERS[name])
+            return {"bytes": sum(file.stat().st_size for file in folder.glob("*.onnx*"))}
+        path = references.teacher(self.recipe).path
+        weights = [] if path is None else [path] if path.is_file() else path.glob("*.safetensors")
+        return {
+            "bytes": runs[0].loaded["bytes"],
+            "file_bytes": sum(file.stat().st_size for file in weights) or None,
+            "cached_tokens": runs[0].loaded["cached_tokens"],
+        }
+
+    def _agreement(self, runs: dict[str, list[Run]], expected: Mapping[str, Answers]) -> dict[str, float | None]:
+        """The share of each model's timed queries with the answer that is expected."""
+        uncached = {q: answer for run in runs["teacher"] for q, answer in zip(run.queries, run.answers, strict=True)}
+        shares = {"teacher_cached": agreement(runs["teacher_cached"], uncached)}
+        for name, answers in expected.items():
+            by_query = {query: answers[row] for query, row in enumerate(self.rows)}
+            shares[name] = agreement(runs[name], by_query)
+        return shares
+
+    def _write(
+        self,
+        facts: dict[str, Any],
+        runs: dict[str, list[Run]],
+        columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]],
+    ) -> list[str]:
+        folder = self.workspace.folder("bench")
+        with replacing_folder(folder / "samples") as samples:
+            for name, found in runs.items():
+                table = {
+                    "process": [run.process for run in found for _ in run.queries],
+                    "query": [query for run in found for query in run.queries],
+                    "milliseconds": [ms for run in found for ms in run.milliseconds],
+                    **columns(found),
+                }
+                pq.write_table(pa.table(table), samples / f"{name}.parquet")
+        models = {
+            name: {
+                **facts["models"][name],
+                "samples": f"samples/{name}.parquet",
+                "runs": [
+                    {**run.loaded, "first_ms": run.first_ms, "warmup_ms": run.warmup_ms, "n": len(run.queries)}
+                    | {"peak_rss_bytes": run.peak_rss_bytes}
+                    for run in found
+                ],
+            }
+            for name, found in runs.items()
+        }
+        # rows: the query of a sample → the id of its example
+        results = {**facts, "models": models, "versions": versions(), "rows": self.rows}
+        write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return ["results.json", "samples"]

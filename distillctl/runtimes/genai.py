@@ -1,0 +1,56 @@
+"""Run an exported decoder as onnxruntime-genai's packages for phones do: their tokenizer and their loop, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnxruntime_genai
+
+from distillctl.runtimes.text_folder import read_json
+
+CONFIG = "genai_config.json"
+"""A folder that has it can be run so."""
+_VALUE_BYTES = 4
+"""Of a key or a value: the builder keeps them in float32 on CPUs, whatever the weights are."""
+
+
+class GenaiDecoder:
+    """A folder with `genai_config.json`, and the graph it names: tokens in, tokens out, the likeliest at each step."""
+
+    def __init__(self, folder: Path, threads: int = 1, max_view: int | None = None, begin: Sequence[int] = ()) -> None:
+        """What its tokenizer does not take from `tokenizer.json`: max_view, tokens at which a view is cut; begin, the
+        special tokens with which it begins."""
+        self._max_view, self._begin = max_view, list(begin)
+        decoder = read_json(folder / CONFIG)["model"]["decoder"]
+        self._context: int = read_json(folder / CONFIG)["model"]["context_length"]
+        self._per_token = (
+            2 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"] * _VALUE_BYTES
+        )
+        onnxruntime_genai.disable_telemetry_events()
+        config = onnxruntime_genai.Config(str(folder))
+        options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        self._model = onnxruntime_genai.Model(config)
+        self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
+
+    def encode(self, text: str) -> list[int]:
+        """The view's token ids."""
+        ids: list[int] = self._begin + self._tokenizer.encode(text).tolist()
+        return ids[: self._max_view]
+
+    def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+        """The answer's token ids, each as soon as it is known. The last one is a stop id, unless ``max_new_tokens`` or
+        the last position came first."""
+        parameters = onnxruntime_genai.GeneratorParams(self._model)
+        parameters.set_search_options(do_sample=False, max_length=min(len(view) + max_new_tokens, self._context))
+        generator = onnxruntime_genai.Generator(self._model, parameters)
+        generator.append_tokens(list(view))
+        while not generator.is_done():
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])
+
+    def kv_bytes(self, length: int) -> int:
+        """Keys and values of ``length`` tokens."""
+        return self._per_token * length

@@ -1,0 +1,70 @@
+"""bench: first token, speed, memory and size of teacher and student's graphs, the way a phone would see them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from distillctl.data.views import CEILING
+from distillctl.recipe import Recipe, Text
+from distillctl.runtimes.bench import Answers, Bench
+from distillctl.runtimes.genai import CONFIG
+from distillctl.runtimes.interleaved import Run, writing_figures
+from distillctl.soft_labels import responses
+from distillctl.soft_labels.text import TextLabels
+from distillctl.workspace import Outcome, Workspace
+
+
+def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+    """Time all models on the same eval rows, each until its own answers end.
+
+    Besides the teacher and both graphs in our own loop that is the deployed one in onnxruntime-genai, where its folder
+    is made for that.
+    """
+    bench, limit = Bench(recipe, workspace), {"limit": recipe.generate.max_new_tokens}
+    ceiling = responses.read(workspace, CEILING, "eval", TextLabels(Text()))
+    expected = {
+        "teacher": {row: ids.tolist() for row, ids in zip(ceiling.id, ceiling.token_ids, strict=True)},
+        "fp32": _evaluated(workspace.folder("train"), "student_ids"),
+        "deployed": _evaluated(workspace.folder("quantize"), "deployed_ids"),
+    }
+    jobs = bench.teachers(
+        stop_ids=bench.facts("collect")["stop_ids"], answer_tokens=_mean(expected["teacher"]), **limit
+    )
+    for name in ("fp32", "deployed"):
+        jobs |= bench.student(name, "onnx_text", answer_tokens=_mean(expected[name]), **limit)
+    if (workspace.folder("quantize") / CONFIG).is_file():
+        name = "deployed_genai"
+        expected[name] = expected["deployed"]
+        tokenizer = Tokenizer.from_file(str(workspace.folder("quantize") / "tokenizer.json"))
+        views = {
+            "max_view": bench.facts("train")["max_length"] - recipe.generate.max_new_tokens,
+            "begin": tokenizer.encode("").ids,
+        }
+        jobs |= bench.student(name, "genai", answer_tokens=_mean(expected[name]), **views, **limit)
+    return bench.run(jobs, expected, _columns, writing_figures)
+
+
+def _evaluated(folder: Path, column: str) -> Answers:
+    """The tokens in an eval.parquet."""
+    table = pq.read_table(folder / "eval.parquet", columns=["id", column]).to_pydict()
+    return dict(zip(table["id"], table[column], strict=True))
+
+
+def _mean(answers: Answers) -> float:
+    """Tokens per answer."""
+    return statistics.mean(map(len, answers.values()))
+
+
+def _columns(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """token_ms: of each token of an answer, the first one's since its text came in."""
+    return {
+        "view_tokens": [run.loaded["view_tokens"][query] for run in runs for query in run.queries],
+        "token_ids": [answer for run in runs for answer in run.answers],
+        "token_ms": [times for run in runs for times in run.token_ms],
+    }

@@ -1,0 +1,107 @@
+"""quantize: smaller graphs, on every held-out row; the smallest inside the recipe's gate is kept."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distillctl import console
+from distillctl.data import view_table
+from distillctl.data.responses import clean
+from distillctl.data.view_table import ViewTable
+from distillctl.graphs import text_card
+from distillctl.metrics import text as text_metrics
+from distillctl.quantizers import search, texts
+from distillctl.quantizers.search import FP32
+from distillctl.quantizers.texts import Answers
+from distillctl.recipe import CANDIDATES, Recipe, implementation
+from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
+from distillctl.soft_labels import responses
+from distillctl.soft_labels.responses import Responses
+from distillctl.students.trained import without_weights
+from distillctl.training.response_rows import ResponseRows, rows
+from distillctl.workspace import Outcome, Workspace, replacing_folder
+
+
+def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+    """None inside the gate: GateFailed with every candidate's figures, and what was committed before stays."""
+    collect, train, export = (m.facts for name in ("collect", "train", "export") if (m := workspace.manifest(name)))
+    held_out = _HeldOut.read(recipe, workspace, train)
+    exported = workspace.folder("export")
+    kind = "encoder_decoder" if train["encoder_decoder"] else "decoder"
+    with replacing_folder(workspace.folder("quantize")) as staged:
+        with tempfile.TemporaryDirectory(dir=staged) as scratch:
+            folders = search.build(recipe.quantize.candidates or CANDIDATES[kind], exported, Path(scratch))
+            graphs = {name: open_generator(path) for name, path in {FP32: exported, **folders}.items()}
+            with console.progress("score", len(held_out.views.id)) as bar:
+                answers = texts.measure(graphs, held_out.rows, recipe.generate.max_new_tokens, bar.advance)
+            said = {name: held_out.texts(graphs[name], found) for name, found in answers.items()}
+            scores = {name: held_out.score(own) for name, own in said.items()}
+            settled = search.settle(
+                staged,
+                folders,
+                {name: answers[name].figures(scores[name]) for name in folders},
+                {"bytes": search.graph_bytes(exported), "score": scores[FP32], "p50_ms": answers[FP32].p50_ms},
+                recipe.quantize.gate,
+                "token",
+            )
+        chosen = settled.chosen.name
+        _write_eval(staged / "eval.parquet", held_out.views.id, said[chosen], answers[chosen])
+        text = text_card.render(recipe, collect, train, settled.shown, export["builder"])
+        (staged / "README.md").write_text(text, encoding="utf-8")
+        outputs = sorted(path.name for path in staged.iterdir())
+    return Outcome(outputs, settled.facts)
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """The eval rows, the teacher's responses to them, and both in the student's tokens."""
+
+    recipe: Recipe
+    views: ViewTable
+    said: Responses
+    rows: ResponseRows
+
+    @classmethod
+    def read(cls, recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> _HeldOut:
+        views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+        spec = recipe.generate.soft_labels
+        profile = implementation(spec)(spec)
+        said = responses.read(workspace, "full", "eval", profile)
+        student = without_weights(recipe, workspace.folder("train") / "model", train)
+        cut = recipe.contexts.truncate == "input"
+        return cls(
+            recipe,
+            views,
+            said,
+            rows(student, views, said, profile, shared_tokenizer=train["shared_tokenizer"], cut=cut),
+        )
+
+    def texts(self, graph: OnnxGenerator, answers: Answers) -> list[str]:
+        return [clean(graph.decode(ids), self.recipe.generate.stop) for ids in answers.ids]
+
+    def score(self, said: list[str]) -> float:
+        """By the first metric, against the references or without them the teacher's answers."""
+        task = self.recipe.generate
+        against = (self.views.reference, self.said.text, task.format)
+        return text_metrics.corpus(task.metrics[:1], said, *against)[task.metrics[0]]
+
+
+def _write_eval(path: Path, ids: list[str], said: list[str], answers: Answers) -> None:
+    """As train's, kl and same_top against the teacher; a KL that is not known is null."""
+    forced = answers.forced
+    unknown = pa.nulls(len(ids), pa.float32())
+    columns = {
+        "deployed": pa.array(said, pa.string()),
+        "deployed_ids": pa.array(answers.ids, pa.list_(pa.int32())),
+        "kl": unknown if forced.kl_teacher is None else pa.array(forced.kl_teacher, pa.float32()),
+        "nll": pa.array(forced.nll, pa.float32()),
+        "same_top": pa.array(forced.teacher_top, pa.float32()),
+    }
+    pq.write_table(pa.table({"id": pa.array(ids, pa.string()), **columns}), path)

@@ -1,0 +1,36 @@
+"""A trained student as later stages need it to tell what its tokens are: all but the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from distillctl import console, references
+from distillctl.recipe import Recipe
+from distillctl.students import loading, tokenization
+from distillctl.students.student import Student
+
+
+def without_weights(recipe: Recipe, folder: Path, facts: Mapping[str, Any]) -> Student:
+    """The student that train saved in ``folder`` and told ``facts`` of, its model on torch's meta device.
+
+    Of a trimmed vocabulary, the old ids are found by the tokens' names in the tokenizer it started from.
+    """
+    trust = bool(getattr(recipe.student, "trust_remote_code", False))  # train has said what that means
+    with console.libraries_quiet(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        auto = loading.auto_class(recipe.task, config, where="student")
+        model = auto.from_config(config, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+    source, kept = references.student(recipe), None
+    if facts["vocabulary"] is not None and source is not None:
+        before = tokenization.of(source, recipe.student.revision, trust).get_vocab()
+        names = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        kept = np.array([before[token] for token, _ in names], np.int64)
+    response_length = recipe.generate.max_new_tokens if loading.writes_on(recipe, config) else 0
+    return Student(model, tokenizer, facts["max_length"], kept, facts["vocabulary"], response_length)

@@ -1,0 +1,57 @@
+"""A run that answers with text, made by the real stages: a tiny Llama that is to do without its own prompt."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from distillctl import pipeline
+from distillctl import recipe as recipes
+from distillctl.recipe import Recipe
+from distillctl.workspace import Workspace
+from tests import tiny_text
+
+CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
+MAX_NEW_TOKENS, ROWS = 12, 10
+
+_folders = tempfile.TemporaryDirectory()
+
+
+def recipe(root: Path) -> Recipe:
+    """With its teacher and its rows below ``root``."""
+    tiny_text.decoder(tie_word_embeddings=True).save_pretrained(root / "teacher")
+    tiny_text.bpe_tokenizer().save_pretrained(root / "teacher")
+    pairs = zip(tiny_text.texts(40), tiny_text.texts(40, seed=1), strict=True)
+    rows = [json.dumps({"input": text, "reference": f"{text} {other}"}) for text, other in pairs]
+    (root / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    made = {
+        "name": "texts",
+        "task": {"kind": "generate", "stop": ["e"], "max_new_tokens": MAX_NEW_TOKENS, "metrics": ["chrf", "exact"]},
+        "data": {"source": "rows.jsonl", "eval_rows": ROWS, "train_rows": 24},
+        "contexts": {"full": {"template": CONTEXT + "{{ input }}"}},
+        "teacher": {"model": "teacher", "threads": 1},
+        "student": {"kind": "pretrained", "model": "teacher"},
+        "train": {"batch_rows": 8, "threads": 1, "epochs": 2, "control": True},
+        "export": {"builder": "genai"},
+        "quantize": {
+            "candidates": [{"kind": "weight_only", "bits": bits} for bits in (4, 8)],
+            "gate": {"max_kl": 9.0, "min_same_top": 0.01, "max_score_drop": 0.9},
+        },
+        "bench": {"queries": 12, "processes": 1, "warmup": 1},
+    }
+    (root / "recipe.yaml").write_text(yaml.safe_dump(made))
+    return recipes.load(root / "recipe.yaml")
+
+
+@functools.cache
+def finished() -> tuple[Recipe, Workspace]:
+    """Every stage, the report among them; made once per test run, and read only."""
+    root = Path(_folders.name)
+    made, workspace = recipe(root), Workspace(root / "run")
+    for stage in pipeline.STAGES:
+        pipeline.stage(stage, made, workspace)
+    return made, workspace
