@@ -271,7 +271,7 @@ def test_encoder_and_decoder_both_shrink_and_no_table_stays_in_float(kind, tmp_p
         graph = onnx.load(target / name).graph
         assert (target / name).stat().st_size < 0.6 * (source / name).stat().st_size
         large = [tensor for tensor in graph.initializer if np.prod(tensor.dims) >= 64 * 64]
-        assert {tensor.data_type for tensor in large} == {TensorProto.INT8}
+        assert {tensor.data_type for tensor in large} <= {TensorProto.INT8, TensorProto.UINT8}  # tables are unsigned
         onnx.checker.check_model(target / name)
     found, fp32 = open_generator(target), exported(kind, "seq2seq").open()
     ids, response = (fp32.encode(text) for text in tiny_text.texts(2))
