@@ -1,4 +1,4 @@
-"""The store: what is kept comes back bit for bit and in order, any damage is found, and it is small and plain Parquet."""
+"""The store: what is kept comes back bit for bit and in order, damage is found, and it is small and plain Parquet."""
 
 import json
 
@@ -137,7 +137,7 @@ def test_rows_come_in_the_order_of_the_views_and_samples_ascending(tmp_path):
     commit(space, "collect", Outcome(["views.parquet", "shards"], {}))
     found = store.read(space, "full", "train", profile)
     assert list(zip(found.id, found.sample, strict=True)) == [(name, sample) for name in "cab" for sample in (0, 1)]
-    by_row = {row: response for row, response in zip(rows, responses, strict=True)}
+    by_row = dict(zip(rows, responses, strict=True))
     for row, text, ids, log_tail in zip(
         zip(found.id, found.sample, strict=True), found.text, found.token_ids, found.labels["log_tail"], strict=True
     ):
@@ -316,7 +316,9 @@ def test_projected_bytes_of_what_keeps_less_or_more():
     assert size.bytes_per_token(Dense(), 50_000) == pytest.approx(200_000, rel=0.15)
     assert size.bytes_per_token(TopK(k=8), 50_000) < size.bytes_per_token(TopK(k=8, temperatures=(2.0,)), 50_000)
     assert size.bytes_per_token(TopK(k=64), 16) == size.bytes_per_token(TopK(k=16), 16)
-    assert size.bytes_per_token(TopK(temperatures=(1.0, 2.0)), 50) == size.bytes_per_token(TopK(temperatures=(2.0,)), 50)
+    assert size.bytes_per_token(TopK(temperatures=(1.0, 2.0)), 50) == size.bytes_per_token(
+        TopK(temperatures=(2.0,)), 50
+    )
     assert size.bytes_per_token(Dense(), None) is None
 
 

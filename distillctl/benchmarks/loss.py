@@ -122,7 +122,9 @@ class _Run:
     def _answer(self) -> dict[str, float]:
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
-            raise Unavailable(f"the process ended with exit code {self._process.wait()}", where=f"bench-loss, {self.way}")
+            raise Unavailable(
+                f"the process ended with exit code {self._process.wait()}", where=f"bench-loss, {self.way}"
+            )
         found: dict[str, float] = json.loads(line)
         return found
 
@@ -144,9 +146,7 @@ def work(way: str, vocabulary: int, width: int) -> None:
         start = time.perf_counter()
         loss = step(hidden, weight, targets)
         seconds = time.perf_counter() - start
-        console.print_json(
-            {"seconds": seconds, "loss": loss / POSITIONS, "peak_bytes": peak_rss_bytes() - before}
-        )
+        console.print_json({"seconds": seconds, "loss": loss / POSITIONS, "peak_bytes": peak_rss_bytes() - before})
 
 
 def _plain(hidden: Tensor, weight: nn.Parameter, targets: Targets) -> float:

@@ -11,8 +11,8 @@ _TEXT = 3.3
 _VALUE = 1.8
 """A float of 11 significant bits for each response token."""
 _KEPT = 2.4
-"""An id and how likely it is. 2.4 for the 32 likeliest tokens of recipes/tickets.yaml (`make bench-softlabels`), 1.9 for
-drawn ones there, of which fewer are rare; ids cost the same in any vocabulary."""
+"""An id and how likely it is: 2.4 for the 32 likeliest tokens of recipes/tickets.yaml (`make bench-softlabels`), 1.9
+for drawn ones there, of which fewer are rare. Ids cost the same in any vocabulary."""
 _DENSE = 3.7
 """A whole float."""
 

@@ -1,4 +1,4 @@
-"""How many weights a model has, or a student cut from it will have: from the headers of its files alone, without torch."""
+"""How many weights a model has, or a student cut from it will have: from its files' headers alone, without torch."""
 
 from __future__ import annotations
 
