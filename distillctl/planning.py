@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distillctl import pipeline, references
 from distillctl.data import examples, responses, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
-from distillctl.errors import Unavailable, first_line
-from distillctl.recipe import Dense, FromConfigStudent, Generate, Given, Recipe, Sampled, Sampling, SoftLabels, TopK
-from distillctl.students import early
+from distillctl.recipe import Generate, Given, Recipe, Sampling, Text
+from distillctl.soft_labels import size
+from distillctl.students import early, parameters
 from distillctl.workspace import Workspace
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -40,15 +37,14 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
         arms[name] = {"rows": rows, "tokens_per_row": round(tokens), "shared_tokens": round(shared)}
     counted = "estimated from characters" if vocabulary is None else "counted with the teacher's tokenizer.json"
     answers = _answers(recipe, dataset, arms, count, vocabulary)
-    parameters = _parameters(source)
+    of_teacher = parameters.count(source)
     forward = answers.forward + sum(
         a["rows"] * (a["tokens_per_row"] - a["shared_tokens"]) + a["shared_tokens"] for a in arms.values()
     )
     train_tokens = (
         answers.train_rows * (arms["simplified"]["tokens_per_row"] + answers.train_tokens) * recipe.train.epochs
     )
-    started = None if isinstance(recipe.student, FromConfigStudent) else references.student(recipe)
-    student = _parameters(started) if started else None
+    student = parameters.of_student(recipe, references.student(recipe))
     steps = (
         math.ceil(answers.train_rows * (1 - recipe.train.validation) / recipe.train.batch_rows) * recipe.train.epochs
     )
@@ -60,9 +56,9 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
         "arms": arms,
         "tokens": counted + answers.told,
         "collect": {
-            "teacher_parameters": parameters,
+            "teacher_parameters": of_teacher,
             "forward_tokens": forward,
-            "flop": None if parameters is None else 2 * parameters * forward,
+            "flop": None if of_teacher is None else 2 * of_teacher * forward,
             "soft_label_bytes": answers.bytes,
         },
         "train": {
@@ -110,31 +106,17 @@ def _answers(
     # The ceiling's eval answers are read once more under both contexts: how much each token needs the full one.
     again = sum(arm["tokens_per_row"] - arm["shared_tokens"] + longest for arm in (full, floor))
     others = rows - len(dataset.train)
-    kept = _bytes_per_token(task.soft_labels, vocabulary)
+    kept, text = (size.bytes_per_token(labels, vocabulary) for labels in (task.soft_labels, Text()))
     in_ceiling = said * in_train + len(dataset.eval) * longest
     return _Answers(
         forward=said * in_train + others * longest + len(dataset.eval) * again,
-        bytes=None if kept is None else round(in_ceiling * kept + (others - len(dataset.eval)) * longest * TEXT_BYTES),
+        bytes=None
+        if kept is None or text is None
+        else round(in_ceiling * kept + (others - len(dataset.eval)) * longest * text),
         train_rows=said,
         train_tokens=in_train,
         told=told,
     )
-
-
-TEXT_BYTES = 2.0
-"""On disk, of a response token without its distribution."""
-
-
-def _bytes_per_token(kept: SoftLabels, vocabulary: int | None) -> float | None:
-    """On disk, of a response token with what is kept of its distribution: rough, from what the columns hold (collect
-    reports the measured figure); None where the vocabulary is not known."""
-    if isinstance(kept, TopK):
-        return 4.0 * kept.k + 4 + 2 * len({*kept.temperatures} - {1.0})
-    if isinstance(kept, Sampled):
-        return min(40.0, 4.0 * kept.draws)
-    if isinstance(kept, Dense):
-        return None if vocabulary is None else 4.0 * vocabulary
-    return TEXT_BYTES
 
 
 # ── tokens and weights ───────────────────────────────────────────────────────────────────────────
@@ -155,24 +137,3 @@ def _token_counter(source: references.ModelSource) -> tuple[Callable[[str], floa
         tokenizer = Tokenizer.from_file(str(file))
         return lambda text: len(tokenizer.encode(text).ids), tokenizer.get_vocab_size()
     return lambda text: len(text) / CHARACTERS_PER_TOKEN, None
-
-
-def _parameters(source: references.ModelSource) -> int | None:
-    """Weights in the files' headers; None when no file is at hand."""
-    if source.path is None:
-        return None
-    try:
-        if source.is_gguf:
-            from gguf import GGUFReader
-
-            return sum(int(tensor.n_elements) for tensor in GGUFReader(source.path).tensors)
-        return sum(map(_safetensors_parameters, source.path.glob("*.safetensors"))) or None
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
-        raise Unavailable(f"the weights cannot be read: {first_line(error)}", where=str(source.path)) from error
-
-
-def _safetensors_parameters(path: Path) -> int:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(min(length, path.stat().st_size)))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -16,8 +16,9 @@ from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.errors import DataError
-from distillctl.recipe import Dense, Text, TopK
+from distillctl.recipe import Dense, Sampled, Text, TopK
 from distillctl.soft_labels import responses as store
+from distillctl.soft_labels import size
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.text import TextLabels
 from distillctl.soft_labels.top_k import TopKLabels
@@ -354,6 +355,9 @@ def _task():
 # ── the dry run ──────────────────────────────────────────────────────────────────────────────────
 
 
+TEXT = size.bytes_per_token(Text(), 300)
+
+
 def _dry(recipe, tmp_path):
     return planning.plan(recipe, Workspace(tmp_path / "none"), ["collect", "train"])
 
@@ -367,18 +371,20 @@ def test_a_dry_run_projects_responses_by_their_upper_bound(folder, tmp_path):
     views += 10 * floor["tokens_per_row"] + 10 * cue["tokens_per_row"]
     again = 10 * (full["tokens_per_row"] - full["shared_tokens"] + 10) + 10 * (floor["tokens_per_row"] + 10)
     assert found["collect"]["forward_tokens"] == views + 50 * 10 + again
-    assert found["collect"]["soft_label_bytes"] == 300 * (4 * 5 + 4) + 200 * 2
+    assert found["collect"]["soft_label_bytes"] == round(300 * size.bytes_per_token(TopK(k=5), 300) + 200 * TEXT)
     assert found["train"]["tokens"] == 20 * (floor["tokens_per_row"] + 10) * 4
 
 
 @pytest.mark.parametrize(
-    ("kept", "per_token"),
-    [({"kind": "dense"}, 4 * 300), ({"kind": "sampled"}, 40), ({"kind": "text"}, 2),
-     ({"kind": "top_k", "k": 8, "temperatures": [2.0]}, 4 * 8 + 4 + 2)],
-)  # fmt: skip
-def test_a_dry_run_knows_each_profiles_bytes(folder, tmp_path, kept, per_token):
-    recipe = _recipe(folder, "dry", task={**_task(), "soft_labels": kept}, train={"loss": [{"kind": "cross_entropy"}]})
-    assert _dry(recipe, tmp_path)["collect"]["soft_label_bytes"] == 300 * per_token + 200 * 2
+    "kept",
+    [Dense(), Sampled(), Text(), TopK(k=8, temperatures=(2.0,))],
+    ids=lambda kept: kept.kind,
+)
+def test_a_dry_run_knows_each_profiles_bytes(folder, tmp_path, kept):
+    task = {**_task(), "soft_labels": kept.model_dump(mode="json")}
+    recipe = _recipe(folder, "dry", task=task, train={"loss": [{"kind": "cross_entropy"}]})
+    expected = 300 * size.bytes_per_token(kept, 300) + 200 * TEXT
+    assert _dry(recipe, tmp_path)["collect"]["soft_label_bytes"] == round(expected)
 
 
 def test_a_dry_run_counts_samples_and_given_responses(folder, tmp_path):

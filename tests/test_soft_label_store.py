@@ -1,4 +1,4 @@
-"""The store: what is kept comes back bit for bit and in order, any damage is found, and it is small and plain Parquet."""
+"""The store: what is kept comes back bit for bit and in order, damage is found, and it is small and plain Parquet."""
 
 import json
 
@@ -137,7 +137,7 @@ def test_rows_come_in_the_order_of_the_views_and_samples_ascending(tmp_path):
     commit(space, "collect", Outcome(["views.parquet", "shards"], {}))
     found = store.read(space, "full", "train", profile)
     assert list(zip(found.id, found.sample, strict=True)) == [(name, sample) for name in "cab" for sample in (0, 1)]
-    by_row = {row: response for row, response in zip(rows, responses, strict=True)}
+    by_row = dict(zip(rows, responses, strict=True))
     for row, text, ids, log_tail in zip(
         zip(found.id, found.sample, strict=True), found.text, found.token_ids, found.labels["log_tail"], strict=True
     ):
@@ -287,12 +287,13 @@ def peaked(vocabulary, count, sharpness, seed=0):
 
 @pytest.mark.parametrize("vocabulary", [49_152, 151_936])
 @pytest.mark.parametrize(
-    ("spec", "sharpness", "most"),
-    [(TopK(k=32), 1.6, 140), (Sampled(draws=50), 1.75, 42), (Sampled(draws=50), 1.2, 72)],
+    ("spec", "sharpness", "most", "off"),
+    [(TopK(k=32), 1.6, 140, 0.15), (Sampled(draws=50), 1.75, 40, 0.15), (Sampled(draws=50), 1.2, 72, 0.5)],
     ids=["top_k", "12 distinct", "24 distinct"],
 )
-def test_bytes_per_token_even_where_no_id_comes_twice(tmp_path, spec, sharpness, most, vocabulary):
-    """The worst case: of real text many ids repeat, and the benchmark measures less."""
+def test_bytes_per_token_even_where_no_id_comes_twice(tmp_path, spec, sharpness, most, off, vocabulary):
+    """The worst case: of real text many ids repeat, and the benchmark measures less. off: how far the projection, which
+    knows nothing of the text and takes 12 draws of 50 to be distinct, may be off."""
     profile = implementation(spec)(spec)
     generator = torch.Generator().manual_seed(0)
     rows, words = [], ["the", "battery", "dies", "after", "two", "hours"]
@@ -304,10 +305,10 @@ def test_bytes_per_token_even_where_no_id_comes_twice(tmp_path, spec, sharpness,
     part = shard([name for name, _, _ in rows])
     store.write(tmp_path, part, rows, profile)
     distinct = np.concatenate([[len(ids) for ids in response.labels["ids"]] for _, _, response in rows]).mean()
-    assert {42: 11, 72: 22, 140: 31}[most] < distinct
+    assert {40: 11, 72: 24, 140: 31}[most] < distinct
     found = (tmp_path / part.file).stat().st_size / (128 * 8)
     assert found <= most
-    assert size.bytes_per_token(spec, vocabulary) == pytest.approx(found, rel=0.45)
+    assert size.bytes_per_token(spec, vocabulary) == pytest.approx(found, rel=off)
 
 
 def test_projected_bytes_of_what_keeps_less_or_more():
@@ -315,6 +316,10 @@ def test_projected_bytes_of_what_keeps_less_or_more():
     assert size.bytes_per_token(Dense(), 50_000) == pytest.approx(200_000, rel=0.15)
     assert size.bytes_per_token(TopK(k=8), 50_000) < size.bytes_per_token(TopK(k=8, temperatures=(2.0,)), 50_000)
     assert size.bytes_per_token(TopK(k=64), 16) == size.bytes_per_token(TopK(k=16), 16)
+    assert size.bytes_per_token(TopK(temperatures=(1.0, 2.0)), 50) == size.bytes_per_token(
+        TopK(temperatures=(2.0,)), 50
+    )
+    assert size.bytes_per_token(Dense(), None) is None
 
 
 # ── rows of unlike lengths ───────────────────────────────────────────────────────────────────────

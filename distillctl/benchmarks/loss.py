@@ -2,10 +2,11 @@
 
 One step is the head's product, the loss and its gradient to hidden states and head. Plain: the teacher's whole
 log-probabilities beside whole logits, KL by `torch.nn.functional.kl_div`, backward. Chunked: the same KL on the 32
-likeliest tokens and a tail; and, to tell the two ideas apart, chunked on the whole distribution. Every measurement is a
-fresh process, the ways take turns, and medians count. Memory is the process's peak above what every way has to hold
-before it starts (libraries, head, hidden states): the teacher's labels and the gradients are part of it. Prints a
-table, then one JSON object.
+likeliest tokens and a tail; and, to tell the two ideas apart, chunked on the whole distribution. Each way is a process
+of its own, and they take turns step by step, so that whatever else the machine does slows all of them down; a ratio of
+times is the median over the rounds. Memory is the process's peak above what every way has to hold before it starts
+(libraries, head, hidden states): the teacher's labels and the gradients are part of it. Prints a table, then one JSON
+object.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from distillctl import console
+from distillctl.errors import Unavailable
 from distillctl.losses.chunked_head import chunked, rows_at_once
 from distillctl.losses.heads import Head
 from distillctl.losses.targets import DenseTargets, Targets, TopKTargets
@@ -33,8 +35,8 @@ from distillctl.runtimes.worker import peak_rss_bytes
 SHAPES = {"49k": (49_152, 576), "152k": (151_936, 576)}
 """Vocabulary and hidden size: SmolLM2's, and Qwen's vocabulary at the same width."""
 POSITIONS, K, THREADS = 1024, 32, 2
-ROUNDS, STEPS = 5, 3
-"""Processes of each way; timed steps in each, after one that is not."""
+ROUNDS = 7
+"""Timed steps of each way, after one that is not."""
 WAYS = ("plain", "chunked", "chunked_dense")
 MIB = 1024**2
 
@@ -42,49 +44,94 @@ MIB = 1024**2
 def main(rounds: int = ROUNDS) -> None:
     """Measure every shape and way."""
     results = {name: _shape(name, *shape, rounds) for name, shape in SHAPES.items()}
-    console.text(f"{POSITIONS} positions, top {K}, {THREADS} threads, medians of {rounds} processes")
+    console.text(f"{POSITIONS} positions, top {K}, {THREADS} threads, medians of {rounds} rounds")
     console.text(f"{'':18}{'peak':>10}{'step':>10}{'peak':>10}{'step':>10}")
     for name, found in results.items():
         for way in WAYS:
-            own, plain = found[way], found["plain"]
+            own = found[way]
             console.text(
                 f"{name:5}{way:13}{own['peak_bytes'] / MIB:6.0f} MiB{own['seconds']:8.2f} s"
-                f"{own['peak_bytes'] / plain['peak_bytes']:10.3f}{own['seconds'] / plain['seconds']:10.3f}"
+                f"{own['peak_ratio']:10.3f}{own['time_ratio']:10.3f}"
             )
-    plain, own = results["152k"]["plain"], results["152k"]["chunked"]
+    kept = results["152k"]["chunked"]
     figures = {
-        "peak_ratio": own["peak_bytes"] / plain["peak_bytes"],
-        "time_ratio": own["seconds"] / plain["seconds"],
+        "peak_ratio": kept["peak_ratio"],
+        "time_ratio": kept["time_ratio"],
         "positions": POSITIONS,
         "k": K,
         "threads": THREADS,
+        "rounds": rounds,
         "vocabularies": results,
     }
     console.text(json.dumps(figures))
 
 
 def _shape(name: str, vocabulary: int, width: int, rounds: int) -> dict[str, Any]:
-    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for number in range(rounds):
-        console.note(f"{name}: round {number + 1} of {rounds}")
-        for way in WAYS if number % 2 == 0 else WAYS[::-1]:
-            runs[way].append(_process(way, vocabulary, width))
+    """Each way's median seconds, peak, and both as shares of the plain way's."""
+    runs = {way: _Run(way, vocabulary, width) for way in WAYS}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    try:
+        last: dict[str, dict[str, float]] = {}
+        for number in range(1 + rounds):
+            console.note(f"{name}: round {number} of {rounds}" if number else f"{name}: a first step, not counted")
+            for way in WAYS if number % 2 == 0 else WAYS[::-1]:
+                last[way] = runs[way].step()
+                if number:
+                    seconds[way].append(last[way]["seconds"])
+    finally:
+        for run in runs.values():
+            run.close()
     found: dict[str, Any] = {"vocabulary": vocabulary, "width": width, "chunk": rows_at_once(vocabulary)}
-    for way, own in runs.items():
-        found[way] = {key: statistics.median(run[key] for run in own) for key in ("peak_bytes", "seconds", "loss")}
+    for way, own in seconds.items():
+        ratios = [mine / plain for mine, plain in zip(own, seconds["plain"], strict=True)]
+        found[way] = {
+            "peak_bytes": last[way]["peak_bytes"],
+            "seconds": statistics.median(own),
+            "peak_ratio": last[way]["peak_bytes"] / last["plain"]["peak_bytes"],
+            "time_ratio": statistics.median(ratios),
+            "time_ratios": ratios,
+            "loss": last[way]["loss"],
+        }
     return found
 
 
-def _process(way: str, vocabulary: int, width: int) -> dict[str, float]:
-    command = [sys.executable, "-P", "-m", "distillctl.benchmarks.loss", way, str(vocabulary), str(width)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
-    answer = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
-    found: dict[str, float] = json.loads(answer)
-    return found
+class _Run:
+    """One way in a fresh process, which does a step for each line it is sent."""
+
+    def __init__(self, way: str, vocabulary: int, width: int) -> None:
+        self.way = way
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "distillctl.benchmarks.loss", way, str(vocabulary), str(width)],
+            env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        self._answer()  # ready: no other way's step may run while this one's labels are made
+
+    def step(self) -> dict[str, float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise Unavailable(
+                f"the process ended with exit code {self._process.wait()}", where=f"bench-loss, {self.way}"
+            )
+        found: dict[str, float] = json.loads(line)
+        return found
 
 
-def measure(way: str, vocabulary: int, width: int) -> dict[str, float]:
-    """One way in this process, which has done nothing else: peak bytes above the start, seconds a step, mean loss."""
+def work(way: str, vocabulary: int, width: int) -> None:
+    """One way in this process, which has done nothing else: for each line on stdin, after a first object that says it
+    is ready, the seconds of a step, its mean loss, and the peak bytes above the start so far."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     weight = nn.Parameter(torch.empty(vocabulary, width).normal_(std=width**-0.5))
@@ -93,17 +140,13 @@ def measure(way: str, vocabulary: int, width: int) -> dict[str, float]:
     before = peak_rss_bytes()
     targets = _targets(way, vocabulary)
     step = _plain if way == "plain" else _chunked
-    seconds, loss = [], 0.0
-    for _ in range(1 + STEPS):
+    console.print_json({})
+    for _ in sys.stdin:
         weight.grad = hidden.grad = None
         start = time.perf_counter()
         loss = step(hidden, weight, targets)
-        seconds.append(time.perf_counter() - start)
-    return {
-        "peak_bytes": peak_rss_bytes() - before,
-        "seconds": statistics.median(seconds[1:]),
-        "loss": loss / POSITIONS,
-    }
+        seconds = time.perf_counter() - start
+        console.print_json({"seconds": seconds, "loss": loss / POSITIONS, "peak_bytes": peak_rss_bytes() - before})
 
 
 def _plain(hidden: Tensor, weight: nn.Parameter, targets: Targets) -> float:
@@ -145,6 +188,6 @@ def _targets(way: str, vocabulary: int) -> Targets:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        console.text(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:]))))
+        work(sys.argv[1], *map(int, sys.argv[2:]))
     else:
         main()

@@ -1,16 +1,16 @@
 """make bench-softlabels: what soft labels take on disk, and what a student loses that has only them.
 
-The recipe's teacher answers train and eval rows greedily under its full context, and its whole distributions are kept
-in memory. Of these the profiles are written as collect writes them: as they are, and once more with the same
-probabilities under other ids, spread at random over a vocabulary of 151,936, which is as large as ids get in practice.
-Then one small student is trained on the whole distributions, on the k likeliest tokens, and on drawn tokens (for
-several seeds of the draws), always from the same weights on the same batches; what counts is its exact KL on eval rows.
-Prints a table, then one JSON object.
+On what a recipe's teacher said in a run directory (`distillctl collect`), which it scores once more under its full
+context: whole distributions, in memory. Of these the profiles are written as collect writes them, with the ids they
+have, and once more with the same probabilities under other ids, spread at random over a vocabulary of 151,936, which
+is as large as ids get in practice. Then one small student is trained on the whole distributions, on the k likeliest
+tokens, and on drawn tokens (for several seeds of the draws), always from the same weights on the same batches; what
+counts is its KL on eval rows, exact and over the whole vocabulary. Prints a table, then one JSON object.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
 import sys
 import tempfile
@@ -26,24 +26,24 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, get
 
 from distillctl import console, references
 from distillctl import recipe as recipes
-from distillctl.data import batching, examples, views
-from distillctl.data.responses import clean
-from distillctl.data.views import CEILING, FLOOR
+from distillctl.data import batching, examples, view_table, views
+from distillctl.data.views import CEILING
+from distillctl.errors import Told, UpstreamError
 from distillctl.losses.targets import DenseTargets
-from distillctl.recipe import ForwardKL, Recipe, Sampled, TopK, Train, implementation
+from distillctl.recipe import ForwardKL, Recipe, Sampled, Text, TopK, Train, implementation
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.responses import Profile, Response, Responses
 from distillctl.soft_labels.shards import Shard
-from distillctl.teachers import arms as teacher_arms
+from distillctl.soft_labels.text import TextLabels
 from distillctl.teachers.huggingface import Teacher
+from distillctl.teachers.shared_context import common_prefix
 from distillctl.training import generation
 from distillctl.training.response_rows import ResponseRows
+from distillctl.workspace import Workspace
 
-TOKENS = {"train": 6000, "eval": 1500}
-"""Response tokens at least; 96 KiB of memory each at a vocabulary of 49,152, in half precision."""
-AT_ONCE = 32
-"""Rows answered at a time."""
+TOKENS = {"train": 8000, "eval": 3000}
+"""Response tokens at most; 96 KiB of memory each at a vocabulary of 49,152, in half precision."""
 LARGE = 151_936
 DRAWN = (0, 1, 2)
 """Seeds of the draws."""
@@ -75,71 +75,95 @@ class Said:
         return torch.from_numpy(self.log_probs[row]).float().log_softmax(-1)
 
 
-def main(path: str) -> None:
-    """Measure the recipe's teacher."""
-    recipe = recipes.load(Path(path))
-    source = references.teacher(recipe)
-    teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, source)
-    said = _answers(recipe, teacher)
-    facts = _text_facts(said["train"])
-    injection = np.random.default_rng(0).permutation(LARGE)[: teacher.vocabulary]
-    specs = {"top_k": TopK(k=32), "sampled": Sampled(draws=50)}
-    sizes: dict[str, list[float]] = {}
-    students = {"dense": [_fit("dense", _rows(said["train"], teacher.vocabulary), said["eval"], teacher.vocabulary)]}
-    for name, spec in specs.items():
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure a recipe's teacher."""
+    parser = argparse.ArgumentParser(prog="python -m distillctl.benchmarks.soft_labels", description=__doc__)
+    parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/tickets.yaml"))
+    parser.add_argument("--run-dir", type=Path, help="where collect has been (default: runs/NAME)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    options = parser.parse_args(arguments)
+    recipe = recipes.load(options.recipe)
+    found = measure(recipe, Workspace(options.run_dir or Path("runs") / recipe.name))
+    if not options.json:
+        _print_table(found)
+    console.print_json(found)
+
+
+def measure(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
+    """The figures; of ``students``, held-out KLs by profile, and for draws by seed."""
+    if workspace.manifest("collect") is None:
+        raise UpstreamError(
+            "nothing was collected",
+            where=str(workspace.root),
+            next=f"distillctl collect RECIPE --run-dir {workspace.root}",
+        )
+    teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, references.teacher(recipe))
+    said = _answers(recipe, workspace, teacher)
+    train, vocabulary = said["train"], teacher.vocabulary
+    facts: dict[str, Any] = _text_facts(train) | {
+        "vocabulary": vocabulary,
+        "responses": len(train.views),
+        "tokens": train.tokens,
+        "held_out_tokens": said["eval"].tokens,
+        "steps": STEPS,
+        "dense_bytes_per_token": 4 * vocabulary,
+    }
+    injection = np.random.default_rng(0).permutation(max(LARGE, vocabulary))[:vocabulary]
+    students = {"dense": [_fit("dense", _rows(train, vocabulary), said["eval"], vocabulary)]}
+    for name, spec in {"top_k": TopK(k=32), "sampled": Sampled(draws=50)}.items():
         profile: Profile = implementation(spec)(spec)
-        seeds = DRAWN if name == "sampled" else DRAWN[:1]
         students[name] = []
-        for seed in seeds:
-            labels = [
-                profile.keep(said["train"].exact(row), _generator(seed, row)) for row in range(len(said["train"].views))
-            ]
-            size, found = _stored(recipe, said["train"], labels, profile)
-            if seed == seeds[0]:
-                sizes[name] = [size, _stored(recipe, said["train"], labels, profile, injection)[0]]
-                facts |= _label_facts(profile, found)
-            rows = _rows(said["train"], teacher.vocabulary, profile, found)
-            students[name].append(_fit(f"{name}, seed {seed}", rows, said["eval"], teacher.vocabulary))
-    _print(said, facts, sizes, students, teacher.vocabulary)
+        for seed in DRAWN if name == "sampled" else DRAWN[:1]:
+            labels = [profile.keep(train.exact(row), _generator(seed, row)) for row in range(len(train.views))]
+            size, kept = _stored(recipe, train, labels, profile)
+            if not students[name]:
+                facts |= _label_facts(profile, kept) | {
+                    f"{name}_bytes_per_token": size,
+                    f"{name}_bytes_per_token_152k": _stored(recipe, train, labels, profile, injection)[0],
+                }
+            rows = _rows(train, vocabulary, profile, kept)
+            students[name].append(_fit(f"{name}, seed {seed}", rows, said["eval"], vocabulary))
+    [dense] = students["dense"]
+    ratios = {f"{name}_kl_ratio": statistics.mean(found) / dense for name, found in students.items() if name != "dense"}
+    return facts | ratios | {"students": students}
 
 
 # ── what the teacher says ────────────────────────────────────────────────────────────────────────
 
 
-def _answers(recipe: Recipe, teacher: Teacher) -> dict[str, Said]:
-    """Rows of both splits, answered until there are `TOKENS`."""
-    dataset = examples.load(recipe)
-    renderers = views.renderers(recipe, dataset.shots)
-    longest = recipe.generate.max_new_tokens
-    full, simplified = teacher_arms.arms(
-        recipe, teacher, dataset, {name: renderers[name] for name in (CEILING, FLOOR)}, answer_tokens=longest
-    )
-    context = teacher.prepare_to_answer(full.every, full.shared, longest)
-    skip = full.shared if context else 0
-    stop = teacher.stop_ids(recipe.generate.stop)
+def _answers(recipe: Recipe, workspace: Workspace, teacher: Teacher) -> dict[str, Said]:
+    """The collected responses of both splits, up to `TOKENS`, and their whole distributions."""
+    path, bare = workspace.folder("collect") / "views.parquet", TextLabels(Text())
+    tables = {split: view_table.read(path, split) for split in TOKENS}
+    chat = views.renderers(recipe, examples.load(recipe).shots)[CEILING].is_chat
+    full = {split: [teacher.encode(text, chat=chat) for text in table.full] for split, table in tables.items()}
+    every = [view for part in full.values() for view in part]
+    shared = common_prefix(every)
+    context = teacher.prepare_to_answer(every, shared, recipe.generate.max_new_tokens)
+    skip = shared if context else 0
     found = {}
-    for split, wanted in TOKENS.items():
-        said = Said([], [], [])
-        with console.progress(f"answer {split}", total=wanted) as bar:
-            for start in range(0, len(full.ids[split]), AT_ONCE):
-                part = slice(start, start + AT_ONCE)
-                answers = teacher.answer(
-                    [view[skip:] for view in full.ids[split][part]],
-                    context,
-                    stop=stop,
-                    max_new_tokens=longest,
-                    keep=lambda log_probs, _: {"log_probs": log_probs.numpy().astype(np.float16)},
-                )
-                for text, (answer,) in zip(simplified.text[split][part], answers, strict=True):
-                    written = teacher.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
-                    said.views.append(teacher.encode(text))
-                    said.responses.append(
-                        Response(answer.token_ids, clean(written, recipe.generate.stop), answer.cut, {})
-                    )
-                    said.log_probs.append(np.asarray(answer.labels["log_probs"]))
-                    bar.advance(len(answer.token_ids))
-                if said.tokens >= wanted:
-                    break
+    for split, table in tables.items():
+        own = dict(zip(table.id, full[split], strict=True))
+        simplified = dict(zip(table.id, table.simplified, strict=True))
+        kept = store.read(workspace, CEILING, split, bare)
+        ends = np.cumsum([len(ids) for ids in kept.token_ids])
+        count = max(1, int((ends <= TOKENS[split]).sum()))
+        said = Said(
+            [teacher.encode(simplified[row]) for row in kept.id[:count]],
+            [
+                Response(ids.tolist(), text, bool(cut), {})
+                for ids, text, cut in zip(kept.token_ids[:count], kept.text, kept.cut, strict=False)
+            ],
+            [np.empty(0, np.float16)] * count,
+        )
+        with console.progress(f"score {split}", total=count) as bar:
+
+            def keep(row: int, log_probs: Tensor, said: Said = said, bar: Any = bar) -> None:
+                said.log_probs[row] = log_probs.numpy().astype(np.float16)
+                bar.advance(1)
+
+            views_of = [own[row][skip:] for row in kept.id[:count]]
+            teacher.score_responses(views_of, [response.token_ids for response in said.responses], keep, context)
         found[split] = said
     return found
 
@@ -245,46 +269,26 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 # ── the table ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _print(
-    said: dict[str, Said],
-    facts: dict[str, float],
-    sizes: dict[str, list[float]],
-    students: dict[str, list[float]],
-    vocabulary: int,
-) -> None:
-    train = said["train"]
+def _print_table(found: dict[str, Any]) -> None:
     console.text(
-        f"{len(train.views)} responses, {train.tokens} tokens; per token H(P) {facts['entropy']:.2f} nats, surprise of the "
-        f"text {facts['surprise']:.2f} nats; 50 draws are {facts['distinct_ids']:.1f} distinct ids; the 32 likeliest hold "
-        f"{facts['captured_mass_median']:.1%} (p5 {facts['captured_mass_p5']:.1%})"
+        f"{found['responses']} responses, {found['tokens']} tokens; per token H(P) {found['entropy']:.2f} nats, "
+        f"surprise of the text {found['surprise']:.2f} nats; 50 draws are {found['distinct_ids']:.1f} distinct ids; the 32 "
+        f"likeliest hold {found['captured_mass_median']:.1%} (p5 {found['captured_mass_p5']:.1%})"
     )
-    console.text(
-        f"the same probabilities under ids spread over {LARGE:,}; bytes are whole files, ids and text included"
-    )
-    console.text(f"{'':10}{'B/token':>10}{f'at {LARGE:,}':>12}{'held-out KL':>14}{'ratio':>8}")
-    [dense] = students["dense"]
-    ratios = {name: [kl / dense for kl in found] for name, found in students.items()}
-    for name, found in students.items():
-        size = "".join(f"{value:{width}.1f}" for value, width in zip(sizes.get(name, []), (10, 12), strict=False))
-        spread = " (" + ", ".join(f"{ratio:.4f}" for ratio in ratios[name]) + ")" if len(found) > 1 else ""
-        console.text(f"{name:10}{size:>22}{statistics.mean(found):14.4f}{statistics.mean(ratios[name]):8.4f}{spread}")
-    figures = {
-        "sampled_bytes_per_token": sizes["sampled"][0],
-        "top_k_bytes_per_token": sizes["top_k"][0],
-        "sampled_kl_ratio": statistics.mean(ratios["sampled"]),
-        "top_k_kl_ratio": ratios["top_k"][0],
-        "sampled_kl_ratios": ratios["sampled"],
-        "sampled_bytes_per_token_152k": sizes["sampled"][1],
-        "top_k_bytes_per_token_152k": sizes["top_k"][1],
-        "dense_bytes_per_token": 4 * vocabulary,
-        "held_out_kl": dense,
-        "vocabulary": vocabulary,
-        "tokens": train.tokens,
-        "held_out_tokens": said["eval"].tokens,
-        "steps": STEPS,
-    } | facts
-    console.text(json.dumps(figures))
+    console.text("bytes are whole files, ids and text included; 152k: the same probabilities under ids up to 151,936")
+    console.text(f"{'':10}{'B/token':>10}{'at 152k':>10}{'held-out KL':>14}{'ratio':>8}")
+    dense = found["students"]["dense"][0]
+    for name, kls in found["students"].items():
+        keys = (f"{name}_bytes_per_token", f"{name}_bytes_per_token_152k")
+        size = "".join(f"{found[key]:10.1f}" for key in keys if key in found)
+        each = " (" + ", ".join(f"{kl / dense:.4f}" for kl in kls) + ")" if len(kls) > 1 else ""
+        mean = statistics.mean(kls)
+        console.text(f"{name:10}{size:20}{mean:14.4f}{mean / dense:8.4f}{each}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main()
+    except Told as problem:
+        console.error(problem)
+        sys.exit(problem.exit_code)

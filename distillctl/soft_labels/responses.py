@@ -87,6 +87,8 @@ def write(folder: Path, shard: Shard, rows: Sequence[tuple[str, int, Response]],
             if value is None or len(value) != len(response.token_ids):
                 raise ValueError(f"{field.name} of row {row} is not one entry per response token")
     if any(response.context_kl is not None for response in said):
+        if without := [row for row, _, response in rows if response.context_kl is None]:
+            raise ValueError(f"context_kl of row {without[0]} was not worked out, and that of others was")
         per_token.append((CONTEXT_KL, [response.context_kl for response in said]))
     table = pa.table(
         {

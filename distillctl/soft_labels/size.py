@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
+
 from distillctl.recipe import Dense, Sampled, SoftLabels, TopK
 
-_TEXT = 4.0
-"""Bytes of a token's id and text, compressed; its share of the file's frame included."""
-_PER_TOKEN, _ID = 2.3, 2.5
-"""A float of 11 significant bits for each token; an id."""
+_TEXT = 3.3
+"""Bytes of a response token's id and text, its share of the file's frame included."""
+_VALUE = 1.8
+"""A float of 11 significant bits for each response token."""
+_KEPT = 2.4
+"""An id and how likely it is: 2.4 for the 32 likeliest tokens of recipes/tickets.yaml (`make bench-softlabels`), 1.9
+for drawn ones there, of which fewer are rare. Ids cost the same in any vocabulary."""
+_DENSE = 3.7
+"""A whole float."""
 
 
-def bytes_per_token(spec: SoftLabels, vocabulary: int) -> float:
-    """Bytes per response token, from what `make bench-softlabels` measures; ids cost the same in any vocabulary."""
+def bytes_per_token(spec: SoftLabels, vocabulary: int | None) -> float | None:
+    """Bytes per response token; None where they depend on the vocabulary and that is not known.
+
+    How many of N draws are distinct depends on the text, too: √(2.9 N) is taken, 12 of 50 as in the paper (Anshumann et
+    al. 2025); 5 were measured on a fixed format, 24 on free text.
+    """
     match spec:
         case TopK():
-            return _TEXT + min(spec.k, vocabulary) * (_ID + 1.4) + _PER_TOKEN * (1 + len(spec.temperatures))
+            kept = spec.k if vocabulary is None else min(spec.k, vocabulary)
+            return _TEXT + _KEPT * kept + _VALUE * len({1.0, *spec.temperatures})
         case Sampled():
-            distinct = min(spec.draws, 12 + spec.draws // 50)  # of 50 draws, 12 in the paper; more draws find few more
-            return _TEXT + distinct * (_ID + (0.5 if spec.exponent == 1 else 1.8)) + _PER_TOKEN
+            return _TEXT + _KEPT * min(spec.draws, math.sqrt(2.9 * spec.draws)) + _VALUE
         case Dense():
-            return _TEXT + 3.7 * vocabulary
+            return None if vocabulary is None else _TEXT + _DENSE * vocabulary
         case _:
             return _TEXT

@@ -1,0 +1,90 @@
+"""How many weights a model has, or a student cut from it will have: from its files' headers alone, without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillctl.errors import Unavailable, first_line
+from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
+from distillctl.references import ModelSource
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+"""The first number in a tensor's name: `model.layers.3.mlp.up_proj.weight`, `blk.3.ffn_up.weight`."""
+_ALWAYS = 256
+"""Of a trimmed vocabulary: single bytes."""
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    layer: int | None
+    shape: tuple[int, ...]
+
+
+def count(source: ModelSource) -> int | None:
+    """Weights of a whole model; None where no file is at hand."""
+    found = _tensors(source)
+    return sum(math.prod(tensor.shape) for tensor in found) if found else None
+
+
+def of_student(recipe: Recipe, source: ModelSource | None) -> int | None:
+    """Weights of the recipe's student, which starts from ``source``: of the layers it keeps, and of the tokens that are
+    kept in any case (its data add some). None where no file is at hand, and for a new model, which has none."""
+    spec = recipe.student
+    if isinstance(spec, FromConfigStudent) or source is None or not (found := _tensors(source)):
+        return None
+    if isinstance(spec, TruncatedStudent):
+        found = [tensor for tensor in found if tensor.layer is None or tensor.layer in spec.layers]
+    whole = _vocabulary(source)
+    if spec.vocabulary is None or whole is None:
+        return sum(math.prod(tensor.shape) for tensor in found)
+    kept = min(whole, spec.vocabulary.merges + _ALWAYS)
+    return sum(
+        math.prod(kept if size == whole and tensor.layer is None else size for size in tensor.shape) for tensor in found
+    )
+
+
+def _vocabulary(source: ModelSource) -> int | None:
+    """Rows of the embeddings."""
+    if source.is_gguf:
+        return next((max(shape) for name, shape in _gguf(source) if name == "token_embd.weight"), None)
+    try:
+        assert source.path is not None
+        config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+        return int(config["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _tensors(source: ModelSource) -> list[_Tensor]:
+    if source.path is None:
+        return []
+    try:
+        named = list(_gguf(source)) if source.is_gguf else list(_safetensors(source.path))
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+        raise Unavailable(f"the weights cannot be read: {first_line(error)}", where=str(source.path)) from error
+    layers = [_LAYER.search(name) for name, _ in named]
+    return [_Tensor(int(at[1]) if at else None, shape) for at, (_, shape) in zip(layers, named, strict=True)]
+
+
+def _gguf(source: ModelSource) -> Iterator[tuple[str, tuple[int, ...]]]:
+    from gguf import GGUFReader
+
+    assert source.path is not None
+    for tensor in GGUFReader(source.path).tensors:
+        yield str(tensor.name), tuple(map(int, tensor.shape))
+
+
+def _safetensors(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                yield name, tuple(entry["shape"])
