@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +13,10 @@ from typing import Any, Literal
 
 from distillctl import console, references
 from distillctl.data import examples, responses, views
-from distillctl.errors import RecipeError, UpstreamError
+from distillctl.errors import UpstreamError
 from distillctl.recipe import Recipe, dump, flatten
 from distillctl.students import early
-from distillctl.workspace import Manifest, Workspace, write_text
+from distillctl.workspace import Manifest, Outcome, Workspace, write_text
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,11 @@ class Stage:
     check: Callable[[Recipe], None] = lambda recipe: None
     """What recipe and data alone can show to be wrong, found before torch is imported."""
 
-    def module(self, recipe: Recipe) -> str:
-        """Where its `run` stands, not imported yet; all but the report do different work for labels and for text."""
+    def run(self, recipe: Recipe, workspace: Workspace) -> Outcome:
+        """Do it; all but the report do different work for labels and for text. Only now is torch imported."""
         folder = "" if self.name == "report" else f"{recipe.task.kind}."
-        name = f"distillctl.stages.{folder}{self.name}"
-        if importlib.util.find_spec(name) is None:
-            raise RecipeError(f"{self.name} cannot do {recipe.task.kind} yet; collect and train can", where="task.kind")
-        return name
+        outcome: Outcome = importlib.import_module(f"distillctl.stages.{folder}{self.name}").run(recipe, workspace)
+        return outcome
 
 
 def _teacher_files(recipe: Recipe) -> dict[str, str]:
@@ -186,7 +183,6 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         return Ran(one.name, manifest, reused=True, seconds=0.0)
-    module = one.module(recipe)
     one.check(recipe)
     reason = "; ".join(states[one.name].why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
@@ -196,7 +192,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     with workspace.anew(one.name) if force else contextlib.nullcontext():
         # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
         read = inputs(recipe, workspace, one)
-        outcome = importlib.import_module(module).run(recipe, workspace)
+        outcome = one.run(recipe, workspace)
         # A hub model's commit is known only once it is here.
         read |= {key: value for key, value in _hub_models(recipe).items() if key in read}
         seconds = time.perf_counter() - start
