@@ -132,11 +132,13 @@ def _quantize_graph(spec: WeightOnly, graph: ir.Graph) -> None:
     lookups = {node: matrix for node in graph if (matrix := _table(node)) and matrix.shape[1] % blocks.SMALLEST == 0}
     tables = {*lookups.values(), *(matrix for node, matrix in products.items() if node.outputs[0] in graph.outputs)}
     inner = {node: matrix for node, matrix in products.items() if matrix not in tables}
-    wide = tables | {inner[node] for node in _costly(inner)} if spec.algorithm == "k_quant_mixed" else set()
+    mixed = spec.algorithm == "k_quant_mixed"
+    costly = {inner[node] for node in _costly(inner)} if mixed else set()
+    bits = dict.fromkeys(tables, spec.table_bits or (8 if mixed else spec.bits)) | dict.fromkeys(costly, 8)
     stored: dict[_Matrix, _Stored] = {}
     for node, matrix in [*products.items(), *lookups.items()]:
         if matrix not in stored:
-            stored[matrix] = _store(spec, graph, matrix, 8 if matrix in wide else spec.bits)
+            stored[matrix] = _store(spec, graph, matrix, bits.get(matrix, spec.bits))
         found = stored[matrix]
         new = _product(spec, node, matrix, found) if node in products else _lookup(node, matrix, found)
         graph.insert_before(node, new)

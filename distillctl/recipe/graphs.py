@@ -45,6 +45,9 @@ class WeightOnly(Spec):
     algorithm: Literal["rtn", "k_quant", "k_quant_mixed"] = "k_quant"
     """rtn: rounded to nearest; k_quant: scale and zero point of the least error; k_quant_mixed: and the matrices that
     cost most at 8 bits (llama.cpp's choice, and the table of tokens)."""
+    table_bits: Literal[4, 8] | None = None
+    """Of the table of tokens, which a small model reads as a good part of its weights for every token; left out, 8 with
+    k_quant_mixed and otherwise ``bits``."""
     accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
     """4: products of int8 activations (ONNX Runtime's MatMulNBits); 0 or 1: of float ones, slower."""
 
@@ -57,7 +60,8 @@ class WeightOnly(Spec):
     @property
     def name(self) -> str:
         accuracy = "" if self.accuracy_level == 4 else f"_accuracy{self.accuracy_level}"
-        return f"int{self.bits}_{self.algorithm}_block{self.block_size}{accuracy}"
+        table = "" if self.table_bits is None else f"_table{self.table_bits}"
+        return f"int{self.bits}_{self.algorithm}_block{self.block_size}{table}{accuracy}"
 
 
 Quantizer = Annotated[DynamicInt8 | WeightOnly, Field(discriminator="kind")]
@@ -71,6 +75,7 @@ CANDIDATES: dict[str, tuple[DynamicInt8 | WeightOnly, ...]] = {
     "decoder": (
         WeightOnly(block_size=64),
         WeightOnly(),
+        WeightOnly(algorithm="k_quant_mixed", block_size=64, table_bits=4),
         WeightOnly(algorithm="k_quant_mixed"),
         WeightOnly(bits=8, algorithm="rtn"),
     ),
