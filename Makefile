@@ -51,6 +51,9 @@ bench-vocabulary: $(VENV)/.demo  ## what trimming the vocabulary saves, and that
 	$(BIN)/distillctl collect recipes/tickets.yaml
 	$(BIN)/python -m distillctl.benchmarks.vocabulary recipes/tickets.yaml runs/tickets
 
+bench-decode: $(VENV)/.demo  ## int4 decoding in our loop, in onnxruntime-genai and, where it is installed, in llama.cpp
+	$(BIN)/python -m distillctl.benchmarks.decode recipes/tickets.yaml
+
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
