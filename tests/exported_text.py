@@ -48,8 +48,8 @@ class Exported:
 def model(kind: str, builder: str, **config: Any) -> PreTrainedModel:
     """With tied embeddings; Gemma 3 with one layer of each kind.
 
-    Tied, random weights of Gemma 3 and Marian repeat the last token for ever: the one's table is made small, the other's
-    last norm random, so that answers vary and some of them end.
+    Tied, random weights of Gemma 3 and Marian repeat the last token for ever: the one's table is made small, the
+    other's last norm random, so that answers vary and some of them end.
     """
     make = tiny_text.seq2seq if builder == "seq2seq" else tiny_text.decoder
     more = {"gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]}, "marian": {"seed": 5}}

@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from transformers import AutoTokenizer
 
 from distillctl.errors import GateFailed, RecipeError
-from distillctl.graphs import decoder_trace, genai_builder, seq2seq, text_parity
+from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, text_parity, tracing
 from distillctl.graphs.text_parity import Rows
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.stages.generate import export
@@ -153,6 +153,29 @@ def test_again_gives_the_same_bytes_and_leaves_the_process_as_it_was(of_kind, tm
     assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in of_kind.folder.iterdir()}
 
 
+def test_weights_beyond_the_limit_lie_in_one_plain_file_beside_the_graph(tmp_path, monkeypatch):
+    """And below it, inside: nothing points to where the builder wrote them."""
+    source = exported(*LLAMA)
+    monkeypatch.setattr(tracing, "MAX_EMBEDDED_BYTES", 1000)
+    graph = genai_builder.export(source.source, tmp_path, STOP_IDS, MAX_LENGTH)
+    beside.copy(source.source, tmp_path, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+    files = {path.name: path.stat().st_size for path in tmp_path.glob("model.onnx*")}
+    assert set(files) == {"model.onnx", "model.onnx.data"}
+    assert graph.bytes == sum(files.values())
+    assert not [path for path in tmp_path.iterdir() if path.is_symlink()]
+    assert _locations(tmp_path / "model.onnx") == {"model.onnx.data"}
+    assert _locations(source.folder / "model.onnx") == set()
+    beyond, within = open_generator(tmp_path), source.open()
+    view = within.encode("the old king")
+    assert beyond.generate(view, MAX_NEW_TOKENS) == within.generate(view, MAX_NEW_TOKENS)
+
+
+def _locations(path: Path) -> set[str]:
+    """Files that hold the graph's weights."""
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+
+
 @pytest.mark.slow
 def test_a_traced_decoder_takes_padded_batches():
     """As optimum feeds them: padding on the left, positions that count real tokens."""
@@ -265,7 +288,7 @@ def test_a_graph_that_is_a_little_off_fails_and_the_row_is_named(tmp_path, facto
     source = exported(*LLAMA)
     graph = open_generator(_altered(source.folder, tmp_path / "graph", factor))
     rows = _rows(graph, 8)
-    with pytest.raises(GateFailed, match="of the largest one, 0.0001 is allowed") as caught:
+    with pytest.raises(GateFailed, match=r"of the largest one, 0\.0001 is allowed") as caught:
         _check(source.model, graph, rows)
     assert caught.value.exit_code == 6
     assert caught.value.where in {f"row {row}" for row in rows.ids}
@@ -392,7 +415,7 @@ def test_the_stage_commits_the_whole_folder(committed):
 
 def test_the_folder_runs_as_its_card_says(committed, monkeypatch):
     """All Python code of the card: onnxruntime and tokenizers alone, and onnxruntime-genai."""
-    source, space, outcome = committed
+    _, space, outcome = committed
     monkeypatch.chdir(space.folder("export"))
     blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.S)
     assert len(blocks) == (2 if outcome.facts["builder"] == "genai" else 1)
@@ -473,8 +496,8 @@ def test_an_opset_that_was_asked_for_is_the_tracers(tmp_path):
     assert (facts["builder"], facts["opset"]) == ("trace", 18)
 
 
-def test_a_workspace_of_another_kind_of_row_is_not_needed_for_the_card_to_say_how_texts_look(committed):
-    source, space, outcome = committed
+def test_the_card_says_how_texts_look_to_the_last_newline(committed):
+    _, space, outcome = committed
     recipe = exported_text.recipe(
         contexts={"full": {"template": "{{ input }}"}, "simplified": {"template": "Q: {{ input }}\n"}}
     )

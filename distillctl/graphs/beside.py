@@ -29,7 +29,11 @@ def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int |
             shutil.copyfile(source / name, target / name)
     written = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     # The class that transformers 5 names is not known to 4; tokenizer.json holds the tokenizer itself.
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": list(inputs), "padding_side": "right"}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": list(inputs),
+        "padding_side": "right",
+    }
     config |= {key: written[key] for key in _TOKENIZER_KEYS if key in written}
     config |= {} if max_length is None else {"model_max_length": max_length}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

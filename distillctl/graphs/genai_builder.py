@@ -1,4 +1,4 @@
-"""A decoder as onnxruntime-genai builds it: GroupQueryAttention, past and present in one buffer, `genai_config.json`."""
+"""A decoder as onnxruntime-genai builds it: GroupQueryAttention, past and present in one buffer, genai_config.json."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _build(builder: Any, source: Path, target: Path, trust_remote_code: bool) ->
 
 
 def _flatten_rope(config: Any) -> None:
-    """transformers 5 keeps rotary parameters by kind of layer; the builder (0.18) looks for Gemma 3's under older names."""
+    """transformers 5 keeps rotary parameters by kind of layer; the builder (0.18) looks for Gemma 3's older names."""
     by_kind = getattr(config, "rope_parameters", None) or {}
     if {"full_attention", "sliding_attention"} <= by_kind.keys():
         config.rope_local_base_freq = by_kind["sliding_attention"]["rope_theta"]

@@ -92,8 +92,8 @@ def render(
     apart = "" if train["kl"] is None else f", with a KL divergence of {train['kl']:.4f} nats per token"
     about = f"""A model that writes. It does without a prompt what {collect["teacher"]["reference"]} does with one:
 {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers to
-{counts["train"]:,} inputs. In its answers to {counts["eval"]:,} held-out inputs the two agree on the likeliest token for
-{train["agreement"]:.1%} of the tokens{apart} (in PyTorch, before export)."""
+{counts["train"]:,} inputs. In its answers to {counts["eval"]:,} held-out inputs the two agree on the likeliest token
+for {train["agreement"]:.1%} of the tokens{apart} (in PyTorch, before export)."""
     task = "text2text-generation" if builder == "seq2seq" else "text-generation"
     return card.page(recipe, task, about, _use(recipe, builder) + card.form(recipe), measured)
 

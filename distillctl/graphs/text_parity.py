@@ -58,8 +58,8 @@ def check(
 ) -> TextParity:
     """Logits of every response token under teacher forcing, and greedy answers to the first ``prompts`` views.
 
-    allowed: the largest |Δlogit| as a share of the row's largest |logit|. GateFailed names the row that is furthest off,
-    or the first one that is answered otherwise, unless two logits tie there.
+    allowed: the largest |Δlogit| as a share of the row's largest |logit|. GateFailed names the row that is furthest
+    off, or the first one that is answered otherwise, unless two logits tie there.
     """
     model.eval()
     worst = _logits(model, graph, rows, allowed)
@@ -86,8 +86,8 @@ def _logits(model: PreTrainedModel, graph: OnnxGenerator, rows: Rows, allowed: f
     worst = int(np.argmax(differences))
     if any(beyond):
         raise GateFailed(
-            f"ONNX Runtime and PyTorch differ in a logit by {differences[worst]:.3g} of the largest one, {allowed:.3g} is "
-            f"allowed ({sum(beyond)} of {len(beyond)} rows are beyond it)",
+            f"ONNX Runtime and PyTorch differ in a logit by {differences[worst]:.3g} of the largest one, {allowed:.3g} "
+            f"is allowed ({sum(beyond)} of {len(beyond)} rows are beyond it)",
             where=f"row {rows.ids[worst]}",
             next="--set export.builder=trace, or if such a difference does not matter to you, raise "
             "export.max_logit_difference",
@@ -132,8 +132,8 @@ def _same_answer(
         return False
     raise GateFailed(
         f"token {at + 1} of the answer differs: PyTorch says {_shown(graph, expected[: at + 1])}, ONNX Runtime "
-        f"{_shown(graph, found[: at + 1])}; the two logits are {apart:.3g} apart, which is no tie at an allowed difference "
-        f"of {bound:.3g}",
+        f"{_shown(graph, found[: at + 1])}; the two logits are {apart:.3g} apart, which is no tie at an allowed "
+        f"difference of {bound:.3g}",
         where=f"row {row}",
         next="--set export.builder=trace",
     )

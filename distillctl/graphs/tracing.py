@@ -116,7 +116,7 @@ def graph_bytes(folder: Path) -> int:
 
 
 def share_transposed(graph: onnx_ir.Graph) -> None:
-    """Take a tied head's weight [D, V] from the embedding [V, D]: the tracer folds the transposition into a second copy.
+    """Take a tied head's weight [D, V] from the embedding [V, D]: the tracer folds the transposition into a copy.
     ONNX Runtime transposes it when it loads the graph."""
     matrices = [value for value in graph.initializers.values() if value.shape is not None and len(value.shape) == 2]
     for embedding in matrices:

@@ -32,8 +32,8 @@ class OnnxDecoder(TextFolder):
         self._buffers: SharedBuffers | None = None
 
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
-        """The answer's token ids, each as soon as it is known, the first after the whole view has run. The last one is a
-        stop id, unless ``max_new_tokens`` or `max_length` came first. DataError when the view leaves no room."""
+        """The answer's token ids, each as soon as it is known, the first after the whole view has run. The last one is
+        a stop id, unless ``max_new_tokens`` or `max_length` came first. DataError when the view leaves no room."""
         steps = min(max_new_tokens, self.max_length - len(view))
         if steps < 1:
             raise self.too_long(view)

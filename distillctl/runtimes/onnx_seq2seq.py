@@ -1,4 +1,4 @@
-"""Run an exported encoder–decoder as an app would: tokenizers and ONNX Runtime, no torch; one query at a time, greedily."""
+"""Run an exported encoder–decoder as an app would: tokenizers and ONNX Runtime, no torch; one query at a time."""
 
 from __future__ import annotations
 

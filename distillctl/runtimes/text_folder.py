@@ -17,8 +17,8 @@ UNLIMITED = 2**31
 class TextFolder:
     """`tokenizer.json`, `config.json`, `generation_config.json` and `tokenizer_config.json` of an exported model.
 
-    stop_ids: `eos_token_id`, one or several. max_length: tokens of view and response together for a decoder, of the view
-    for an encoder–decoder.
+    stop_ids: `eos_token_id`, one or several. max_length: tokens of view and response together for a decoder, of the
+    view for an encoder–decoder.
     """
 
     def __init__(self, folder: Path) -> None:
