@@ -41,7 +41,7 @@ def collected(tmp_path_factory):
 @pytest.fixture
 def short(monkeypatch):
     monkeypatch.setattr(soft_labels, "STEPS", 12)
-    monkeypatch.setattr(soft_labels, "SIZES", soft_labels.SIZES | {"hidden_size": 16, "intermediate_size": 16})
+    monkeypatch.setattr(soft_labels, "ENDS", 1)
 
 
 def test_soft_labels_prints_a_table_and_then_its_figures(collected, short, capsys):
@@ -55,10 +55,10 @@ def test_soft_labels_prints_a_table_and_then_its_figures(collected, short, capsy
     assert 1 < found["distinct_ids"] <= 50
     assert 0 < found["captured_mass_p5"] <= found["captured_mass_median"] < 1
     students = found["students"]
-    assert [len(students[name]) for name in ("dense", "top_k", "sampled")] == [1, 1, 3]
+    assert [len(students[name]) for name in ("dense", "top_k", "top_k_lumped", "sampled")] == [1, 2, 1, 2]
     assert found["sampled_kl_ratio"] == pytest.approx(np.mean(students["sampled"]) / students["dense"][0])
-    assert [line.split()[0] for line in table[-3:]] == ["dense", "top_k", "sampled"]
-    assert f"{found['top_k_kl_ratio']:.4f}" in table[-2]
+    assert [line.split()[0] for line in table[-4:]] == ["dense", "top_k", "top_k_lumped", "sampled"]
+    assert f"{found['top_k_kl_ratio']:.4f}" in table[-3]
 
     soft_labels.main([*arguments, "--json"])
     assert json.loads(capsys.readouterr().out) == found  # one object, and the same twice
@@ -79,13 +79,10 @@ def test_the_whole_distributions_are_the_teachers_and_exact(collected):
 
 def test_a_student_on_all_ranks_learns_what_one_on_whole_distributions_learns(collected, short, monkeypatch):
     monkeypatch.setattr(soft_labels, "DRAWN", (0,))
-    monkeypatch.setattr(soft_labels, "TopK", lambda k: _TopK(k=tiny_text.VOCABULARY))
+    monkeypatch.setitem(soft_labels.KINDS, "top_k", recipes.TopK(k=tiny_text.VOCABULARY))
     found = soft_labels.measure(recipes.load(collected / "small.yaml"), Workspace(collected / "run"))
     assert found["top_k_kl_ratio"] == pytest.approx(1, abs=1e-3)
     assert found["sampled_kl_ratio"] != pytest.approx(1, abs=1e-5)
-
-
-_TopK = recipes.TopK
 
 
 def test_a_run_directory_without_responses_is_told(collected, tmp_path):

@@ -131,7 +131,7 @@ def test_the_other_arms_answer_the_eval_rows_and_keep_no_distributions(collected
     assert cue.context_kl is None
     for path in workspace.folder("collect").glob("shards/*.parquet"):
         named = set(pq.read_schema(path).names) - {"id", "sample", "text", "cut", "token_ids"}
-        kept = {"ids", "log_probs", "log_tail"} if path.name.startswith("full-") else set()
+        kept = {"ids", "log_probs", "log_tail", "tail_ids", "tail_entropy"} if path.name.startswith("full-") else set()
         assert named == (kept | {"context_kl"} if path.name.startswith("simplified-") else kept)
     assert not list(workspace.folder("collect").glob("shards/cue-train*"))
 

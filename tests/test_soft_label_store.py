@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distillctl.data import view_table
 from distillctl.errors import UpstreamError
+from distillctl.losses.targets import Targets
 from distillctl.recipe import Dense, Sampled, Text, TopK, implementation
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels import size
@@ -23,7 +24,7 @@ from tests.tiny import commit
 
 SPECS = [
     TopK(k=3),
-    TopK(k=50, temperatures=(0.5, 2.0)),
+    TopK(k=50, temperatures=(0.5, 2.0), tail_draws=0),
     Sampled(draws=6),
     Sampled(draws=6, exponent=0.5),
     Dense(),
@@ -59,8 +60,9 @@ def tensors(targets):
     """All of its tensors, by name."""
     flat = {}
     for name, value in vars(targets).items():
-        flat |= {f"{name}-{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
+        inner = vars(value) if isinstance(value, Targets) else value
+        flat |= {f"{name}-{key}": each for key, each in inner.items()} if isinstance(inner, dict) else {name: value}
+    return {name: value for name, value in flat.items() if value is not None}
 
 
 # ── what comes back ──────────────────────────────────────────────────────────────────────────────
@@ -248,7 +250,8 @@ def test_pandas_reads_a_folder_of_shards(tmp_path):
     for index, (name, response) in enumerate(zip("ab", responses, strict=True)):
         store.write(tmp_path, shard(name, index), [(name, 0, response)], profile)
     table = pd.read_parquet(tmp_path / "shards")
-    assert table.columns.tolist() == ["id", "sample", "text", "cut", "token_ids", "ids", "log_probs", "log_tail"]
+    kept = ["ids", "log_probs", "log_tail", "tail_ids", "tail_entropy"]
+    assert table.columns.tolist() == ["id", "sample", "text", "cut", "token_ids", *kept]
     assert table.id.tolist() == ["a", "b"]
     assert table.text.tolist() == [response.text for response in responses]
     row = table.iloc[1]
@@ -288,7 +291,7 @@ def peaked(vocabulary, count, sharpness, seed=0):
 @pytest.mark.parametrize("vocabulary", [49_152, 151_936])
 @pytest.mark.parametrize(
     ("spec", "sharpness", "most", "off"),
-    [(TopK(k=32), 1.6, 140, 0.15), (Sampled(draws=50), 1.75, 40, 0.15), (Sampled(draws=50), 1.2, 72, 0.5)],
+    [(TopK(k=32), 1.6, 140, 0.15), (Sampled(draws=50), 1.8, 40, 0.15), (Sampled(draws=50), 1.3, 72, 0.5)],
     ids=["top_k", "12 distinct", "24 distinct"],
 )
 def test_bytes_per_token_even_where_no_id_comes_twice(tmp_path, spec, sharpness, most, off, vocabulary):
@@ -305,7 +308,7 @@ def test_bytes_per_token_even_where_no_id_comes_twice(tmp_path, spec, sharpness,
     part = shard([name for name, _, _ in rows])
     store.write(tmp_path, part, rows, profile)
     distinct = np.concatenate([[len(ids) for ids in response.labels["ids"]] for _, _, response in rows]).mean()
-    assert {40: 11, 72: 24, 140: 31}[most] < distinct
+    assert {40: 12, 72: 24, 140: 31}[most] < distinct
     found = (tmp_path / part.file).stat().st_size / (128 * 8)
     assert found <= most
     assert size.bytes_per_token(spec, vocabulary) == pytest.approx(found, rel=off)

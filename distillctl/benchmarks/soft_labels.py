@@ -3,14 +3,16 @@
 On what a recipe's teacher said in a run directory (`distillctl collect`), which it scores once more under its full
 context: whole distributions, in memory. Of these the profiles are written as collect writes them, with the ids they
 have, and once more with the same probabilities under other ids, spread at random over a vocabulary of 151,936, which
-is as large as ids get in practice. Then one small student is trained on the whole distributions, on the k likeliest
-tokens, and on drawn tokens (for several seeds of the draws), always from the same weights on the same batches; what
-counts is its KL on eval rows, exact and over the whole vocabulary. Prints a table, then one JSON object.
+is as large as ids get in practice. Then one student, a few layers of the teacher under the simplified context, is
+trained on the whole distributions, on the k likeliest tokens (with draws from their tail, and with its mass alone), and
+on drawn tokens (both for several seeds of the draws), always from the same weights on the same batches; what counts is
+its KL on eval rows, exact and over the whole vocabulary. Prints a table, then one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
 from distillctl import console, references
 from distillctl import recipe as recipes
@@ -36,6 +38,7 @@ from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.responses import Profile, Response, Responses
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
+from distillctl.students.truncated import keep_layers
 from distillctl.teachers.huggingface import Teacher
 from distillctl.teachers.shared_context import common_prefix
 from distillctl.training import generation
@@ -45,12 +48,12 @@ from distillctl.workspace import Workspace
 TOKENS = {"train": 8000, "eval": 3000}
 """Response tokens at most; 96 KiB of memory each at a vocabulary of 49,152, in half precision."""
 LARGE = 151_936
-DRAWN = (0, 1, 2)
+DRAWN = (0, 1)
 """Seeds of the draws."""
-STEPS, ROWS, LEARNING_RATE = 250, 8, 2e-3
-SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2} | {
-    "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True
-}  # fmt: skip
+KINDS = {"top_k": TopK(k=32), "top_k_lumped": TopK(k=32, tail_draws=0), "sampled": Sampled(draws=50)}
+STEPS, ROWS, LEARNING_RATE = 110, 8, 5e-4
+ENDS = 2
+"""The student: so many of the teacher's first and of its last layers."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,12 @@ def measure(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "dense_bytes_per_token": 4 * vocabulary,
     }
     injection = np.random.default_rng(0).permutation(max(LARGE, vocabulary))[:vocabulary]
-    students = {"dense": [_fit("dense", _rows(train, vocabulary), said["eval"], vocabulary)]}
-    for name, spec in {"top_k": TopK(k=32), "sampled": Sampled(draws=50)}.items():
+    held_out = _rows(said["eval"], vocabulary)
+    students = {"dense": [_fit("dense", teacher.model, _rows(train, vocabulary), held_out)]}
+    for name, spec in KINDS.items():
         profile: Profile = implementation(spec)(spec)
         students[name] = []
-        for seed in DRAWN if name == "sampled" else DRAWN[:1]:
+        for seed in DRAWN[:1] if name == "top_k_lumped" else DRAWN:
             labels = [profile.keep(train.exact(row), _generator(seed, row)) for row in range(len(train.views))]
             size, kept = _stored(recipe, train, labels, profile)
             if not students[name]:
@@ -122,7 +126,7 @@ def measure(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
                     f"{name}_bytes_per_token_152k": _stored(recipe, train, labels, profile, injection)[0],
                 }
             rows = _rows(train, vocabulary, profile, kept)
-            students[name].append(_fit(f"{name}, seed {seed}", rows, said["eval"], vocabulary))
+            students[name].append(_fit(f"{name}, seed {seed}", teacher.model, rows, held_out))
     [dense] = students["dense"]
     ratios = {f"{name}_kl_ratio": statistics.mean(found) / dense for name, found in students.items() if name != "dense"}
     return facts | ratios | {"students": students}
@@ -204,8 +208,11 @@ def _stored(
 
 
 def _renamed(response: Response, injection: np.ndarray) -> Response:
-    ids = [injection[part].astype(np.int32) for part in response.labels["ids"]]
-    return replace(response, token_ids=injection[response.token_ids].tolist(), labels=response.labels | {"ids": ids})
+    labels = {
+        name: [injection[part].astype(np.int32) for part in column] if name in ("ids", "tail_ids") else column
+        for name, column in response.labels.items()
+    }
+    return replace(response, token_ids=injection[response.token_ids].tolist(), labels=labels)
 
 
 def _label_facts(profile: Profile, found: Responses) -> dict[str, float]:
@@ -235,13 +242,19 @@ def _rows(said: Said, vocabulary: int, profile: Profile | None = None, kept: Res
     return ResponseRows(said.views, [response.token_ids for response in said.responses], targets, vocabulary)
 
 
-def _fit(name: str, train: ResponseRows, held_out: Said, vocabulary: int) -> float:
-    """Exact KL on the held-out rows, mean nats per token, of a student trained on ``train``."""
+def _fit(name: str, teacher: PreTrainedModel, train: ResponseRows, held_out: ResponseRows) -> float:
+    """Exact KL on the held-out rows, mean nats per token, of a student trained on ``train``.
+
+    Its embeddings, and with them its head, stay the teacher's: so few tokens say little about so many rows.
+    """
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=vocabulary, **SIZES))
+    model = copy.deepcopy(teacher)
+    depth = len(model.model.layers)
+    keep_layers(model, tuple(sorted({*range(min(ENDS, depth)), *range(max(0, depth - ENDS), depth)})))
+    model.get_input_embeddings().weight.requires_grad_(False)
     spec = Train(batch_rows=ROWS)
-    problem = generation.Generation(train, _rows(held_out, vocabulary), (ForwardKL(),), spec)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+    problem = generation.Generation(train, held_out, (ForwardKL(),), spec)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, fused=True)
     schedule = get_scheduler("linear", optimizer, STEPS // 10, STEPS)
     model.train()
     with console.progress(f"train on {name}", total=STEPS) as bar:
@@ -272,18 +285,18 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
 def _print_table(found: dict[str, Any]) -> None:
     console.text(
         f"{found['responses']} responses, {found['tokens']} tokens; per token H(P) {found['entropy']:.2f} nats, "
-        f"surprise of the text {found['surprise']:.2f} nats; 50 draws are {found['distinct_ids']:.1f} distinct ids; the 32 "
+        f"surprise of the text {found['surprise']:.2f}; 50 draws are {found['distinct_ids']:.1f} distinct ids; the 32 "
         f"likeliest hold {found['captured_mass_median']:.1%} (p5 {found['captured_mass_p5']:.1%})"
     )
     console.text("bytes are whole files, ids and text included; 152k: the same probabilities under ids up to 151,936")
-    console.text(f"{'':10}{'B/token':>10}{'at 152k':>10}{'held-out KL':>14}{'ratio':>8}")
+    console.text(f"{'':13}{'B/token':>10}{'at 152k':>10}{'held-out KL':>14}{'ratio':>8}")
     dense = found["students"]["dense"][0]
     for name, kls in found["students"].items():
         keys = (f"{name}_bytes_per_token", f"{name}_bytes_per_token_152k")
         size = "".join(f"{found[key]:10.1f}" for key in keys if key in found)
         each = " (" + ", ".join(f"{kl / dense:.4f}" for kl in kls) + ")" if len(kls) > 1 else ""
         mean = statistics.mean(kls)
-        console.text(f"{name:10}{size:20}{mean:14.4f}{mean / dense:8.4f}{each}")
+        console.text(f"{name:13}{size:20}{mean:14.4f}{mean / dense:8.4f}{each}")
 
 
 if __name__ == "__main__":

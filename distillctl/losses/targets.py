@@ -34,6 +34,8 @@ class Targets:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         def changed(value: Any) -> Any:
+            if value is None:
+                return None
             if isinstance(value, Targets):
                 return value._each(change)
             return {key: change(each) for key, each in value.items()} if isinstance(value, dict) else change(value)
@@ -50,17 +52,19 @@ class DenseTargets(Targets):
 
 @dataclass(frozen=True, eq=False)
 class TopKTargets(Targets):
-    """The k likeliest tokens with their exact probabilities, and the mass of all the others.
+    """The k likeliest tokens with their exact probabilities, the mass of all the others, and draws from these.
 
     ids int64 [N, k], −1 = missing rank; log_probs float32 [N, k], normalised over the whole vocabulary, −inf where
     missing; log_tail float32 [N], the log of the mass of all other tokens (−inf: none); log_sums: temperature T →
     log Σ_v exp(log p_v / T) over the whole vocabulary, float32 [N], from which the head follows exactly at that T.
+    drawn: Σ_j w_j f(id_j) estimates Σ_v p_v f(v) over the others; its entropy is Σ_v −p_v log(p_v / p̄) over them.
     """
 
     ids: Tensor
     log_probs: Tensor
     log_tail: Tensor
     log_sums: dict[float, Tensor]
+    drawn: SampledTargets | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,9 @@
 The whole distribution is compared outcome by outcome. Of the k likeliest tokens all others make one more outcome, on
 both sides: Σ_S P log(P/Q) + p̄ log(p̄/q̄), and so on for every divergence, none of which can grow by lumping
 (renormalising the head instead inflates it; Anshumann et al. 2025, "Sparse Logit Sampling"). Drawn tokens give the
-cross-entropy −Σ w log Q without bias, and with the teacher's entropy the KL. Natural logs; float32, or float64 where
-the logits are.
+cross-entropy −Σ w log Q without bias, and with the teacher's entropy the KL; where some of the others were drawn, the
+forward KL at T = 1 so regains what the lumped tail hides, p̄ KL(P/p̄ ‖ Q/q̄) over them. Natural logs; float32, or float64
+where the logits are.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def token_loss(terms: Sequence[LossTerm], targets: Targets, logits: Tensor) -> T
 
 
 def kl(targets: Targets, logits: Tensor) -> Tensor:
-    """KL(P‖Q) at T = 1, nats [N]: the held-out figure. From the k likeliest a lower bound, from draws an estimate."""
+    """KL(P‖Q) at T = 1, nats [N]: the held-out figure. From the k likeliest alone a lower bound; from draws an estimate,
+    which may fall below 0."""
     return _comparison(targets, logits, 1.0)(ForwardKL())
 
 
@@ -70,18 +72,26 @@ def _dense(targets: DenseTargets, logits: Tensor, temperature: float) -> Compare
 
 def _top_k(targets: TopKTargets, logits: Tensor, temperature: float) -> Compare:
     head, log_tail = _tempered_head(targets, temperature, logits.shape[-1])
-    named = _with_response(targets, targets.ids, logits, temperature)
-    # The response token is one of the others unless it is among the k.
-    rest = torch.logaddexp(named.log_rest, named.once[:, -1])
+    k, drawn = targets.ids.shape[-1], targets.drawn if temperature == 1 else None
+    ids = targets.ids if drawn is None else torch.cat([targets.ids, drawn.ids], -1)
+    named = _with_response(targets, ids, logits, temperature)
+    # What was drawn, and the response token unless it is among the k, are some of the others.
+    rest = torch.cat([named.once[:, k:], named.log_rest.unsqueeze(-1)], -1).logsumexp(-1)
     p = torch.cat([head, log_tail.unsqueeze(-1)], -1)
-    q = torch.cat([named.log_probs[:, :-1], rest.unsqueeze(-1)], -1)
+    q = torch.cat([named.log_probs[:, :k], rest.unsqueeze(-1)], -1)
     # A missing rank, or a student that has no token but the k: no such outcome on either side.
     p = p.masked_fill(q <= NOTHING / 2, NOTHING)
 
     def compare(term: LossTerm) -> Tensor:
         if term.kind == "uld":
             return uld(head, _student(logits, temperature), log_tail)
-        return _call(term, p, q) if term.needs_distribution else _response(targets, named)
+        if not term.needs_distribution:
+            return _response(targets, named)
+        value = _call(term, p, q)
+        if drawn is not None and term.kind == "forward_kl":
+            within = (named.log_probs[:, k:-1] - rest.unsqueeze(-1)).masked_fill(drawn.ids < 0, 0)
+            value = value - (drawn.weights * within).sum(-1) - drawn.entropy
+        return value
 
     return compare
 

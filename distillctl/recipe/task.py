@@ -74,13 +74,16 @@ Responses = Annotated[Greedy | Sampling | Given, Field(discriminator="kind")]
 
 
 class TopK(Spec):
-    """The k likeliest tokens at each position, and the mass of all others."""
+    """The k likeliest tokens at each position, the mass of all others, and some of these, drawn."""
 
     target: ClassVar[str] = "distillctl.soft_labels.top_k:TopKLabels"
     kind: Literal["top_k"] = "top_k"
     k: Count = 32
     temperatures: tuple[Positive, ...] = ()
     """Other than 1, that losses may use: a lumped tail cannot be re-tempered later."""
+    tail_draws: Annotated[int, Field(ge=0)] = 50
+    """So many tokens are drawn, and those kept that are not among the k: few where the k have nearly all the mass. From
+    them forward_kl learns what is in the tail, and without (0) only how much."""
 
 
 class Sampled(Spec):

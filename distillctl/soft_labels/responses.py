@@ -150,7 +150,10 @@ _AGAIN = "distillctl collect RECIPE"
 
 
 def _read(path: Path, profile: Profile) -> Responses:
-    table = _table(path, {*_SCHEMA, "context_kl", *(field.name for field in profile.fields)})
+    wanted = {*_SCHEMA, *(field.name for field in profile.fields)}
+    table = _table(path, {*wanted, "context_kl"})
+    if missing := sorted(wanted - {*table.column_names}):
+        raise UpstreamError(f"the shard has no {missing[-1]}", where=str(path), next=_AGAIN)
     return Responses(
         table["id"].to_pylist(),
         table["sample"].to_pylist(),

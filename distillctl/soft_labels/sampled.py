@@ -1,10 +1,7 @@
 """Soft labels: tokens drawn from the distribution, with importance weights.
 
 Anshumann et al. 2025, "Sparse Logit Sampling": what is drawn estimates −Σ P log Q and its gradient without bias, which
-the k likeliest tokens cannot, however they are renormalised. The draws are stratified: one from each N-th part of the
-mass, tokens in the order of their ids. That is as free of bias as independent draws and never has more variance (Douc,
-Cappé & Moulines 2005, "Comparison of Resampling Schemes for Particle Filtering", section 3.2): a token of probability p
-comes within two of pN times, and not pN ± √(p(1−p)N).
+the k likeliest tokens cannot, however they are renormalised. The draws are stratified (`drawing`).
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from distillctl.losses.targets import SampledTargets
 from distillctl.recipe import Sampled
+from distillctl.soft_labels import drawing
 from distillctl.soft_labels.columns import per_kept_token, per_token, short
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.text import flat_token_ids
@@ -40,12 +38,9 @@ class SampledLabels:
 
     def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
         """Of normalised log-probabilities [T, V]; what is drawn depends on the generator's state alone."""
-        # In float64: a float32 running sum over 2^17 tokens would lose the unlikely ones.
         log_p = log_probs.double()
-        sums = (self.exponent * log_p).exp().cumsum(-1)
-        within = torch.rand(len(log_p), self.draws, dtype=torch.float64, generator=generator, device=generator.device)
-        points = (torch.arange(self.draws, device=log_p.device) + within.to(log_p.device)) / self.draws
-        drawn = torch.searchsorted(sums, points * sums[:, -1:], right=True).cpu().numpy()
+        sums = drawing.mass(self.exponent * log_p)
+        drawn = drawing.draw(sums, sums[:, -1:], self.draws, generator).cpu().numpy()
         places, counts = np.unique(drawn + np.arange(len(drawn))[:, None] * log_p.shape[-1], return_counts=True)
         row, ids = np.divmod(places, log_p.shape[-1])
         weights = (counts / self.draws).astype(np.float32)
@@ -69,13 +64,7 @@ class SampledLabels:
         ids = torch.from_numpy(Ragged.joined(labels["ids"]).padded(-1)).long()
         weights = torch.from_numpy(Ragged.joined(labels["weights"]).padded(0))
         entropy = torch.from_numpy(np.concatenate(labels["entropy"]))
-        if remap is not None:
-            ids = torch.from_numpy(remap)[ids].where(ids >= 0, -1)
-            left = weights.where(ids >= 0, 0)
-            rest = left.sum(-1)
-            weights = left * (weights.sum(-1) / rest.where(rest > 0, 1))[:, None]
-            entropy = entropy.where(rest > 0, 0)
-        return SampledTargets(flat_token_ids(token_ids, remap), ids, weights, entropy)
+        return drawing.spread(SampledTargets(flat_token_ids(token_ids, remap), ids, weights, entropy), remap)
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> None:
         """The draws stand for the whole distribution; how likely they were is not kept."""

@@ -1,4 +1,8 @@
-"""Soft labels: the k likeliest tokens with their probabilities, and the mass of all others."""
+"""Soft labels: the k likeliest tokens with their probabilities, the mass of all others, and draws from these.
+
+A tail of a twentieth of the mass can hold half of the entropy (an answer may begin with one of thousands of words), and
+a student that is only told how large it is learns nothing of it. Drawn tokens tell it, without bias.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from distillctl.losses.targets import TopKTargets
+from distillctl.losses.targets import SampledTargets, TopKTargets
 from distillctl.recipe import TopK
+from distillctl.soft_labels import drawing
 from distillctl.soft_labels.columns import per_kept_token, per_token, short
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.text import flat_token_ids
@@ -20,14 +25,16 @@ from distillctl.soft_labels.text import flat_token_ids
 class TopKLabels:
     """Per response token: `ids`, the likeliest first, and their `log_probs` at T = 1; `log_tail`, the log of all other
     tokens' mass; for every further temperature T `log_tail_at_T`, log Σ exp(log p/T) over all other tokens. With the
-    head that is log Σ_v exp(log p_v/T), which a lumped tail could not be brought to later.
+    head that is log Σ_v exp(log p_v/T), which a lumped tail could not be brought to later. Of N draws from the whole
+    distribution `tail_ids`, those that fell on the others, one entry a draw, each standing for a mass of 1/N; and
+    `tail_entropy`, −Σ p log(p/p̄) over the others, p̄ their mass, in nats.
 
     Stored logs δ-close to the true ones, |δ| ≤ 2^−11 |log p|, are normalised over head and tail when read. That costs
     KL(P‖P̃) = log E[exp(δ − E[δ])] ≲ ½ E[δ²] ≤ 2^−23 E[log² p] nats, about 1e-6 at most for k = 32.
     """
 
     def __init__(self, spec: TopK) -> None:
-        self.k = spec.k
+        self.k, self.draws = spec.k, spec.tail_draws
         others = sorted(set(spec.temperatures) - {1.0})
         self.tails = {1.0: "log_tail"} | {T: f"log_tail_at_{T:g}".replace(".", "_") for T in others}
         self.fields = [
@@ -35,6 +42,8 @@ class TopKLabels:
             per_kept_token("log_probs", pa.float32()),
             *map(per_token, self.tails.values()),
         ]
+        if self.draws:
+            self.fields += [per_kept_token("tail_ids", pa.int32()), per_token("tail_entropy")]
 
     def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
         """Of normalised log-probabilities [T, V]; tokens that cannot come (−inf) are no rank."""
@@ -42,15 +51,29 @@ class TopKLabels:
         others = log_probs.float().scatter(-1, ids, -torch.inf)
         ends = (~values.isneginf()).sum(-1).cumsum(0)[:-1].cpu().numpy()
         there = ~values.isneginf()
-        return {
+        kept = {
             "ids": np.split(ids[there].cpu().numpy().astype(np.int32), ends),
             "log_probs": np.split(short(values[there].cpu().numpy()), ends),
         } | {name: short((others / T).logsumexp(-1).cpu().numpy()) for T, name in self.tails.items()}
+        return kept | self._drawn(others, generator) if self.draws else kept
+
+    def _drawn(self, others: Tensor, generator: torch.Generator) -> dict[str, Any]:
+        """Of log-probabilities [T, V] of the tail alone."""
+        found = drawing.draw(drawing.mass(others), 1.0, self.draws, generator)
+        there = found < others.shape[-1]
+        ends = there.sum(-1).cumsum(0)[:-1].cpu().numpy()
+        shares = others - others.logsumexp(-1, keepdim=True).nan_to_num(neginf=0)
+        entropy = -(others.exp() * shares.masked_fill(others.isneginf(), 0)).sum(-1)
+        return {
+            "tail_ids": np.split(found[there].cpu().numpy().astype(np.int32), ends),
+            "tail_entropy": short(entropy.cpu().numpy()),
+        }
 
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> TopKTargets:
-        """The rows' positions in order. Ids that ``remap`` drops join the tail; the sums at each T stay as they are."""
+        """The rows' positions in order. Ids that ``remap`` drops join the tail; the sums at each T stay as they are. The
+        weight of draws that it drops goes to the position's others; where there are none, they say nothing."""
         ids = torch.from_numpy(Ragged.joined(labels["ids"]).padded(-1)).long()
         head = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(-np.inf))
         tails = {T: torch.from_numpy(np.concatenate(labels[name])) for T, name in self.tails.items()}
@@ -62,7 +85,15 @@ class TopKLabels:
             ids = torch.from_numpy(remap)[ids].where(ids >= 0, -1)
             tail = torch.logaddexp(tail, head.where(ids < 0, -torch.inf).logsumexp(-1))
             head = head.where(ids >= 0, -torch.inf)
-        return TopKTargets(flat_token_ids(token_ids, remap), ids, head, tail, sums)
+        said = flat_token_ids(token_ids, remap)
+        drawn = self._draws(labels, said, remap) if self.draws else None
+        return TopKTargets(said, ids, head, tail, sums, drawn)
+
+    def _draws(self, labels: dict[str, list[Any]], said: Tensor, remap: np.ndarray | None) -> SampledTargets:
+        ids = torch.from_numpy(Ragged.joined(labels["tail_ids"]).padded(-1)).long()
+        entropy = torch.from_numpy(np.concatenate(labels["tail_entropy"]))
+        weights = (ids >= 0).float() / self.draws
+        return drawing.spread(SampledTargets(said, ids, weights, entropy), remap)
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> np.ndarray:
         """Σ p over the kept ids at each response token, float32 [N]."""
