@@ -72,8 +72,8 @@ class OnnxDecoder(TextFolder):
         return sum(cache.bytes_per_token for cache in self._caches.values()) * length
 
     def _past(self, length: int) -> Past:
-        """Empty, with room for ``length`` tokens. Shared buffers are kept from query to query; layers that look back over
-        a window refuse any with less room than that."""
+        """Empty, with room for ``length`` tokens. Shared buffers are kept from query to query; layers that look back
+        over a window refuse any with less room than that."""
         if not self._shares:
             return SwappedOutputs(self._caches)
         if self._buffers is None or self._buffers.length < length:
