@@ -259,6 +259,17 @@ def test_genai_config_has_our_stop_ids_and_length():
     assert config["search"]["do_sample"] is False
 
 
+@pytest.mark.slow
+def test_gemmas_embeddings_are_scaled_exactly(tmp_path):
+    """√32 is 5.657; the builder has two decimals."""
+    model = exported_text.model("gemma3_text", "genai", hidden_size=32)
+    exported_text.save(model, tmp_path / "source")
+    exported_text.export(model, "genai", tmp_path / "source", tmp_path)
+    beside.copy(tmp_path / "source", tmp_path, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+    graph = open_generator(tmp_path)
+    assert _check(model, graph, _rows(graph, 8)).max_logit_difference < 1e-5
+
+
 def test_an_architecture_that_the_builder_does_not_know(tmp_path):
     exported_text.save(exported_text.model("gpt2", "genai"), tmp_path / "source")
     before = sys.path.copy()

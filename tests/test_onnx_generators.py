@@ -131,6 +131,15 @@ def test_views_of_one_token(of_kind):
         assert graph.generate(view, 12) == plain_answer(of_kind.model, view, 12)
 
 
+@pytest.mark.slow
+def test_queries_shorter_than_the_sliding_window_and_far_beyond_it():
+    """Gemma 3, whose window is 8 tokens here, and one of whose layers has none."""
+    source = exported("gemma3_text", "genai")
+    for length, limit in ((1, 1), (1, 3), (3, 2), (8, 2), (40, 20)):
+        view = [5 + place % 30 for place in range(length)]
+        assert source.open().generate(view, limit) == plain_answer(source.model, view, limit)
+
+
 def test_a_decoder_ends_where_its_positions_do(tmp_path):
     source = exported("llama", "genai")
     folder = _changed(source.folder, tmp_path / "graph", "tokenizer_config.json", model_max_length=10)

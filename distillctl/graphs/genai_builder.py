@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 
 from distillctl import console
@@ -51,6 +52,7 @@ def export(
         # The builder adds the commit of whatever repository it is run in.
         program.producer_version = importlib.metadata.version(_PACKAGE)
         _name_head_size(program.graph, config["model"]["decoder"]["head_size"])
+        _unround_scale(program.graph, config["model"]["decoder"]["hidden_size"])
         written = tracing.write(program, folder / GRAPH)
     ids = sorted(stop_ids)
     config["model"]["eos_token_id"] = ids if len(ids) > 1 else ids[0]
@@ -81,6 +83,22 @@ def _name_head_size(graph: onnx_ir.Graph, size: int) -> None:
         if str(value.name).startswith(("past_key_values.", "present.")):
             assert value.shape is not None
             value.shape = onnx_ir.Shape([*value.shape[:3], size])
+
+
+def _unround_scale(graph: onnx_ir.Graph, hidden_size: int) -> None:
+    """Gemma multiplies its embeddings by √D. The builder writes √640 as 25.3, which moves logits by 3e-4 of the
+    largest."""
+    exact = hidden_size**0.5
+    for node in graph:
+        if node.name != "/model/embed_tokens/Mul":
+            continue
+        constant = node.inputs[1].producer() if node.inputs[1] is not None else None
+        if constant is None or "value" not in constant.attributes:
+            continue
+        written = constant.attributes["value"].as_tensor().numpy()
+        if written.size == 1 and abs(written.item() - exact) < 0.01:
+            tensor = onnx_ir.tensor(np.full_like(written, exact))
+            constant.attributes["value"] = onnx_ir.AttrTensor("value", tensor)
 
 
 @contextmanager

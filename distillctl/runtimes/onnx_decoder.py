@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -27,8 +28,10 @@ class OnnxDecoder(TextFolder):
         self._session = session(folder / "model.onnx", threads)
         self._has_positions = "position_ids" in {value.name for value in self._session.get_inputs()}
         genai = read_json(folder / "genai_config.json")
+        built: dict[str, Any] = genai["model"]["decoder"] if genai else {}
         self._shares = bool(genai) and genai["search"]["past_present_share_buffer"]
-        self._caches = key_values.caches(self._session, genai["model"]["decoder"]["head_size"] if genai else None)
+        self._window: int = built.get("sliding_window", {}).get("window_size", 0)
+        self._caches = key_values.caches(self._session, built.get("head_size"))
         self._buffers: SharedBuffers | None = None
 
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
@@ -69,11 +72,12 @@ class OnnxDecoder(TextFolder):
         return sum(cache.bytes_per_token for cache in self._caches.values()) * length
 
     def _past(self, length: int) -> Past:
-        """Empty, with room for ``length`` tokens. Shared buffers are kept from query to query."""
+        """Empty, with room for ``length`` tokens. Shared buffers are kept from query to query; layers that look back
+        over a window refuse any with less room than that."""
         if not self._shares:
             return SwappedOutputs(self._caches)
         if self._buffers is None or self._buffers.length < length:
-            self._buffers = SharedBuffers(self._caches, length)
+            self._buffers = SharedBuffers(self._caches, max(length, self._window))
         return self._buffers
 
     def _prefill(self, binding: ort.IOBinding, past: Past, ids: Sequence[int]) -> np.ndarray:
