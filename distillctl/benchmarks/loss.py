@@ -4,9 +4,9 @@ One step is the head's product, the loss and its gradient to hidden states and h
 log-probabilities beside whole logits, KL by `torch.nn.functional.kl_div`, backward. Chunked: the same KL on the 32
 likeliest tokens and a tail; and, to tell the two ideas apart, chunked on the whole distribution. Each way is a process
 of its own, and they take turns step by step, so that whatever else the machine does slows all of them down; a ratio of
-times is the median over the rounds. Memory is the process's peak above what every way has to hold before it starts
-(libraries, head, hidden states): the teacher's labels and the gradients are part of it. Prints a table, then one JSON
-object.
+times, on the clock or of the processor, is the median over the rounds. Memory is the process's peak above what every
+way has to hold before it starts (libraries, head, hidden states): the teacher's labels and the gradients are part of
+it. Prints a table, then one JSON object.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ def main(rounds: int = ROUNDS) -> None:
     """Measure every shape and way."""
     results = {name: _shape(name, *shape, rounds) for name, shape in SHAPES.items()}
     console.text(f"{POSITIONS} positions, top {K}, {THREADS} threads, medians of {rounds} rounds")
-    console.text(f"{'':18}{'peak':>10}{'step':>10}{'peak':>10}{'step':>10}")
+    console.text(f"{'':18}{'peak':>10}{'step':>10}{'peak':>10}{'step':>10}{'CPU':>10}")
     for name, found in results.items():
         for way in WAYS:
             own = found[way]
             console.text(
                 f"{name:5}{way:13}{own['peak_bytes'] / MIB:6.0f} MiB{own['seconds']:8.2f} s"
-                f"{own['peak_ratio']:10.3f}{own['time_ratio']:10.3f}"
+                f"{own['peak_ratio']:10.3f}{own['time_ratio']:10.3f}{own['cpu_ratio']:10.3f}"
             )
     kept = results["152k"]["chunked"]
     figures = {
         "peak_ratio": kept["peak_ratio"],
         "time_ratio": kept["time_ratio"],
+        "cpu_ratio": kept["cpu_ratio"],
         "positions": POSITIONS,
         "k": K,
         "threads": THREADS,
@@ -69,28 +70,29 @@ def main(rounds: int = ROUNDS) -> None:
 def _shape(name: str, vocabulary: int, width: int, rounds: int) -> dict[str, Any]:
     """Each way's median seconds, peak, and both as shares of the plain way's."""
     runs = {way: _Run(way, vocabulary, width) for way in WAYS}
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    steps: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     try:
-        last: dict[str, dict[str, float]] = {}
         for number in range(1 + rounds):
             console.note(f"{name}: round {number} of {rounds}" if number else f"{name}: a first step, not counted")
             for way in WAYS if number % 2 == 0 else WAYS[::-1]:
-                last[way] = runs[way].step()
+                step = runs[way].step()
                 if number:
-                    seconds[way].append(last[way]["seconds"])
+                    steps[way].append(step)
     finally:
         for run in runs.values():
             run.close()
     found: dict[str, Any] = {"vocabulary": vocabulary, "width": width, "chunk": rows_at_once(vocabulary)}
-    for way, own in seconds.items():
-        ratios = [mine / plain for mine, plain in zip(own, seconds["plain"], strict=True)]
+    for way, own in steps.items():
+        pairs = list(zip(own, steps["plain"], strict=True))
+        ratios = [step["seconds"] / plain["seconds"] for step, plain in pairs]
         found[way] = {
-            "peak_bytes": last[way]["peak_bytes"],
-            "seconds": statistics.median(own),
-            "peak_ratio": last[way]["peak_bytes"] / last["plain"]["peak_bytes"],
+            "peak_bytes": own[-1]["peak_bytes"],
+            "seconds": statistics.median(step["seconds"] for step in own),
+            "peak_ratio": own[-1]["peak_bytes"] / steps["plain"][-1]["peak_bytes"],
             "time_ratio": statistics.median(ratios),
             "time_ratios": ratios,
-            "loss": last[way]["loss"],
+            "cpu_ratio": statistics.median(step["cpu_seconds"] / plain["cpu_seconds"] for step, plain in pairs),
+            "loss": own[-1]["loss"],
         }
     return found
 
@@ -131,7 +133,7 @@ class _Run:
 
 def work(way: str, vocabulary: int, width: int) -> None:
     """One way in this process, which has done nothing else: for each line on stdin, after a first object that says it
-    is ready, the seconds of a step, its mean loss, and the peak bytes above the start so far."""
+    is ready, a step's seconds, on the clock and of the processor, its mean loss, and the peak bytes above the start."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     weight = nn.Parameter(torch.empty(vocabulary, width).normal_(std=width**-0.5))
@@ -143,10 +145,12 @@ def work(way: str, vocabulary: int, width: int) -> None:
     console.print_json({})
     for _ in sys.stdin:
         weight.grad = hidden.grad = None
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         loss = step(hidden, weight, targets)
-        seconds = time.perf_counter() - start
-        console.print_json({"seconds": seconds, "loss": loss / POSITIONS, "peak_bytes": peak_rss_bytes() - before})
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        console.print_json(
+            {"seconds": seconds, "cpu_seconds": cpu, "loss": loss / POSITIONS, "peak_bytes": peak_rss_bytes() - before}
+        )
 
 
 def _plain(hidden: Tensor, weight: nn.Parameter, targets: Targets) -> float:

@@ -260,7 +260,7 @@ def _fit(name: str, teacher: PreTrainedModel, train: ResponseRows, held_out: Res
     with console.progress(f"train on {name}", total=STEPS) as bar:
         for batch in _batches(problem.lengths):
             loss = problem.loss(model, batch) / sum(problem.positions[row] for row in batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

@@ -44,8 +44,8 @@ def token_loss(terms: Sequence[LossTerm], targets: Targets, logits: Tensor) -> T
 
 
 def kl(targets: Targets, logits: Tensor) -> Tensor:
-    """KL(P‖Q) at T = 1, nats [N]: the held-out figure. From the k likeliest alone a lower bound; from draws an estimate,
-    which may fall below 0."""
+    """KL(P‖Q) at T = 1, nats [N]: the held-out figure. From the k likeliest alone a lower bound, from draws an
+    estimate, which may fall below 0."""
     return _comparison(targets, logits, 1.0)(ForwardKL())
 
 

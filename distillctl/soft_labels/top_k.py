@@ -72,8 +72,8 @@ class TopKLabels:
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> TopKTargets:
-        """The rows' positions in order. Ids that ``remap`` drops join the tail; the sums at each T stay as they are. The
-        weight of draws that it drops goes to the position's others; where there are none, they say nothing."""
+        """The rows' positions in order. Ids that ``remap`` drops join the tail; the sums at each T stay as they are.
+        The weight of draws that it drops goes to the position's others; where there are none, they say nothing."""
         ids = torch.from_numpy(Ragged.joined(labels["ids"]).padded(-1)).long()
         head = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(-np.inf))
         tails = {T: torch.from_numpy(np.concatenate(labels[name])) for T, name in self.tails.items()}
