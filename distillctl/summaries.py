@@ -207,6 +207,11 @@ def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
     for name, recovered in facts["recovered"].items():
         told = "no gap between ceiling and floor to recover" if recovered is None else _interval(recovered)
         yield f"recovered by {name}: {told}"
+    if like := facts.get("like_ceiling"):
+        name = next(iter(like["ceiling"]))
+        yield f"corpus {name} against the teacher's answers: " + ", ".join(
+            f"{arm} {found[name]:.3f}" for arm, found in like.items() if arm != "ceiling"
+        )
     if leakage := facts.get("leakage"):
         yield (
             f"{leakage['leaking']} of {leakage['responses']} responses of the teacher point at the context, "

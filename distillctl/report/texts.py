@@ -39,6 +39,8 @@ def compare(
     said = {arm: found.text for arm, found in teacher.items()} | own
     against = (views.reference, said["ceiling"], task.format)
     scores = {arm: text.row_scores(task.metrics[0], found, *against) for arm, found in said.items()}
+    # Without references that is what `metrics` has already.
+    alike = [name for name in task.metrics if name != "format"] if views.has_references else []
     likeness = text.row_scores("chrf", said["deployed"], [None], said["ceiling"], None)
     cut = {"ceiling": teacher["ceiling"].cut, "floor": teacher["floor"].cut, "student": train["student_cut"]}
 
@@ -65,6 +67,9 @@ def compare(
         "stop": list(task.stop),
         "max_new_tokens": task.max_new_tokens,
         "metrics": collect["metrics"] | {arm: text.corpus(task.metrics, found, *against) for arm, found in own.items()},
+        "like_ceiling": {
+            arm: text.corpus(alike, found, [None], said["ceiling"], None) for arm, found in said.items() if alike
+        },
         "responses": collect["responses"],
         "per_token": _per_token(train, quantize, lengths, facts["train"]["control"]),
         "necessity": collect["necessity"] | necessity.spread(teacher["floor"].context_kl or []),
