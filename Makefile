@@ -47,6 +47,13 @@ bench-latency: demo  ## the demo's bench with 200 queries of every model, the un
 	$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null
 	@$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null --json
 
+bench-softlabels: $(VENV)/.demo  ## what soft labels take on disk, and what a student loses that has only them
+	$(BIN)/distillctl collect recipes/tickets.yaml
+	$(BIN)/python -m distillctl.benchmarks.soft_labels recipes/tickets.yaml --run-dir runs/tickets
+
+bench-loss: $(VENV)/.core  ## the loss through the head in chunks on kept tokens, against the plain dense way
+	$(BIN)/python -m distillctl.benchmarks.loss
+
 bench-vocabulary: $(VENV)/.demo  ## what trimming the vocabulary saves, and that no answer changes
 	$(BIN)/distillctl collect recipes/tickets.yaml
 	$(BIN)/python -m distillctl.benchmarks.vocabulary recipes/tickets.yaml runs/tickets

@@ -25,7 +25,7 @@ class Data(Closed):
     pattern: str | None = None
     """For `lines`: a regular expression whose named groups are the columns."""
     language: str | tuple[str, ...] | None = None
-    """For `gettext`: in folders, the catalogs LANGUAGE/LC_MESSAGES/*.po are read; or of several, such as [fr, fr_FR]."""
+    """For `gettext`: in folders, LANGUAGE/LC_MESSAGES/*.po are read; several may be named, such as [fr, fr_FR]."""
     exclude: str | None = None
     """A regular expression: rows whose input it finds are left out."""
     input: str = "input"
