@@ -171,11 +171,11 @@ def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def models(found: Mapping[str, Any]) -> Table:
-    """Latency and size per model; of one that writes also the first token and the speed of the others."""
+    """Latency and size per model; of those that write the first token and the speed of the others in place of the
+    count, for all of it has to fit into 80 columns."""
     writes = any("first_token_ms" in m for m in found.values())
-    table = _table(
-        "model", *(["first ms", "tokens/s"] if writes else []), "p50 ms", "p99 ms", "n", "size", "memory", "p50 ratio"
-    )
+    speed, count = (("first ms", "tokens/s"), ()) if writes else ((), ("n",))
+    table = _table("model", *speed, "p50 ms", "p99 ms", *count, "size", "memory", "ratio")
     for column in table.columns:
         column.no_wrap = True
     deployed = found.get("deployed", {}).get("p50_ms")
@@ -185,7 +185,7 @@ def models(found: Mapping[str, Any]) -> Table:
             *([_milliseconds(m["first_token_ms"]), _speed(m["decode_tokens_per_second"])] if writes else []),
             _milliseconds(m["p50_ms"]),
             _milliseconds(m["p99_ms"]),
-            f"{m['n']:,}",
+            *([] if writes else [f"{m['n']:,}"]),
             size(m.get("file_bytes") or m["bytes"]),
             size(m["peak_rss_bytes"]),
             f"{m['p50_ms'] / deployed:,.1f}×" if deployed else "",
