@@ -15,15 +15,21 @@ from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
 from distillctl.references import ModelSource
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-"""The first number in a tensor's name: `model.layers.3.mlp.up_proj.weight`, `blk.3.ffn_up.weight`."""
+"""As in `model.layers.3.mlp.up_proj.weight`, `blk.3.ffn_up.weight`."""
 _ALWAYS = 256
 """Of a trimmed vocabulary: single bytes."""
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    layer: int | None
+    name: str
     shape: tuple[int, ...]
+
+    @property
+    def layer(self) -> int | None:
+        """The first number in its name."""
+        found = _LAYER.search(self.name)
+        return int(found[1]) if found else None
 
 
 def count(source: ModelSource) -> int | None:
@@ -40,7 +46,7 @@ def of_student(recipe: Recipe, source: ModelSource | None) -> int | None:
         return None
     if isinstance(spec, TruncatedStudent):
         found = [tensor for tensor in found if tensor.layer is None or tensor.layer in spec.layers]
-    whole = _vocabulary(source)
+    whole = _vocabulary(source, found)
     if spec.vocabulary is None or whole is None:
         return sum(math.prod(tensor.shape) for tensor in found)
     kept = min(whole, spec.vocabulary.merges + _ALWAYS)
@@ -49,10 +55,10 @@ def of_student(recipe: Recipe, source: ModelSource | None) -> int | None:
     )
 
 
-def _vocabulary(source: ModelSource) -> int | None:
+def _vocabulary(source: ModelSource, tensors: list[_Tensor]) -> int | None:
     """Rows of the embeddings."""
     if source.is_gguf:
-        return next((max(shape) for name, shape in _gguf(source) if name == "token_embd.weight"), None)
+        return next((max(tensor.shape) for tensor in tensors if tensor.name == "token_embd.weight"), None)
     try:
         assert source.path is not None
         config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
@@ -65,26 +71,23 @@ def _tensors(source: ModelSource) -> list[_Tensor]:
     if source.path is None:
         return []
     try:
-        named = list(_gguf(source)) if source.is_gguf else list(_safetensors(source.path))
+        return list(_gguf(source.path) if source.is_gguf else _safetensors(source.path))
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise Unavailable(f"the weights cannot be read: {first_line(error)}", where=str(source.path)) from error
-    layers = [_LAYER.search(name) for name, _ in named]
-    return [_Tensor(int(at[1]) if at else None, shape) for at, (_, shape) in zip(layers, named, strict=True)]
 
 
-def _gguf(source: ModelSource) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _gguf(path: Path) -> Iterator[_Tensor]:
     from gguf import GGUFReader
 
-    assert source.path is not None
-    for tensor in GGUFReader(source.path).tensors:
-        yield str(tensor.name), tuple(map(int, tensor.shape))
+    for tensor in GGUFReader(path).tensors:
+        yield _Tensor(str(tensor.name), tuple(map(int, tensor.shape)))
 
 
-def _safetensors(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _safetensors(folder: Path) -> Iterator[_Tensor]:
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, path.stat().st_size)))
         for name, entry in header.items():
             if name != "__metadata__":
-                yield name, tuple(entry["shape"])
+                yield _Tensor(name, tuple(entry["shape"]))
