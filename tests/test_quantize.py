@@ -20,7 +20,7 @@ from distillctl.quantizers import dynamic_int8, labels, search
 from distillctl.quantizers.candidates import Candidate
 from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.recipe import DynamicInt8, Gate
-from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.stages.classify import export, quantize
 from distillctl.workspace import Workspace, tree_digest
 from tests import tiny
@@ -60,7 +60,7 @@ def test_int8_weights_in_a_smaller_file_and_nothing_left_beside_the_source(graph
     dynamic_int8.quantize(DynamicInt8(), graphs, tmp_path)
     kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert TensorProto.INT8 in kinds
-    assert search.graph_bytes(tmp_path) < search.graph_bytes(graphs) * 0.6
+    assert graph_bytes(tmp_path) < graph_bytes(graphs) * 0.6
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert tree_digest(graphs) == before
     captured = capfd.readouterr()

@@ -19,6 +19,7 @@ from distillctl.losses.targets import Targets
 from distillctl.quantizers import search, texts
 from distillctl.recipe import WeightOnly
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
+from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.students import loading
 from distillctl.training.response_rows import ResponseRows
 
@@ -77,7 +78,7 @@ def quality(built: Built, rows: int, tokens: int) -> dict[str, dict[str, float]]
     )
     forced = {name: found.forced for name, found in texts.measure(graphs, held_out, 1).items()}
     compared = [name for name in graphs if name != search.FP32]
-    sizes: dict[str, float] = {name: search.graph_bytes(built.folders[name]) for name in compared}
+    sizes: dict[str, float] = {name: graph_bytes(built.folders[name]) for name in compared}
     if built.gguf is not None:
         sizes["llama_cpp"] = built.gguf.stat().st_size
     return {

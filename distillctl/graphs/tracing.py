@@ -18,6 +18,7 @@ from transformers.exporters import OnnxConfig, OnnxExporter
 
 from distillctl import console
 from distillctl.errors import RecipeError, Unavailable
+from distillctl.runtimes.onnxruntime import graph_bytes
 
 MAX_EMBEDDED_BYTES = 2_000_000_000
 """Of weights inside a graph's file; a protobuf message ends at 2 GiB, and the nodes need room too."""
@@ -105,11 +106,6 @@ def write(program: onnx_ir.Model, path: Path) -> ExportedGraph:
     return ExportedGraph(
         [str(value.name) for value in program.graph.inputs], program.opset_imports[""], graph_bytes(path.parent)
     )
-
-
-def graph_bytes(folder: Path) -> int:
-    """Size of the folder's graphs with their external weights, if any."""
-    return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
 
 
 # ── cleaning ─────────────────────────────────────────────────────────────────────────────────────

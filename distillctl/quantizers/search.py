@@ -15,6 +15,7 @@ from distillctl import console
 from distillctl.quantizers.candidates import Candidate, Unit, measured, none_inside
 from distillctl.recipe import Gate, implementation
 from distillctl.recipe.graphs import Quantizer
+from distillctl.runtimes.onnxruntime import graph_bytes
 
 FP32 = "fp32"
 BLOCK = 20
@@ -53,11 +54,6 @@ def build(candidates: Sequence[Quantizer], source: Path, folder: Path) -> dict[s
             implementation(spec)(spec, source, folders[spec.name])
             bar.advance()
     return folders
-
-
-def graph_bytes(folder: Path) -> int:
-    """Size of a folder's graphs, with weights in files of their own if any."""
-    return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
 
 
 def _beside(source: Path) -> list[Path]:

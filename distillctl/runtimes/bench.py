@@ -16,6 +16,7 @@ from distillctl.data import view_table
 from distillctl.recipe import Recipe
 from distillctl.runtimes import machine
 from distillctl.runtimes.interleaved import LEAST, Job, Plan, Run, agreement, figures, measure
+from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.workspace import Outcome, Workspace, replacing_folder, versions, write_text
 
 FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
@@ -118,8 +119,7 @@ class Bench:
     def _sizes(self, name: str, runs: Sequence[Run]) -> dict[str, Any]:
         """bytes: of the graphs with external data, of the teacher's weights as loaded; file_bytes: of its file."""
         if name in FOLDERS:
-            folder = self.workspace.folder(FOLDERS[name])
-            return {"bytes": sum(file.stat().st_size for file in folder.glob("*.onnx*"))}
+            return {"bytes": graph_bytes(self.workspace.folder(FOLDERS[name]))}
         path = references.teacher(self.recipe).path
         weights = [] if path is None else [path] if path.is_file() else path.glob("*.safetensors")
         return {

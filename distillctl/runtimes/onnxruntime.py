@@ -20,6 +20,11 @@ def session(graph: Path, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+def graph_bytes(folder: Path) -> int:
+    """Size of a folder's graphs, with weights in files of their own if any."""
+    return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
+
+
 class OnnxClassifier:
     """A folder with `model.onnx`, `config.json` and `tokenizer.json`: text in, label logits out."""
 

@@ -1,4 +1,4 @@
-"""A trained student as later stages need it to tell what its tokens are: all but the weights."""
+"""A trained student as later stages need it: its model; or all but the weights, to tell what its tokens are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from distillctl import console, references
 from distillctl.recipe import Recipe
@@ -16,16 +16,32 @@ from distillctl.students import loading, tokenization
 from distillctl.students.student import Student
 
 
+def model(recipe: Recipe, folder: Path) -> PreTrainedModel:
+    """What train saved in ``folder``, in float32."""
+    trust = trusted(recipe)
+    with console.libraries_quiet():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        found: PreTrainedModel = loading.auto_class(recipe.task, config, where="student").from_pretrained(
+            folder, dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=trust
+        )
+    return found
+
+
+def trusted(recipe: Recipe) -> bool:
+    """Whether code that comes with the model is run; train has said what that means."""
+    return bool(getattr(recipe.student, "trust_remote_code", False))
+
+
 def without_weights(recipe: Recipe, folder: Path, facts: Mapping[str, Any]) -> Student:
     """The student that train saved in ``folder`` and told ``facts`` of, its model on torch's meta device.
 
     Of a trimmed vocabulary, the old ids are found by the tokens' names in the tokenizer it started from.
     """
-    trust = bool(getattr(recipe.student, "trust_remote_code", False))  # train has said what that means
+    trust = trusted(recipe)
     with console.libraries_quiet(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         auto = loading.auto_class(recipe.task, config, where="student")
-        model = auto.from_config(config, trust_remote_code=trust)
+        empty = auto.from_config(config, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     source, kept = references.student(recipe), None
     if facts["vocabulary"] is not None and source is not None:
@@ -33,4 +49,4 @@ def without_weights(recipe: Recipe, folder: Path, facts: Mapping[str, Any]) -> S
         names = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
         kept = np.array([before[token] for token, _ in names], np.int64)
     response_length = recipe.generate.max_new_tokens if loading.writes_on(recipe, config) else 0
-    return Student(model, tokenizer, facts["max_length"], kept, facts["vocabulary"], response_length)
+    return Student(empty, tokenizer, facts["max_length"], kept, facts["vocabulary"], response_length)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from distillctl import console
 from distillctl.data import view_table
@@ -14,6 +11,7 @@ from distillctl.graphs.parity import Parity
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe
 from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.students import trained
 from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 
@@ -22,7 +20,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     source = workspace.folder("train") / "model"
     with replacing_folder(workspace.folder("export")) as staged:
-        model = _load(recipe, source)
+        model = trained.model(recipe, source)
         console.note("export: tracing")
         graph = exporter.export(model, staged, recipe.export.opset)
         beside.copy(source, staged, graph.inputs)
@@ -36,15 +34,6 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     return Outcome(outputs, asdict(graph) | asdict(found))
-
-
-def _load(recipe: Recipe, source: Path) -> PreTrainedModel:
-    remote_code = getattr(recipe.student, "trust_remote_code", False)  # train has said what that means
-    with console.libraries_quiet():
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=remote_code
-        )
-    return model
 
 
 def _measured(graph: ExportedGraph, found: Parity) -> dict[str, str]:

@@ -16,7 +16,7 @@ from distillctl.quantizers import labels, search
 from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.quantizers.search import FP32
 from distillctl.recipe import CANDIDATES, Recipe
-from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
 from distillctl.workspace import Outcome, Workspace, replacing_folder
@@ -40,7 +40,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
                 folders,
                 found,
                 {
-                    "bytes": search.graph_bytes(exported),
+                    "bytes": graph_bytes(exported),
                     "score": rows.score(rows.student),
                     "p50_ms": found[FP32].p50_ms,
                 },
