@@ -26,20 +26,14 @@ from distillctl.stages.classify import export
 from distillctl.workspace import Workspace, file_digest, tree_digest
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = {
     "bert": ["input_ids", "attention_mask", "token_type_ids"],
     "distilbert": ["input_ids", "attention_mask"],
     "llama": ["input_ids", "attention_mask"],
     "gemma3_text": ["input_ids", "attention_mask"],  # an architecture that optimum has no sizes for
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(

@@ -16,7 +16,6 @@ import onnx
 import onnx_ir
 import onnxruntime as ort
 import pytest
-import torch
 from onnx import numpy_helper
 from transformers import AutoTokenizer
 
@@ -28,6 +27,8 @@ from distillctl.stages.generate import export
 from distillctl.workspace import file_digest, tree_digest
 from tests import exported_text, tiny_text
 from tests.exported_text import MAX_LENGTH, MAX_NEW_TOKENS, STOP_IDS, exported, plain_answer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LLAMA, T5 = ("llama", "genai"), ("t5", "seq2seq")
 SLOW = [
@@ -43,14 +44,6 @@ KINDS = [LLAMA, T5, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLO
 
 def _name(kind: tuple[str, str]) -> str:
     return "-".join(kind)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=_name)
@@ -515,3 +508,11 @@ def test_the_card_says_how_texts_look_to_the_last_newline(committed):
     facts = [space.manifest(stage).facts for stage in ("collect", "train")]
     text = export.text_card.render(recipe, *facts, [{"graph": "fp32"}], outcome.facts["builder"])
     assert '"Q: {{ input }}\\n"' in text
+
+
+def test_the_card_puts_in_front_what_genais_tokenizer_leaves_out(committed):
+    _, space, _ = committed
+    facts = [space.manifest(stage).facts for stage in ("collect", "train")]
+    measured = [{"graph": "fp32"}]
+    for begin, written in (([2], "ids = [2] + list(tokenizer.encode(text))"), ([], "ids = tokenizer.encode(text)\n")):
+        assert written in export.text_card.render(exported_text.recipe(), *facts, measured, "genai", begin)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 
 from distillctl.errors import DataError
@@ -20,20 +19,14 @@ from distillctl.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from tests import tiny_text
 from tests.exported_text import MAX_LENGTH, MAX_NEW_TOKENS, STOP_IDS, exported, plain_answer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = [
     ("llama", "genai"),
     ("t5", "seq2seq"),
     pytest.param(("llama", "trace"), marks=pytest.mark.slow),
     pytest.param(("marian", "seq2seq"), marks=pytest.mark.slow),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: "-".join(kind))

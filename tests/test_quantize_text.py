@@ -20,6 +20,7 @@ from distillctl.metrics import text as text_metrics
 from distillctl.quantizers import dynamic_int8, search, texts
 from distillctl.recipe import CANDIDATES, Dense, DynamicInt8, Quantize, implementation
 from distillctl.runtimes.onnx_generator import open_generator
+from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.soft_labels import responses
 from distillctl.soft_labels.shards import Shard
 from distillctl.stages.generate import quantize
@@ -32,16 +33,10 @@ from tests import exported_text, tiny, tiny_text
 from tests.exported_text import MAX_NEW_TOKENS, exported
 from tests.quantized import same_bytes_each_time
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPEN = {"max_kl": 1e3, "min_same_top": 0.0, "max_score_drop": 1.0}
 KINDS = {"decoder": ("llama", "genai"), "encoder_decoder": ("t5", "seq2seq")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +97,8 @@ def test_the_stage_commits_the_smallest_with_all_it_needs(kind, copy, capfd):
     assert {path.name for path in folder.iterdir()} == {*outcome.outputs, "manifest.json"}
     assert [one["name"] for one in facts["candidates"]] == [spec.name for spec in CANDIDATES[kind]]
     sizes = [one["bytes"] for one in facts["candidates"]]
-    assert facts["bytes"] == search.graph_bytes(folder) <= min(sizes) * (1 + search.SAME_SIZE)
-    assert facts["fp32"]["bytes"] == search.graph_bytes(space.folder("export")) > max(sizes)
+    assert facts["bytes"] == graph_bytes(folder) <= min(sizes) * (1 + search.SAME_SIZE)
+    assert facts["fp32"]["bytes"] == graph_bytes(space.folder("export")) > max(sizes)
     assert json.loads((folder / "candidates.json").read_text())["candidates"] == facts["candidates"]
     assert f"| **{facts['chosen']}** (here) |" in (folder / "README.md").read_text()
     assert "| same top token |" in (folder / "README.md").read_text()

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from distillctl.quantizers import blocks, weight_only
@@ -20,6 +19,8 @@ from distillctl.runtimes.onnxruntime import session
 from tests import exported_text, tiny_text
 from tests.exported_text import exported
 from tests.quantized import same_bytes_each_time
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LLAMA = [("llama", "genai"), ("llama", "trace")]
 SLOW = [("gpt2", "trace"), ("gemma3_text", "genai"), ("qwen2", "genai"), ("marian", "seq2seq")]
@@ -33,14 +34,6 @@ SPECS = [
 ]
 FLOAT = {"accuracy_level": 1}
 """Products of floats: what is left is the weights' own error."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _quantized(source: Path, target: Path, spec: WeightOnly) -> Path:

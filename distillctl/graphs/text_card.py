@@ -64,7 +64,7 @@ import onnxruntime_genai
 
 model = onnxruntime_genai.Model(".")
 tokenizer = onnxruntime_genai.Tokenizer(model)
-ids = tokenizer.encode(text)
+ids = ENCODED
 parameters = onnxruntime_genai.GeneratorParams(model)
 parameters.set_search_options(max_length=len(ids) + LIMIT)
 generator = onnxruntime_genai.Generator(model, parameters)
@@ -85,9 +85,11 @@ def render(
     train: Mapping[str, Any],
     measured: Sequence[Mapping[str, str]],
     builder: str,
+    begin: Sequence[int] = (),
 ) -> str:
     """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
-    shown; builder: "genai", "trace" or "seq2seq". No row of the data is quoted: the card is there to be published."""
+    shown; builder: "genai", "trace" or "seq2seq"; begin: the special tokens that begin a view, which
+    onnxruntime-genai's tokenizer leaves out. No row of the data is quoted: the card is there to be published."""
     tokens, counts = collect["context_tokens"], collect["counts"]
     apart = "" if train["kl"] is None else f", with a KL divergence of {train['kl']:.4f} nats per token"
     about = f"""A model that writes. It does without a prompt what {collect["teacher"]["reference"]} does with one:
@@ -95,17 +97,19 @@ def render(
 {counts["train"]:,} inputs. In its answers to {counts["eval"]:,} held-out inputs the two agree on the likeliest token
 for {train["agreement"]:.1%} of the tokens{apart} (in PyTorch, before export)."""
     task = "text2text-generation" if builder == "seq2seq" else "text-generation"
-    return card.page(recipe, task, about, _use(recipe, builder) + card.form(recipe), measured)
+    return card.page(recipe, task, about, _use(recipe, builder, begin) + card.form(recipe), measured)
 
 
-def _use(recipe: Recipe, builder: str) -> str:
+def _use(recipe: Recipe, builder: str, begin: Sequence[int]) -> str:
     head_size = "shapes[name][3]"
     if builder == "genai":
         head_size = 'json.load(open("genai_config.json"))["model"]["decoder"]["head_size"]'
     loop = _SEQ2SEQ if builder == "seq2seq" else _DECODER.replace("HEAD_SIZE", head_size)
     text = f"{_START}{loop}{_end(recipe, 'answer')}```"
     if builder == "genai":
-        text += _GENAI.replace("END", _end(recipe, "generator.get_sequence(0)[len(ids) :]"))
+        encoded = f"{list(begin)} + list(tokenizer.encode(text))" if begin else "tokenizer.encode(text)"
+        end = _end(recipe, "generator.get_sequence(0)[len(ids) :]")
+        text += _GENAI.replace("ENCODED", encoded).replace("END", end)
     return text.replace("LIMIT", str(recipe.generate.max_new_tokens)) + _OPTIMUM.get(builder, "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from distillctl.data import eval_table, view_table
 from distillctl.data.view_table import ViewTable
@@ -13,6 +12,7 @@ from distillctl.data.views import CEILING, FLOOR, PUBLIC
 from distillctl.metrics import leakage, text
 from distillctl.recipe import Recipe, Text
 from distillctl.report import necessity
+from distillctl.runtimes import text_folder
 from distillctl.soft_labels import responses
 from distillctl.soft_labels.responses import Responses
 from distillctl.soft_labels.text import TextLabels
@@ -63,7 +63,7 @@ def compare(
         "artifact": str(workspace.folder("quantize") / _graph(facts["export"])),
         "builder": facts["export"]["builder"],
         "genai": (workspace.folder("quantize") / "genai_config.json").is_file(),
-        "begin": _begin(workspace) if facts["export"]["builder"] != "seq2seq" else [],
+        "begin": text_folder.begin(workspace.folder("quantize")) if facts["export"]["builder"] != "seq2seq" else [],
         "stop": list(task.stop),
         "max_new_tokens": task.max_new_tokens,
         "metrics": collect["metrics"] | {arm: text.corpus(task.metrics, found, *against) for arm, found in own.items()},
@@ -89,14 +89,6 @@ def compare(
 def _read(workspace: Workspace, context: str, split: str) -> Responses:
     """What was said, without the distributions."""
     return responses.read(workspace, context, split, TextLabels(Text()))
-
-
-def _begin(workspace: Workspace) -> list[int]:
-    """The special tokens with which a decoder's view begins."""
-    tokenizer = Tokenizer.from_file(str(workspace.folder("quantize") / "tokenizer.json"))
-    tokenizer.no_padding()
-    ids: list[int] = tokenizer.encode("").ids
-    return ids
 
 
 def _graph(export: dict[str, Any]) -> str:

@@ -23,8 +23,9 @@ class GenaiDecoder:
         """What its tokenizer does not take from `tokenizer.json`: max_view, tokens at which a view is cut; begin, the
         special tokens with which it begins."""
         self._max_view, self._begin = max_view, list(begin)
-        decoder = read_json(folder / CONFIG)["model"]["decoder"]
-        self._context: int = read_json(folder / CONFIG)["model"]["context_length"]
+        model = read_json(folder / CONFIG)["model"]
+        decoder = model["decoder"]
+        self._context: int = model["context_length"]
         self._per_token = (
             2 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"] * _VALUE_BYTES
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,10 +44,30 @@ def present(name: str) -> str:
     return name.replace("past_key_values.", "present.", 1)
 
 
-def logits_buffer(session: ort.InferenceSession) -> np.ndarray:
-    """Room for one step's logits, [1, 1, V]."""
+def greedy(
+    session: ort.InferenceSession,
+    binding: ort.IOBinding,
+    past: Past,
+    token: int,
+    steps: int,
+    stop_ids: Container[int],
+    before: Callable[[int], None] = lambda step: None,
+) -> Iterator[int]:
+    """What follows ``token``, the likeliest at each of at most ``steps`` steps, up to and with a stop id. ``before`` is
+    told each step's number, from 0. A step runs one token: its id and its logits stay in the same places."""
     output = next(value for value in session.get_outputs() if value.name == "logits")
-    return np.zeros((1, 1, output.shape[-1]), NUMPY_TYPES[output.type])
+    last, logits = np.zeros((1, 1), np.int64), np.zeros((1, 1, output.shape[-1]), NUMPY_TYPES[output.type])
+    binding.bind_cpu_input("input_ids", last)
+    binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
+    for step in range(steps):
+        if token in stop_ids:
+            return
+        last[0, 0] = token
+        before(step)
+        session.run_with_iobinding(binding)
+        past.advance(binding)
+        token = int(logits[0, 0].argmax())
+        yield token
 
 
 class Past(Protocol):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime import OrtValue
 
 from distillctl.runtimes import key_values
 from distillctl.runtimes.key_values import Past, SharedBuffers, SwappedOutputs
@@ -43,23 +42,11 @@ class OnnxDecoder(TextFolder):
         binding, past = self._session.io_binding(), self._past(len(view) + steps)
         token = int(self._prefill(binding, past, view)[0, -1].argmax())
         yield token
-        # From here on a step runs one token: its id and its logits stay in the same places.
-        last, logits = np.zeros((1, 1), np.int64), key_values.logits_buffer(self._session)
-        binding.bind_cpu_input("input_ids", last)
-        binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
-        for length in range(len(view), len(view) + steps - 1):
-            if token in self.stop_ids:
-                return
-            last[0, 0] = token
-            self._bind_positions(binding, length, 1)
-            self._session.run_with_iobinding(binding)
-            past.advance(binding)
-            token = int(logits[0, 0].argmax())
-            yield token
 
-    def generate(self, view: Sequence[int], max_new_tokens: int) -> list[int]:
-        """`stream`, whole."""
-        return list(self.stream(view, max_new_tokens))
+        def bind(step: int) -> None:
+            self._bind_positions(binding, len(view) + step, 1)
+
+        yield from key_values.greedy(self._session, binding, past, token, steps - 1, self.stop_ids, bind)
 
     def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
         """The logits that predict each token of ``response`` after ``view``, float32 [R, V], in one pass."""

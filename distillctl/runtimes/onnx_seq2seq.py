@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime import OrtValue
 
 from distillctl.runtimes import key_values
 from distillctl.runtimes.key_values import SwappedOutputs
@@ -40,23 +39,9 @@ class OnnxSeq2Seq(TextFolder):
         binding, past = self._encode(view), SwappedOutputs(self._own)
         token = int(self._first_step(binding, past, [self._start])[0, -1].argmax())
         yield token
-        # From here on a step runs one token: its id and its logits stay in the same places.
-        last, logits = np.zeros((1, 1), np.int64), key_values.logits_buffer(self._decoder)
         self._keep_cross(binding, past)
-        binding.bind_cpu_input("input_ids", last)
-        binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
-        for _ in range(1, min(max_new_tokens, self._positions)):
-            if token in self.stop_ids:
-                return
-            last[0, 0] = token
-            self._decoder.run_with_iobinding(binding)
-            past.advance(binding)
-            token = int(logits[0, 0].argmax())
-            yield token
-
-    def generate(self, view: Sequence[int], max_new_tokens: int) -> list[int]:
-        """`stream`, whole."""
-        return list(self.stream(view, max_new_tokens))
+        steps = min(max_new_tokens, self._positions) - 1
+        yield from key_values.greedy(self._decoder, binding, past, token, steps, self.stop_ids)
 
     def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
         """The logits that predict each token of ``response`` to ``view``, float32 [R, V], in one pass."""

@@ -1,9 +1,10 @@
-"""What lies beside a graph that answers with text: its tokenizer, its stop ids, its longest input."""
+"""What graphs that answer with text have in common: what lies beside them, and that they answer token by token."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from distillctl.errors import DataError
 UNLIMITED = 2**31
 
 
-class TextFolder:
+class TextFolder(ABC):
     """`tokenizer.json`, `config.json`, `generation_config.json` and `tokenizer_config.json` of an exported model.
 
     stop_ids: `eos_token_id`, one or several. max_length: tokens of view and response together for a decoder, of the
@@ -31,6 +32,14 @@ class TextFolder:
         limits = (config.get("max_position_embeddings"), tokenizer_config.get("model_max_length"), UNLIMITED)
         self.max_length: int = min(limit for limit in limits if limit is not None)
 
+    @abstractmethod
+    def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+        """The answer's token ids, each as soon as it is known."""
+
+    def generate(self, view: Sequence[int], max_new_tokens: int) -> list[int]:
+        """`stream`, whole."""
+        return list(self.stream(view, max_new_tokens))
+
     def encode(self, text: str) -> list[int]:
         """The view's token ids, with the special tokens that the tokenizer puts around it."""
         ids: list[int] = self.tokenizer.encode(text).ids
@@ -43,6 +52,14 @@ class TextFolder:
 
     def too_long(self, view: Sequence[int]) -> DataError:
         return DataError(f"the view has {len(view)} tokens, the model takes {self.max_length}")
+
+
+def begin(folder: Path) -> list[int]:
+    """The special tokens with which its tokenizer begins a decoder's view."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    ids: list[int] = tokenizer.encode("").ids
+    return ids
 
 
 def read_json(path: Path) -> dict[str, Any]:

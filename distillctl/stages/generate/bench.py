@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 
 from distillctl.data.views import CEILING
 from distillctl.recipe import Recipe, Text
+from distillctl.runtimes import text_folder
 from distillctl.runtimes.bench import Answers, Bench
 from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.interleaved import Run, writing_figures
@@ -41,10 +41,9 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     if (workspace.folder("quantize") / CONFIG).is_file():
         name = "deployed_genai"
         expected[name] = expected["deployed"]
-        tokenizer = Tokenizer.from_file(str(workspace.folder("quantize") / "tokenizer.json"))
         views = {
             "max_view": bench.facts("train")["max_length"] - recipe.generate.max_new_tokens,
-            "begin": tokenizer.encode("").ids,
+            "begin": text_folder.begin(workspace.folder("quantize")),
         }
         jobs |= bench.student(name, "genai", answer_tokens=_mean(expected[name]), **views, **limit)
     return bench.run(jobs, expected, _columns, writing_figures)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from distillctl import console
 from distillctl.data import view_table
@@ -16,8 +16,10 @@ from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, tex
 from distillctl.graphs.text_parity import Rows, TextParity
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe, Text, implementation
+from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.soft_labels import responses
+from distillctl.students import trained
 from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 
@@ -39,7 +41,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         )
         if found.ties:
             console.warn(f"{found.ties} answers part from PyTorch's where two logits tie")
-        text = text_card.render(recipe, collect, train, [_measured(graph, found)], builder)
+        text = text_card.render(recipe, collect, train, [_measured(graph, found)], builder, text_folder.begin(staged))
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     facts = {"architecture": type(model).__name__, "builder": builder, **asdict(graph), **asdict(found)}
@@ -52,11 +54,11 @@ def _build(
     """The graph's builder, the graph, and the PyTorch model."""
     opset = recipe.export.opset
     if train["encoder_decoder"]:
-        model = _load(recipe, source, AutoModelForSeq2SeqLM)
+        model = trained.model(recipe, source)
         console.note("export: tracing encoder and decoder")
         return "seq2seq", seq2seq.export(model, staged, opset), model
     graph = None if recipe.export.builder == "trace" else _genai(recipe, source, staged, train)
-    model = _load(recipe, source, AutoModelForCausalLM)  # after the builder, which has loaded its own
+    model = trained.model(recipe, source)  # after the builder, which has loaded its own
     if graph is not None:
         return "genai", graph, model
     console.note("export: tracing")
@@ -71,7 +73,7 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any])
     console.note("export: building")
     try:
         graph = genai_builder.export(
-            source, staged, train["stop_ids"], train["max_length"], trust_remote_code=_remote_code(recipe)
+            source, staged, train["stop_ids"], train["max_length"], trust_remote_code=trained.trusted(recipe)
         )
     except genai_builder.Unsupported as error:
         if needed:
@@ -82,26 +84,10 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any])
     return graph
 
 
-def _load(recipe: Recipe, source: Path, auto: Any) -> PreTrainedModel:
-    with console.libraries_quiet():
-        model: PreTrainedModel = auto.from_pretrained(
-            source,
-            dtype="float32",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=_remote_code(recipe),
-        )
-    return model
-
-
-def _remote_code(recipe: Recipe) -> bool:
-    return bool(getattr(recipe.student, "trust_remote_code", False))  # train has said what that means
-
-
 def _rows(recipe: Recipe, workspace: Workspace, source: Path, graph: OnnxGenerator) -> Rows:
     """The eval rows: simplified views, and the teacher's responses in the student's tokens."""
     table = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=_remote_code(recipe))
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trained.trusted(recipe))
     views = text_parity.views(graph, tokenizer, table.id, table.simplified)
     said = responses.read(workspace, "full", "eval", implementation(Text())(Text()))
     stop, limit = min(graph.stop_ids), recipe.generate.max_new_tokens

@@ -21,7 +21,9 @@ from distillctl.quantizers import search, texts
 from distillctl.quantizers.search import FP32
 from distillctl.quantizers.texts import Answers
 from distillctl.recipe import CANDIDATES, Recipe, implementation
+from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
+from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.soft_labels import responses
 from distillctl.soft_labels.responses import Responses
 from distillctl.students.trained import without_weights
@@ -47,13 +49,13 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
                 staged,
                 folders,
                 {name: answers[name].figures(scores[name]) for name in folders},
-                {"bytes": search.graph_bytes(exported), "score": scores[FP32], "p50_ms": answers[FP32].p50_ms},
+                {"bytes": graph_bytes(exported), "score": scores[FP32], "p50_ms": answers[FP32].p50_ms},
                 recipe.quantize.gate,
                 "token",
             )
         chosen = settled.chosen.name
         _write_eval(staged / "eval.parquet", held_out.views.id, said[chosen], answers[chosen])
-        text = text_card.render(recipe, collect, train, settled.shown, export["builder"])
+        text = text_card.render(recipe, collect, train, settled.shown, export["builder"], text_folder.begin(staged))
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     return Outcome(outputs, settled.facts)
