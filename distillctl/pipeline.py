@@ -175,11 +175,7 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
 def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
     states = {state.stage: state for state in status(recipe, workspace)}
     for name in one.upstream:
-        if states[name].state != "fresh":
-            why = f": {'; '.join(states[name].why)}" if states[name].why else ""
-            raise UpstreamError(
-                f"{one.name} needs {name}, which is {states[name].state}{why}", next=_command(name, recipe, workspace)
-            )
+        refuse_unless_fresh(one.name, states[name], recipe, workspace)
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         return Ran(one.name, manifest, reused=True, seconds=0.0)
@@ -200,6 +196,15 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
             one.name, recipe=part(recipe, one), inputs=read, outcome=outcome, seed=recipe.seed, seconds=seconds
         )
     return Ran(one.name, manifest, reused=False, seconds=seconds)
+
+
+def refuse_unless_fresh(who: str, state: State, recipe: Recipe, workspace: Workspace) -> None:
+    """UpstreamError, with the command that mends it, when what ``who`` reads is not fresh."""
+    if state.state != "fresh":
+        why = f": {'; '.join(state.why)}" if state.why else ""
+        raise UpstreamError(
+            f"{who} needs {state.stage}, which is {state.state}{why}", next=_command(state.stage, recipe, workspace)
+        )
 
 
 def _hub_models(recipe: Recipe) -> dict[str, str]:

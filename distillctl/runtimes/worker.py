@@ -10,7 +10,8 @@ JSON lines. First the job on stdin: ``threads``, ``texts``, and ``runtime``:
   chat template), ``cached``; to choose labels ``label_words`` (with their prefix) and ``log_prior`` (or null), to write
   ``stop_ids``.
 
-What writes also wants ``limit``, tokens of an answer at most, and ``answer_tokens``, what is usual. All but "torch"
+What writes also wants ``limit``, tokens of an answer at most, and ``answer_tokens``, what is usual; "onnx_text" takes
+``until``: "limit", to write that many whether or not the answer would have ended. All but "torch"
 import neither torch nor transformers, so that the peak memory is what an app would see.
 
 The answer says what loading took. Then, until stdin ends, each ``{"start": i, "count": n, "seconds": s or null}`` runs
@@ -98,6 +99,8 @@ def _onnx_text(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
 
     imported = time.perf_counter()
     writer = open_generator(Path(job["folder"]), threads=job["threads"])
+    if job.get("until") == "limit":
+        writer.stop_ids = set()
     return _writing(job, writer, _loading(began, imported, time.perf_counter()))
 
 
