@@ -37,7 +37,9 @@ class Graph(_Closed):
     libraries: tuple[str, ...] = ()
     against_onnx: dict[str, Any] = {}
     """How it answers the held-out rows, against the graph that quantize measured: rows, max_logit_difference,
-    same_label."""
+    same_label; of a writing model's, rows and same_answers."""
+    other_ids: tuple[str, ...] = ()
+    """Of a text-in graph: those of some odd texts (`text_in.ODD_TEXTS`) that it gives other ids than the tokenizer."""
 
 
 class Example(_Closed):

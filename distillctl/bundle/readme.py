@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distillctl.bundle import contents, mobile, text_in
@@ -25,10 +26,10 @@ def of_labels(
     tokens = (
         f"`{text_in.FILE}` takes the text itself: its tokenizer is inside, as operators of onnxruntime-extensions. On "
         f"all {graphs[text_in.FILE].against_onnx['rows']:,} held-out rows it gives the very token ids of "
-        "`tokenizer.json`; Kotlin and Swift use it. Special tokens that a text spells out (`[SEP]`) are plain text to it."
+        f"`tokenizer.json`{_odd(graphs[text_in.FILE].other_ids)}. Kotlin and Swift use it."
         if inside
-        else "ONNX Runtime makes no token ids: an app needs a tokenizer that reads `tokenizer.json`, or a bundle with a "
-        "graph that takes the text itself (`distillctl export RECIPE --bundle --text-in`)."
+        else "ONNX Runtime makes no token ids: an app needs a tokenizer that reads `tokenizer.json`, or a bundle with "
+        "a graph that takes the text itself (`distillctl export RECIPE --bundle --text-in`)."
     )
     use = f"""Each of these loads exactly the files here: `snippets/classify.py`, `snippets/classify.mjs` (browser and
 Node), `snippets/Classifier.kt` (Android), `snippets/Classifier.swift` (iOS, macOS).
@@ -51,8 +52,8 @@ def of_texts(
     """A writing model's. task: the hub's name; use: the card's code."""
     genai = "genai_config.json" in files
     apps = (
-        "`snippets/Writer.kt` is for Android, with onnxruntime-genai, which brings tokenizer and loop. For Apple systems "
-        "onnxruntime-genai has a C interface and no Swift package."
+        "`snippets/Writer.kt` is for Android, with onnxruntime-genai, which brings tokenizer and loop. For Apple "
+        "systems onnxruntime-genai has a C interface and no Swift package."
         if genai
         else "onnxruntime-genai does not run this graph: in an app, write the loop of `snippets/answer.py` and use a "
         "tokenizer that reads `tokenizer.json`."
@@ -64,6 +65,14 @@ def _page(recipe: Recipe, task: str, about: str, use: str, figures: tuple[list[d
     rows, machine = figures
     page = card.page(recipe, task, about, use, rows)
     return page.replace("\n## Provenance", f"\n{machine}\n\n## Provenance", 1) if machine else page
+
+
+def _odd(texts: Sequence[str]) -> str:
+    """What it reads otherwise, as JSON strings: what is odd in a text is not always seen."""
+    tried = f"of {len(text_in.ODD_TEXTS)} odd texts that were tried"
+    if not texts:
+        return f", and on all {tried}"
+    return f"; {tried} it reads otherwise: " + ", ".join(f"`{json.dumps(text)}`" for text in texts)
 
 
 def _rest(files: Mapping[str, File], verdicts: Mapping[str, Any]) -> str:

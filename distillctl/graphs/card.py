@@ -90,8 +90,8 @@ On the held-out rows.
 
 {table(made_from)}
 
-A licence is quoted from the model card beside the files or from the GGUF file, where it says one. The weights derive from all three; look
-at the terms of each before you pass them on.
+A licence is quoted from the model card beside the files or from the GGUF file, where it says one. The weights derive
+from all three; look at the terms of each before you pass them on.
 """
 
 

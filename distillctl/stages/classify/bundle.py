@@ -51,7 +51,8 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dic
     }
     graphs = {name: _graph(name, agreed) for name in ["model.onnx", *converted]}
     if text_in.FILE in found:
-        graphs[text_in.FILE] = _graph(text_in.FILE, agreed)
+        odd = tuple(text_in.odd_texts(folder, max_length))
+        graphs[text_in.FILE] = _graph(text_in.FILE, agreed).model_copy(update={"other_ids": odd})
     (folder / "labels.json").write_text(code.labels_json(labels), encoding="utf-8")
     code.of_labels(
         folder,

@@ -47,9 +47,7 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
     verdicts = made.verdicts()
     about = text_card.description(made.facts("collect"), made.facts("train"))
     use = text_card.use(recipe, builder, begin)
-    text = readme.of_texts(
-        recipe, text_card.task(builder), about, use, made.files(), verdicts, made.figures("token")
-    )
+    text = readme.of_texts(recipe, text_card.task(builder), about, use, made.files(), verdicts, made.figures("token"))
     (folder / "README.md").write_text(text, encoding="utf-8")
     view = answers.views(views.input[0], views.simplified[0])[0]
     return made.close([], made.facts("train")["max_length"], graphs, answers.written(folder, view), verdicts)
