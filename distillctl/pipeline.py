@@ -169,7 +169,8 @@ def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = Fals
 
 
 def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
-    """All stages in order but those made on request, skipping what is fresh. A model that is not there is told before anything is paid for."""
+    """All stages in order but those made on request, skipping what is fresh. A model that is not there is told before
+    anything is paid for."""
     for find in (references.teacher, references.student):
         find(recipe)
     with workspace.lock():

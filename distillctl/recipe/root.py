@@ -45,8 +45,8 @@ class Recipe(Closed):
     def _text_in_is_for_labels(self) -> Recipe:
         if self.bundle.text_in and not isinstance(self.task, Classify):
             raise ValueError(
-                "bundle.text_in: a graph with the tokenizer inside is for task.kind: classify; a model that writes needs "
-                "its tokenizer at every step"
+                "bundle.text_in: a graph with the tokenizer inside is for task.kind: classify; a model that writes "
+                "needs its tokenizer at every step"
             )
         return self
 
