@@ -39,7 +39,7 @@ def views(input: str, simplified: str) -> list[str]:
 
 def surest(folder: Path, labels: Sequence[str], texts: Sequence[str], max_length: int) -> Example:
     """The example: of ``texts``, the one whose label is the clearest to `model.onnx`."""
-    logits = OnnxClassifier(folder).logits(texts)
+    logits = OnnxClassifier(folder, max_length=max_length).logits(texts)
     second, first = np.sort(logits, axis=-1)[:, -2:].T
     at = int(np.argmax(first - second))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -53,10 +53,10 @@ def surest(folder: Path, labels: Sequence[str], texts: Sequence[str], max_length
     )
 
 
-def label_logits(folder: Path, name: str, graph: Graph, texts: Sequence[str]) -> np.ndarray:
+def label_logits(folder: Path, name: str, graph: Graph, texts: Sequence[str], max_length: int) -> np.ndarray:
     """Logits, float32 [N, K], of one graph of a bundle."""
     if graph.takes == "ids":
-        return OnnxClassifier(folder, file=name).logits(texts)
+        return OnnxClassifier(folder, file=name, max_length=max_length).logits(texts)
     opened = text_in.session(folder / name)
     return np.concatenate([opened.run(["logits"], {"text": [text]})[0] for text in texts])
 

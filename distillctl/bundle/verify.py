@@ -140,7 +140,7 @@ def _answers(folder: Path, listing: Listing) -> dict[str, str]:
 def _asked(folder: Path, listing: Listing, name: str, graph: Graph) -> str | None:
     example = listing.example
     if listing.task == "classify":
-        [logits] = answers.label_logits(folder, name, graph, [example.text])
+        [logits] = answers.label_logits(folder, name, graph, [example.text], listing.max_length)
         return answers.difference(example, listing.labels, logits)
     again = answers.written(folder, example.text, f".{graph.format}")
     if again.ids != example.ids:

@@ -36,7 +36,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
 
 def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dict[str, Any]:
     folder, labels = made.folder, recipe.task.names
-    onnx = OnnxClassifier(folder).logits(views.simplified)
+    onnx = OnnxClassifier(folder, max_length=max_length).logits(views.simplified)
     found: dict[str, np.ndarray] = {}
     if recipe.bundle.text_in:
         console.note("bundle: the tokenizer into the graph")
@@ -44,14 +44,14 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dic
         found[text_in.FILE] = text_in.check(folder, max_length, views.id, views.simplified)
     converted = _ort(folder)
     for name in converted:
-        found[name] = OnnxClassifier(folder, file=name).logits(views.simplified)
+        found[name] = OnnxClassifier(folder, file=name, max_length=max_length).logits(views.simplified)
     agreed = {
         name: agreement.of_labels(name, views.id, onnx, logits, recipe.export.max_logit_difference)
         for name, logits in found.items()
     }
     graphs = {name: _graph(name, agreed) for name in ["model.onnx", *converted]}
     if text_in.FILE in found:
-        odd = tuple(text_in.odd_texts(folder, max_length))
+        odd = tuple(text_in.other_ids(folder, max_length))
         graphs[text_in.FILE] = _graph(text_in.FILE, agreed).model_copy(update={"other_ids": odd})
     (folder / "labels.json").write_text(code.labels_json(labels), encoding="utf-8")
     code.of_labels(
@@ -68,7 +68,11 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dic
     about = card.description(recipe, made.facts("collect"), made.facts("train"))
     text = readme.of_labels(recipe, about, made.files(), graphs, verdicts, made.figures("label"))
     (folder / "README.md").write_text(text, encoding="utf-8")
-    example = answers.surest(folder, labels, answers.views(views.input[0], views.simplified[0]), max_length)
+    texts = answers.views(views.input[0], views.simplified[0])
+    if text_in.FILE in found:  # all graphs are asked the same, so all have to read the same
+        others = text_in.other_ids(folder, max_length, texts)
+        texts = [text for text in texts if text not in others] or [""]
+    example = answers.surest(folder, labels, texts, max_length)
     return made.close(labels, max_length, graphs, example, verdicts)
 
 
