@@ -29,9 +29,7 @@ class OnnxClassifier:
     """A folder with `model.onnx` (``file``), `config.json` and `tokenizer.json`: text in, label logits out. Texts are
     cut at ``max_length`` tokens, if it is given."""
 
-    def __init__(
-        self, folder: Path, threads: int = 1, file: str = "model.onnx", max_length: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, threads: int = 1, file: str = "model.onnx", max_length: int | None = None) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.labels = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
