@@ -26,7 +26,7 @@ from distillctl.references import ModelSource
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages.classify import bundle
 from distillctl.workspace import Outcome, Workspace, file_digest, tree_digest
-from tests import bundled, project, tiny
+from tests import bundled, project
 
 
 @pytest.fixture(scope="module")

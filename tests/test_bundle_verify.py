@@ -226,7 +226,7 @@ def outside_weights(folder: Path, location: str) -> None:
 def test_weights_outside_the_bundle(folder, absolute):
     place = str(folder.parent / "weights.bin") if absolute else "../weights.bin"
     outside_weights(folder, place)
-    with pytest.raises(GateFailed, match="reads .*weights.bin.*none of the files"):
+    with pytest.raises(GateFailed, match=r"reads .*weights.bin.*none of the files"):
         verify(folder)
 
 
@@ -242,7 +242,7 @@ def test_a_graph_that_answers_otherwise(folder):
     tokens = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     bundled.graph(folder, len(tokens), seed=1)
     bundled.reseal(folder)
-    with pytest.raises(GateFailed, match="model.onnx says"):
+    with pytest.raises(GateFailed, match=r"model\.onnx says"):
         verify(folder)
 
 
