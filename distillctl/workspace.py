@@ -27,7 +27,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from distillctl.errors import Unavailable, UpstreamError
 
 MANIFEST = "manifest.json"
-LIBRARIES = ("distillctl", "torch", "transformers", "optimum", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers")
+LIBRARIES = (
+    "distillctl",
+    "torch",
+    "transformers",
+    "optimum",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "onnxruntime-extensions",
+    "tokenizers",
+)
 
 
 # ── fingerprints ─────────────────────────────────────────────────────────────────────────────────

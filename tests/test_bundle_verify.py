@@ -175,6 +175,15 @@ def test_a_link_in_the_archive(packed):
         verify(packed)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("README.md/inside", "lies in a file"), ("a" * 300, "too long"), ("a/", "leaves the bundle")]
+)
+def test_names_that_no_folder_can_hold(packed, name, told):
+    spoilt(packed, lambda entries: [*entries, (zipfile.ZipInfo(name), b"")])
+    with pytest.raises(GateFailed, match=told):
+        verify(packed)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_twice_in_the_archive(packed):
     spoilt(packed, lambda entries: [*entries, entries[0]])
@@ -306,6 +315,19 @@ def test_its_exit_codes(folder, packed):
     assert "tokenizer.json is damaged" in done.stderr
     assert project.run("bundle", "verify", folder / "nothing").returncode == 3
     assert project.run("bundle", "check").returncode == 2
+
+
+def test_what_cannot_be_read_is_told(folder):
+    (folder / "labels.json").chmod(0)
+    done = subprocess.run(
+        project.command("bundle", "verify", folder),
+        capture_output=True,
+        text=True,
+        env=project.environment(),
+        preexec_fn=project.without_root_rights,
+    )
+    assert done.returncode == 5, done.stderr
+    assert "labels.json: cannot be read" in done.stderr
 
 
 def test_a_full_disk_is_told(packed):

@@ -30,3 +30,11 @@ def test_one_that_none_takes(tmp_path):
     found = graph(tmp_path, "Det", [1, 4, 4])
     assert found["NNAPI"]["unknown_operators"] == ["ai.onnx:Det"]
     assert mobile.advice(found).startswith("the CPU provider; neither")
+
+
+def test_one_that_the_check_does_not_read(tmp_path, capfd):
+    (tmp_path / "a.onnx").write_bytes(b"no graph")
+    found = mobile.check(tmp_path / "a.onnx")
+    assert found == {}
+    assert "does not read a.onnx" in capfd.readouterr().err
+    assert "could not read it" in mobile.advice(found)

@@ -18,6 +18,8 @@ _MODE = stat.S_IFREG | 0o644
 _UNIX = 3
 _CHUNK = 1 << 20
 _MAX_FILES = 10_000
+_MAX_NAME = 255
+"""Bytes, of a file's name without its folders: what file systems take."""
 
 
 def files(folder: Path) -> Iterator[str]:
@@ -68,7 +70,9 @@ def unpack(path: Path, folder: Path) -> None:
 def check_name(name: str) -> str | None:
     """What is wrong with the name of a file in a bundle, or None."""
     parts = name.split("/")
-    if not name or any(part in ("", ".", "..") for part in parts):
+    if any(len(part.encode()) > _MAX_NAME for part in parts):
+        return "a name that is too long"
+    if any(part in ("", ".", "..") for part in parts):
         return "an absolute path, or one that leaves the bundle"
     if "\\" in name or ":" in name or "\0" in name or PurePosixPath(name).is_absolute():
         return "a name that is a path on some systems"
@@ -79,6 +83,7 @@ def _check(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
     names = [entry.filename for entry in entries]
     if len(names) > _MAX_FILES:
         raise GateFailed(f"{len(names):,} files are listed, a bundle has a few", where=str(path))
+    files = {PurePosixPath(name) for name in names}
     for entry in entries:
         # What zipfile cuts or replaces in a name is looked at too.
         for name in (entry.filename, entry.orig_filename):
@@ -88,6 +93,8 @@ def _check(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
             raise GateFailed(f"{entry.filename} is a link or a device, not a file", where=str(path))
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise GateFailed(f"{entry.filename} is compressed; a bundle's files are stored", where=str(path))
+        if set(PurePosixPath(entry.filename).parents) & files:
+            raise GateFailed(f"{entry.filename} lies in a file", where=str(path))
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise GateFailed(f"{twice} is listed twice", where=str(path))
     if (total := sum(entry.file_size for entry in entries)) > size:

@@ -12,6 +12,7 @@ from onnxruntime.tools.mobile_helpers import usability_checker
 from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
 
 from distillctl import console
+from distillctl.errors import first_line
 
 _Check = Callable[[onnx.ModelProto, bool], Any]
 _PROVIDERS: dict[str, _Check] = {
@@ -29,8 +30,17 @@ def check(graph: Path) -> dict[str, Any]:
     """Provider → for the graph as it is and with its shapes fixed: verdict (yes, maybe, no), nodes it could take of
     all, pieces the graph falls into; and the operators it does not know.
 
-    As `onnxruntime.tools.check_onnx_model_mobile_usability` finds it, after the same basic optimisation.
+    As `onnxruntime.tools.check_onnx_model_mobile_usability` finds it, after the same basic optimisation. Empty, with a
+    warning, for a graph that its shape inference does not get through: that is no fault of the graph.
     """
+    try:
+        return _check(graph)
+    except Exception as error:
+        console.warn(f"onnxruntime's check for phones does not read {graph.name}: {first_line(error)}")
+        return {}
+
+
+def _check(graph: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, console.libraries_quiet():
         optimised = Path(scratch) / graph.name
         optimize_model(graph, optimised, use_external_initializers=True)
@@ -57,6 +67,8 @@ def _verdict(found: Any) -> dict[str, Any]:
 
 def advice(found: dict[str, Any]) -> str:
     """One graph's verdicts in a sentence."""
+    if not found:
+        return "the CPU provider; onnxruntime's check could not read it"
     useful = [name for name, one in found.items() if one["as_is"]["verdict"] != "no"]
     fixable = [name for name, one in found.items() if name not in useful and one["fixed_shapes"]["verdict"] != "no"]
     if useful:

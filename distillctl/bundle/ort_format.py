@@ -33,7 +33,7 @@ def convert(folder: Path, *, listed_too: Sequence[Path] = (), library: str | Non
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         own = Path(scratch)
         for path in [*folder.glob("*.onnx*"), *listed_too]:
-            (own / path.name).hardlink_to(path)
+            shutil.copyfile(path, own / path.name)
         with console.libraries_quiet():
             logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
             convert_onnx_models_to_ort(

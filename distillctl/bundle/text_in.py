@@ -27,6 +27,7 @@ EXTENSIONS = "onnxruntime-extensions"
 _DOMAIN = "ai.onnx.contrib"
 _WHERE = "bundle.text_in"
 _PREFIX = "text_in/"
+_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 _PROBE = "a"
 ODD_TEXTS = (
     "",
@@ -79,11 +80,13 @@ def build(folder: Path, max_length: int) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    operator = _operator(tokenizer, folder)
-    frame = _Frame.of(tokenizer, operator)
     model = onnx.load(folder / "model.onnx")
     graph = model.graph
-    nodes, constants = _front(operator, frame, max_length, [value.name for value in graph.input])
+    inputs = [value.name for value in graph.input]
+    if unknown := sorted({*inputs} - _INPUTS):
+        raise RecipeError(f"the graph takes {', '.join(unknown)} too, which no tokenizer makes", where=_WHERE)
+    operator = _operator(tokenizer, folder)
+    nodes, constants = _front(operator, _Frame.of(tokenizer, operator), max_length, inputs)
     label = helper.make_node("ArgMax", ["logits"], ["label"], name=f"{_PREFIX}label", axis=-1, keepdims=0)
     body = list(graph.node)
     del graph.node[:], graph.input[:]

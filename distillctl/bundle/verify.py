@@ -16,15 +16,22 @@ from pydantic import ValidationError
 
 from distillctl.bundle import answers, archive, text_in
 from distillctl.bundle.listing import MAX_BYTES, NAME, Graph, Listing
-from distillctl.errors import DataError, DistillctlError, GateFailed, first_line
+from distillctl.errors import DataError, DistillctlError, GateFailed, Unavailable, first_line
 from distillctl.workspace import MANIFEST, file_digest, writable
 
 _NEXT = "distillctl export RECIPE --bundle  makes it anew"
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """What was found; DataError where ``path`` is no bundle, GateFailed with all that differs where it is not as it was
-    made."""
+    """What was found; DataError where ``path`` is no bundle, Unavailable where it cannot be read, GateFailed with all
+    that differs where it is not as it was made."""
+    try:
+        return _verify(path)
+    except OSError as error:
+        raise Unavailable(f"cannot be read: {error.strerror or error}", where=str(error.filename or path)) from error
+
+
+def _verify(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return {"path": str(path)} | _folder(path, {MANIFEST})  # the run directory's own record, where it was made
     if not path.is_file():
