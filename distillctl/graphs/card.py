@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from gguf import GGUFReader
 
 from distillctl import references
 from distillctl.errors import DistillctlError
+from distillctl.graphs import gguf_header
 from distillctl.recipe import FromConfigStudent, Recipe
 
 _NOT_STATED = "not stated"
@@ -136,8 +136,7 @@ def _licence(recipe: Recipe, reference: str, revision: str | None) -> str:
     try:
         path = references.model(reference, recipe.folder, revision=revision, where="").path
         if path is not None and path.suffix == ".gguf" and not (path.parent / "README.md").is_file():
-            field = GGUFReader(path).get_field("general.license")
-            return str(field.contents()) if field else _NOT_STATED
+            return gguf_header.general(path).get("license") or _NOT_STATED
         folder = path if path is None or path.is_dir() else path.parent
         text = "" if folder is None else (Path(folder) / "README.md").read_text(encoding="utf-8")
         header = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
