@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,27 @@ def test_the_python_code_answers(made):
         readable = said["answer_genai.py"].split("\ufffd")[0].strip()
         assert readable
         assert readable == said["answer.py"].split("\ufffd")[0].strip()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm")
+def test_the_javascript_answers(made, npm):
+    _, space, _ = made
+    graph = open_generator(space.folder("bundle"))
+    shutil.rmtree(npm / "bundle", ignore_errors=True)
+    shutil.copytree(space.folder("bundle"), npm / "bundle")
+    for text in tiny_text.texts(3):
+        command = ["node", npm / "bundle" / "snippets" / "answer.mjs", text]
+        done = subprocess.run(command, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        answer = graph.decode(graph.generate(graph.encode(text), exported_text.MAX_NEW_TOKENS))
+        assert done.stdout.decode().strip() == answer.strip()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
+def test_the_javascript_is_javascript(made):
+    _, space, _ = made
+    subprocess.run(["node", "--check", space.folder("bundle") / "snippets" / "answer.mjs"], check=True)
 
 
 def test_kotlin_is_there_where_genai_runs_it(made):

@@ -33,9 +33,11 @@ def of_labels(folder: Path, **known: Any) -> list[str]:
 
 
 def of_texts(folder: Path, name: str, code: str, genai: str | None, **known: Any) -> list[str]:
-    """For a model that writes. code, genai: as the card has them, with `text = "…"`; known, where there is genai: begin
-    (special tokens in front of a view), max_new_tokens."""
-    written = _render(folder, ["Writer.kt"] if genai else [], {"name": name, **known})
+    """For a model that writes. code, genai: as the card has them, with `text = "…"`. known: graphs (decoder, encoder:
+    the files that an app loads), caches ([name, heads, size] of the decoder's keys and values), start (the decoder's
+    first token where there is an encoder), ends (tokens that end an answer), stop (strings that do), begin (special
+    tokens that onnxruntime-genai's tokenizer leaves out), max_new_tokens."""
+    written = _render(folder, ["answer.mjs", *(["Writer.kt"] if genai else [])], {"name": name, **known})
     for file, body, packages in (
         ("answer.py", code, "onnxruntime tokenizers numpy"),
         ("answer_genai.py", genai, "onnxruntime-genai"),

@@ -55,9 +55,10 @@ def of_texts(
         "`snippets/Writer.kt` is for Android, with onnxruntime-genai, which brings tokenizer and loop. For Apple "
         "systems onnxruntime-genai has a C interface and no Swift package."
         if genai
-        else "onnxruntime-genai does not run this graph: in an app, write the loop of `snippets/answer.py` and use a "
-        "tokenizer that reads `tokenizer.json`."
+        else "onnxruntime-genai does not run this graph: in Kotlin or Swift, write the loop of `snippets/answer.py` "
+        "and use a tokenizer that reads `tokenizer.json`."
     )
+    apps = f"`snippets/answer.py` and `snippets/answer.mjs` (browser and Node) load exactly the files here. {apps}"
     return _page(recipe, task, about, f"{use}{card.form(recipe)}\n\n{apps}\n\n{_rest(files, verdicts)}", figures)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from distillctl.bundle import answers, code, contents, draft, ort_format, readme
@@ -12,8 +13,12 @@ from distillctl.data.view_table import ViewTable
 from distillctl.errors import GateFailed
 from distillctl.graphs import text_card
 from distillctl.recipe import Recipe
-from distillctl.runtimes import text_folder
+from distillctl.runtimes import key_values, text_folder
+from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.onnx_generator import open_generator
+from distillctl.runtimes.onnx_seq2seq import OnnxSeq2Seq
+from distillctl.runtimes.onnxruntime import session
+from distillctl.runtimes.text_folder import read_json
 from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 ROWS = 8
@@ -43,7 +48,7 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
     begin = text_folder.begin(folder)
     genai = f'text = "…"\n{text_card.genai_code(recipe, begin)}' if builder == "genai" else None
     written = text_card.code(recipe, builder)
-    code.of_texts(folder, recipe.name, written, genai, begin=begin, max_new_tokens=recipe.generate.max_new_tokens)
+    code.of_texts(folder, recipe.name, written, genai, **_known(recipe, folder, ".ort" if converted else ".onnx"))
     verdicts = made.verdicts()
     about = text_card.description(made.facts("collect"), made.facts("train"))
     use = text_card.use(recipe, builder, begin)
@@ -51,6 +56,25 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
     (folder / "README.md").write_text(text, encoding="utf-8")
     view = answers.views(views.input[0], views.simplified[0])[0]
     return made.close([], made.facts("train")["max_length"], graphs, answers.written(folder, view), verdicts)
+
+
+def _known(recipe: Recipe, folder: Path, suffix: str) -> dict[str, Any]:
+    """What the snippets are filled in with."""
+    graph = open_generator(folder)
+    encoder_decoder = isinstance(graph, OnnxSeq2Seq)
+    decoder = "decoder_model_merged" if encoder_decoder else "model"
+    genai = read_json(folder / CONFIG)
+    head_size = genai["model"]["decoder"]["head_size"] if genai else None
+    found = key_values.caches(session(folder / f"{decoder}.onnx", 1), head_size)
+    return {
+        "graphs": {"decoder": f"{decoder}{suffix}", "encoder": f"encoder_model{suffix}"},
+        "caches": [[name, cache.heads, cache.size] for name, cache in found.items()],
+        "start": graph.config["decoder_start_token_id"] if encoder_decoder else None,
+        "ends": sorted(graph.stop_ids),
+        "stop": recipe.generate.stop,
+        "begin": text_folder.begin(folder),
+        "max_new_tokens": recipe.generate.max_new_tokens,
+    }
 
 
 def _same_answers(made: Draft, views: ViewTable) -> dict[str, Any]:
