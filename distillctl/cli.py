@@ -48,7 +48,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and er
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr.")]
 
 
-def command(name: str, help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command whose errors become messages and exit codes."""
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
@@ -71,7 +71,7 @@ def command(name: str, help: str) -> Callable[[Callable[..., None]], Callable[..
                 console.bug(problem)
                 raise typer.Exit(1) from None
 
-        app.command(name, help=help)(guarded)
+        group.command(name, help=help)(guarded)
         return guarded
 
     return register
@@ -122,7 +122,37 @@ def _stage(name: str, help: str) -> None:
 
 _stage("collect", "Teacher soft labels under the full context, and the arms they are compared with.")
 _stage("train", "The student, on the simplified context.")
-_stage("export", "ONNX, checked against PyTorch.")
+
+
+@command("export", "ONNX, checked against PyTorch; and, with --bundle, all that an app needs in one folder.")
+def export(
+    recipe: RecipePath,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="From what quantize chose, make bundle/ and bundle.zip.")
+    ] = False,
+    text_in: Annotated[
+        bool, typer.Option("--text-in", help="In the bundle, a graph with the tokenizer inside, too.")
+    ] = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    from distillctl import pipeline, summaries
+
+    if text_in and not bundle:
+        raise UsageError("--text-in goes with --bundle", next=f"distillctl export {recipe} --bundle --text-in")
+    name = "bundle" if bundle else "export"
+    loaded, workspace = _open(recipe, run_dir, [*(set_ or ()), *["bundle.text_in=true"] * text_in])
+    if dry_run:
+        return _plan(loaded, workspace, [name])
+    ran = pipeline.stage(name, loaded, workspace, force=force)
+    console.result(summaries.as_json(ran), *summaries.readable(ran))
+
+
 _stage("quantize", "Smaller ONNX, gated on quality.")
 _stage("bench", "Latency, memory and size, the way a phone would see them.")
 
@@ -172,7 +202,7 @@ def run(
 
     loaded, workspace = _open(recipe, run_dir, set_)
     if dry_run:
-        return _plan(loaded, workspace, list(pipeline.STAGES))
+        return _plan(loaded, workspace, [name for name, stage in pipeline.STAGES.items() if not stage.on_request])
     done = []
     for ran in pipeline.run(loaded, workspace, force=force):
         if ran.reused:
@@ -182,6 +212,35 @@ def run(
         done.append(ran)
     outcome = summaries.as_json(done[-1]) | {"stages": {ran.stage: summaries.brief(ran) for ran in done}}
     console.result(outcome, *summaries.readable(done[-1]), summaries.report_path(workspace))
+
+
+# ── bundles ──────────────────────────────────────────────────────────────────────────────────────
+
+bundles = typer.Typer(
+    help="What `distillctl export RECIPE --bundle` made.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(bundles, name="bundle")
+
+
+@bundles.callback()
+def _bundles() -> None:
+    pass  # with it, a group of one command stays a group
+
+
+@command("verify", "Check names, sizes and hashes, open every graph, and ask for the recorded answer.", bundles)
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder or the .zip.", show_default=False)],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    from distillctl import summaries
+    from distillctl.bundle.verify import verify as check
+
+    found = check(path)
+    console.result(found, *summaries.verified(found))
 
 
 # ── around them ──────────────────────────────────────────────────────────────────────────────────

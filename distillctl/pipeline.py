@@ -6,12 +6,13 @@ import contextlib
 import importlib
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from distillctl import console, references
+from distillctl.bundle import figures
 from distillctl.data import examples, responses, views
 from distillctl.errors import UpstreamError
 from distillctl.recipe import Recipe, dump, flatten
@@ -30,6 +31,10 @@ class Stage:
     """Recipe key → fingerprint of what it names."""
     check: Callable[[Recipe], None] = lambda recipe: None
     """What recipe and data alone can show to be wrong, found before torch is imported."""
+    besides: Callable[[Workspace], dict[str, str]] = lambda workspace: {}
+    """Stage → fingerprint of what it takes where it is there, and does without otherwise."""
+    on_request: bool = False
+    """`run` does not make it, and `status` shows it only once it was made."""
 
     def run(self, recipe: Recipe, workspace: Workspace) -> Outcome:
         """Do it; all but the report do different work for labels and for text. Only now is torch imported."""
@@ -69,6 +74,13 @@ STAGES = {
         Stage("quantize", ("quantize",), ("collect", "train", "export")),
         Stage("bench", ("seed", "bench"), ("collect", "train", "export", "quantize"), _teacher_files),
         Stage("report", ("name", "seed", "report"), ("collect", "train", "export", "quantize", "bench")),
+        Stage(
+            "bundle",
+            ("name", "bundle"),
+            ("collect", "train", "export", "quantize"),
+            besides=figures.bench_fingerprint,
+            on_request=True,
+        ),
     )
 }
 
@@ -102,7 +114,7 @@ def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:
     """Fingerprints of everything a stage reads."""
-    found = stage.files(recipe)
+    found = stage.files(recipe) | stage.besides(workspace)
     for name in stage.upstream:
         with contextlib.suppress(UpstreamError):  # a damaged one counts as missing, or nothing could mend it
             if manifest := workspace.manifest(name):
@@ -110,12 +122,14 @@ def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]
     return found
 
 
-def status(recipe: Recipe, workspace: Workspace) -> Iterator[State]:
-    """Every stage's state in order; a stage below one that is not fresh is not fresh either."""
+def status(recipe: Recipe, workspace: Workspace, wanted: Collection[str] = ()) -> Iterator[State]:
+    """Every stage's state in order; a stage below one that is not fresh is not fresh either. One that is made on
+    request is left out until it was made, unless it is ``wanted``."""
     states: dict[str, State] = {}
     for stage in STAGES.values():
         states[stage.name] = _state(recipe, workspace, stage, states)
-        yield states[stage.name]
+        if not stage.on_request or stage.name in wanted or states[stage.name].state != "missing":
+            yield states[stage.name]
 
 
 def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, State]) -> State:
@@ -134,7 +148,7 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
         if name in not_fresh:
             why.append(f"{name} is {above[name].state}")
         elif manifest.inputs.get(name) != current.get(name):
-            why.append(f"{name} was made anew" if name in stage.upstream else f"the file of {name} changed")
+            why.append(f"{name} was made anew" if name in STAGES else f"the file of {name} changed")
     return State(stage.name, "stale" if why else "fresh", tuple(why))
 
 
@@ -155,12 +169,13 @@ def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = Fals
 
 
 def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
-    """All stages in order, skipping what is fresh. A model that is not there is told before anything is paid for."""
+    """All stages in order but those made on request, skipping what is fresh. A model that is not there is told before
+    anything is paid for."""
     for find in (references.teacher, references.student):
         find(recipe)
     with workspace.lock():
         untouched = not force
-        states = list(status(recipe, workspace))
+        states = [state for state in status(recipe, workspace) if not STAGES[state.stage].on_request]
         if force or any(state.state != "fresh" for state in states):
             early.check(recipe)
         for state in states:
@@ -173,7 +188,7 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
 
 
 def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
-    states = {state.stage: state for state in status(recipe, workspace)}
+    states = {state.stage: state for state in status(recipe, workspace, [one.name])}
     for name in one.upstream:
         if states[name].state != "fresh":
             why = f": {'; '.join(states[name].why)}" if states[name].why else ""

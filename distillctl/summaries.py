@@ -221,7 +221,32 @@ def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield f"model: {facts['artifact']}"
 
 
+def _bundle(facts: Mapping[str, Any]) -> Iterator[Any]:
+    table = _table("file", "size")
+    for name, count in facts["files"].items():
+        table.add_row(name, size(count))
+    yield table
+    for name, graph in facts["graphs"].items():
+        if against := graph["against_onnx"]:
+            yield f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in against.items())
+    for name, found in facts["mobile"].items():
+        yield f"{name}: onnxruntime's check for phones advises {found['advice']}"
+    yield f"bundle: {facts['folder']}, {facts['archive']} ({size(facts['archive_bytes'])})"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def verified(found: Mapping[str, Any]) -> Iterator[Any]:
+    """What `bundle verify` found of one that is as it was made."""
+    yield f"{found['name']}: {found['files']} files, {size(found['bytes'])}, all as they were made"
+    for name, told in found["graphs"].items():
+        yield f"{name}: {told}"
+
+
 _READABLE = {
+    "bundle": _bundle,
     "collect": _collect,
     "train": _train,
     "export": _export,
