@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_BYTES = 4 << 20
 """Of a message."""
@@ -12,7 +12,15 @@ MAX_ROWS, MAX_LABELS, MAX_QUERIES = 100, 1000, 200
 
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 Milliseconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e7)]
-Word = Annotated[str, Field(max_length=200)]
+
+
+def _printable(text: str) -> str:
+    """A terminal takes orders from control characters."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+Word = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+Text = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
 Pixels = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e5)]
 
 
@@ -33,7 +41,7 @@ class Screen(Message):
 class Device(Message):
     """What the browser says of itself and of what it runs on; None where it does not say."""
 
-    user_agent: Annotated[str, Field(max_length=600)]
+    user_agent: Text
     model: Word | None = None
     """These three from userAgentData, which few browsers have, and only on a secure page."""
     platform: Word | None = None
@@ -71,7 +79,7 @@ class Failure(Message):
 
     backend: Literal["wasm", "webgpu"]
     threads: Annotated[int, Field(ge=1, le=64)]
-    error: Annotated[str, Field(max_length=2000)]
+    error: Text
 
 
 class Results(Message):

@@ -23,7 +23,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from distillctl import console
 from distillctl.errors import Told
+from distillctl.phone import devices
 from distillctl.phone.messages import MAX_BYTES, Device, Results
 
 PAGE = Path(__file__).parent / "page"
@@ -66,8 +68,9 @@ class PhoneServer(ThreadingHTTPServer):
 
     files: name in the address → file. task: what a page is told, besides its session's id. store: called with a
     session's id, device and results, one call at a time; what it returns is the answer; a ValueError of it is the
-    page's fault. ``token`` is the secret, ``active`` when a request with it last came (monotonic seconds).
-    ``failure``: what went wrong in a request by our own fault or on this machine.
+    page's fault. ``token`` is the secret, ``active`` when a request with it last came (monotonic seconds),
+    ``answered`` how many results were stored and the page told so, ``failure`` what went wrong in a request by our own
+    fault or on this machine; ``changed`` is set with either.
     """
 
     daemon_threads = True
@@ -91,7 +94,7 @@ class PhoneServer(ThreadingHTTPServer):
             "": PAGE / "index.html",
             **{name: PAGE / name for name in ("page.js", "measure.js", "style.css")},
         }
-        self.task, self.active = dict(task), time.monotonic()
+        self.task, self.active, self.answered = dict(task), time.monotonic(), 0
         self.failure: BaseException | None = None
         self.changed = threading.Event()
         self._store = store
@@ -106,6 +109,7 @@ class PhoneServer(ThreadingHTTPServer):
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open")
             session = secrets.token_hex(8)
             self._sessions[session] = device
+        console.note(f"{devices.name(device)} is at it")
         return {"session": session, **self.task}
 
     def finish(self, session: str, results: Results) -> Mapping[str, Any]:
@@ -192,7 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.NOT_FOUND, "not found")
         answer = target(self._body())
         self._answer(HTTPStatus.OK, "application/json", json.dumps(answer).encode())
-        self.server.changed.set()  # only now: whoever waits for it may end the process
+        if name != "session":  # only now: whoever waits for it may end the process
+            self.server.answered += 1
+            self.server.changed.set()
 
     def _no_such_method(self, name: str) -> None:
         allowed = "POST" if self._target(name) else "GET, HEAD"
