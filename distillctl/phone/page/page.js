@@ -76,7 +76,7 @@ async function describe(gpu) {
 function words(device) {
   const { width, height, pixel_ratio } = device.screen;
   const parts = [device.model, device.cores && `${device.cores} cores`, device.memory_gb && `${device.memory_gb} GB`,
-    `screen ${Math.round(width * pixel_ratio)} × ${Math.round(height * pixel_ratio)}`, device.user_agent];
+    `screen ${Math.round(width * pixel_ratio)} × ${Math.round(height * pixel_ratio)} pixels`];
   return parts.filter(Boolean).join(" · ");
 }
 
