@@ -199,7 +199,9 @@ def serve(recipe: Recipe, workspace: Workspace, **options: Any) -> list[dict[str
     The run directory is held meanwhile: what is handed out is what was recorded. UpstreamError as `stage` has it.
     """
     with workspace.lock():
-        _require("bench --serve", SERVED, {state.stage: state for state in status(recipe, workspace)}, recipe, workspace)
+        _require(
+            "bench --serve", SERVED, {state.stage: state for state in status(recipe, workspace)}, recipe, workspace
+        )
         read = {name: manifest.fingerprint for name in SERVED if (manifest := workspace.manifest(name))}
         from distillctl.phone import serve  # only now: it brings onnxruntime
 

@@ -199,7 +199,11 @@ def devices(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     table.columns[1].justify = "left"
     for one in found:
         for run in one["runs"]:
-            way = "WebGPU" if run["backend"] == "webgpu" else f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+            way = (
+                "WebGPU"
+                if run["backend"] == "webgpu"
+                else f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+            )
             check = run["check"]
             times = [_milliseconds(run[key]) for key in ("load_ms", "first_ms", "p50_ms", "p90_ms")]
             table.add_row(one["name"], way, *times, f"{check['same_label']}/{check['rows']}")

@@ -80,12 +80,13 @@ def serve(recipe: Recipe, workspace: Workspace, options: Options, inputs: Mappin
     so an interrupted command keeps it. Unavailable when none could run the graph or none came; GateFailed when one
     answers otherwise than recorded (it is stored nevertheless, for the report to show).
     """
+    address = addresses.resolve(options.host)
     given = task.prepare(recipe, workspace)
     devices.read(workspace)  # damaged: better told now than to who has waited for a minute
     files = assets.find(options.assets)
     visits = _Visits(recipe, workspace, given, inputs)
     table = {name: files / name for name in assets.FILES} | {"model.onnx": given.graph}
-    with _listening(options, table, given.describe(), visits) as server:
+    with _listening(options, address, table, given.describe(), visits) as server:
         while server.answered < options.devices and server.failure is None:
             left = server.active + options.idle_seconds - time.monotonic()
             if left <= 0:
@@ -99,10 +100,9 @@ def serve(recipe: Recipe, workspace: Workspace, options: Options, inputs: Mappin
 
 @contextlib.contextmanager
 def _listening(
-    options: Options, files: Mapping[str, Path], description: Mapping[str, Any], visits: _Visits
+    options: Options, address: str, files: Mapping[str, Path], description: Mapping[str, Any], visits: _Visits
 ) -> Iterator[PhoneServer]:
     """The server at work in threads of its own, and its address made known."""
-    address = addresses.resolve(options.host)
     try:
         names = addresses.names(options.host, address)
         server = PhoneServer((address, options.port), names, files, description, visits.store)
