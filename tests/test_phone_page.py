@@ -127,7 +127,7 @@ def test_two_phones_at_once_measure_and_the_report_shows_both(
         assert page.problems == [] or all("adapter" in problem for problem in page.problems)
         assert one["failures"] == []
         assert one["device"]["isolated"]
-        assert [run["threads"] for run in one["runs"]][0] == 1
+        assert one["runs"][0]["threads"] == 1
         for run_ in one["runs"]:
             check = run_["check"]
             assert check["same"]

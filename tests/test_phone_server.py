@@ -130,8 +130,8 @@ def test_the_token_is_long_and_new_each_time(served: Served, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "name",
     ["../secret.onnx", "../../../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/secret.onnx", "./model.onnx",
-     "page/", "model.onnx/", "/etc/passwd", "//etc/passwd", "secret.onnx", "..\\secret.onnx", "model.onnx%00", "index.html",
-     "server.py", "favicon.ico"],
+     "page/", "model.onnx/", "/etc/passwd", "//etc/passwd", "secret.onnx", "..\\secret.onnx", "model.onnx%00",
+     "index.html", "server.py", "favicon.ico"],
 )  # fmt: skip
 def test_a_path_that_is_not_in_the_table_is_not_found(served: Served, name: str) -> None:
     status, body, _ = served.ask("GET", served.root + name)

@@ -60,7 +60,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "recovered": {arm: _recovered(scores, arm, recipe.seed) for arm in own},
         "models": bench["models"],
         "ratios": bench["ratios"],
-        "devices": devices.measured(workspace, manifests["quantize"].outputs["model.onnx"].sha256),
+        "devices": devices.measured(workspace),
         "machine": bench["machine"],
         "threads": bench["threads"],
         "timed_agreement": bench["agreement"],

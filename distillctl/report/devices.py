@@ -8,8 +8,10 @@ from distillctl.phone import devices
 from distillctl.workspace import Workspace
 
 
-def measured(workspace: Workspace, graph_sha256: str | None) -> dict[str, Any]:
-    """``measured``: the devices that ran this very graph; ``earlier``: how many ran another."""
+def measured(workspace: Workspace) -> dict[str, Any]:
+    """``measured``: the devices that ran the graph as it is now; ``earlier``: how many ran another."""
+    quantize = workspace.manifest("quantize")
+    now = {output.sha256 for output in quantize.outputs.values()} if quantize else set()
     found = devices.read(workspace)
-    current = [one.figures() for one in found if one.graph_sha256 == graph_sha256]
+    current = [one.figures() for one in found if one.graph_sha256 in now]
     return {"measured": current, "earlier": len(found) - len(current)}
