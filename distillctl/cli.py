@@ -154,7 +154,57 @@ def export(
 
 
 _stage("quantize", "Smaller ONNX, gated on quality.")
-_stage("bench", "Latency, memory and size, the way a phone would see them.")
+
+
+@command("bench", "Latency, memory and size, the way a phone would see them; with --serve, on the phone itself.")
+def bench(
+    recipe: RecipePath,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Hand out a page on which a phone's browser measures the deployed graph.")
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDR", help="Listen there; 0.0.0.0: every network.", show_default="this machine alone"),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="N", help="Listen there.", show_default="any that is free")
+    ] = None,
+    assets: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="onnxruntime-web's files.", show_default="the cache, filled from npm"),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Stop after the results of N devices.", show_default="1")
+    ] = None,
+    serve_seconds: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="S", help="Stop after S seconds without a request.", show_default="600"),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    from distillctl import pipeline, summaries
+
+    given = {"host": host, "port": port, "assets": assets, "devices": devices, "idle_seconds": serve_seconds}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not serve:
+        raise UsageError("--host, --port, --assets, --devices and --serve-seconds belong to --serve")
+    if serve and (force or dry_run):
+        raise UsageError("--serve and --force, --serve and --dry-run exclude each other")
+    loaded, workspace = _open(recipe, run_dir, set_)
+    if dry_run:
+        return _plan(loaded, workspace, ["bench"])
+    if serve:
+        found = pipeline.serve(loaded, workspace, **given)
+        console.result({"stage": "devices", "devices": found}, *summaries.devices(found))
+    else:
+        ran = pipeline.stage("bench", loaded, workspace, force=force)
+        console.result(summaries.as_json(ran), *summaries.readable(ran))
 
 
 @command("report", "One self-contained HTML page; or a summary for CI.")

@@ -27,6 +27,8 @@ class Stage:
     name: str
     keys: tuple[str, ...]
     upstream: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    """What is read where it is there, and makes the stage stale when it changes."""
     files: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
     """Recipe key → fingerprint of what it names."""
     check: Callable[[Recipe], None] = lambda recipe: None
@@ -67,13 +69,22 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            "collect", ("seed", "task", "data", "contexts", "teacher", "shard_rows"), (), _collect_files, _check_data
+            "collect",
+            ("seed", "task", "data", "contexts", "teacher", "shard_rows"),
+            (),
+            files=_collect_files,
+            check=_check_data,
         ),
-        Stage("train", ("seed", "student", "train"), ("collect",), _student_files, early.check),
+        Stage("train", ("seed", "student", "train"), ("collect",), files=_student_files, check=early.check),
         Stage("export", ("export",), ("collect", "train")),
         Stage("quantize", ("quantize",), ("collect", "train", "export")),
-        Stage("bench", ("seed", "bench"), ("collect", "train", "export", "quantize"), _teacher_files),
-        Stage("report", ("name", "seed", "report"), ("collect", "train", "export", "quantize", "bench")),
+        Stage("bench", ("seed", "bench"), ("collect", "train", "export", "quantize"), files=_teacher_files),
+        Stage(
+            "report",
+            ("name", "seed", "report"),
+            ("collect", "train", "export", "quantize", "bench"),
+            optional=("devices",),
+        ),
         Stage(
             "bundle",
             ("name", "bundle"),
@@ -83,6 +94,10 @@ STAGES = {
         ),
     )
 }
+
+
+SERVED = ("collect", "train", "export", "quantize")
+"""What has to be fresh before devices are let in."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:
     """Fingerprints of everything a stage reads."""
     found = stage.files(recipe) | stage.besides(workspace)
-    for name in stage.upstream:
+    for name in (*stage.upstream, *stage.optional):
         with contextlib.suppress(UpstreamError):  # a damaged one counts as missing, or nothing could mend it
             if manifest := workspace.manifest(name):
                 found[name] = manifest.fingerprint
@@ -148,8 +163,14 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
         if name in not_fresh:
             why.append(f"{name} is {above[name].state}")
         elif manifest.inputs.get(name) != current.get(name):
-            why.append(f"{name} was made anew" if name in STAGES else f"the file of {name} changed")
+            why.append(_anew(stage, name))
     return State(stage.name, "stale" if why else "fresh", tuple(why))
+
+
+def _anew(stage: Stage, name: str) -> str:
+    if name in stage.optional:
+        return f"{name} changed"
+    return f"{name} was made anew" if name in STAGES else f"the file of {name} changed"
 
 
 def _changed_keys(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
@@ -187,14 +208,36 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
                 yield _stage(STAGES[state.stage], recipe, workspace, force)
 
 
-def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
-    states = {state.stage: state for state in status(recipe, workspace, [one.name])}
-    for name in one.upstream:
+def serve(recipe: Recipe, workspace: Workspace, **options: Any) -> list[dict[str, Any]]:
+    """Let devices run the deployed graph in their browsers; what they found. options: `distillctl.phone.serve.Options`.
+
+    The run directory is held meanwhile: what is handed out is what was recorded. UpstreamError as `stage` has it.
+    """
+    with workspace.lock():
+        _require(
+            "bench --serve", SERVED, {state.stage: state for state in status(recipe, workspace)}, recipe, workspace
+        )
+        read = {name: manifest.fingerprint for name in SERVED if (manifest := workspace.manifest(name))}
+        from distillctl.phone import serve  # only now: it brings onnxruntime
+
+        return serve.serve(recipe, workspace, serve.Options(**options), read)
+
+
+def _require(
+    wanting: str, upstream: tuple[str, ...], states: dict[str, State], recipe: Recipe, workspace: Workspace
+) -> None:
+    """Refuse unless all of ``upstream`` are fresh, and name the command that mends the first that is not."""
+    for name in upstream:
         if states[name].state != "fresh":
             why = f": {'; '.join(states[name].why)}" if states[name].why else ""
             raise UpstreamError(
-                f"{one.name} needs {name}, which is {states[name].state}{why}", next=_command(name, recipe, workspace)
+                f"{wanting} needs {name}, which is {states[name].state}{why}", next=_command(name, recipe, workspace)
             )
+
+
+def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
+    states = {state.stage: state for state in status(recipe, workspace, [one.name])}
+    _require(one.name, one.upstream, states, recipe, workspace)
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         return Ran(one.name, manifest, reused=True, seconds=0.0)

@@ -193,6 +193,24 @@ def models(found: Mapping[str, Any]) -> Table:
     return table
 
 
+def devices(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """What devices measured in their browsers, a line for every way they ran the graph."""
+    table = _table("device", "way", "load ms", "first ms", "p50 ms", "p90 ms", "as recorded")
+    table.columns[1].justify = "left"
+    for one in found:
+        for run in one["runs"]:
+            way = (
+                "WebGPU"
+                if run["backend"] == "webgpu"
+                else f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+            )
+            check = run["check"]
+            times = [_milliseconds(run[key]) for key in ("load_ms", "first_ms", "p50_ms", "p90_ms")]
+            table.add_row(one["name"], way, *times, f"{check['same_label']}/{check['rows']}")
+    yield table
+    yield "in the device's browser, one query at a time, from token ids to logits"
+
+
 def _speed(tokens_per_second: float | None) -> str:
     """Of the tokens after the first; a model that always writes one has none."""
     return "-" if tokens_per_second is None else f"{tokens_per_second:,.0f}"
