@@ -38,11 +38,11 @@ def fused(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _mask(*args: Any, mask_function: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """Bool [B, S], true where a key is no padding, where that is all there is to mask; else [B, 1, T, S]."""
     if mask_function is bidirectional_mask_function and attention_mask is not None:
         return attention_mask
-    return sdpa_mask(*args, mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
 
 
 def _attention(
@@ -56,8 +56,8 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query, key, value: float32 [B, H, T, d]. Returns [B, T, H, d] and no weights, as transformers' functions do."""
-    padding_only = attention_mask is not None and attention_mask.dim() == 2
-    if not padding_only or position_bias is not None or key.shape[1] != query.shape[1]:
+    as_it_is = position_bias is not None or key.shape[1] != query.shape[1]
+    if as_it_is or attention_mask is None or attention_mask.dim() != 2:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **kwargs
         )
