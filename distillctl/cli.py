@@ -48,7 +48,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and er
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr.")]
 
 
-def command(name: str, help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command whose errors become messages and exit codes."""
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
@@ -71,7 +71,7 @@ def command(name: str, help: str) -> Callable[[Callable[..., None]], Callable[..
                 console.bug(problem)
                 raise typer.Exit(1) from None
 
-        app.command(name, help=help)(guarded)
+        group.command(name, help=help)(guarded)
         return guarded
 
     return register
@@ -122,9 +122,129 @@ def _stage(name: str, help: str) -> None:
 
 _stage("collect", "Teacher soft labels under the full context, and the arms they are compared with.")
 _stage("train", "The student, on the simplified context.")
-_stage("export", "ONNX, checked against PyTorch.")
+
+
+@command("export", "ONNX, checked against PyTorch; and, with --bundle, all that an app needs in one folder.")
+def export(
+    recipe: RecipePath,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="From what quantize chose, make bundle/ and bundle.zip.")
+    ] = False,
+    text_in: Annotated[
+        bool, typer.Option("--text-in", help="In the bundle, a graph with the tokenizer inside, too.")
+    ] = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    from distillctl import pipeline, summaries
+
+    if text_in and not bundle:
+        raise UsageError("--text-in goes with --bundle", next=f"distillctl export {recipe} --bundle --text-in")
+    name = "bundle" if bundle else "export"
+    loaded, workspace = _open(recipe, run_dir, [*(set_ or ()), *["bundle.text_in=true"] * text_in])
+    if dry_run:
+        return _plan(loaded, workspace, [name])
+    ran = pipeline.stage(name, loaded, workspace, force=force)
+    console.result(summaries.as_json(ran), *summaries.readable(ran))
+
+
 _stage("quantize", "Smaller ONNX, gated on quality.")
-_stage("bench", "Latency, memory and size, the way a phone would see them.")
+
+
+@command(
+    "bench",
+    "Latency, memory and size, the way a phone would see them; with --serve, on the phone itself; with --against, "
+    "only whether the deployed graph got slower or larger than another run's.",
+)
+def bench(
+    recipe: RecipePath,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Hand out a page on which a phone's browser measures the deployed graph.")
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDR", help="Listen there; 0.0.0.0: every network.", show_default="this machine alone"),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="N", help="Listen there.", show_default="any that is free")
+    ] = None,
+    assets: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="onnxruntime-web's files.", show_default="the cache, filled from npm"),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Stop after the results of N devices.", show_default="1")
+    ] = None,
+    serve_seconds: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="S", help="Stop after S seconds without a request.", show_default="600"),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A run directory to measure against; exit 6 if worse.", show_default=False),
+    ] = None,
+    max_slowdown: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Of the median latency.", show_default="5%")
+    ] = None,
+    max_size_growth: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Of the graph's bytes.", show_default="2%")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1, metavar="S", help="Stop undecided after S seconds.", show_default="300")
+    ] = None,
+    undecided: Annotated[
+        Literal["pass", "fail"] | None,
+        typer.Option(help="What to make of it: exit 0 with a warning, or 6.", show_default="pass"),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.", show_default=False)
+    ] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Append Markdown.", show_default="$GITHUB_STEP_SUMMARY, if set"),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    from distillctl import pipeline, summaries
+
+    given = {"host": host, "port": port, "assets": assets, "devices": devices, "idle_seconds": serve_seconds}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not serve:
+        raise UsageError("--host, --port, --assets, --devices and --serve-seconds belong to --serve")
+    gate = {"--max-slowdown": max_slowdown, "--max-size-growth": max_size_growth, "--max-seconds": max_seconds}
+    gate |= {"--undecided": undecided, "--junit": junit, "--summary": summary}
+    if against is None and any(value is not None for value in gate.values()):
+        raise UsageError(f"{', '.join(gate)} belong to --against")
+    if against is not None and (force or dry_run or serve):
+        raise UsageError("--against goes with none of --force, --dry-run and --serve")
+    if serve and (force or dry_run):
+        raise UsageError("--serve and --force, --serve and --dry-run exclude each other")
+    loaded, workspace = _open(recipe, run_dir, set_)
+    if dry_run:
+        return _plan(loaded, workspace, ["bench"])
+    if against is not None:
+        from distillctl import regression, verdicts
+
+        bounds = regression.bounds(max_slowdown, max_size_growth, max_seconds)
+        found = regression.compare(loaded, workspace, against, bounds)
+        verdicts.hand_out(found, undecided_fails=undecided == "fail", junit=junit, summary=summary)
+    elif serve:
+        found = pipeline.serve(loaded, workspace, **given)
+        console.result({"stage": "devices", "devices": found}, *summaries.devices(found))
+    else:
+        ran = pipeline.stage("bench", loaded, workspace, force=force)
+        console.result(summaries.as_json(ran), *summaries.readable(ran))
 
 
 @command("report", "One self-contained HTML page; or a summary for CI.")
@@ -172,7 +292,7 @@ def run(
 
     loaded, workspace = _open(recipe, run_dir, set_)
     if dry_run:
-        return _plan(loaded, workspace, list(pipeline.STAGES))
+        return _plan(loaded, workspace, [name for name, stage in pipeline.STAGES.items() if not stage.on_request])
     done = []
     for ran in pipeline.run(loaded, workspace, force=force):
         if ran.reused:
@@ -182,6 +302,35 @@ def run(
         done.append(ran)
     outcome = summaries.as_json(done[-1]) | {"stages": {ran.stage: summaries.brief(ran) for ran in done}}
     console.result(outcome, *summaries.readable(done[-1]), summaries.report_path(workspace))
+
+
+# ── bundles ──────────────────────────────────────────────────────────────────────────────────────
+
+bundles = typer.Typer(
+    help="What `distillctl export RECIPE --bundle` made.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(bundles, name="bundle")
+
+
+@bundles.callback()
+def _bundles() -> None:
+    pass  # with it, a group of one command stays a group
+
+
+@command("verify", "Check names, sizes and hashes, open every graph, and ask for the recorded answer.", bundles)
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder or the .zip.", show_default=False)],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    from distillctl import summaries
+    from distillctl.bundle.verify import verify as check
+
+    found = check(path)
+    console.result(found, *summaries.verified(found))
 
 
 # ── around them ──────────────────────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
 from distillctl.errors import Told
 
@@ -58,7 +59,7 @@ def error(problem: Told) -> None:
         _err.print(f"[dim]next:[/dim]  {escape(problem.next)}", soft_wrap=True)
     if is_json():
         payload = {"what": problem.what, "where": problem.where, "next": problem.next, "exit_code": problem.exit_code}
-        print_json({"error": payload})
+        print_json({**problem.facts, "error": payload})
     if _state["verbosity"] > 0 and problem.__cause__ is not None:
         traceback.print_exception(problem.__cause__, file=sys.stderr)
 
@@ -81,6 +82,12 @@ def result(value: Mapping[str, Any], *renderables: Any) -> None:
     if is_json():
         print_json(value)
     else:
+        readable(*renderables)
+
+
+def readable(*renderables: Any) -> None:
+    """The readable form of a result whose JSON object an error will bring; nothing with --json."""
+    if not is_json():
         for renderable in renderables:
             _show(_out, renderable)
 
@@ -96,6 +103,20 @@ def aside(*renderables: Any) -> None:
     if _state["verbosity"] >= 0:
         for renderable in renderables:
             _show(_err, renderable)
+
+
+def invite(address: str) -> None:
+    """An address to open, on stderr, and its QR code for a phone's camera; with -q the address alone."""
+    _err.print(Text(address, style="bold"), soft_wrap=True)
+    if _state["verbosity"] >= 0:
+        import segno  # only here: every other command does without
+
+        rows = [list(row) for row in segno.make(address, error="l", micro=False).matrix_iter(border=2)]
+        rows += [[0] * len(rows[0])] * (len(rows) % 2)
+        halves = {(0, 0): " ", (1, 0): "▀", (0, 1): "▄", (1, 1): "█"}  # two modules to a character
+        pairs = zip(rows[::2], rows[1::2], strict=True)
+        lines = ("".join(halves[both] for both in zip(*pair, strict=True)) for pair in pairs)
+        _err.print(Text("\n".join(lines), style="black on white", no_wrap=True))
 
 
 def text(value: str) -> None:

@@ -6,12 +6,13 @@ import contextlib
 import importlib
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from distillctl import console, references
+from distillctl.bundle import figures
 from distillctl.data import examples, responses, views
 from distillctl.errors import UpstreamError
 from distillctl.recipe import Recipe, dump, flatten
@@ -26,10 +27,16 @@ class Stage:
     name: str
     keys: tuple[str, ...]
     upstream: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    """What is read where it is there, and makes the stage stale when it changes."""
     files: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
     """Recipe key → fingerprint of what it names."""
     check: Callable[[Recipe], None] = lambda recipe: None
     """What recipe and data alone can show to be wrong, found before torch is imported."""
+    besides: Callable[[Workspace], dict[str, str]] = lambda workspace: {}
+    """Stage → fingerprint of what it takes where it is there, and does without otherwise."""
+    on_request: bool = False
+    """`run` does not make it, and `status` shows it only once it was made."""
 
     def run(self, recipe: Recipe, workspace: Workspace) -> Outcome:
         """Do it; all but the report do different work for labels and for text. Only now is torch imported."""
@@ -62,15 +69,35 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            "collect", ("seed", "task", "data", "contexts", "teacher", "shard_rows"), (), _collect_files, _check_data
+            "collect",
+            ("seed", "task", "data", "contexts", "teacher", "shard_rows"),
+            (),
+            files=_collect_files,
+            check=_check_data,
         ),
-        Stage("train", ("seed", "student", "train"), ("collect",), _student_files, early.check),
+        Stage("train", ("seed", "student", "train"), ("collect",), files=_student_files, check=early.check),
         Stage("export", ("export",), ("collect", "train")),
         Stage("quantize", ("quantize",), ("collect", "train", "export")),
-        Stage("bench", ("seed", "bench"), ("collect", "train", "export", "quantize"), _teacher_files),
-        Stage("report", ("name", "seed", "report"), ("collect", "train", "export", "quantize", "bench")),
+        Stage("bench", ("seed", "bench"), ("collect", "train", "export", "quantize"), files=_teacher_files),
+        Stage(
+            "report",
+            ("name", "seed", "report"),
+            ("collect", "train", "export", "quantize", "bench"),
+            optional=("devices",),
+        ),
+        Stage(
+            "bundle",
+            ("name", "bundle"),
+            ("collect", "train", "export", "quantize"),
+            besides=figures.bench_fingerprint,
+            on_request=True,
+        ),
     )
 }
+
+
+SERVED = ("collect", "train", "export", "quantize")
+"""What has to be fresh before devices are let in."""
 
 
 @dataclass(frozen=True)
@@ -102,20 +129,22 @@ def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:
     """Fingerprints of everything a stage reads."""
-    found = stage.files(recipe)
-    for name in stage.upstream:
+    found = stage.files(recipe) | stage.besides(workspace)
+    for name in (*stage.upstream, *stage.optional):
         with contextlib.suppress(UpstreamError):  # a damaged one counts as missing, or nothing could mend it
             if manifest := workspace.manifest(name):
                 found[name] = manifest.fingerprint
     return found
 
 
-def status(recipe: Recipe, workspace: Workspace) -> Iterator[State]:
-    """Every stage's state in order; a stage below one that is not fresh is not fresh either."""
+def status(recipe: Recipe, workspace: Workspace, wanted: Collection[str] = ()) -> Iterator[State]:
+    """Every stage's state in order; a stage below one that is not fresh is not fresh either. One that is made on
+    request is left out until it was made, unless it is ``wanted``."""
     states: dict[str, State] = {}
     for stage in STAGES.values():
         states[stage.name] = _state(recipe, workspace, stage, states)
-        yield states[stage.name]
+        if not stage.on_request or stage.name in wanted or states[stage.name].state != "missing":
+            yield states[stage.name]
 
 
 def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, State]) -> State:
@@ -134,8 +163,14 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
         if name in not_fresh:
             why.append(f"{name} is {above[name].state}")
         elif manifest.inputs.get(name) != current.get(name):
-            why.append(f"{name} was made anew" if name in stage.upstream else f"the file of {name} changed")
+            why.append(_anew(stage, name))
     return State(stage.name, "stale" if why else "fresh", tuple(why))
+
+
+def _anew(stage: Stage, name: str) -> str:
+    if name in stage.optional:
+        return f"{name} changed"
+    return f"{name} was made anew" if name in STAGES else f"the file of {name} changed"
 
 
 def _changed_keys(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
@@ -155,12 +190,13 @@ def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = Fals
 
 
 def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
-    """All stages in order, skipping what is fresh. A model that is not there is told before anything is paid for."""
+    """All stages in order but those made on request, skipping what is fresh. A model that is not there is told before
+    anything is paid for."""
     for find in (references.teacher, references.student):
         find(recipe)
     with workspace.lock():
         untouched = not force
-        states = list(status(recipe, workspace))
+        states = [state for state in status(recipe, workspace) if not STAGES[state.stage].on_request]
         if force or any(state.state != "fresh" for state in states):
             early.check(recipe)
         for state in states:
@@ -172,10 +208,35 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
                 yield _stage(STAGES[state.stage], recipe, workspace, force)
 
 
+def serve(recipe: Recipe, workspace: Workspace, **options: Any) -> list[dict[str, Any]]:
+    """Let devices run the deployed graph in their browsers; what they found. options: `distillctl.phone.serve.Options`.
+
+    The run directory is held meanwhile: what is handed out is what was recorded. UpstreamError as `stage` has it.
+    """
+    with workspace.lock():
+        require("bench --serve", SERVED, status(recipe, workspace), recipe, workspace)
+        read = {name: manifest.fingerprint for name in SERVED if (manifest := workspace.manifest(name))}
+        from distillctl.phone import serve  # only now: it brings onnxruntime
+
+        return serve.serve(recipe, workspace, serve.Options(**options), read)
+
+
+def require(
+    wanting: str, upstream: tuple[str, ...], states: Iterable[State], recipe: Recipe, workspace: Workspace
+) -> None:
+    """Refuse unless all of ``upstream`` are fresh, and name the command that mends the first that is not."""
+    found = {state.stage: state for state in states}
+    for name in upstream:
+        if found[name].state != "fresh":
+            why = f": {'; '.join(found[name].why)}" if found[name].why else ""
+            raise UpstreamError(
+                f"{wanting} needs {name}, which is {found[name].state}{why}", next=_command(name, recipe, workspace)
+            )
+
+
 def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
-    states = {state.stage: state for state in status(recipe, workspace)}
-    for name in one.upstream:
-        refuse_unless_fresh(one.name, states[name], recipe, workspace)
+    states = {state.stage: state for state in status(recipe, workspace, [one.name])}
+    require(one.name, one.upstream, states.values(), recipe, workspace)
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         return Ran(one.name, manifest, reused=True, seconds=0.0)
@@ -196,15 +257,6 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
             one.name, recipe=part(recipe, one), inputs=read, outcome=outcome, seed=recipe.seed, seconds=seconds
         )
     return Ran(one.name, manifest, reused=False, seconds=seconds)
-
-
-def refuse_unless_fresh(who: str, state: State, recipe: Recipe, workspace: Workspace) -> None:
-    """UpstreamError, with the command that mends it, when what ``who`` reads is not fresh."""
-    if state.state != "fresh":
-        why = f": {'; '.join(state.why)}" if state.why else ""
-        raise UpstreamError(
-            f"{who} needs {state.stage}, which is {state.state}{why}", next=_command(state.stage, recipe, workspace)
-        )
 
 
 def _hub_models(recipe: Recipe) -> dict[str, str]:

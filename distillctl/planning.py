@@ -24,7 +24,7 @@ SAMPLE = 64
 
 def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
     """Rows, tokens, bytes on disk and floating-point work of the named stages; fails as the stages would."""
-    states = [s for s in pipeline.status(recipe, workspace) if s.stage in stages]
+    states = [s for s in pipeline.status(recipe, workspace, stages) if s.stage in stages]
     dataset = examples.load(recipe)
     early.check(recipe)
     responses.check_given(recipe, dataset)

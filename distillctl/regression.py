@@ -36,6 +36,16 @@ class Bounds:
     max_seconds: float = 300.0
 
 
+def bounds(max_slowdown: str | None, max_size_growth: str | None, max_seconds: float | None) -> Bounds:
+    """Of the command's options; those left out are `Bounds`' own."""
+    given: dict[str, float | None] = {
+        "max_slowdown": max_slowdown and share(max_slowdown, "--max-slowdown"),
+        "max_size_growth": max_size_growth and share(max_size_growth, "--max-size-growth"),
+        "max_seconds": max_seconds,
+    }
+    return Bounds(**{name: value for name, value in given.items() if value is not None})
+
+
 def share(text: str, option: str) -> float:
     """"5%" or "0.05" → 0.05. UsageError otherwise."""
     try:
@@ -47,14 +57,17 @@ def share(text: str, option: str) -> float:
     return value
 
 
-def compare(recipe: Recipe, workspace: Workspace, other: Workspace, bounds: Bounds) -> dict[str, Any]:
+def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds) -> dict[str, Any]:
     """What was measured, and ``verdict``: "failed" | "passed" | "undecided".
 
     UpstreamError where either run lacks what is measured, or another run's task is unlike. DataError where they share
     no held-out row.
     """
+    other = Workspace(against)
     with workspace.lock():
-        _fresh(recipe, workspace)
+        # It is about what the recipe makes, so the graph must be the recipe's.
+        upstream = pipeline.STAGES["bench"].upstream
+        pipeline.require("bench --against", upstream, pipeline.status(recipe, workspace), recipe, workspace)
         _whole(recipe, other)
         own_bytes, other_bytes = (graph_bytes(one.folder("quantize")) for one in (workspace, other))
         own, theirs, measured = _sides(recipe, workspace, other)
@@ -86,13 +99,6 @@ def compare(recipe: Recipe, workspace: Workspace, other: Workspace, bounds: Boun
         "threads": recipe.bench.threads,
         "machine": machine.facts(),
     }
-
-
-def _fresh(recipe: Recipe, workspace: Workspace) -> None:
-    """The gate is about what the recipe makes, so its graph must be the recipe's."""
-    states = {state.stage: state for state in pipeline.status(recipe, workspace)}
-    for name in pipeline.STAGES["bench"].upstream:
-        pipeline.refuse_unless_fresh("the gate", states[name], recipe, workspace)
 
 
 def _whole(recipe: Recipe, other: Workspace) -> None:

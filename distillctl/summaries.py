@@ -193,6 +193,24 @@ def models(found: Mapping[str, Any]) -> Table:
     return table
 
 
+def devices(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """What devices measured in their browsers, a line for every way they ran the graph."""
+    table = _table("device", "way", "load ms", "first ms", "p50 ms", "p90 ms", "as recorded")
+    table.columns[1].justify = "left"
+    for one in found:
+        for run in one["runs"]:
+            way = (
+                "WebGPU"
+                if run["backend"] == "webgpu"
+                else f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+            )
+            check = run["check"]
+            times = [_milliseconds(run[key]) for key in ("load_ms", "first_ms", "p50_ms", "p90_ms")]
+            table.add_row(one["name"], way, *times, f"{check['same_label']}/{check['rows']}")
+    yield table
+    yield "in the device's browser, one query at a time, from token ids to logits"
+
+
 def _speed(tokens_per_second: float | None) -> str:
     """Of the tokens after the first; a model that always writes one has none."""
     return "-" if tokens_per_second is None else f"{tokens_per_second:,.0f}"
@@ -221,7 +239,32 @@ def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield f"model: {facts['artifact']}"
 
 
+def _bundle(facts: Mapping[str, Any]) -> Iterator[Any]:
+    table = _table("file", "size")
+    for name, count in facts["files"].items():
+        table.add_row(name, size(count))
+    yield table
+    for name, graph in facts["graphs"].items():
+        if against := graph["against_onnx"]:
+            yield f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in against.items())
+    for name, found in facts["mobile"].items():
+        yield f"{name}: onnxruntime's check for phones advises {found['advice']}"
+    yield f"bundle: {facts['folder']}, {facts['archive']} ({size(facts['archive_bytes'])})"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def verified(found: Mapping[str, Any]) -> Iterator[Any]:
+    """What `bundle verify` found of one that is as it was made."""
+    yield f"{found['name']}: {found['files']} files, {size(found['bytes'])}, all as they were made"
+    for name, told in found["graphs"].items():
+        yield f"{name}: {told}"
+
+
 _READABLE = {
+    "bundle": _bundle,
     "collect": _collect,
     "train": _train,
     "export": _export,

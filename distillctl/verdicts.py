@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from distillctl import console
+from distillctl.errors import GateFailed
 from distillctl.summaries import size
 from distillctl.workspace import write_text, writable
 
 JUNIT_OUTCOME = {"failed": "failure", "undecided": "skipped"}
+
+
+def hand_out(
+    found: Mapping[str, Any], *, undecided_fails: bool, junit: Path | None = None, summary: Path | None = None
+) -> None:
+    """Say it everywhere it is wanted. GateFailed where the run is slower or larger than allowed, or, where
+    ``undecided_fails``, where it cannot be told."""
+    if junit is not None:
+        write_junit(junit, found, undecided_fails=undecided_fails)
+    if summary is None and (step := os.environ.get("GITHUB_STEP_SUMMARY")):
+        summary = Path(step)
+    if summary is not None:
+        append_summary(summary, found)
+    failed = found["verdict"] == "failed" or (undecided_fails and found["verdict"] == "undecided")
+    if not failed and found["verdict"] == "undecided":
+        console.warn(reason(found))
+    if failed:
+        console.readable(*readable(found))
+        raise GateFailed(reason(found), where=found["against"], facts=found)
+    console.result(found, *readable(found))
 
 
 def readable(found: Mapping[str, Any]) -> Iterator[str]:

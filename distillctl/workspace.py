@@ -27,7 +27,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from distillctl.errors import Unavailable, UpstreamError
 
 MANIFEST = "manifest.json"
-LIBRARIES = ("distillctl", "torch", "transformers", "optimum", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers")
+LIBRARIES = (
+    "distillctl",
+    "torch",
+    "transformers",
+    "optimum",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "onnxruntime-extensions",
+    "tokenizers",
+)
 
 
 # ── fingerprints ─────────────────────────────────────────────────────────────────────────────────
@@ -73,7 +83,7 @@ class Manifest(BaseModel):
     inputs: dict[str, str]
     """Name → fingerprint: upstream manifests, data files, model files."""
     outputs: dict[str, Output]
-    """Path below the stage's folder → hash and size."""
+    """Path from the stage's folder → hash and size."""
     facts: dict[str, Any]
     """The stage's findings; every number in the report is one of them."""
     versions: dict[str, str]
@@ -93,7 +103,7 @@ class Outcome:
     """What a stage hands back to be committed."""
 
     outputs: list[str]
-    """Paths below the stage's folder; a folder means all files in it."""
+    """Paths from the stage's folder; a folder means all files in it."""
     facts: dict[str, Any]
 
 
@@ -293,7 +303,7 @@ class Workspace:
                 recipe=dict(recipe),
                 inputs=dict(inputs),
                 outputs={
-                    str(f.relative_to(folder)): Output(sha256=file_digest(f), bytes=f.stat().st_size) for f in files
+                    os.path.relpath(f, folder): Output(sha256=file_digest(f), bytes=f.stat().st_size) for f in files
                 },
                 facts=outcome.facts,
                 versions=versions(),

@@ -9,13 +9,15 @@ from pathlib import Path
 from tests import project
 
 START, END = "<!-- reference: make docs -->", "<!-- /reference -->"
-COMMANDS = ("", "collect", "train", "export", "quantize", "bench", "report", "run", "status", "init", "doctor")
+COMMANDS = (
+    "", "collect", "train", "export", "quantize", "bench", "report", "run", "bundle verify", "status", "init", "doctor",
+)  # fmt: skip
 
 
 def help_of(name: str) -> str:
     """One command's --help, as an 88-column terminal without colour shows it."""
     done = subprocess.run(
-        project.command(*([name] if name else []), "--help"),
+        project.command(*name.split(), "--help"),
         capture_output=True, text=True, check=True, env=project.environment(COLUMNS="88", TERM="dumb"),
     )  # fmt: skip
     return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())

@@ -222,12 +222,49 @@ def test_other_tools_load_the_folder(committed):
     assert AutoConfig.from_pretrained(folder).id2label == dict(enumerate(tiny.LABELS))
 
 
+def _loaded(path: Path, folder: Path) -> list[str]:
+    """The operators ONNX Runtime makes of a graph when it loads it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "loaded.onnx")
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "loaded.onnx").graph.node]
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_attention_is_one_operator_a_layer_and_norms_stay_apart(kind, tmp_path):
+    model = tiny.model(kind)
+    before = model.config._attn_implementation
+    exporter.export(model, tmp_path)
+    operators = _loaded(tmp_path / "model.onnx", tmp_path)
+    assert operators.count("MultiHeadAttention") == 2
+    assert operators.count("LayerNormalization") == 5
+    assert "Softmax" not in operators
+    assert model.config._attn_implementation == before  # it is compared with the graph afterwards
+
+
+def test_without_fusion_only_standard_operators_and_the_same_answers(exported, tmp_path):
+    _, model, folder = exported
+    exporter.export(model, tmp_path, fuse=False)
+    assert {entry.domain for entry in onnx.load(tmp_path / "model.onnx").opset_import} == {""}
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copyfile(folder / name, tmp_path / name)
+    texts = tiny.texts(5)
+    fused, plain = (OnnxClassifier(path).logits(texts, batch_size=5) for path in (folder, tmp_path))
+    np.testing.assert_allclose(fused, plain, atol=1e-5)
+
+
+def test_what_is_masked_in_another_way_is_traced_as_it_is(tmp_path):
+    exporter.export(tiny.model("llama"), tmp_path)
+    assert "MultiHeadAttention" not in _loaded(tmp_path / "model.onnx", tmp_path)
+
+
 def test_a_graph_that_is_wrong_commits_nothing(committed, tmp_path, monkeypatch):
     first, facts = committed
     space = Workspace(shutil.copytree(first.root, tmp_path / "run"))
     before = tree_digest(space.root)
 
-    def wrong(model, folder, opset=None):
+    def wrong(model, folder, opset=None, *, fuse):
         proto = onnx.load(first.folder("export") / "model.onnx")
         weight = next(tensor for tensor in proto.graph.initializer if "classifier" in tensor.name)
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * -1, weight.name))

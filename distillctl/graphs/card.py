@@ -11,6 +11,7 @@ import yaml
 
 from distillctl import references
 from distillctl.errors import DistillctlError
+from distillctl.graphs import gguf_header
 from distillctl.recipe import FromConfigStudent, Recipe
 
 _NOT_STATED = "not stated"
@@ -41,22 +42,26 @@ def render(
 ) -> str:
     """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
     shown. No row of the data is quoted: the card is there to be published."""
+    use = f"""{_USAGE}{form(recipe)}
+
+With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
+    return page(recipe, "text-classification", description(recipe, collect, train), use, measured)
+
+
+def description(recipe: Recipe, collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    """A classifier in a few sentences."""
     tokens, counts, labels = collect["context_tokens"], collect["counts"], ", ".join(recipe.task.names)
-    about = f"""A text classifier with the labels {labels}. It does without a prompt what
+    return f"""A text classifier with the labels {labels}. It does without a prompt what
 {collect["teacher"]["reference"]} does with
 one: {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers,
 as distributions over the labels, to {counts["train"]:,} inputs. On {counts["eval"]:,} held-out inputs the two agree on
 the label for {train["agreement"]:.1%}, with a KL divergence of {train["kl"]:.4f} nats (in PyTorch, before export)."""
-    use = f"""{_USAGE}{form(recipe)}
-
-With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
-    return page(recipe, "text-classification", about, use, measured)
 
 
 def page(recipe: Recipe, task: str, about: str, use: str, measured: Sequence[Mapping[str, str]]) -> str:
     """A card's frame. task: the hub's name for it."""
-    sources = _sources(recipe)
-    licence = sources[0]["licence"]
+    made_from = sources(recipe)
+    licence = made_from[0]["licence"]
     header = {
         **({} if licence == _NOT_STATED else {"license": licence}),
         "pipeline_tag": task,
@@ -83,10 +88,10 @@ On the held-out rows.
 
 ## Provenance and licences
 
-{table(sources)}
+{table(made_from)}
 
-A licence is quoted from the model card beside the files, where there is one. The weights derive from all three; look
-at the terms of each before you pass them on.
+A licence is quoted from the model card beside the files or from the GGUF file, where it says one. The weights derive
+from all three; look at the terms of each before you pass them on.
 """
 
 
@@ -109,7 +114,8 @@ def form(recipe: Recipe) -> str:
     return f"{said}:\n\n```\n{template}\n```"
 
 
-def _sources(recipe: Recipe) -> list[dict[str, str]]:
+def sources(recipe: Recipe) -> list[dict[str, str]]:
+    """Student, teacher and data: part, source, licence as it is stated there."""
     student, teacher, data = recipe.student, recipe.teacher, recipe.data
     if not isinstance(student, FromConfigStudent):
         part, reference = "student's first weights", student.model
@@ -126,12 +132,14 @@ def _sources(recipe: Recipe) -> list[dict[str, str]]:
 
 
 def _licence(recipe: Recipe, reference: str, revision: str | None) -> str:
-    """The `license` in the header of the model card beside a local model's files."""
+    """The `license` in the header of the model card beside a local model's files, or in the GGUF file's own."""
     try:
         path = references.model(reference, recipe.folder, revision=revision, where="").path
+        if path is not None and path.suffix == ".gguf" and not (path.parent / "README.md").is_file():
+            return gguf_header.general(path).get("license") or _NOT_STATED
         folder = path if path is None or path.is_dir() else path.parent
         text = "" if folder is None else (Path(folder) / "README.md").read_text(encoding="utf-8")
         header = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
         return str(header.get("license") or _NOT_STATED)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, IndexError, AttributeError, DistillctlError):
+    except (OSError, ValueError, yaml.YAMLError, IndexError, KeyError, AttributeError, DistillctlError):
         return _NOT_STATED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 
 from optimum.exporters.tasks import TasksManager
@@ -10,19 +11,21 @@ from optimum.utils import DummyTextInputGenerator, NormalizedConfigManager, Norm
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distillctl.graphs import tracing
+from distillctl.graphs import attention, tracing
 from distillctl.graphs.tracing import ExportedGraph
 
 GRAPH = "model.onnx"
 
 
-def export(model: PreTrainedModel, folder: Path, opset: int | None = None) -> ExportedGraph:
+def export(model: PreTrainedModel, folder: Path, opset: int | None = None, *, fuse: bool = True) -> ExportedGraph:
     """Write ``folder``/model.onnx: int64 inputs [batch, sequence], float32 `logits` [batch, K].
 
+    fuse: attention as ONNX Runtime's own operator where it can be.
     Weights of more than 2 GB go to model.onnx.data beside it. RecipeError when the opset cannot be had.
     """
     inputs = sample_inputs(model)
-    program = tracing.trace(model, inputs, opset)
+    with attention.fused(model) if fuse else nullcontext():
+        program = tracing.trace(model, inputs, opset)
     outputs = program.graph.outputs  # decoders also return their keys and values, which a classifier has no use for
     outputs[:] = [value for value in outputs if value.name == "logits"]
     return tracing.save(program, folder / GRAPH, dict.fromkeys(inputs, ("batch", "sequence")))

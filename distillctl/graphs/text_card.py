@@ -8,8 +8,7 @@ from typing import Any
 from distillctl.graphs import card
 from distillctl.recipe import Recipe
 
-_START = """```python
-import json
+_START = """import json
 
 import numpy as np
 import onnxruntime
@@ -58,9 +57,9 @@ while len(answer) < LIMIT and not (answer and answer[-1] in ends):
 _GENAI = """
 
 With onnxruntime-genai, which keeps keys and values in one buffer and has packages for phones:
+"""
 
-```python
-import onnxruntime_genai
+_GENAI_LOOP = """import onnxruntime_genai
 
 model = onnxruntime_genai.Model(".")
 tokenizer = onnxruntime_genai.Tokenizer(model)
@@ -71,7 +70,7 @@ generator = onnxruntime_genai.Generator(model, parameters)
 generator.append_tokens(ids)
 while not generator.is_done():
     generator.generate_next_token()
-END```"""
+"""
 
 _OPTIMUM = {
     "trace": '\n\nWith optimum: `ORTModelForCausalLM.from_pretrained(".")`.',
@@ -90,27 +89,48 @@ def render(
     """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
     shown; builder: "genai", "trace" or "seq2seq"; begin: the special tokens that begin a view, which
     onnxruntime-genai's tokenizer leaves out. No row of the data is quoted: the card is there to be published."""
+    about = description(collect, train)
+    return card.page(recipe, task(builder), about, use(recipe, builder, begin) + card.form(recipe), measured)
+
+
+def task(builder: str) -> str:
+    """The hub's name for what it does."""
+    return "text2text-generation" if builder == "seq2seq" else "text-generation"
+
+
+def description(collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    """A model that writes, in a few sentences."""
     tokens, counts = collect["context_tokens"], collect["counts"]
     apart = "" if train["kl"] is None else f", with a KL divergence of {train['kl']:.4f} nats per token"
-    about = f"""A model that writes. It does without a prompt what {collect["teacher"]["reference"]} does with one:
+    return f"""A model that writes. It does without a prompt what {collect["teacher"]["reference"]} does with one:
 {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers to
 {counts["train"]:,} inputs. In its answers to {counts["eval"]:,} held-out inputs the two agree on the likeliest token
 for {train["agreement"]:.1%} of the tokens{apart} (in PyTorch, before export)."""
-    task = "text2text-generation" if builder == "seq2seq" else "text-generation"
-    return card.page(recipe, task, about, _use(recipe, builder, begin) + card.form(recipe), measured)
 
 
-def _use(recipe: Recipe, builder: str, begin: Sequence[int]) -> str:
+def use(recipe: Recipe, builder: str, begin: Sequence[int]) -> str:
+    """How to ask it, with ONNX Runtime and with what else there is."""
+    text = f"```python\n{code(recipe, builder)}```"
+    if builder == "genai":
+        text += f"{_GENAI}\n```python\n{genai_code(recipe, begin)}```"
+    return text + _OPTIMUM.get(builder, "")
+
+
+def code(recipe: Recipe, builder: str) -> str:
+    """With ONNX Runtime alone; the text is in its line `text = "…"`."""
     head_size = "shapes[name][3]"
     if builder == "genai":
         head_size = 'json.load(open("genai_config.json"))["model"]["decoder"]["head_size"]'
     loop = _SEQ2SEQ if builder == "seq2seq" else _DECODER.replace("HEAD_SIZE", head_size)
-    text = f"{_START}{loop}{_end(recipe, 'answer')}```"
-    if builder == "genai":
-        encoded = f"{list(begin)} + list(tokenizer.encode(text))" if begin else "tokenizer.encode(text)"
-        end = _end(recipe, "generator.get_sequence(0)[len(ids) :]")
-        text += _GENAI.replace("ENCODED", encoded).replace("END", end)
-    return text.replace("LIMIT", str(recipe.generate.max_new_tokens)) + _OPTIMUM.get(builder, "")
+    return f"{_START}{loop}{_end(recipe, 'answer')}".replace("LIMIT", str(recipe.generate.max_new_tokens))
+
+
+def genai_code(recipe: Recipe, begin: Sequence[int]) -> str:
+    """With onnxruntime-genai; ``text`` is set before."""
+    encoded = f"{list(begin)} + list(tokenizer.encode(text))" if begin else "tokenizer.encode(text)"
+    end = _end(recipe, "generator.get_sequence(0)[len(ids) :]")
+    loop = _GENAI_LOOP.replace("ENCODED", encoded).replace("LIMIT", str(recipe.generate.max_new_tokens))
+    return f"{loop}{end}"
 
 
 def _end(recipe: Recipe, ids: str) -> str:

@@ -13,6 +13,9 @@ class Export(Closed):
     opset: Count | None = None
     max_logit_difference: Positive = 1e-4
     """Largest |Δlogit| between ONNX Runtime and PyTorch over the eval rows; of text relative to the largest |logit|."""
+    fuse: bool = True
+    """Of classifiers: attention as ONNX Runtime's own operator; without it the graph has ONNX's standard ones only, for
+    accelerators and other runtimes, and is slower."""
     builder: Literal["auto", "genai", "trace"] = "auto"
     """Of decoders: "genai" builds the graph as onnxruntime-genai does, "trace" traces it, "auto" traces only where
     genai's builder cannot do it."""

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, PrivateAttr, model_validator
 
 from distillctl.recipe.base import Closed, Count
+from distillctl.recipe.bundle import Bundle
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.graphs import Bench, Export, Quantize, Report
@@ -31,12 +32,22 @@ class Recipe(Closed):
     quantize: Quantize = Quantize()
     bench: Bench = Bench()
     report: Report = Report()
+    bundle: Bundle = Bundle()
 
     @model_validator(mode="after")
     def _losses_have_what_they_need(self) -> Recipe:
         for index, term in enumerate(self.train.loss):
             if problem := _misses(self.task, term):
                 raise ValueError(f"train.loss[{index}]: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _text_in_is_for_labels(self) -> Recipe:
+        if self.bundle.text_in and not isinstance(self.task, Classify):
+            raise ValueError(
+                "bundle.text_in: a graph with the tokenizer inside is for task.kind: classify; a model that writes "
+                "needs its tokenizer at every step"
+            )
         return self
 
     _path: Path = PrivateAttr(default=Path("recipe.yaml"))

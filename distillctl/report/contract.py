@@ -18,7 +18,7 @@ from distillctl.data import view_table
 from distillctl.metrics import comparison
 from distillctl.metrics.statistics import difference_interval, recovered_interval
 from distillctl.recipe import Generate, Recipe
-from distillctl.report import labels, numbers, texts
+from distillctl.report import devices, labels, numbers, texts
 from distillctl.workspace import Manifest, Workspace
 
 UPSTREAM = ("collect", "train", "export", "quantize", "bench")
@@ -60,6 +60,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "recovered": {arm: _recovered(scores, arm, recipe.seed) for arm in own},
         "models": bench["models"],
         "ratios": bench["ratios"],
+        "devices": devices.measured(workspace),
         "machine": bench["machine"],
         "threads": bench["threads"],
         "timed_agreement": bench["agreement"],

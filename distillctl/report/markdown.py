@@ -62,6 +62,7 @@ def render(facts: dict[str, Any]) -> str:
             "",
             *_table(["model", "size", *first, "p50", "p90", "p99", "peak memory", "deployed is faster by"], models),
             "",
+            *_devices(facts["devices"]["measured"]),
             "<details><summary>Candidates</summary>",
             "",
             *_table(["candidate", "size", "p50", "KL to fp32", f"same top {token}", "inside the gate"], candidates),
@@ -72,6 +73,22 @@ def render(facts: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _devices(measured: Sequence[dict[str, Any]]) -> list[str]:
+    """Nothing where no device has measured."""
+    rows = [
+        [
+            _plain(device["name"]),
+            "WebGPU" if run["backend"] == "webgpu" else str(run["threads"]),
+            *(numbers.duration(run[key]) for key in ("load_ms", "first_ms", "p50_ms", "p90_ms")),
+            f"{run['check']['same_label']} of {run['check']['rows']}",
+        ]
+        for device in measured
+        for run in device["runs"]
+    ]
+    head = ["in a browser", "threads", "load", "first answer", "p50", "p90", "same label as recorded"]
+    return [*_table(head, rows), ""] if rows else []
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

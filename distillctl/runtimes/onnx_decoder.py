@@ -22,9 +22,9 @@ class OnnxDecoder(TextFolder):
     they share it too.
     """
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path, threads: int = 1, suffix: str = ".onnx") -> None:
         super().__init__(folder)
-        self._session = session(folder / "model.onnx", threads)
+        self._session = session(folder / f"model{suffix}", threads)
         self._has_positions = "position_ids" in {value.name for value in self._session.get_inputs()}
         genai = read_json(folder / "genai_config.json")
         built: dict[str, Any] = genai["model"]["decoder"] if genai else {}

@@ -11,6 +11,6 @@ OnnxGenerator = OnnxDecoder | OnnxSeq2Seq
 ENCODER_DECODER = "decoder_model_merged.onnx"
 
 
-def open_generator(folder: Path, threads: int = 1) -> OnnxGenerator:
-    """The folder's graph, ready to be asked."""
-    return (OnnxSeq2Seq if (folder / ENCODER_DECODER).exists() else OnnxDecoder)(folder, threads)
+def open_generator(folder: Path, threads: int = 1, suffix: str = ".onnx") -> OnnxGenerator:
+    """The folder's graph, ready to be asked; suffix: ".ort" for those in ONNX Runtime's own format."""
+    return (OnnxSeq2Seq if (folder / ENCODER_DECODER).exists() else OnnxDecoder)(folder, threads, suffix)

@@ -21,12 +21,12 @@ class OnnxSeq2Seq(TextFolder):
     first step makes all of them, later ones none.
     """
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path, threads: int = 1, suffix: str = ".onnx") -> None:
         super().__init__(folder)
         self._start = int(self.config["decoder_start_token_id"])
         self._positions: int = self.config.get("max_position_embeddings") or UNLIMITED
-        self._encoder = session(folder / "encoder_model.onnx", threads)
-        self._decoder = session(folder / "decoder_model_merged.onnx", threads)
+        self._encoder = session(folder / f"encoder_model{suffix}", threads)
+        self._decoder = session(folder / f"decoder_model_merged{suffix}", threads)
         caches = key_values.caches(self._decoder)
         self._own = {name: cache for name, cache in caches.items() if ".decoder." in name}
         self._cross = {name: cache for name, cache in caches.items() if ".encoder." in name}

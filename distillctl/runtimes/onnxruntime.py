@@ -26,14 +26,17 @@ def graph_bytes(folder: Path) -> int:
 
 
 class OnnxClassifier:
-    """A folder with `model.onnx`, `config.json` and `tokenizer.json`: text in, label logits out."""
+    """A folder with `model.onnx` (``file``), `config.json` and `tokenizer.json`: text in, label logits out. Texts are
+    cut at ``max_length`` tokens, if it is given."""
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path, threads: int = 1, file: str = "model.onnx", max_length: int | None = None) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.labels = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)
-        self._session = session(folder / "model.onnx", threads)
+        if max_length is not None:
+            self._tokenizer.enable_truncation(max_length)
+        self._session = session(folder / file, threads)
         self._inputs = [value.name for value in self._session.get_inputs()]
 
     def feed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:

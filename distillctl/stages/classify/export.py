@@ -22,7 +22,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     with replacing_folder(workspace.folder("export")) as staged:
         model = trained.model(recipe, source)
         console.note("export: tracing")
-        graph = exporter.export(model, staged, recipe.export.opset)
+        graph = exporter.export(model, staged, recipe.export.opset, fuse=recipe.export.fuse)
         beside.copy(source, staged, graph.inputs)
         found = parity.check(
             model, OnnxClassifier(staged), views.id, views.simplified, recipe.export.max_logit_difference

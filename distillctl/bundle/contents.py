@@ -1,0 +1,107 @@
+"""What goes into a bundle, and what each file is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distillctl import references
+from distillctl.bundle import archive, code, ort_format, text_in
+from distillctl.bundle.listing import NAME, File
+from distillctl.errors import DistillctlError
+from distillctl.graphs import card
+from distillctl.recipe import Recipe
+from distillctl.workspace import file_digest
+
+_OF_THE_STAGE = {"README.md", "manifest.json", "candidates.json", "eval.parquet"}
+"""quantize's own, and what is said of single rows."""
+_LICENCE = re.compile(r"(licen[cs]e|notice|copying|terms)([._-].*)?", re.IGNORECASE)
+_WHAT = {
+    "model.onnx": "the graph, ONNX",
+    "encoder_model.onnx": "the encoder's graph, ONNX",
+    "decoder_model_merged.onnx": "the decoder's graph, ONNX",
+    text_in.FILE: "the graph with its tokenizer inside, ONNX; needs onnxruntime-extensions",
+    ort_format.OPERATORS: "operators and types that a reduced ONNX Runtime build needs (--include_ops_by_config)",
+    "tokenizer.json": "the tokenizer",
+    "tokenizer_config.json": "the tokenizer's settings",
+    "config.json": "the model's configuration, with the labels' names",
+    "generation_config.json": "how an answer is written: the tokens that end it",
+    "genai_config.json": "for onnxruntime-genai",
+    "chat_template.jinja": "the chat template",
+    "labels.json": "the labels, in the order of the logits",
+    "README.md": "the model card",
+}
+
+
+def copy(deployed: Path, target: Path) -> None:
+    """quantize's graphs, tokenizer and configurations."""
+    for path in sorted(deployed.iterdir()):
+        if path.is_file() and path.name not in _OF_THE_STAGE and not path.name.startswith("."):
+            shutil.copyfile(path, target / path.name)
+
+
+def licences(recipe: Recipe, target: Path) -> None:
+    """The licence texts that lie beside teacher and student, as `licences/teacher-LICENSE` …"""
+    for name, find in (("teacher", references.teacher), ("student", references.student)):
+        try:
+            source = find(recipe)
+        except DistillctlError:
+            continue
+        folder = source.path if source else None
+        if folder is None:
+            continue
+        for path in sorted((folder if folder.is_dir() else folder.parent).iterdir()):
+            if path.is_file() and _LICENCE.fullmatch(path.name):
+                (target / "licences").mkdir(exist_ok=True)
+                shutil.copyfile(path, target / "licences" / f"{name}-{path.name}")
+
+
+def provenance(recipe: Recipe, inputs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The card's table with what was read. inputs: fingerprints in the manifests of collect and train."""
+    kinds = {"student": "student.", "teacher": "teacher.", "data": "data."}
+    rows = []
+    for source in card.sources(recipe):
+        kind = next(kind for kind in kinds if source["part"].startswith(kind))
+        read = {key: value for key, value in sorted(inputs.items()) if key.startswith(kinds[kind])}
+        rows.append({**source, "sha256": read})
+    return rows
+
+
+def files(folder: Path) -> dict[str, File]:
+    """Every file but bundle.json itself."""
+    return {
+        name: File(bytes=(folder / name).stat().st_size, sha256=file_digest(folder / name), what=_what(name))
+        for name in archive.files(folder)
+        if name != NAME
+    }
+
+
+def shown(listed: Mapping[str, File]) -> str:
+    """The files as the card's list."""
+    return "\n".join(f"- `{name}` ({one.bytes:,} bytes): {one.what}" for name, one in listed.items())
+
+
+def _what(name: str) -> str:
+    path = Path(name)
+    if path.parts[0] == "licences":
+        return "a licence that lies beside what this was made from"
+    if path.parts[0] == code.FOLDER:
+        languages = {".py": "Python", ".mjs": "JavaScript", ".kt": "Kotlin", ".swift": "Swift"}
+        return f"how to use it: {languages[path.suffix]}"
+    if path.suffix == ".ort":
+        return f"the graph of {path.stem}.onnx in ONNX Runtime's format for phones"
+    if ".onnx" in name and path.suffix != ".onnx":
+        return "weights of the graph beside it"
+    return _WHAT.get(name, "configuration")
+
+
+def sizes(listed: Mapping[str, File]) -> dict[str, int]:
+    return {name: one.bytes for name, one in listed.items()}
+
+
+def graphs(folder: Path, made: Sequence[str]) -> list[str]:
+    """Graphs that take ids: `.onnx` and the ``made`` `.ort` files."""
+    return [path.name for path in sorted(folder.glob("*.onnx")) if path.name != text_in.FILE] + sorted(made)

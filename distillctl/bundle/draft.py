@@ -1,0 +1,116 @@
+"""A bundle in the making: what bundles of either kind of task have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distillctl import console
+from distillctl.bundle import archive, contents, figures, mobile, text_in
+from distillctl.bundle.listing import NAME, Example, File, Graph, Listing
+from distillctl.recipe import Recipe
+from distillctl.workspace import Manifest, Outcome, Workspace, replacing, versions
+
+ARCHIVE = "bundle.zip"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """folder: where it is made, quantize's files in it; manifests: of the stages it is made from."""
+
+    recipe: Recipe
+    workspace: Workspace
+    folder: Path
+    manifests: Mapping[str, Manifest]
+
+    @classmethod
+    def begin(cls, recipe: Recipe, workspace: Workspace, folder: Path) -> Draft:
+        stages = ("collect", "train", "export", "quantize")
+        manifests = {name: manifest for name in stages if (manifest := workspace.manifest(name))}
+        contents.copy(workspace.folder("quantize"), folder)
+        contents.licences(recipe, folder)
+        return cls(recipe, workspace, folder, manifests)
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        return self.manifests[stage].facts
+
+    @property
+    def bench(self) -> dict[str, Any] | None:
+        """bench's facts, where it measured this graph."""
+        found = figures.bench(self.workspace)
+        return found.facts if found else None
+
+    def figures(self, unit: str) -> tuple[list[dict[str, str]], str]:
+        """The card's table, and where its latencies come from."""
+        return figures.measured(self.facts("quantize"), self.bench, unit), figures.machine(self.bench)
+
+    def verdicts(self) -> dict[str, Any]:
+        """onnxruntime's check for phones, of every graph that takes ids, told as it comes."""
+        found = {}
+        for path in sorted(self.folder.glob("*.onnx")):
+            if path.name != text_in.FILE:
+                found[path.name] = mobile.check(path)
+                console.note(f"bundle: {path.name}: {mobile.advice(found[path.name])}")
+        return found
+
+    def files(self) -> dict[str, File]:
+        return contents.files(self.folder)
+
+    def close(
+        self,
+        labels: list[str],
+        max_length: int,
+        graphs: dict[str, Graph],
+        example: Example,
+        verdicts: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Write bundle.json, last; returns the stage's facts."""
+        kept = ("chosen", "bytes", "kl", "same_top", "score", "fp32")
+        inputs = self.manifests["collect"].inputs | self.manifests["train"].inputs
+        listing = Listing(
+            name=self.recipe.name,
+            task=self.recipe.task.kind,
+            labels=labels,
+            max_length=max_length,
+            files=self.files(),
+            graphs=graphs,
+            example=example,
+            measured={"quantize": {key: self.facts("quantize")[key] for key in kept}, "bench": _latencies(self.bench)},
+            mobile=verdicts,
+            provenance=contents.provenance(self.recipe, inputs),
+            made_from={name: manifest.fingerprint for name, manifest in self.manifests.items()},
+            versions=versions(),
+        ).sealed()
+        (self.folder / NAME).write_bytes(listing.dumps())
+        return {
+            "folder": str(self.workspace.folder("bundle")),
+            "archive": str(self.workspace.root / ARCHIVE),
+            "files": contents.sizes(listing.files),
+            "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},
+            "example": example.model_dump(exclude_none=True),
+            "mobile": {name: {"advice": mobile.advice(found), "providers": found} for name, found in verdicts.items()},
+            "provenance": listing.provenance,
+        }
+
+
+def outcome(workspace: Workspace, facts: dict[str, Any]) -> Outcome:
+    """The finished folder's archive, and what the stage hands over."""
+    folder, target = workspace.folder("bundle"), workspace.root / ARCHIVE
+    with replacing(target) as temporary:
+        archive.write(folder, temporary)
+    outputs = sorted(path.name for path in folder.iterdir())
+    return Outcome([*outputs, f"../{ARCHIVE}"], facts | {"archive_bytes": target.stat().st_size})
+
+
+def _latencies(bench: dict[str, Any] | None) -> dict[str, Any] | None:
+    if bench is None:
+        return None
+    keys = ("p50_ms", "p90_ms", "p99_ms", "n", "load_ms", "peak_rss_bytes")
+    models = {
+        name: {key: found[key] for key in keys if key in found}
+        for name, found in bench["models"].items()
+        if name in ("fp32", "deployed", "deployed_genai")
+    }
+    return {"models": models, "machine": bench["machine"], "threads": bench["threads"]}

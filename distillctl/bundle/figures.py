@@ -1,0 +1,74 @@
+"""What was measured of the deployed graph: by quantize, and by bench where bench measured this very graph."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from distillctl.errors import UpstreamError
+from distillctl.workspace import Manifest, Workspace
+
+
+def bench(workspace: Workspace) -> Manifest | None:
+    """bench's manifest, where the graph that it measured is the one that quantize committed."""
+    with contextlib.suppress(UpstreamError):
+        measured, quantize = workspace.manifest("bench"), workspace.manifest("quantize")
+        if measured and quantize and measured.inputs.get("quantize") == quantize.fingerprint:
+            return measured
+    return None
+
+
+def bench_fingerprint(workspace: Workspace) -> dict[str, str]:
+    """For the pipeline: a bundle is stale once there are new latencies for its card."""
+    found = bench(workspace)
+    return {"bench": found.fingerprint} if found else {}
+
+
+def measured(quantize: dict[str, Any], bench: dict[str, Any] | None, unit: str) -> list[dict[str, str]]:
+    """The card's table: the fp32 graph and the deployed one. quantize, bench: facts; unit: what a graph chooses, a
+    label or a token."""
+    fp32 = quantize["fp32"]
+    rows = {
+        "fp32": _row("fp32", fp32["bytes"], fp32["score"], None, None, unit),
+        "deployed": _row(
+            f"**{quantize['chosen']}** (here)",
+            quantize["bytes"],
+            quantize["score"],
+            quantize["kl"],
+            quantize["same_top"],
+            unit,
+        ),
+    }
+    for name, row in rows.items():
+        timed = (bench or {}).get("models", {}).get(name)
+        if timed:
+            row |= {"p50": _milliseconds(timed, "p50_ms"), "p99": _milliseconds(timed, "p99_ms")}
+            row |= {"peak memory": f"{timed['peak_rss_bytes'] / 1e6:.0f} MB"}
+    return list(rows.values())
+
+
+def machine(bench: dict[str, Any] | None) -> str:
+    """Where the latencies come from, in a sentence; empty without any."""
+    if bench is None:
+        return ""
+    host = bench["machine"]
+    return (
+        f"Latency: one query at a time, {bench['threads']} thread(s), real inputs, on the host that built this "
+        f"({host['cpu']}, {host['architecture']}), not a phone."
+    )
+
+
+def _row(
+    name: str, size: int, score: float | None, kl: float | None, same_top: float | None, unit: str
+) -> dict[str, str]:
+    return {
+        "graph": name,
+        "size": f"{size / 1e6:.2f} MB",
+        "KL from fp32": "–" if kl is None else f"{kl:.5f}",
+        f"same top {unit}": "–" if same_top is None else f"{same_top:.2%}",
+        "score": "–" if score is None else f"{score:.4f}",
+    }
+
+
+def _milliseconds(timed: dict[str, Any], key: str) -> str:
+    return f"{timed[key]:.2f} ms"

@@ -1,0 +1,162 @@
+"""`distillctl bundle verify`: a bundle is whole, its graphs open, and they answer as they did when it was built.
+
+Nothing of it is believed: no graph is opened before every name, size and hash has been found right. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
+from pydantic import ValidationError
+
+from distillctl.bundle import answers, archive, text_in
+from distillctl.bundle.listing import MAX_BYTES, NAME, Graph, Listing
+from distillctl.errors import DataError, DistillctlError, GateFailed, Unavailable, first_line
+from distillctl.workspace import MANIFEST, file_digest, writable
+
+_NEXT = "distillctl export RECIPE --bundle  makes it anew"
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """What was found; DataError where ``path`` is no bundle, Unavailable where it cannot be read, GateFailed with all
+    that differs where it is not as it was made."""
+    try:
+        return _verify(path)
+    except OSError as error:
+        raise Unavailable(f"cannot be read: {error.strerror or error}", where=str(error.filename or path)) from error
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        return {"path": str(path)} | _folder(path, {MANIFEST})  # the run directory's own record, where it was made
+    if not path.is_file():
+        raise DataError("no such bundle", where=str(path), next="distillctl export RECIPE --bundle")
+    with writable(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="distillctl-") as scratch:
+        folder, again = Path(scratch) / "bundle", Path(scratch) / "again.zip"
+        folder.mkdir()
+        archive.unpack(path, folder)
+        found = _folder(folder, set())
+        archive.write(folder, again)
+        if file_digest(again) != file_digest(path):
+            raise GateFailed(
+                "its files are whole, but the archive around them is not the one that was made (packed again?)",
+                where=str(path),
+                next="unpack it, and verify the folder",
+            )
+        return {"path": str(path)} | found
+
+
+def _folder(folder: Path, besides: set[str]) -> dict[str, Any]:
+    listing = _listing(folder)
+    problems = list(_differences(folder, listing, besides))
+    if not problems:
+        problems = [problem for name in listing.graphs for problem in _outside(folder, name, listing)]
+    if problems:
+        raise _failed(folder, problems)
+    graphs = _answers(folder, listing)
+    return {
+        "name": listing.name,
+        "task": listing.task,
+        "files": len(listing.files) + 1,
+        "bytes": sum(file.bytes for file in listing.files.values()) + (folder / NAME).stat().st_size,
+        "graphs": graphs,
+        "example": listing.example.model_dump(exclude_none=True),
+    }
+
+
+# ── the files ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _listing(folder: Path) -> Listing:
+    path = folder / NAME
+    if not path.is_file() or path.is_symlink():
+        raise DataError(f"no bundle: there is no {NAME} in it", where=str(folder), next=_NEXT)
+    if path.stat().st_size > MAX_BYTES:
+        raise _failed(folder, [f"{NAME} has {path.stat().st_size:,} bytes, {MAX_BYTES:,} are allowed"])
+    data = path.read_bytes()
+    try:
+        listing = Listing.model_validate(json.loads(data))
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise _failed(folder, [f"{NAME} is damaged: {first_line(error)}"]) from None
+    if not listing.is_whole or listing.dumps() != data:
+        raise _failed(folder, [f"{NAME} is damaged: it is not what its digest says"])
+    return listing
+
+
+def _differences(folder: Path, listing: Listing, besides: set[str]) -> list[str]:
+    """Names, then sizes, then hashes: what is cheap to look at first, and nothing read that is larger than it says."""
+    problems = [f"{name!r}: {problem}" for name in listing.files if (problem := archive.check_name(name))]
+    if problems:
+        return problems
+    there = set(archive.files(folder)) - {NAME}
+    missing = sorted(set(listing.files) - there)
+    surplus = sorted(there - set(listing.files) - besides)
+    problems = [f"{name} is missing" for name in missing] + [f"{name} is not listed" for name in surplus]
+    for name, file in listing.files.items():
+        if name in there:
+            size = (folder / name).stat().st_size
+            if size != file.bytes:
+                problems.append(f"{name} has {size:,} bytes, not {file.bytes:,}")
+            elif file_digest(folder / name) != file.sha256:
+                problems.append(f"{name} is damaged: its SHA-256 differs")
+    return problems
+
+
+def _outside(folder: Path, name: str, listing: Listing) -> list[str]:
+    """Weights that a graph would read from elsewhere."""
+    if name not in listing.files:
+        return [f"the graph {name} is not among the files"]
+    if not name.endswith(".onnx"):
+        return []
+    try:
+        model = onnx.load(folder / name, load_external_data=False)
+        places = {ExternalDataInfo(one).location for one in _get_all_tensors(model) if uses_external_data(one)}
+    except Exception as error:
+        return [f"{name} is no ONNX graph: {first_line(error)}"]
+    return [f"{name} reads {place!r}, which is none of the files" for place in places if place not in listing.files]
+
+
+# ── the graphs ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _answers(folder: Path, listing: Listing) -> dict[str, str]:
+    """Graph → "answers as recorded", or why it was not asked."""
+    found, problems = {}, []
+    for name, graph in listing.graphs.items():
+        if graph.takes == "text" and not text_in.is_installed():
+            found[name] = f"not opened: {text_in.EXTENSIONS} is not installed (pip install 'distillctl[text-in]')"
+            continue
+        try:
+            problem = _asked(folder, listing, name, graph)
+        except DistillctlError:
+            raise
+        except Exception as error:
+            problem = f"does not open or run: {first_line(error)}"
+        found[name] = problem or "answers as recorded"
+        problems += [f"{name} {problem}"] if problem else []
+    if problems:
+        raise _failed(folder, problems)
+    return found
+
+
+def _asked(folder: Path, listing: Listing, name: str, graph: Graph) -> str | None:
+    example = listing.example
+    if listing.task == "classify":
+        [logits] = answers.label_logits(folder, name, graph, [example.text], listing.max_length)
+        return answers.difference(example, listing.labels, logits)
+    again = answers.written(folder, example.text, f".{graph.format}")
+    if again.ids != example.ids:
+        return f"reads the tokens {again.ids}, {example.ids} are recorded"
+    if again.answer_ids != example.answer_ids:
+        return f"answers {again.answer_ids}, {example.answer_ids} are recorded"
+    return None
+
+
+def _failed(folder: Path, problems: list[str]) -> GateFailed:
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return GateFailed(f"not as it was made:\n{lines}", where=str(folder), next=_NEXT)

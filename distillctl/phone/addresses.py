@@ -1,0 +1,62 @@
+"""Where the server listens, and by which names a device may ask for it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import psutil
+
+from distillctl.errors import UsageError
+
+LOOPBACK = "127.0.0.1"
+_LOCAL = frozenset({"localhost", LOOPBACK, "[::1]"})
+
+
+def resolve(host: str) -> str:
+    """The IP address a --host means; UsageError when it is none of this machine's names."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise UsageError(f"--host {host}: no such address", next="--host 0.0.0.0 for every network") from None
+    return str(found[0][4][0])
+
+
+def names(host: str, address: str) -> frozenset[str]:
+    """What a Host header may say, without the port: what was asked for, and this machine's own names and addresses
+    where the server listens on all of them."""
+    found = {_bracketed(host.lower()), _bracketed(address)}
+    if ipaddress.ip_address(address).is_loopback:
+        found |= _LOCAL
+    if ipaddress.ip_address(address).is_unspecified:
+        name = socket.gethostname().lower()
+        found |= _LOCAL | {name, f"{name}.local", *map(_bracketed, _addresses())}
+    return frozenset(found)
+
+
+def shown(host: str, address: str) -> str:
+    """What stands in the URL: of all addresses, the one that other machines reach this one by."""
+    if not ipaddress.ip_address(address).is_unspecified:
+        return _bracketed(host)
+    family, far = (socket.AF_INET6, "2001:db8::1") if ":" in address else (socket.AF_INET, "192.0.2.1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))  # sends nothing: only asks which of the addresses the route would use
+            return _bracketed(str(probe.getsockname()[0]))
+    except OSError:
+        outside = (found for found in _addresses() if not ipaddress.ip_address(found).is_loopback)
+        return _bracketed(next(outside, LOOPBACK))
+
+
+def _addresses() -> list[str]:
+    """Of this machine, on all its networks."""
+    return [
+        entry.address.partition("%")[0]
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family in (socket.AF_INET, socket.AF_INET6)
+    ]
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

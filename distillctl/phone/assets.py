@@ -1,0 +1,93 @@
+"""onnxruntime-web: the files a page needs to run a graph, from the npm package, each checked against a pinned hash."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import io
+import os
+import tarfile
+import urllib.request
+from pathlib import Path
+
+from distillctl import console
+from distillctl.errors import DataError, Unavailable, first_line
+from distillctl.workspace import file_digest, replacing_folder
+
+VERSION = "1.30.0"
+TARBALL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
+INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+"""SHA-512 of the tarball in base64, as the registry itself and every package-lock.json name it."""
+TARBALL_BYTES = 33_106_585
+
+# ort.wasm is the build for the CPU, with every operator of onnxruntime's own and of com.microsoft; ort.webgpu has the
+# same and a WebGPU provider, in a larger WebAssembly file that only a browser with a GPU asks for.
+FILES = {
+    "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+    "ort.webgpu.min.mjs": "3dffff71811bc13a3a3d9591c57ca5ee5735b8f5f3eaf789510b02bb040ae3a0",
+    "ort-wasm-simd-threaded.asyncify.mjs": "3d1c85995364bb643302fc6fd877a0c3ba5ae72401815e0f24828a53d9191e28",
+    "ort-wasm-simd-threaded.asyncify.wasm": "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da",
+}
+"""Name in the package's dist/ → SHA-256."""
+OFFLINE = (
+    f"on a machine with a network: npm pack onnxruntime-web@{VERSION}, unpack it, and give its dist folder: "
+    "distillctl bench RECIPE --serve --assets DIR"
+)
+
+
+def cache() -> Path:
+    """Where the files are kept, for every run directory."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "distillctl" / "onnxruntime-web" / VERSION
+
+
+def find(given: Path | None = None) -> Path:
+    """The folder with all `FILES`, checked: the ``given`` one, else the cache, filled from the registry when it is not.
+
+    DataError when a given file is missing or not the pinned one; Unavailable when the registry cannot be reached.
+    """
+    if given is not None:
+        if problem := _problem(given):
+            raise DataError(f"{problem} of onnxruntime-web {VERSION}", where=str(given), next=OFFLINE)
+        return given
+    folder = cache()
+    if _problem(folder):
+        console.note(f"fetching onnxruntime-web {VERSION} ({TARBALL_BYTES / 1e6:.0f} MB, once) from registry.npmjs.org")
+        _unpack(_fetch(TARBALL), folder)
+    return folder
+
+
+def _problem(folder: Path) -> str | None:
+    """The first file that is not as pinned."""
+    for name, sha256 in FILES.items():
+        path = folder / name
+        if not path.is_file():
+            return f"there is no {name}"
+        if file_digest(path) != sha256:
+            return f"{name} is not the one"
+    return None
+
+
+def _fetch(address: str) -> bytes:
+    """The tarball. The network is not trusted: neither its length nor its bytes."""
+    try:
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            found: bytes = answer.read(TARBALL_BYTES + 1)
+    except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+        raise Unavailable(f"cannot be fetched: {first_line(error)}", where=address, next=OFFLINE) from None
+    if base64.b64encode(hashlib.sha512(found).digest()).decode() != INTEGRITY:
+        raise Unavailable("what came is not the package (its SHA-512 differs)", where=address, next=OFFLINE)
+    return found
+
+
+def _unpack(tarball: bytes, folder: Path) -> None:
+    """Only the files by name, never a path the archive chooses."""
+    with tarfile.open(fileobj=io.BytesIO(tarball)) as archive, replacing_folder(folder) as staged:
+        for name, sha256 in FILES.items():
+            member = archive.extractfile(f"package/dist/{name}")
+            assert member is not None  # the whole tarball's hash is pinned
+            (staged / name).write_bytes(member.read())
+            assert file_digest(staged / name) == sha256

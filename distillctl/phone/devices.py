@@ -1,0 +1,125 @@
+"""What devices found, kept in the run directory: one file each, vouched for by a manifest like a stage's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distillctl.errors import UpstreamError
+from distillctl.phone.messages import Device, Failure
+from distillctl.workspace import Outcome, Workspace, write_text
+
+STAGE = "devices"
+_BROWSERS = {
+    "Edge": r"Edg(?:A|iOS)?/(\d+)",
+    "Opera": r"OPR/(\d+)",
+    "Samsung Internet": r"SamsungBrowser/(\d+)",
+    "Firefox": r"(?:Firefox|FxiOS)/(\d+)",
+    "Chrome": r"(?:Chrome|CriOS)/(\d+)",
+    "Safari": r"Version/(\d+).*Safari/",
+}
+"""Name → pattern with the version; the first that is found, for most also call themselves Chrome and Safari."""
+_SYSTEMS = {
+    "iPhone": "iPhone",
+    "iPad": "iPad",
+    "Android": "Android",
+    "Windows": "Windows",
+    "Mac OS X": "Mac",
+    "CrOS": "Chromebook",
+    "Linux": "Linux",
+}
+
+
+class Check(BaseModel):
+    """How a device's answers compare with those on record: `Task.check`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rows: int
+    same_label: int
+    ties: int
+    max_probability_difference: float
+    tolerance: float
+    same: bool
+
+
+class Run(BaseModel):
+    """One way in which a device ran the graph."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    backend: Literal["wasm", "webgpu"]
+    threads: int
+    load_ms: float
+    first_ms: float
+    milliseconds: list[float]
+    check: Check
+
+    def figures(self) -> dict[str, Any]:
+        """As the report shows it: the samples as percentiles."""
+        p50, p90 = (float(p) for p in np.percentile(self.milliseconds, (50, 90)))
+        found = self.model_dump(exclude={"milliseconds"})
+        return found | {"p50_ms": p50, "p90_ms": p90, "n": len(self.milliseconds)}
+
+
+class Measured(BaseModel):
+    """All of one device: devices/<id>.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    """The session's."""
+    name: str
+    created: float
+    """Unix time."""
+    onnxruntime_web: str
+    device: Device
+    graph_sha256: str
+    """Of the graph it ran."""
+    download_ms: float
+    timer_ms: float
+    hidden: bool
+    runs: list[Run]
+    failures: list[Failure]
+
+    def figures(self) -> dict[str, Any]:
+        """As commands print it and the report shows it."""
+        return self.model_dump(mode="json", exclude={"runs"}) | {"runs": [run.figures() for run in self.runs]}
+
+
+def name(device: Device) -> str:
+    """A few words for people: Pixel 7, Chrome 130."""
+    browser = next((f"{b} {m[1]}" for b, p in _BROWSERS.items() if (m := re.search(p, device.user_agent))), "browser")
+    system = next((name for mark, name in _SYSTEMS.items() if mark in device.user_agent), "device")
+    return f"{device.model or system}, {browser}"
+
+
+def read(workspace: Workspace) -> list[Measured]:
+    """All that was measured, the oldest first; UpstreamError when it is not what was committed."""
+    folder = workspace.folder(STAGE)
+    next = f"rm -r {folder}, and measure again: distillctl bench RECIPE --serve"
+    try:
+        manifest = workspace.manifest(STAGE)
+        if manifest is None:
+            return []
+        if damage := workspace.damage(STAGE, manifest):
+            raise UpstreamError(damage)
+        found = [Measured.model_validate_json((folder / name).read_bytes()) for name in manifest.outputs]
+    except (UpstreamError, ValidationError, OSError) as error:
+        raise UpstreamError(str(error).splitlines()[0], where=str(folder), next=next) from None
+    return sorted(found, key=lambda measured: measured.created)
+
+
+def add(workspace: Workspace, measured: Measured, inputs: Mapping[str, str], seed: int, seconds: float) -> None:
+    """Commit one more. inputs: fingerprints of what it ran; seconds: what it took."""
+    everything = [*read(workspace), measured]
+    write_text(workspace.folder(STAGE) / f"{measured.id}.json", measured.model_dump_json(indent=1) + "\n")
+    workspace.commit(
+        STAGE,
+        recipe={},
+        inputs=inputs,
+        outcome=Outcome([f"{one.id}.json" for one in everything], {"devices": [one.figures() for one in everything]}),
+        seed=seed,
+        seconds=seconds,
+    )

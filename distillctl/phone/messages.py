@@ -1,0 +1,95 @@
+"""What a page sends to the server. It comes from a device nobody vouches for: closed, bounded, finite."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MAX_BYTES = 4 << 20
+"""Of a message."""
+MAX_ROWS, MAX_LABELS, MAX_QUERIES = 100, 1000, 200
+
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+Milliseconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e7)]
+
+
+def _printable(text: str) -> str:
+    """A terminal takes orders from control characters."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+Word = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+Text = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
+Pixels = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e5)]
+
+
+class Message(BaseModel):
+    """Unknown keys are errors; a string is no number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Screen(Message):
+    """CSS pixels, and how many of the screen's own there are to each."""
+
+    width: Pixels
+    height: Pixels
+    pixel_ratio: Pixels
+
+
+class Device(Message):
+    """What the browser says of itself and of what it runs on; None where it does not say."""
+
+    user_agent: Text
+    model: Word | None = None
+    """These three from userAgentData, which few browsers have, and only on a secure page."""
+    platform: Word | None = None
+    platform_version: Word | None = None
+    cores: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """navigator.hardwareConcurrency; some browsers round it down."""
+    memory_gb: Annotated[float, Field(allow_inf_nan=False, ge=0, le=4096)] | None = None
+    """navigator.deviceMemory, rounded and cut off at 8 by the browser."""
+    screen: Screen
+    isolated: bool
+    """Cross-origin isolated: only then are there threads."""
+    gpu: bool
+    """Whether the browser handed out a WebGPU adapter."""
+
+
+class Measurement(Message):
+    """One way of running the graph, in a fresh worker."""
+
+    backend: Literal["wasm", "webgpu"]
+    threads: Annotated[int, Field(ge=1, le=64)]
+    load_ms: Milliseconds
+    """From the files' bytes in memory to a session: compiling the WebAssembly, parsing and preparing the graph."""
+    first_ms: Milliseconds
+    milliseconds: Annotated[list[Milliseconds], Field(min_length=1, max_length=MAX_QUERIES)]
+    """Every timed query, after all rows were run once; from token ids to logits."""
+    logits: Annotated[
+        list[Annotated[list[Finite], Field(min_length=1, max_length=MAX_LABELS)]],
+        Field(min_length=1, max_length=MAX_ROWS),
+    ]
+    """Of every row, in the order of the task."""
+
+
+class Failure(Message):
+    """A way of running the graph that did not work."""
+
+    backend: Literal["wasm", "webgpu"]
+    threads: Annotated[int, Field(ge=1, le=64)]
+    error: Text
+
+
+class Results(Message):
+    """All that a device found."""
+
+    download_ms: Milliseconds
+    """Fetching the graph from the server."""
+    timer_ms: Milliseconds
+    """The smallest step of the browser's clock."""
+    hidden: bool
+    """Whether the page was in the background meanwhile, where browsers slow it down."""
+    measurements: Annotated[list[Measurement], Field(max_length=3)]
+    failures: Annotated[list[Failure], Field(max_length=3)]

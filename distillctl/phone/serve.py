@@ -1,0 +1,156 @@
+"""bench --serve: wait for devices, and keep what they find."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distillctl import console
+from distillctl.errors import GateFailed, Unavailable
+from distillctl.phone import addresses, assets, devices, task
+from distillctl.phone.messages import Device, Failure, Results
+from distillctl.phone.server import PhoneServer
+from distillctl.recipe import Recipe
+from distillctl.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    host: str = addresses.LOOPBACK
+    port: int = 0
+    """0: any that is free."""
+    assets: Path | None = None
+    devices: int = 1
+    """Stop after the results of so many."""
+    idle_seconds: float = 600.0
+    """Or after so many seconds without a request."""
+
+
+class _Visits:
+    """Who came, what was stored, who could not run the graph."""
+
+    def __init__(self, recipe: Recipe, workspace: Workspace, given: task.Task, inputs: Mapping[str, str]) -> None:
+        self._recipe, self._workspace, self._task, self._inputs = recipe, workspace, given, inputs
+        self._began = time.monotonic()
+        self.stored: list[devices.Measured] = []
+        self.failed: list[tuple[str, Failure]] = []
+
+    def store(self, session: str, device: Device, results: Results) -> dict[str, Any]:
+        """Judge and commit what one device found. A ValueError: it does not fit the task."""
+        name = devices.name(device)
+        runs = [
+            devices.Run(**one.model_dump(exclude={"logits"}), check=devices.Check(**self._task.check(one.logits)))
+            for one in results.measurements
+        ]
+        for failure in results.failures:
+            console.warn(f"{name}: {_way(failure.backend, failure.threads)} did not work: {failure.error}")
+        if not runs:
+            if not results.failures:
+                raise ValueError("neither measurements nor failures")
+            self.failed.append((name, results.failures[0]))
+            return {"stored": False}
+        measured = devices.Measured(
+            id=session,
+            name=name,
+            created=round(time.time(), 3),
+            onnxruntime_web=assets.VERSION,
+            device=device,
+            graph_sha256=self._task.sha256,
+            runs=runs,
+            **results.model_dump(exclude={"measurements"}),
+        )
+        devices.add(self._workspace, measured, self._inputs, self._recipe.seed, time.monotonic() - self._began)
+        self.stored.append(measured)
+        console.note(f"{name} is done; stored in {self._workspace.folder(devices.STAGE) / session}.json")
+        return {"stored": True}
+
+
+def serve(recipe: Recipe, workspace: Workspace, options: Options, inputs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Hand out the page until enough devices are done or none asks any more; what the devices found.
+
+    inputs: fingerprints of the stages whose outputs are handed out. What one device found is committed when it comes,
+    so an interrupted command keeps it. Unavailable when none could run the graph or none came; GateFailed when one
+    answers otherwise than recorded (it is stored nevertheless, for the report to show).
+    """
+    address = addresses.resolve(options.host)
+    given = task.prepare(recipe, workspace)
+    devices.read(workspace)  # damaged: better told now than to who has waited for a minute
+    files = assets.find(options.assets)
+    visits = _Visits(recipe, workspace, given, inputs)
+    table = {name: files / name for name in assets.FILES} | {"model.onnx": given.graph}
+    with _listening(options, address, table, given.describe(), visits) as server:
+        while server.answered < options.devices and server.failure is None:
+            left = server.active + options.idle_seconds - time.monotonic()
+            if left <= 0:
+                break
+            server.changed.wait(left)
+            server.changed.clear()
+        if server.failure is not None:
+            raise server.failure
+    return _outcome(visits, options)
+
+
+@contextlib.contextmanager
+def _listening(
+    options: Options, address: str, files: Mapping[str, Path], description: Mapping[str, Any], visits: _Visits
+) -> Iterator[PhoneServer]:
+    """The server at work in threads of its own, and its address made known."""
+    try:
+        names = addresses.names(options.host, address)
+        server = PhoneServer((address, options.port), names, files, description, visits.store)
+    except (OSError, OverflowError) as error:
+        where = f"--host {options.host} --port {options.port}"
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Unavailable(f"cannot listen there: {reason}", where=where, next="another --port, or 0 for any") from None
+    port = server.server_address[1]
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+        thread.start()
+        try:
+            console.invite(f"http://{addresses.shown(options.host, address)}:{port}/{server.token}/")
+            if ipaddress.ip_address(address).is_loopback:
+                console.note(
+                    "only this machine can open it. A phone in the same network: --host 0.0.0.0. An Android phone on a "
+                    f"cable: adb reverse tcp:{port} tcp:{port}, and the browser has threads and WebGPU too"
+                )
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _outcome(visits: _Visits, options: Options) -> list[dict[str, Any]]:
+    if not visits.stored:
+        if visits.failed:
+            name, failure = visits.failed[0]
+            raise Unavailable(f"the graph could not be run: {failure.error}", where=name)
+        raise Unavailable(
+            f"no device has sent results, and none has asked for anything in {options.idle_seconds:g} s",
+            next="distillctl bench RECIPE --serve --host 0.0.0.0, and scan the code with a phone in the same network",
+        )
+    came = len(visits.stored) + len(visits.failed)
+    if came < options.devices:
+        console.warn(f"{came} of {options.devices} devices came")
+    for measured in visits.stored:
+        for run in measured.runs:
+            if not run.check.same:
+                raise GateFailed(
+                    f"{_way(run.backend, run.threads)}: a probability lies {run.check.max_probability_difference:.3f} "
+                    f"from the recorded one (at most {run.check.tolerance}), the label is the same on "
+                    f"{run.check.same_label} of {run.check.rows} rows; stored nevertheless",
+                    where=measured.name,
+                    next="choose another candidate (quantize.candidates): this graph gives other answers there",
+                )
+    return [measured.figures() for measured in visits.stored]
+
+
+def _way(backend: str, threads: int) -> str:
+    return "WebGPU" if backend == "webgpu" else f"WebAssembly, {threads} thread{'s' if threads > 1 else ''}"

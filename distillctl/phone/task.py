@@ -1,0 +1,106 @@
+"""What a device is asked to do, and whether what it answered is what was recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from distillctl.data import eval_table, view_table
+from distillctl.errors import RecipeError, Unavailable
+from distillctl.phone.messages import MAX_LABELS, MAX_QUERIES, MAX_ROWS
+from distillctl.recipe import Recipe
+from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.workspace import Workspace
+
+TOLERANCE = 0.05
+"""How far a probability may lie from the recorded one. Between ONNX Runtime here and its WebAssembly build the demo's
+fp32 graph differs by nothing, its int4 and int8 weights by 0.016 and its dynamic int8 graphs by 0.043 at most, 0.016 at
+p99 (1,000 rows): that rounds every activation to one of 256 steps, and a last bit decides which."""
+SECONDS = 20.0
+"""A way of running the graph is timed for so long at most."""
+SHOWN = 4
+"""Inputs that the page shows with their answers."""
+MAX_GRAPH_BYTES = 1 << 30
+"""WebAssembly has 4 GB of addresses, and the graph is there twice while it is loaded."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A graph, and held-out rows with the answers on record."""
+
+    title: str
+    graph: Path
+    sha256: str
+    """Of the graph."""
+    labels: list[str]
+    texts: list[str]
+    feeds: list[dict[str, np.ndarray]]
+    """Per row, the graph's inputs, int64 [1, T], by the tokenizer beside the graph."""
+    recorded: np.ndarray
+    """Normalised log-probabilities, float32 [N, K]."""
+
+    def describe(self) -> dict[str, Any]:
+        """As the page reads it."""
+        return {
+            "title": self.title,
+            "labels": self.labels,
+            "rows": [{name: value[0].tolist() for name, value in feed.items()} for feed in self.feeds],
+            "texts": self.texts[:SHOWN],
+            "probabilities": np.exp(self.recorded.astype(np.float64)).tolist(),
+            "tolerance": TOLERANCE,
+            "queries": MAX_QUERIES,
+            "seconds": SECONDS,
+            "graph_bytes": self.graph.stat().st_size,
+        }
+
+    def check(self, logits: list[list[float]]) -> dict[str, Any]:
+        """How the answers compare with those on record; ValueError when their shape is another.
+
+        ``same``: no probability is further than `TOLERANCE` off. So the labels are the same ones too, but where the two
+        best lie so close together on record (``ties``) that rounding may decide between them.
+        """
+        if len(logits) != len(self.recorded) or any(len(row) != len(self.labels) for row in logits):
+            raise ValueError(f"want logits of {len(self.recorded)} rows and {len(self.labels)} labels")
+        found = np.exp(log_softmax(np.array(logits, dtype=np.float64), axis=1))
+        recorded = np.exp(self.recorded.astype(np.float64))
+        second, best = np.sort(recorded, axis=1)[:, -2:].T
+        furthest = float(np.abs(found - recorded).max())
+        return {
+            "rows": len(found),
+            "same_label": int((found.argmax(1) == recorded.argmax(1)).sum()),
+            "ties": int((best - second <= 2 * TOLERANCE).sum()),
+            "max_probability_difference": furthest,
+            "tolerance": TOLERANCE,
+            "same": furthest <= TOLERANCE,
+        }
+
+
+def prepare(recipe: Recipe, workspace: Workspace) -> Task:
+    """The first rows of the sample that bench times too, and what quantize recorded of them."""
+    if recipe.task.kind != "classify":
+        raise RecipeError("the page measures models that choose labels; this one writes", where="task.kind")
+    folder = workspace.folder("quantize")
+    manifest = workspace.manifest("quantize")
+    assert manifest is not None
+    size = manifest.outputs["model.onnx"].bytes
+    if "model.onnx.data" in manifest.outputs or size > MAX_GRAPH_BYTES:
+        raise Unavailable("the graph is too large for a browser", where=str(folder / "model.onnx"))
+    classifier = OnnxClassifier(folder)
+    if len(classifier.labels) > MAX_LABELS:
+        raise Unavailable(f"the page takes {MAX_LABELS} labels at most", where="task.labels")
+    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+    sample = np.random.default_rng(recipe.seed).permutation(len(views.id))[:MAX_ROWS].tolist()
+    texts = [views.simplified[row] for row in sample]
+    return Task(
+        title=recipe.report.title or recipe.name,
+        graph=folder / "model.onnx",
+        sha256=manifest.outputs["model.onnx"].sha256,
+        labels=classifier.labels,
+        texts=texts,
+        feeds=[classifier.feed([text]) for text in texts],
+        recorded=eval_table.read(folder / "eval.parquet", [views.id[row] for row in sample])["deployed"],
+    )

@@ -1,0 +1,17 @@
+"""What the report says of phones that ran the deployed graph in their browsers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distillctl.phone import devices
+from distillctl.workspace import Workspace
+
+
+def measured(workspace: Workspace) -> dict[str, Any]:
+    """``measured``: the devices that ran the graph as it is now; ``earlier``: how many ran another."""
+    quantize = workspace.manifest("quantize")
+    now = {output.sha256 for output in quantize.outputs.values()} if quantize else set()
+    found = devices.read(workspace)
+    current = [one.figures() for one in found if one.graph_sha256 in now]
+    return {"measured": current, "earlier": len(found) - len(current)}

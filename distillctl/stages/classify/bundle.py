@@ -1,0 +1,105 @@
+"""bundle: what an app gets of a classifier, every graph in it checked against the one that quantize measured."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from distillctl import console
+from distillctl.bundle import agreement, answers, code, draft, ort_format, readme, text_in
+from distillctl.bundle.draft import Draft
+from distillctl.bundle.listing import Graph
+from distillctl.data import view_table
+from distillctl.data.view_table import ViewTable
+from distillctl.graphs import card
+from distillctl.recipe import Recipe
+from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.workspace import Outcome, Workspace, replacing_folder, versions
+
+
+def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+    """Nothing is committed unless the `.ort` and text-in graphs give the ONNX graph's labels, and the text-in graph
+    the tokenizer's ids, on every held-out row (GateFailed)."""
+    if recipe.bundle.text_in:
+        text_in.library()  # before anything is done
+    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+    with replacing_folder(workspace.folder("bundle")) as folder:
+        made = Draft.begin(recipe, workspace, folder)
+        facts = _fill(recipe, made, views, made.facts("train")["max_length"])
+    return draft.outcome(workspace, facts)
+
+
+def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dict[str, Any]:
+    folder, labels = made.folder, recipe.task.names
+    onnx = OnnxClassifier(folder, max_length=max_length).logits(views.simplified)
+    found: dict[str, np.ndarray] = {}
+    if recipe.bundle.text_in:
+        console.note("bundle: the tokenizer into the graph")
+        text_in.build(folder, max_length)
+        found[text_in.FILE] = text_in.check(folder, max_length, views.id, views.simplified)
+    converted = _ort(folder)
+    for name in converted:
+        found[name] = OnnxClassifier(folder, file=name, max_length=max_length).logits(views.simplified)
+    agreed = {
+        name: agreement.of_labels(name, views.id, onnx, logits, recipe.export.max_logit_difference)
+        for name, logits in found.items()
+    }
+    graphs = {name: _graph(name, agreed) for name in ["model.onnx", *converted]}
+    if text_in.FILE in found:
+        odd = tuple(text_in.other_ids(folder, max_length))
+        graphs[text_in.FILE] = _graph(text_in.FILE, agreed).model_copy(update={"other_ids": odd})
+    (folder / "labels.json").write_text(code.labels_json(labels), encoding="utf-8")
+    code.of_labels(
+        folder,
+        name=recipe.name,
+        versions=versions(),
+        text_in=recipe.bundle.text_in,
+        ids_graph=converted[0] if converted else "model.onnx",
+        inputs=made.facts("export")["inputs"],
+        max_length=max_length,
+        at_end=_special_tokens_behind(folder),
+    )
+    verdicts = made.verdicts()
+    about = card.description(recipe, made.facts("collect"), made.facts("train"))
+    text = readme.of_labels(recipe, about, made.files(), graphs, verdicts, made.figures("label"))
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    texts = answers.views(views.input[0], views.simplified[0])
+    if text_in.FILE in found:  # all graphs are asked the same, so all have to read the same
+        others = text_in.other_ids(folder, max_length, texts)
+        texts = [text for text in texts if text not in others] or [""]
+    example = answers.surest(folder, labels, texts, max_length)
+    return made.close(labels, max_length, graphs, example, verdicts)
+
+
+def _ort(folder: Path) -> list[str]:
+    """`.ort` of the graph that takes ids; the text-in graph's operators are listed too, for a build that has both."""
+    inside = folder / text_in.FILE
+    if not inside.exists():
+        return ort_format.convert(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        moved = inside.rename(Path(aside) / inside.name)
+        try:
+            return ort_format.convert(folder, listed_too=[moved], library=text_in.library())
+        finally:
+            moved.rename(inside)
+
+
+def _graph(name: str, agreed: dict[str, dict[str, Any]]) -> Graph:
+    inside = name == text_in.FILE
+    return Graph(
+        takes="text" if inside else "ids",
+        format="ort" if name.endswith(".ort") else "onnx",
+        libraries=(text_in.EXTENSIONS,) if inside else (),
+        against_onnx=agreed.get(name, {}),
+    )
+
+
+def _special_tokens_behind(folder: Path) -> int:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    mask: Sequence[int] = tokenizer.encode("a").special_tokens_mask
+    return next((behind for behind, special in enumerate(reversed(mask)) if not special), 0)

@@ -1,0 +1,90 @@
+"""bundle: what an app gets of a model that writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distillctl.bundle import answers, code, contents, draft, ort_format, readme
+from distillctl.bundle.draft import Draft
+from distillctl.bundle.listing import Graph
+from distillctl.data import view_table
+from distillctl.data.view_table import ViewTable
+from distillctl.errors import GateFailed
+from distillctl.graphs import text_card
+from distillctl.recipe import Recipe
+from distillctl.runtimes import key_values, text_folder
+from distillctl.runtimes.genai import CONFIG
+from distillctl.runtimes.onnx_generator import open_generator
+from distillctl.runtimes.onnx_seq2seq import OnnxSeq2Seq
+from distillctl.runtimes.onnxruntime import session
+from distillctl.runtimes.text_folder import read_json
+from distillctl.workspace import Outcome, Workspace, replacing_folder
+
+ROWS = 8
+"""Of the held-out ones, answered by the `.ort` graphs too."""
+
+
+def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+    """Nothing is committed unless the `.ort` graphs begin their answers as the ONNX ones do (GateFailed)."""
+    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+    with replacing_folder(workspace.folder("bundle")) as folder:
+        facts = _fill(recipe, Draft.begin(recipe, workspace, folder), views)
+    return draft.outcome(workspace, facts)
+
+
+def _fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
+    folder, builder = made.folder, made.facts("export")["builder"]
+    converted = ort_format.convert(folder)
+    agreed = _same_answers(made, views) if converted else {}
+    graphs = {
+        name: Graph(
+            takes="ids",
+            format="ort" if name in converted else "onnx",
+            against_onnx=agreed if name in converted else {},
+        )
+        for name in contents.graphs(folder, converted)
+    }
+    begin = text_folder.begin(folder)
+    genai = f'text = "…"\n{text_card.genai_code(recipe, begin)}' if builder == "genai" else None
+    written = text_card.code(recipe, builder)
+    code.of_texts(folder, recipe.name, written, genai, **_known(recipe, folder, ".ort" if converted else ".onnx"))
+    verdicts = made.verdicts()
+    about = text_card.description(made.facts("collect"), made.facts("train"))
+    use = text_card.use(recipe, builder, begin)
+    text = readme.of_texts(recipe, text_card.task(builder), about, use, made.files(), verdicts, made.figures("token"))
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    view = answers.views(views.input[0], views.simplified[0])[0]
+    return made.close([], made.facts("train")["max_length"], graphs, answers.written(folder, view), verdicts)
+
+
+def _known(recipe: Recipe, folder: Path, suffix: str) -> dict[str, Any]:
+    """What the snippets are filled in with."""
+    graph = open_generator(folder)
+    encoder_decoder = isinstance(graph, OnnxSeq2Seq)
+    decoder = "decoder_model_merged" if encoder_decoder else "model"
+    genai = read_json(folder / CONFIG)
+    head_size = genai["model"]["decoder"]["head_size"] if genai else None
+    found = key_values.caches(session(folder / f"{decoder}.onnx", 1), head_size)
+    return {
+        "graphs": {"decoder": f"{decoder}{suffix}", "encoder": f"encoder_model{suffix}"},
+        "caches": [[name, cache.heads, cache.size] for name, cache in found.items()],
+        "start": graph.config["decoder_start_token_id"] if encoder_decoder else None,
+        "ends": sorted(graph.stop_ids),
+        "stop": recipe.generate.stop,
+        "begin": text_folder.begin(folder),
+        "max_new_tokens": recipe.generate.max_new_tokens,
+    }
+
+
+def _same_answers(made: Draft, views: ViewTable) -> dict[str, Any]:
+    onnx, ort = (open_generator(made.folder, suffix=suffix) for suffix in (".onnx", ".ort"))
+    rows = list(zip(views.id, views.simplified, strict=True))[:ROWS]
+    for row, view in rows:
+        ids = onnx.encode(view)
+        wanted, found = onnx.generate(ids, answers.TOKENS), ort.generate(ids, answers.TOKENS)
+        if wanted != found:
+            raise GateFailed(
+                f"the .ort graphs answer {found}, the ONNX ones {wanted}; nothing is committed", where=f"row {row}"
+            )
+    return {"rows": len(rows), "same_answers": 1.0}
