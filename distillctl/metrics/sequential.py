@@ -33,7 +33,7 @@ class Centre:
 
 
 def centre(differences: list[float]) -> Centre:
-    """Of any number of pairs; the interval is that of the last look they reach."""
+    """Of any number of pairs; what is said is what they said at the last look they reach."""
     values = np.asarray(differences, dtype=np.float64)
     looked = max((n for n in LOOKS if n <= len(values)), default=None)
     if looked is None:
