@@ -1,7 +1,7 @@
 """bench --against: is this run's deployed graph slower, or larger, than that of another run directory?
 
 Both are measured here and now, in turns (`distillctl.runtimes.duel`); what either was measured at before is not looked
-at. Nothing is written into either run directory.
+at, but for a line to the reader where the machines are alike. Nothing is written into either run directory.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Bounds:
 def bounds(max_slowdown: str | None, max_size_growth: str | None, max_seconds: float | None) -> Bounds:
     """Of the command's options; those left out are `Bounds`' own."""
     given: dict[str, float | None] = {
-        "max_slowdown": max_slowdown and share(max_slowdown, "--max-slowdown"),
-        "max_size_growth": max_size_growth and share(max_size_growth, "--max-size-growth"),
+        "max_slowdown": None if max_slowdown is None else share(max_slowdown, "--max-slowdown"),
+        "max_size_growth": None if max_size_growth is None else share(max_size_growth, "--max-size-growth"),
         "max_seconds": max_seconds,
     }
     return Bounds(**{name: value for name, value in given.items() if value is not None})
 
 
 def share(text: str, option: str) -> float:
-    """"5%" or "0.05" → 0.05. UsageError otherwise."""
+    """ "5%" or "0.05" → 0.05. UsageError otherwise."""
     try:
         value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
@@ -96,6 +96,7 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
             "growth": growth,
             "max_growth": bounds.max_size_growth,
         },
+        "recorded": _recorded(workspace, other),
         "threads": recipe.bench.threads,
         "machine": machine.facts(),
     }
@@ -137,3 +138,16 @@ def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[Side, Side
     return own_side, other_side, measured
 
 
+def _recorded(own: Workspace, other: Workspace) -> dict[str, Any] | None:
+    """What both runs' bench once found, side by side, for the reader; the verdict does not look at it. With
+    ``unlike`` instead of a ratio where the machines were not alike; None where either run has no bench."""
+    benches = [one.manifest("bench") for one in (own, other)]
+    if any(bench is None for bench in benches):
+        return None
+    ours, theirs = (bench.facts for bench in benches if bench is not None)
+    p50 = {"own_p50_ms": ours["models"]["deployed"]["p50_ms"], "other_p50_ms": theirs["models"]["deployed"]["p50_ms"]}
+    if ours["threads"] != theirs["threads"]:
+        return {**p50, "unlike": f"threads: {ours['threads']} / {theirs['threads']}"}
+    if why := machine.unlike(ours["machine"], theirs["machine"]):
+        return {**p50, "unlike": why}
+    return {**p50, "ratio": p50["own_p50_ms"] / p50["other_p50_ms"]}

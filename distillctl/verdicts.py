@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from distillctl import console
 from distillctl.errors import GateFailed
 from distillctl.summaries import size
-from distillctl.workspace import write_text, writable
+from distillctl.workspace import writable, write_text
 
 JUNIT_OUTCOME = {"failed": "failure", "undecided": "skipped"}
 
@@ -46,6 +46,10 @@ def readable(found: Mapping[str, Any]) -> Iterator[str]:
         f"{latency['pairs']} pairs of fresh processes in {latency['seconds']:.0f} s, {found['threads']} thread(s), "
         f"{latency['queries']:,} queries each; measured: {latency['measured']}"
     )
+    if recorded := found["recorded"]:
+        told = f"{recorded['own_p50_ms']:.2f} ms against {recorded['other_p50_ms']:.2f} ms"
+        unlike = recorded.get("unlike")
+        yield f"recorded by bench: {told}" if unlike is None else f"recorded by bench, not comparable: {unlike}"
 
 
 def reason(found: Mapping[str, Any]) -> str:
@@ -82,7 +86,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines = [f"### {mark[found['verdict']]} distillctl bench: {found['verdict']}", ""]
     lines += ["| check | verdict | measured |", "|---|---|---|"]
     lines += [f"| {name} | {found[name]['verdict']} | {_told(found, name)} |" for name in ("latency", "size")]
-    return "\n".join([*lines, "", *list(readable(found))[-1:], f"{found['machine']['cpu']}", ""])
+    return "\n".join([*lines, "", *list(readable(found))[3:], f"{found['machine']['cpu']}", ""])
 
 
 def append_summary(path: Path, found: Mapping[str, Any]) -> None:

@@ -117,6 +117,7 @@ def measured(differences: list[float], growth: float = 0.0) -> dict[str, Any]:
         "size": {
             "verdict": size, "bytes": 1020, "other_bytes": 1000, "growth": growth, "max_growth": 0.02,
         },
+        "recorded": None,
         "threads": 1,
         "machine": {"cpu": "any"},
     }  # fmt: skip
@@ -182,7 +183,7 @@ def test_shares(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["5", "-1%", "many", "nan", "%", "120%"])
 def test_what_is_no_share_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--max-slowdown: .*no share"):
+    with pytest.raises(UsageError, match=r"--max-slowdown: .*no share"):
         regression.bounds(text, None, None)
 
 

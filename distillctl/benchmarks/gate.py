@@ -103,8 +103,8 @@ def _told(figures: dict[str, Any]) -> None:
         f"{figures['undecided']} undecided"
     )
     console.text(
-        f"{SLOWDOWN:.0%} slower: {figures['tries']} comparisons, {figures['caught']} caught, {figures['missed']} missed, "
-        f"{figures['undecided_tries']} undecided"
+        f"{SLOWDOWN:.0%} slower: {figures['tries']} comparisons, {figures['caught']} caught, "
+        f"{figures['missed']} missed, {figures['undecided_tries']} undecided"
     )
     console.text(
         f"{figures['seconds_per_comparison']:.1f} s a comparison in the mean, {figures['most_seconds']:.1f} s at most; "

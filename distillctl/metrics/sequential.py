@@ -1,10 +1,10 @@
 """Intervals one may look at while the sample grows: Wilcoxon's signed ranks at a few fixed looks.
 
-The sample is paired differences, independent, each as likely to lie so far above their centre as below it. That holds of
-the logarithm of a ratio between two processes that differ in nothing but what they run, whatever its spread and however
-heavy its tails. Under it the signs of the differences are fair coins, so the sums of signed ranks at all looks together
-have one law, which depends on nothing else: the level is exact with six pairs as with fifty, where a percentile
-bootstrap of six pairs leaves out a quarter of what it says it holds.
+The sample is paired differences, independent, each as likely to lie so far above their centre as below it. That holds
+of the logarithm of a ratio between two processes that differ in nothing but what they run, whatever its spread and
+however heavy its tails. Under it the signs of the differences are fair coins, so the sums of signed ranks at all looks
+together have one law, which depends on nothing else: the level is exact with six pairs as with fifty, where a
+percentile bootstrap of six pairs leaves out more than it says.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Is one graph slower than another? Pairs of fresh processes, in turns, until it is decided.
 
 A pair is one process of each graph, both on the same CPUs. Both answer the same rows in blocks of a few, in the order
-ABBA, then BAAB, so that what the machine does meanwhile happens to both; every row is answered twice by each. The pair's
-difference is the median over its rows of the logarithm of one time over the other, and is one sample: queries of one
-process share what its memory happens to look like, and are no samples of each other. What is concluded from how many
-pairs: `distillctl.metrics.sequential`.
+ABBA, then BAAB, so that what the machine does meanwhile happens to both; every row is answered twice by each. The
+pair's difference is the median over its rows of the logarithm of one time over the other, and is one sample: queries of
+one process share what its memory happens to look like, and are no samples of each other. What is concluded from how
+many pairs: `distillctl.metrics.sequential`.
 
-The heap lies in huge pages where the system allows it. How the small ones fall is drawn anew in each process, and on the
-demo's int8 graph made pairs of equal processes differ by 5.6 % (standard deviation) where huge ones leave 1.2 %.
+The heap lies in huge pages where the system allows it. How the small ones fall is drawn anew in each process, and on
+the demo's int8 graph made pairs of equal processes differ by 5.6 % (standard deviation) where huge ones leave 1.2 %.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Duel:
 
     @property
     def verdict(self) -> str:
-        """"slower" than the bound, "fine", or "undecided"."""
+        """ "slower" than the bound, "fine", or "undecided"."""
         found = self.centre
         return "slower" if found.low > self.bound else "fine" if found.high < self.bound else "undecided"
 

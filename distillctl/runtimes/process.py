@@ -55,14 +55,14 @@ class WorkerProcess:
             encoding="utf-8",
         )
         try:
-            self.loaded = self._ask(job, load_seconds)
+            self.loaded = self.ask(job, load_seconds)
         except BaseException:
             self.close()
             raise
 
     def run(self, start: int, count: int, seconds: float | None = None) -> dict[str, Any]:
         """Run up to ``count`` texts from ``start`` on, until ``seconds`` are spent; see `worker` for the answer."""
-        return self._ask({"start": start, "count": count, "seconds": seconds}, QUERY_SECONDS * count)
+        return self.ask({"start": start, "count": count, "seconds": seconds}, QUERY_SECONDS * count)
 
     def pin(self, cpus: Iterable[int]) -> None:
         """Keep all threads it has on these CPUs, where the system can (Linux)."""
@@ -80,7 +80,8 @@ class WorkerProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """What the worker answers to one line, within ``seconds``. Unavailable when it dies or hangs."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         late = threading.Event()
