@@ -41,6 +41,9 @@ Set = Annotated[
         "--set", metavar="KEY.PATH=VALUE", help="Change a knob of the recipe; repeatable.", show_default=False
     ),
 ]
+QUICK = ("bench.queries=40", "bench.processes=2", "bench.max_seconds=5", "bench.sustained_seconds=null")
+QUICK_LOADGEN = ("bench.loadgen.min_queries=64", "bench.loadgen.min_seconds=1")
+"""`bench --quick`, in the recipe's own words: what was measured so is stale for any other command."""
 Force = Annotated[bool, typer.Option("--force", help="Do it anew even if it is fresh; nothing is reused.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -156,7 +159,11 @@ def export(
 _stage("quantize", "Smaller ONNX, gated on quality.")
 
 
-@command("bench", "Latency, memory and size, the way a phone would see them; with --serve, on the phone itself.")
+@command(
+    "bench",
+    "Latency, memory and size, the way a phone would see them; with --serve, on the phone itself; with --against, "
+    "only whether the deployed graph got slower or larger than another run's.",
+)
 def bench(
     recipe: RecipePath,
     run_dir: RunDir = None,
@@ -184,6 +191,31 @@ def bench(
         float | None,
         typer.Option(min=1, metavar="S", help="Stop after S seconds without a request.", show_default="600"),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"While developing: {' '.join('--set ' + one for one in QUICK)}.")
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A run directory to measure against; exit 6 if worse.", show_default=False),
+    ] = None,
+    max_slowdown: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Of the median latency.", show_default="5%")
+    ] = None,
+    max_size_growth: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Of the graph's bytes.", show_default="2%")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1, metavar="S", help="Stop undecided after S seconds.", show_default="300")
+    ] = None,
+    undecided: Annotated[
+        Literal["pass", "fail"] | None,
+        typer.Option(help="What to make of it: exit 0 with a warning, or 6.", show_default="pass"),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.", show_default=False)] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Append Markdown.", show_default="$GITHUB_STEP_SUMMARY, if set"),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -194,12 +226,30 @@ def bench(
     given = {name: value for name, value in given.items() if value is not None}
     if given and not serve:
         raise UsageError("--host, --port, --assets, --devices and --serve-seconds belong to --serve")
+    gate: dict[str, Any] = {
+        "--max-slowdown": max_slowdown,
+        "--max-size-growth": max_size_growth,
+        "--max-seconds": max_seconds,
+    }
+    gate |= {"--undecided": undecided, "--junit": junit, "--summary": summary}
+    if against is None and any(value is not None for value in gate.values()):
+        raise UsageError(f"{', '.join(gate)} belong to --against")
+    if against is not None and (force or dry_run or serve):
+        raise UsageError("--against goes with none of --force, --dry-run and --serve")
     if serve and (force or dry_run):
         raise UsageError("--serve and --force, --serve and --dry-run exclude each other")
-    loaded, workspace = _open(recipe, run_dir, set_)
+    loaded, workspace = _open(recipe, run_dir, [*(QUICK if quick else ()), *(set_ or ())])
+    if quick and loaded.bench.loadgen:
+        loaded, workspace = _open(recipe, run_dir, [*QUICK, *QUICK_LOADGEN, *(set_ or ())])
     if dry_run:
         return _plan(loaded, workspace, ["bench"])
-    if serve:
+    if against is not None:
+        from distillctl import regression, verdicts
+
+        bounds = regression.bounds(max_slowdown, max_size_growth, max_seconds)
+        verdict = regression.compare(loaded, workspace, against, bounds)
+        verdicts.hand_out(verdict, undecided_fails=undecided == "fail", junit=junit, summary=summary)
+    elif serve:
         found = pipeline.serve(loaded, workspace, **given)
         console.result({"stage": "devices", "devices": found}, *summaries.devices(found))
     else:

@@ -59,7 +59,7 @@ def error(problem: Told) -> None:
         _err.print(f"[dim]next:[/dim]  {escape(problem.next)}", soft_wrap=True)
     if is_json():
         payload = {"what": problem.what, "where": problem.where, "next": problem.next, "exit_code": problem.exit_code}
-        print_json({"error": payload})
+        print_json({**problem.facts, "error": payload})
     if _state["verbosity"] > 0 and problem.__cause__ is not None:
         traceback.print_exception(problem.__cause__, file=sys.stderr)
 
@@ -82,6 +82,12 @@ def result(value: Mapping[str, Any], *renderables: Any) -> None:
     if is_json():
         print_json(value)
     else:
+        readable(*renderables)
+
+
+def readable(*renderables: Any) -> None:
+    """The readable form of a result whose JSON object an error will bring; nothing with --json."""
+    if not is_json():
         for renderable in renderables:
             _show(_out, renderable)
 

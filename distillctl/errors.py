@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class Told(BaseException):
     """Something to tell the user: what happened, where, and the next command to type."""
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | None = None, next: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        next: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """facts: what was found all the same, for ``--json``."""
         super().__init__(what)
         self.what = what
         self.where = where
         self.next = next
+        self.facts = facts or {}
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what

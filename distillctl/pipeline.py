@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -214,30 +214,29 @@ def serve(recipe: Recipe, workspace: Workspace, **options: Any) -> list[dict[str
     The run directory is held meanwhile: what is handed out is what was recorded. UpstreamError as `stage` has it.
     """
     with workspace.lock():
-        _require(
-            "bench --serve", SERVED, {state.stage: state for state in status(recipe, workspace)}, recipe, workspace
-        )
+        require("bench --serve", SERVED, status(recipe, workspace), recipe, workspace)
         read = {name: manifest.fingerprint for name in SERVED if (manifest := workspace.manifest(name))}
         from distillctl.phone import serve  # only now: it brings onnxruntime
 
         return serve.serve(recipe, workspace, serve.Options(**options), read)
 
 
-def _require(
-    wanting: str, upstream: tuple[str, ...], states: dict[str, State], recipe: Recipe, workspace: Workspace
+def require(
+    wanting: str, upstream: tuple[str, ...], states: Iterable[State], recipe: Recipe, workspace: Workspace
 ) -> None:
     """Refuse unless all of ``upstream`` are fresh, and name the command that mends the first that is not."""
+    found = {state.stage: state for state in states}
     for name in upstream:
-        if states[name].state != "fresh":
-            why = f": {'; '.join(states[name].why)}" if states[name].why else ""
+        if found[name].state != "fresh":
+            why = f": {'; '.join(found[name].why)}" if found[name].why else ""
             raise UpstreamError(
-                f"{wanting} needs {name}, which is {states[name].state}{why}", next=_command(name, recipe, workspace)
+                f"{wanting} needs {name}, which is {found[name].state}{why}", next=_command(name, recipe, workspace)
             )
 
 
 def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
     states = {state.stage: state for state in status(recipe, workspace, [one.name])}
-    _require(one.name, one.upstream, states, recipe, workspace)
+    require(one.name, one.upstream, states.values(), recipe, workspace)
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         return Ran(one.name, manifest, reused=True, seconds=0.0)

@@ -168,6 +168,37 @@ def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
 def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield models(facts["models"])
     yield f"one query at a time, {facts['threads']} thread(s), this host, not a phone"
+    yield from beside(facts)
+
+
+def beside(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What a bench has to say besides of the deployed graph, each where it was asked for."""
+    deployed = facts["models"]["deployed"]
+    if deployed.get("anonymous_bytes"):
+        own, mapped = size(deployed["anonymous_bytes"]), size(deployed["mapped_bytes"])
+        yield f"deployed: {own} of memory of its own, {mapped} of mapped files"
+    if share := deployed.get("bandwidth_share"):
+        yield (
+            f"deployed: decodes at {share:.0%} of what memory allows ({size(deployed['bytes_per_token'])} a token, "
+            f"{size(facts['memory_bytes_per_second'])}/s read here)"
+        )
+    if found := facts.get("sustained"):
+        yield (
+            f"after {found['seconds']:.0f} s without a pause: p50 {found['first_p50_ms']:.2f} → "
+            f"{found['last_p50_ms']:.2f} ms ({found['ratio'] - 1:+.1%})"
+        )
+    if found := facts.get("loadgen"):
+        yield loadgen(found)
+
+
+def loadgen(found: Mapping[str, Any]) -> str:
+    """LoadGen's verdict on the deployed graph."""
+    verdict = "VALID" if found["valid"] else f"INVALID ({', '.join(found['unmet'])})"
+    first = f", first token {found['first_token_p90_ms']:.2f} ms" if found["first_token_p90_ms"] else ""
+    return (
+        f"MLPerf LoadGen, SingleStream: {verdict}, p90 {found['p90_ms']:.2f} ms{first}, {found['queries']:,} queries "
+        f"in {found['seconds']:.0f} s"
+    )
 
 
 def models(found: Mapping[str, Any]) -> Table:

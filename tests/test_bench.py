@@ -161,7 +161,8 @@ class Pretend:
     def run(self, start: int, count: int, seconds: float | None = None) -> dict[str, Any]:
         fit = count if seconds is None else min(count, max(1, int(-(-1e3 * seconds // self.query_ms))))
         self.log.append((self.name, start, fit))
-        return {"token_ms": [[self.query_ms]] * fit, "answers": [[0]] * fit, "peak_rss_bytes": 1}
+        memory = dict.fromkeys(interleaved.MEMORY, 1)
+        return {"token_ms": [[self.query_ms]] * fit, "answers": [[0]] * fit, **memory}
 
 
 @pytest.fixture

@@ -24,12 +24,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_ir
-
 from distillctl import console
 from distillctl.recipe import WeightOnly
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
+from distillctl.runtimes.roofline import Memory, bytes_per_token
 
 CANDIDATE = WeightOnly(algorithm="k_quant_mixed", block_size=64, table_bits=4)
 """Of those of 4 bits the one that is nearest to fp32 at genai's size."""
@@ -37,8 +35,6 @@ TOKENS, TURNS = 96, 15
 PROMPT = "Write a long story about a king who loved a river and the sea, with many details."
 ROWS, ANSWER_TOKENS = 24, 40
 """Of the comparison with fp32."""
-_BANDWIDTH_FLOATS = 64 * 1024**2
-"""256 MB: no cache holds a share of it that matters."""
 
 Write = Callable[[list[int]], Iterator[int]]
 """A prompt's token ids → the answer's, each as soon as it is known."""
@@ -127,13 +123,11 @@ def measure(own: Path, genai: Path, gguf: Path | None) -> dict[str, Any]:
         ways["llama_cpp"] = _llama_cpp(gguf)
     prompt = graph.encode(f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n")
     timed: dict[str, list[float]] = {name: [] for name in (*ways, "bandwidth")}
-    array = np.ones(_BANDWIDTH_FLOATS, np.float32)
+    memory = Memory()
     for turn in range(-1, TURNS):  # the first is not counted
         names = list(ways) if turn % 2 == 0 else list(ways)[::-1]
         rates = {name: _rate(ways[name], prompt) for name in names}
-        start = time.perf_counter()
-        array.dot(array)
-        rates["bandwidth"] = array.nbytes / (time.perf_counter() - start)
+        rates["bandwidth"] = memory.bytes_per_second()
         if turn >= 0:
             for name, rate in rates.items():
                 timed[name].append(rate)
@@ -155,13 +149,6 @@ def _llama_cpp(gguf: Path) -> Write:
 
     model = Llama(str(gguf), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
     return lambda prompt: model.generate(prompt, temp=0.0, repeat_penalty=1.0)
-
-
-def bytes_per_token(folder: Path) -> int:
-    """Of weights: all that products read. Of a table that is looked up one row counts for nothing."""
-    graph = onnx_ir.load(folder / "model.onnx").graph
-    read = {value for node in graph if node.op_type == "MatMulNBits" for value in node.inputs[1:] if value is not None}
-    return sum(value.const_value.nbytes for value in read if value.const_value is not None)
 
 
 if __name__ == "__main__":

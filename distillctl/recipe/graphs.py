@@ -134,16 +134,27 @@ class Quantize(Closed):
         return self
 
 
+class LoadGen(Closed):
+    """MLPerf's rules for SingleStream; the extra "loadgen" brings it."""
+
+    min_queries: Count = 1024
+    min_seconds: Positive = 60
+
+
 class Bench(Closed):
     threads: Count = 1
     queries: Count = 200
-    """Timed queries per model, over all processes."""
-    processes: Count = 3
-    """Fresh processes per model."""
+    """Timed queries per model, over all its processes; of the teacher as many fewer as it has fewer of those."""
+    processes: Count = 5
+    """Fresh processes per model; of the teacher three at most, for loading it takes seconds."""
     warmup: Annotated[int, Field(ge=0)] = 5
     """Untimed queries per process."""
     max_seconds: Positive | None = None
     """Stop timing a model after so many seconds in all, with at least two queries per process."""
+    sustained_seconds: Positive | None = None
+    """Also run the deployed graph so long without a pause, to compare the end with the beginning."""
+    loadgen: LoadGen | None = None
+    """Also let MLPerf LoadGen drive the deployed graph; ``{}`` is by its own rules. Left out, it does not."""
 
 
 class Report(Closed):

@@ -62,6 +62,7 @@ def render(facts: dict[str, Any]) -> str:
             "",
             *_table(["model", "size", *first, "p50", "p90", "p99", "peak memory", "deployed is faster by"], models),
             "",
+            *_loadgen(facts.get("loadgen")),
             *_devices(facts["devices"]["measured"]),
             "<details><summary>Candidates</summary>",
             "",
@@ -73,6 +74,15 @@ def render(facts: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _loadgen(found: dict[str, Any] | None) -> list[str]:
+    """Nothing where it was not asked for."""
+    if found is None:
+        return []
+    verdict = "VALID" if found["valid"] else f"INVALID ({', '.join(found['unmet'])})"
+    p90 = numbers.duration(found["p90_ms"])
+    return [f"MLPerf LoadGen, SingleStream: **{verdict}**, p90 {p90}, {found['queries']:,} queries", ""]
 
 
 def _devices(measured: Sequence[dict[str, Any]]) -> list[str]:

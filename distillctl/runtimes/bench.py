@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +16,17 @@ import pyarrow.parquet as pq
 from distillctl import console, references
 from distillctl.data import view_table
 from distillctl.recipe import Recipe
-from distillctl.runtimes import machine
-from distillctl.runtimes.interleaved import LEAST, Job, Plan, Run, agreement, figures, measure
+from distillctl.runtimes import loadgen, machine, sustained
+from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
+from distillctl.runtimes.process import WorkerProcess
 from distillctl.workspace import Outcome, Workspace, replacing_folder, versions, write_text
 
 FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
 """The student's graphs → the stage that wrote them."""
+TEACHER_PROCESSES = {"teacher": 3, "teacher_cached": 3}
+PASSES = 15
+"""Over the large array whose reading tells how fast memory is."""
 LEAST_AGREEMENT = 0.99
 Answers = Mapping[str, list[int]]
 """Row id → the answer's tokens, or its label's index as the only one."""
@@ -35,13 +41,17 @@ class Bench:
 
     def __init__(self, recipe: Recipe, workspace: Workspace) -> None:
         settings = recipe.bench
+        if settings.loadgen:
+            loadgen.require()
         self.recipe, self.workspace = recipe, workspace
         self.plan = Plan(
             processes=settings.processes,
             queries=max(LEAST, math.ceil(settings.queries / settings.processes)),
             warmup=settings.warmup,
             seconds=None if settings.max_seconds is None else settings.max_seconds / settings.processes,
+            fewer=TEACHER_PROCESSES,
         )
+        self._limits = {"threads": settings.threads, "cpus": machine.cpus(settings.threads)}
         self._views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
         # Over again when there are fewer rows than queries.
         order = np.random.default_rng(recipe.seed).permutation(len(self._views.id))
@@ -63,7 +73,7 @@ class Bench:
         source, threads = references.teacher(self.recipe), self.recipe.bench.threads
         job = {
             "runtime": "torch",
-            "threads": threads,
+            **self._limits,
             "texts": [self._views.full[row] for row in self._sample],
             "teacher": self.recipe.teacher.model_copy(update={"device": "cpu", "threads": threads}).model_dump(),
             "source": {
@@ -80,9 +90,7 @@ class Bench:
         """One of `FOLDERS`, run by ``runtime``."""
         texts = [self._views.simplified[row] for row in self._sample]
         folder = str(self.workspace.folder(FOLDERS[name]))
-        return {
-            name: {"runtime": runtime, "threads": self.recipe.bench.threads, "texts": texts, "folder": folder, **task}
-        }
+        return {name: {"runtime": runtime, **self._limits, "texts": texts, "folder": folder, **task}}
 
     def run(
         self,
@@ -90,31 +98,67 @@ class Bench:
         expected: Mapping[str, Answers],
         columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]],
         more: Callable[[list[Run]], dict[str, Any]] = lambda runs: {},
+        reads: Mapping[str, int] | None = None,
     ) -> Outcome:
         """Time all models, and commit what was found.
 
         expected: model → the answers on record; the cached teacher has to answer as the uncached one does, where both
         did. columns: what the samples keep of the answers. more: figures of a model besides those every task has.
+        reads: model → the bytes of weights it reads for a token, to compare with what the memory can do.
         """
         before, settings = machine.facts(), self.recipe.bench
         console.note(
             f"timing {len(jobs)} models in {self.plan.processes} fresh processes each, {settings.threads} thread(s)"
         )
-        with console.progress("bench", self.plan.processes * self.plan.turns * len(jobs)) as bar:
+        with console.progress("bench", self.plan.turns * sum(map(self.plan.rounds, jobs))) as bar:
             runs = measure(jobs, self.plan, lambda name: bar.advance(model=name))
         models = {name: self._sizes(name, found) | figures(found) | more(found) for name, found in runs.items()}
         facts: dict[str, Any] = {
             "models": models,
             "machine": before,
-            "threads": settings.threads,
+            **{key: self._limits[key] for key in ("threads", "cpus")},
             "ratios": {n: m["p50_ms"] / models["deployed"]["p50_ms"] for n, m in models.items() if n != "deployed"},
             "agreement": self._agreement(runs, expected),
         }
         self.workspace.retract("bench")
+        facts |= self._roofline(models, reads or {})
+        if settings.sustained_seconds:
+            facts["sustained"] = sustained.measure(jobs["deployed"], settings.sustained_seconds)
+        logs = self._loadgen(jobs["deployed"], facts)
         for name, share in facts["agreement"].items():
             if share is not None and share < LEAST_AGREEMENT:
                 console.warn(f"{name} gave the expected answer in {share:.1%} of its timed queries only: look into it")
-        return Outcome(self._write(facts, runs, columns), facts)
+        return Outcome([*self._write(facts, runs, columns), *logs], facts)
+
+    def _roofline(self, models: Mapping[str, dict[str, Any]], reads: Mapping[str, int]) -> dict[str, float]:
+        """Memory's speed, measured here and now with the same threads; each model's share of it becomes one of its
+        figures."""
+        if not reads:
+            return {}
+        with WorkerProcess("memory", {"runtime": "memory", "texts": [""] * PASSES, **self._limits}) as worker:
+            speed = statistics.median(answer for [answer] in worker.run(0, PASSES)["answers"])
+        for name, weights in reads.items():
+            model = models[name]
+            view, answer = model["view_tokens"], model["answer_tokens"]
+            # Keys and values grow with the answer: halfway through it counts for all of it.
+            each = weights + model["kv_bytes"] * (view + answer / 2) / (view + answer)
+            rate = model["decode_tokens_per_second"]
+            model["bytes_per_token"], model["bandwidth_share"] = each, rate and rate * each / speed
+        return {"memory_bytes_per_second": speed}
+
+    def _loadgen(self, deployed: Job, facts: dict[str, Any]) -> list[str]:
+        """What MLPerf LoadGen says of the deployed graph becomes part of the facts; its logs are kept."""
+        rules, folder = self.recipe.bench.loadgen, self.workspace.folder("bench") / "loadgen"
+        if rules is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            return []
+        console.note(f"MLPerf LoadGen, SingleStream: at least {rules.min_queries:,} queries, {rules.min_seconds:g} s")
+        with replacing_folder(folder) as logs:
+            found = loadgen.measure("deployed", deployed, **rules.model_dump(), folder=logs)
+        facts["loadgen"] = found
+        if not found["valid"]:
+            console.warn(f"LoadGen says INVALID ({', '.join(found['unmet'])}): see {folder / loadgen.SUMMARY}")
+        return [folder.name]
 
     def _sizes(self, name: str, runs: Sequence[Run]) -> dict[str, Any]:
         """bytes: of the graphs with external data, of the teacher's weights as loaded; file_bytes: of its file."""
@@ -159,7 +203,7 @@ class Bench:
                 "samples": f"samples/{name}.parquet",
                 "runs": [
                     {**run.loaded, "first_ms": run.first_ms, "warmup_ms": run.warmup_ms, "n": len(run.queries)}
-                    | {"peak_rss_bytes": run.peak_rss_bytes}
+                    | {kind: getattr(run, kind) for kind in MEMORY}
                     for run in found
                 ],
             }

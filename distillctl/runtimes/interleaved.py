@@ -25,18 +25,22 @@ BLOCK = 5
 """Queries of a model before the next has its turn: few, so that drift is shared; not one, or caches are always cold."""
 WARM_SECONDS = 1.0
 """A model whose first queries took so long is warm: a second of work has long filled caches and allocators."""
+MEMORY = ("peak_rss_bytes", "anonymous_bytes", "mapped_bytes")
+"""As the worker names them."""
 LEAST = 2
 """Timed queries per process, however little time there is."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """queries: timed, per process. warmup: untimed, after the first. seconds: of timed queries, per process."""
+    """queries: timed, per process. warmup: untimed, after the first. seconds: of timed queries, per process.
+    fewer: models that take part in the first so many rounds only."""
 
     processes: int
     queries: int
     warmup: int
     seconds: float | None
+    fewer: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -46,6 +50,10 @@ class Plan:
     @property
     def turns(self) -> int:
         return math.ceil(self.queries / BLOCK)
+
+    def rounds(self, name: str) -> int:
+        """Processes of a model."""
+        return min(self.processes, self.fewer.get(name, self.processes))
 
 
 @dataclass
@@ -62,6 +70,8 @@ class Run:
     token_ms: list[list[float]] = field(default_factory=list)
     """What each of these took, the first one since its text came in."""
     peak_rss_bytes: int = 0
+    anonymous_bytes: int | None = None
+    mapped_bytes: int | None = None
 
     @property
     def milliseconds(self) -> list[float]:
@@ -72,15 +82,19 @@ class Run:
 def measure(
     jobs: Mapping[str, Job], plan: Plan, advance: Callable[[str], None] = lambda name: None
 ) -> dict[str, list[Run]]:
-    """The runs of every job by its name; ``advance`` is called after each turn (processes × turns × jobs of them)."""
+    """The runs of every job by its name; ``advance`` is called after each turn (rounds × turns of each job)."""
     runs: dict[str, list[Run]] = {name: [] for name in jobs}
     for process in range(plan.processes):
         with ExitStack() as stack:
-            workers = {name: stack.enter_context(WorkerProcess(name, job)) for name, job in jobs.items()}
+            workers = {
+                name: stack.enter_context(WorkerProcess(name, job))
+                for name, job in jobs.items()
+                if process < plan.rounds(name)
+            }
             for name, worker in workers.items():
                 runs[name].append(_warm(worker, process, plan))
             for turn in range(plan.turns):
-                for name in rotated(list(jobs), process + turn):
+                for name in rotated(list(workers), process + turn):
                     _take_turn(workers[name], runs[name][-1], turn, plan)
                     advance(name)
     return runs
@@ -119,7 +133,8 @@ def _time(worker: WorkerProcess, run: Run, until: int, seconds: float | None, pl
     run.queries += range(start, start + len(answer["answers"]))
     run.answers += answer["answers"]
     run.token_ms += answer["token_ms"]
-    run.peak_rss_bytes = answer["peak_rss_bytes"]
+    for kind in MEMORY:
+        setattr(run, kind, answer[kind])
 
 
 def figures(runs: list[Run]) -> dict[str, Any]:
@@ -140,8 +155,15 @@ def figures(runs: list[Run]) -> dict[str, Any]:
         "first_ms": statistics.median(run.first_ms for run in runs),
         "import_ms": statistics.median(run.loaded["import_ms"] for run in runs),
         "load_ms": statistics.median(run.loaded["load_ms"] for run in runs),
-        "peak_rss_bytes": max(run.peak_rss_bytes for run in runs),
+        "warmup_ratio": _warmup_ratio(runs, p50),
+        **{kind: max(getattr(run, kind) or 0 for run in runs) or None for kind in MEMORY},
     }
+
+
+def _warmup_ratio(runs: list[Run], p50: float) -> float | None:
+    """How much slower than the median the untimed queries after the first were; None where there were none."""
+    warmup = [one for run in runs for one in run.warmup_ms]
+    return statistics.median(warmup) / p50 if warmup else None
 
 
 def writing_figures(runs: list[Run]) -> dict[str, float | None]:

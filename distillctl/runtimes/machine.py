@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,28 @@ def facts() -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "os": platform.platform(),
     }
+
+
+ALIKE = ("cpu", "architecture", "cores", "usable_cores", "flags", "governor", "max_mhz")
+"""What two machines must share before times measured on them say anything about each other."""
+
+
+def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Why times recorded on one cannot be compared with those of the other, both as `facts` has them; None if they
+    can."""
+    differ = [key for key in ALIKE if one.get(key) != other.get(key)]
+    return "; ".join(f"{key}: {_short(one.get(key))} / {_short(other.get(key))}" for key in differ) or None
+
+
+def _short(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else "unknown" if value is None else str(value)
+
+
+def cpus(threads: int) -> list[int]:
+    """As many of the usable CPUs as there are threads, the last ones: the first have the interrupts. Empty where a
+    process cannot choose."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return usable[-threads:]
 
 
 def _cpuinfo() -> dict[str, str]:

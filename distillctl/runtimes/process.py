@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from distillctl.errors import Unavailable
 
-COMMAND = (sys.executable, "-P", "-m", "distillctl.runtimes.worker")  # -P: no module of the current folder
+COMMAND = (sys.executable, "-P", "-m")  # -P: no module of the current folder
+MODULE = "distillctl.runtimes.worker"
 LOAD_SECONDS = 1800.0
 QUERY_SECONDS = 600.0
 """A worker that takes longer than this to load, or for one query, hangs."""
@@ -27,28 +30,44 @@ class WorkerProcess:
     The process also ends when this one dies, however that happens: its stdin closes.
     """
 
-    def __init__(self, name: str, job: dict[str, Any], *, load_seconds: float = LOAD_SECONDS) -> None:
-        """Starts the process and waits until its model is ready. Unavailable when it dies or hangs."""
+    def __init__(
+        self,
+        name: str,
+        job: dict[str, Any],
+        *,
+        load_seconds: float = LOAD_SECONDS,
+        module: str = MODULE,
+        env: Mapping[str, str] = {},
+    ) -> None:
+        """Starts the process and waits until its model is ready. Unavailable when it dies or hangs.
+
+        module: a worker with its ways. env: of the process, besides this one's.
+        """
         self.name = name
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         threads = dict.fromkeys(THREAD_VARIABLES, str(job["threads"]))
         self._process = subprocess.Popen(
-            COMMAND,
+            (*COMMAND, module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", **env},
             encoding="utf-8",
         )
         try:
-            self.loaded = self._ask(job, load_seconds)
+            self.loaded = self.ask(job, load_seconds)
         except BaseException:
             self.close()
             raise
 
     def run(self, start: int, count: int, seconds: float | None = None) -> dict[str, Any]:
         """Run up to ``count`` texts from ``start`` on, until ``seconds`` are spent; see `worker` for the answer."""
-        return self._ask({"start": start, "count": count, "seconds": seconds}, QUERY_SECONDS * count)
+        return self.ask({"start": start, "count": count, "seconds": seconds}, QUERY_SECONDS * count)
+
+    def pin(self, cpus: Iterable[int]) -> None:
+        """Keep all threads it has on these CPUs, where the system can (Linux)."""
+        for task in Path(f"/proc/{self._process.pid}/task").glob("*"):
+            os.sched_setaffinity(int(task.name), cpus)
 
     def close(self) -> None:
         self._process.kill()
@@ -61,7 +80,8 @@ class WorkerProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """What the worker answers to one line, within ``seconds``. Unavailable when it dies or hangs."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         late = threading.Event()

@@ -1,16 +1,19 @@
 """One model in a process of its own: ``python -m distillctl.runtimes.worker``; `process` is the other end.
 
-JSON lines. First the job on stdin: ``threads``, ``texts``, and ``runtime``:
+JSON lines. First the job on stdin: ``threads``, ``cpus`` to stay on (none: anywhere), ``data_bytes`` it may take at
+most (RLIMIT_DATA: heap and private maps that can be written, not the files it maps), ``texts``, and ``runtime``:
 
 - "onnx": ``folder`` with a classifier.
 - "onnx_text": ``folder`` with a model that writes, run by our own loop.
 - "genai": the same, run by onnxruntime-genai; ``max_view``: tokens at which a view is cut;
   ``begin``: the special tokens with which it begins.
+- "memory": no model; a query reads a large array once and answers with the bytes per second.
 - "torch": ``teacher`` (its recipe section), ``source`` (the fields of a ModelSource), ``chat`` (the texts come from a
   chat template), ``cached``; to choose labels ``label_words`` (with their prefix) and ``log_prior`` (or null), to write
   ``stop_ids``.
 
-What writes also wants ``limit``, tokens of an answer at most, and ``answer_tokens``, what is usual. All but "torch"
+What writes also wants ``limit``, tokens of an answer at most, and ``answer_tokens``, what is usual; "onnx_text" takes
+``until``: "limit", to write that many whether or not the answer would have ended. All but "torch"
 import neither torch nor transformers, so that the peak memory is what an app would see.
 
 The answer says what loading took. Then, until stdin ends, each ``{"start": i, "count": n, "seconds": s or null}`` runs
@@ -21,7 +24,8 @@ long each took, the first one since the text came in, tokenization included. Tur
 - ``import_ms``: importing the runtime's libraries, from a started interpreter.
 - ``load_ms``: from there to a model that can be asked: tokenizer, weights, session; with a cached prompt also running
   it, which ``context_ms`` tells apart. Finding out which tokens the views share is not counted: a service knows them.
-- ``peak_rss_bytes``: of the whole process, interpreter and libraries included.
+- ``peak_rss_bytes``: of the whole process, interpreter and libraries included; ``anonymous_bytes`` and
+  ``mapped_bytes``: what of its present memory is its own and what are files that could be read again (Linux).
 - of a model that writes, ``view_tokens``: what it runs before the first token, per text; ``kv_bytes``: the keys and
   values of the mean view and of ``answer_tokens``.
 """
@@ -59,10 +63,20 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not stand between the answers
     job = json.loads(sys.stdin.readline())
-    query, facts = RUNTIMES[job["runtime"]](job)
-    answers.write(json.dumps({"pid": os.getpid(), **facts, "peak_rss_bytes": peak_rss_bytes()}) + "\n")
+    query, facts = prepare(job)
+    answers.write(json.dumps({"pid": os.getpid(), **facts, **memory()}) + "\n")
     for line in iter(sys.stdin.readline, ""):
         answers.write(json.dumps(_timed(query, job["texts"], **json.loads(line))) + "\n")
+
+
+def prepare(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+    """The job's model within the job's limits, and what loading it took."""
+    if job.get("cpus"):
+        os.sched_setaffinity(0, job["cpus"])
+    if job.get("data_bytes"):
+        resource.setrlimit(resource.RLIMIT_DATA, (job["data_bytes"], job["data_bytes"]))
+    query, facts = RUNTIMES[job["runtime"]](job)
+    return query, facts | {"cpus": job.get("cpus")}
 
 
 def _timed(query: Query, texts: list[str], start: int, count: int, seconds: float | None) -> dict[str, Any]:
@@ -79,7 +93,7 @@ def _timed(query: Query, texts: list[str], start: int, count: int, seconds: floa
         spent += sum(token_ms[-1]) / 1e3
         if seconds is not None and spent >= seconds:
             break
-    return {"answers": answers, "token_ms": token_ms, "peak_rss_bytes": peak_rss_bytes()}
+    return {"answers": answers, "token_ms": token_ms, **memory()}
 
 
 def _onnx(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
@@ -98,6 +112,8 @@ def _onnx_text(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
 
     imported = time.perf_counter()
     writer = open_generator(Path(job["folder"]), threads=job["threads"])
+    if job.get("until") == "limit":
+        writer.stop_ids = set()
     return _writing(job, writer, _loading(began, imported, time.perf_counter()))
 
 
@@ -145,7 +161,14 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     return lambda text: [model.label(text)], facts
 
 
-RUNTIMES = {"onnx": _onnx, "onnx_text": _onnx_text, "genai": _genai, "torch": _torch}
+def _memory(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+    from distillctl.runtimes.roofline import Memory
+
+    array = Memory()
+    return lambda text: [round(array.bytes_per_second())], {}
+
+
+RUNTIMES = {"memory": _memory, "onnx": _onnx, "onnx_text": _onnx_text, "genai": _genai, "torch": _torch}
 
 
 def _loading(began: float, imported: float, ready: float) -> dict[str, float]:
@@ -159,14 +182,29 @@ def _writing(job: dict[str, Any], model: Writer, loading: dict[str, Any]) -> tup
     return lambda text: model.stream(model.encode(text), job["limit"]), facts
 
 
+def memory() -> dict[str, int | None]:
+    """Peak, and the two kinds of what is held now."""
+    now = _status("RssAnon", "RssFile")
+    return {"peak_rss_bytes": peak_rss_bytes(), "anonymous_bytes": now[0], "mapped_bytes": now[1]}
+
+
 def peak_rss_bytes() -> int:
     """The most memory this process ever held. Not ru_maxrss on Linux: that starts from the parent's."""
+    [peak] = _status("VmHWM")
+    if peak is not None:
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _status(*names: str) -> list[int | None]:
+    """Bytes of /proc/self/status; None where there is no such file or line."""
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = {line.split(":")[0]: line.split() for line in lines}
+    return [1024 * int(found[name][1]) if name in found else None for name in names]
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 from distillctl.data.views import CEILING
 from distillctl.recipe import Recipe, Text
 from distillctl.runtimes import text_folder
-from distillctl.runtimes.bench import Answers, Bench
+from distillctl.runtimes.bench import FOLDERS, Answers, Bench
 from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.interleaved import Run, writing_figures
+from distillctl.runtimes.onnx_generator import ENCODER_DECODER
+from distillctl.runtimes.roofline import bytes_per_token
 from distillctl.soft_labels import responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.workspace import Outcome, Workspace
@@ -46,7 +48,11 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             "begin": text_folder.begin(workspace.folder("quantize")),
         }
         jobs |= bench.student(name, "genai", answer_tokens=_mean(expected[name]), **views, **limit)
-    return bench.run(jobs, expected, _columns, writing_figures)
+    graphs = {name: workspace.folder(FOLDERS[name]) for name in jobs if name in FOLDERS}
+    # An encoder–decoder's decoder reads other weights for the first token than for the next ones.
+    decoders = {name: folder for name, folder in graphs.items() if not (folder / ENCODER_DECODER).exists()}
+    reads = {name: bytes_per_token(folder) for name, folder in decoders.items()}
+    return bench.run(jobs, expected, _columns, writing_figures, reads)
 
 
 def _evaluated(folder: Path, column: str) -> Answers:

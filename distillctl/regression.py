@@ -1,0 +1,153 @@
+"""bench --against: is this run's deployed graph slower, or larger, than that of another run directory?
+
+Both are measured here and now, in turns (`distillctl.runtimes.duel`); what either was measured at before is not looked
+at, but for a line to the reader where the machines are alike. Nothing is written into either run directory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from distillctl import console, pipeline
+from distillctl.data import view_table
+from distillctl.errors import DataError, UpstreamError, UsageError
+from distillctl.recipe import Generate, Recipe
+from distillctl.runtimes import duel, machine
+from distillctl.runtimes.duel import Side
+from distillctl.runtimes.onnxruntime import graph_bytes
+from distillctl.workspace import Workspace
+
+NEEDED = ("collect", "quantize")
+"""The stages whose files are read: the texts, and the graph."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """max_slowdown, max_size_growth: shares, 0.05 for 5 %. max_seconds: of measuring."""
+
+    max_slowdown: float = 0.05
+    max_size_growth: float = 0.02
+    max_seconds: float = 300.0
+
+
+def bounds(max_slowdown: str | None, max_size_growth: str | None, max_seconds: float | None) -> Bounds:
+    """Of the command's options; those left out are `Bounds`' own."""
+    given: dict[str, float | None] = {
+        "max_slowdown": None if max_slowdown is None else share(max_slowdown, "--max-slowdown"),
+        "max_size_growth": None if max_size_growth is None else share(max_size_growth, "--max-size-growth"),
+        "max_seconds": max_seconds,
+    }
+    return Bounds(**{name: value for name, value in given.items() if value is not None})
+
+
+def share(text: str, option: str) -> float:
+    """ "5%" or "0.05" → 0.05. UsageError otherwise."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UsageError(f"{text!r} is no share between 0 and 1", where=option, next=f"{option} 5%")
+    return value
+
+
+def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds) -> dict[str, Any]:
+    """What was measured, and ``verdict``: "failed" | "passed" | "undecided".
+
+    UpstreamError where either run lacks what is measured, or another run's task is unlike. DataError where they share
+    no held-out row.
+    """
+    other = Workspace(against)
+    with workspace.lock():
+        # It is about what the recipe makes, so the graph must be the recipe's.
+        upstream = pipeline.STAGES["bench"].upstream
+        pipeline.require("bench --against", upstream, pipeline.status(recipe, workspace), recipe, workspace)
+        _whole(recipe, other)
+        own_bytes, other_bytes = (graph_bytes(one.folder("quantize")) for one in (workspace, other))
+        own, theirs, measured = _sides(recipe, workspace, other)
+        rows = len(own.job["texts"])
+        console.note(f"timing both deployed graphs in pairs of fresh processes, {rows:,} rows in turns")
+        with console.progress("pairs", max(duel.LOOKS)) as bar:
+            timed = duel.fight(
+                own,
+                theirs,
+                max_ratio=1 + bounds.max_slowdown,
+                max_seconds=bounds.max_seconds,
+                advance=bar.advance,
+            ).facts()
+    growth = own_bytes / other_bytes - 1
+    too_large = growth > bounds.max_size_growth
+    speed = {"slower": "failed", "fine": "passed", "undecided": "undecided"}[timed["verdict"]]
+    return {
+        "verdict": "failed" if too_large else speed,
+        "run_dir": str(workspace.root),
+        "against": str(other.root),
+        "latency": {**timed, "verdict": speed, "max_slowdown": bounds.max_slowdown, "measured": measured},
+        "size": {
+            "verdict": "failed" if too_large else "passed",
+            "bytes": own_bytes,
+            "other_bytes": other_bytes,
+            "growth": growth,
+            "max_growth": bounds.max_size_growth,
+        },
+        "recorded": _recorded(workspace, other),
+        "threads": recipe.bench.threads,
+        "machine": machine.facts(),
+    }
+
+
+def _whole(recipe: Recipe, other: Workspace) -> None:
+    where = str(other.root)
+    for stage in NEEDED:
+        manifest = other.manifest(stage)
+        if manifest is None:
+            raise UpstreamError(f"{stage} is missing there", where=where, next=f"distillctl {stage} RECIPE")
+        if damage := other.damage(stage, manifest):
+            raise UpstreamError(damage, where=where, next=f"distillctl {stage} RECIPE --force")
+        if stage == "collect" and (kind := manifest.recipe["task"]["kind"]) != recipe.task.kind:
+            raise UpstreamError(
+                f"its task is {kind}, this one's {recipe.task.kind}: they do not do the same", where=where
+            )
+
+
+def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[Side, Side, str]:
+    """Both jobs on the held-out rows that both runs know, each with the text its own student sees."""
+    known = [view_table.read(one.folder("collect") / "views.parquet", "eval") for one in (own, other)]
+    texts = [dict(zip(zip(v.id, v.input, strict=True), v.simplified, strict=True)) for v in known]
+    rows = [row for row in texts[0] if row in texts[1]]
+    if not rows:
+        raise DataError("the runs share no held-out row", where=str(other.root))
+    rows = [rows[n] for n in np.random.default_rng(recipe.seed).permutation(len(rows))]
+    job: dict[str, Any] = {"threads": recipe.bench.threads, "runtime": "onnx"}
+    measured = "the whole query"
+    if isinstance(recipe.task, Generate):
+        answers = pq.read_table(own.folder("quantize") / "eval.parquet", columns=["deployed_ids"])["deployed_ids"]
+        tokens = max(2, round(float(np.mean([len(answer) for answer in answers.to_pylist()]))))
+        job |= {"runtime": "onnx_text", "limit": tokens, "answer_tokens": tokens, "until": "limit"}
+        measured = f"the view and an answer of {tokens} tokens, whether or not it would have ended before"
+    own_side, other_side = (
+        Side({**job, "folder": str(one.folder("quantize")), "texts": [found[row] for row in rows]})
+        for one, found in zip((own, other), texts, strict=True)
+    )
+    return own_side, other_side, measured
+
+
+def _recorded(own: Workspace, other: Workspace) -> dict[str, Any] | None:
+    """What both runs' bench once found, side by side, for the reader; the verdict does not look at it. With
+    ``unlike`` instead of a ratio where the machines were not alike; None where either run has no bench."""
+    benches = [one.manifest("bench") for one in (own, other)]
+    if any(bench is None for bench in benches):
+        return None
+    ours, theirs = (bench.facts for bench in benches if bench is not None)
+    p50 = {"own_p50_ms": ours["models"]["deployed"]["p50_ms"], "other_p50_ms": theirs["models"]["deployed"]["p50_ms"]}
+    if ours["threads"] != theirs["threads"]:
+        return {**p50, "unlike": f"threads: {ours['threads']} / {theirs['threads']}"}
+    if why := machine.unlike(ours["machine"], theirs["machine"]):
+        return {**p50, "unlike": why}
+    return {**p50, "ratio": p50["own_p50_ms"] / p50["other_p50_ms"]}

@@ -1,0 +1,141 @@
+"""MLPerf LoadGen's SingleStream on one model: its rules, its clock, its verdict; ``python -m`` is the worker.
+
+LoadGen issues the next query when the last one is answered, until both ``min_queries`` and ``min_seconds`` are reached,
+and says VALID where its rules are kept. A query is a text that it draws from all of them; the answer is complete when
+its last token is known, and of a model that writes LoadGen is told of the first token too. Its overhead is some 20 µs
+of a query, and part of it. https://github.com/mlcommons/inference/tree/master/loadgen
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from distillctl.errors import Unavailable
+from distillctl.runtimes.interleaved import Job
+from distillctl.runtimes.process import WorkerProcess
+from distillctl.runtimes.worker import Query, prepare
+
+SUMMARY, DETAIL = "mlperf_log_summary.txt", "mlperf_log_detail.txt"
+MARK = ":::MLLOG "
+RULES = {
+    "min_seconds": "result_min_duration_met",
+    "min_queries": "result_min_queries_met",
+    "early_stopping": "early_stopping_met",
+}
+"""What a valid result has kept → the log's key for it."""
+FIRST = "result_first_token_90.00_percentile_latency_ns"
+PERCENTILE = 0.9
+"""SingleStream's metric; its early-stopping estimate is LoadGen's own."""
+SLOWER_THAN_PLANNED = 20
+"""A test may take so many times ``min_seconds``, and a query a second, before it counts as hanging."""
+
+
+def require() -> None:
+    """Unavailable where LoadGen is not installed."""
+    if importlib.util.find_spec("mlperf_loadgen") is None:
+        raise Unavailable("MLPerf LoadGen is not installed", next="pip install 'distillctl[loadgen]'")
+
+
+def measure(name: str, job: Job, *, min_queries: int, min_seconds: float, folder: Path) -> dict[str, Any]:
+    """Run the test in a fresh process, leave LoadGen's logs in ``folder``, and give its findings.
+
+    valid: LoadGen's verdict; unmet: the rules that were not kept. p90_ms, mean_ms, p50_ms, p99_ms: of queries;
+    first_token_p90_ms: of a model that writes. early_stopping_p90_ms: what LoadGen vouches for, None where it does not.
+    """
+    rules = {"min_queries": min_queries, "min_seconds": min_seconds, "writes": job["runtime"] == "onnx_text"}
+    limit = SLOWER_THAN_PLANNED * min_seconds + min_queries
+    with WorkerProcess(name, job, module=__name__) as worker:
+        ran = worker.ask({**rules, "folder": str(folder)}, limit)
+    for extra in folder.iterdir():
+        if extra.name not in (SUMMARY, DETAIL):
+            extra.unlink()  # of accuracy runs, and traces: empty
+    return {**findings((folder / DETAIL).read_text(encoding="utf-8")), **ran, **rules}
+
+
+def findings(detail: str) -> dict[str, Any]:
+    """What LoadGen's detailed log says of the result; nanoseconds become milliseconds."""
+    said = {
+        line["key"]: line["value"]
+        for line in (json.loads(text.removeprefix(MARK)) for text in detail.splitlines() if text.startswith(MARK))
+    }
+
+    def milliseconds(key: str) -> float | None:
+        return said[key] / 1e6 if said.get(key) else None
+
+    return {
+        "version": said["loadgen_version"],
+        "valid": said["result_validity"] == "VALID",
+        "unmet": [rule for rule, key in RULES.items() if not said[key]],
+        "queries": said["result_query_count"],
+        "p90_ms": milliseconds("result_90.00_percentile_latency_ns"),
+        "p50_ms": milliseconds("result_50.00_percentile_latency_ns"),
+        "p99_ms": milliseconds("result_99.00_percentile_latency_ns"),
+        "mean_ms": milliseconds("result_mean_latency_ns"),
+        # with tokens that key holds the first token's
+        "early_stopping_p90_ms": None if FIRST in said else milliseconds("early_stopping_latency_ss"),
+        "first_token_p90_ms": milliseconds(FIRST),
+    }
+
+
+# ── the process that is measured ─────────────────────────────────────────────────────────────────
+
+
+def main() -> None:
+    """The job as `worker` has it, then one line of rules, which is answered when the test is over."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    query, facts = prepare(job)
+    answers.write(json.dumps(facts) + "\n")
+    for line in iter(sys.stdin.readline, ""):
+        answers.write(json.dumps(_test(query, job["texts"], **json.loads(line))) + "\n")
+
+
+def _test(
+    query: Query, texts: list[str], *, min_queries: int, min_seconds: float, writes: bool, folder: str
+) -> dict[str, Any]:
+    import mlperf_loadgen as loadgen
+
+    settings = loadgen.TestSettings()
+    settings.scenario, settings.mode = loadgen.TestScenario.SingleStream, loadgen.TestMode.PerformanceOnly
+    settings.single_stream_target_latency_percentile = PERCENTILE
+    settings.min_query_count, settings.min_duration_ms = min_queries, round(1e3 * min_seconds)
+    settings.use_token_latencies = writes
+    logs = loadgen.LogSettings()
+    logs.log_output.outdir, logs.enable_trace = folder, False
+    failures: list[BaseException] = []
+    began, tokens_in_all = time.perf_counter(), 0
+
+    def issue(samples: list[Any]) -> None:
+        nonlocal tokens_in_all
+        for sample in samples:
+            tokens = 0
+            try:
+                for _ in query(texts[sample.index]) if not failures else ():
+                    tokens += 1
+                    if writes and tokens == 1:
+                        loadgen.FirstTokenComplete([loadgen.QuerySampleResponse(sample.id, 0, 0)])
+            except Exception as problem:  # an exception in its callback would end the process without a word
+                failures.append(problem)
+            tokens_in_all += tokens
+            loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(sample.id, 0, 0, tokens)])
+
+    sut = loadgen.ConstructSUT(issue, lambda: None)
+    library = loadgen.ConstructQSL(len(texts), len(texts), lambda samples: None, lambda samples: None)
+    # An audit.config that happens to lie in the current folder would change the rules.
+    loadgen.StartTestWithLogSettings(sut, library, settings, logs, f"{folder}/no-audit.config")
+    loadgen.DestroyQSL(library)
+    loadgen.DestroySUT(sut)
+    if failures:
+        raise failures[0]
+    return {"tokens": tokens_in_all, "seconds": time.perf_counter() - began}
+
+
+if __name__ == "__main__":
+    main()

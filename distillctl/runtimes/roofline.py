@@ -1,0 +1,34 @@
+"""How fast the memory can be read, which is what bounds a decoder that reads all its weights for every token."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+FLOATS = 64 * 1024**2
+"""256 MB: no cache holds a share of it that matters."""
+_READERS = ("MatMulNBits", "MatMul", "FusedMatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul")
+
+
+class Memory:
+    """A large array, read by numpy's BLAS with the process's threads."""
+
+    def __init__(self) -> None:
+        self._array = np.ones(FLOATS, np.float32)
+
+    def bytes_per_second(self) -> float:
+        """Of one pass over it."""
+        start = time.perf_counter()
+        self._array.dot(self._array)
+        return self._array.nbytes / (time.perf_counter() - start)
+
+
+def bytes_per_token(folder: Path) -> int:
+    """Of weights: all that products read. Of a table that is looked up one row counts for nothing."""
+    import onnx_ir  # not where an array is read: a worker holds no more than it must
+
+    graph = onnx_ir.load(folder / "model.onnx").graph
+    read = {value for node in graph if node.op_type in _READERS for value in node.inputs if value is not None}
+    return sum(value.const_value.nbytes for value in read if value.const_value is not None)

@@ -1,0 +1,120 @@
+"""What `bench --against` says: lines for people, Markdown for a CI job's summary, JUnit for its list of tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from distillctl import console
+from distillctl.errors import GateFailed
+from distillctl.summaries import size
+from distillctl.workspace import writable, write_text
+
+JUNIT_OUTCOME = {"failed": "failure", "undecided": "skipped"}
+
+
+def hand_out(
+    found: Mapping[str, Any], *, undecided_fails: bool, junit: Path | None = None, summary: Path | None = None
+) -> None:
+    """Say it everywhere it is wanted. GateFailed where the run is slower or larger than allowed, or, where
+    ``undecided_fails``, where it cannot be told."""
+    if junit is not None:
+        write_junit(junit, found, undecided_fails=undecided_fails)
+    if summary is None and (step := os.environ.get("GITHUB_STEP_SUMMARY")):
+        summary = Path(step)
+    if summary is not None:
+        append_summary(summary, found)
+    failed = found["verdict"] == "failed" or (undecided_fails and found["verdict"] == "undecided")
+    if not failed and found["verdict"] == "undecided":
+        console.warn(reason(found))
+    if failed:
+        console.readable(*readable(found))
+        raise GateFailed(reason(found), where=found["against"], facts=found)
+    console.result(found, *readable(found))
+
+
+def readable(found: Mapping[str, Any]) -> Iterator[str]:
+    """Two checks, a line each, and what they were measured on."""
+    yield f"{found['run_dir']} against {found['against']}"
+    for name in ("latency", "size"):
+        yield f"{name:8} {found[name]['verdict']:10} {_told(found, name)}"
+    latency = found["latency"]
+    yield (
+        f"{latency['pairs']} pairs of fresh processes in {latency['seconds']:.0f} s, {found['threads']} thread(s), "
+        f"{latency['queries']:,} queries each; measured: {latency['measured']}"
+    )
+    if recorded := found["recorded"]:
+        told = f"{recorded['own_p50_ms']:.2f} ms against {recorded['other_p50_ms']:.2f} ms"
+        unlike = recorded.get("unlike")
+        yield f"recorded by bench: {told}" if unlike is None else f"recorded by bench, not comparable: {unlike}"
+
+
+def reason(found: Mapping[str, Any]) -> str:
+    """Why it failed, or what is not decided."""
+    wrong = [name for name in ("latency", "size") if found[name]["verdict"] != "passed"]
+    return "; ".join(f"{name} {found[name]['verdict']}: {_told(found, name)}" for name in wrong)
+
+
+def _told(found: Mapping[str, Any], name: str) -> str:
+    one = found[name]
+    if name == "size":
+        return (
+            f"{size(one['bytes'])}, {one['growth']:+.1%} to {size(one['other_bytes'])} "
+            f"(at most {one['max_growth']:+.1%})"
+        )
+    bounds = "no interval yet" if one["low"] is None else f"{one['low'] - 1:+.1%} … {one['high'] - 1:+.1%}"
+    told = (
+        f"p50 {one['own_p50_ms']:.2f} ms, {one['ratio'] - 1:+.1%} ({bounds}) to {one['other_p50_ms']:.2f} ms "
+        f"(at most {one['max_slowdown']:+.1%})"
+    )
+    return f"{told}; {_more(one)}" if one["verdict"] == "undecided" else told
+
+
+def _more(latency: Mapping[str, Any]) -> str:
+    if latency["more_pairs"] is None:
+        return "the difference is the bound itself: no number of samples would tell"
+    each = latency["seconds"] / latency["pairs"]
+    return f"about {latency['more_pairs']} more pairs would tell ({latency['more_pairs'] * each:.0f} s)"
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """A section of a GitHub step summary."""
+    mark = {"passed": "✅", "failed": "❌", "undecided": "⚠️"}
+    lines = [f"### {mark[found['verdict']]} distillctl bench: {found['verdict']}", ""]
+    lines += ["| check | verdict | measured |", "|---|---|---|"]
+    lines += [f"| {name} | {found[name]['verdict']} | {_told(found, name)} |" for name in ("latency", "size")]
+    return "\n".join([*lines, "", *list(readable(found))[3:], f"{found['machine']['cpu']}", ""])
+
+
+def append_summary(path: Path, found: Mapping[str, Any]) -> None:
+    """GitHub's file collects what every step appends. Unavailable where it cannot be written."""
+    with writable(path), path.open("a", encoding="utf-8") as file:
+        file.write(markdown(found) + "\n")
+
+
+def write_junit(path: Path, found: Mapping[str, Any], *, undecided_fails: bool) -> None:
+    """A test suite of two cases; undecided latency is a skipped one, or failed where that is asked for."""
+    outcomes = {
+        name: "failure"
+        if undecided_fails and found[name]["verdict"] == "undecided"
+        else JUNIT_OUTCOME.get(found[name]["verdict"])
+        for name in ("latency", "size")
+    }
+    suite = ElementTree.Element("testsuite", name="distillctl bench", tests=str(len(outcomes)))
+    suite.set("failures", str(list(outcomes.values()).count("failure")))
+    suite.set("skipped", str(list(outcomes.values()).count("skipped")))
+    suite.set("errors", "0")
+    suite.set("time", f"{found['latency']['seconds']:.3f}")
+    for name, outcome in outcomes.items():
+        seconds = found["latency"]["seconds"] if name == "latency" else 0.0
+        case = ElementTree.SubElement(suite, "testcase", classname="distillctl.bench", name=name, time=f"{seconds:.3f}")
+        if outcome:
+            ElementTree.SubElement(case, outcome, message=_told(found, name))
+        ElementTree.SubElement(case, "system-out").text = _told(found, name)
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    write_text(path, ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n")
