@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,13 +125,13 @@ def _columns(means: Sequence[np.ndarray], tokens: Sequence[int]) -> Forced:
 
 
 class TextCalibration(Calibration):
-    """views, responses: token ids of train rows, as the student has them."""
+    """rows: how to get some train rows; they are read when the first cost is asked for."""
 
-    def __init__(self, source: Path, views: Sequence[list[int]], responses: Sequence[list[int]]) -> None:
+    def __init__(self, source: Path, rows: Callable[[], ResponseRows]) -> None:
         super().__init__(source)
-        self.views, self.responses = views, responses
+        self._rows = functools.cache(rows)
 
     def log_probs(self, folder: Path) -> np.ndarray:
-        graph = open_generator(folder)
-        pairs = zip(self.views, self.responses, strict=True)
+        graph, rows = open_generator(folder), self._rows()
+        pairs = zip(rows.views, rows.responses, strict=True)
         return np.concatenate([log_softmax(graph.score(view, response), axis=-1) for view, response in pairs])

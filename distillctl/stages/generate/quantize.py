@@ -43,8 +43,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     kind = "encoder_decoder" if train["encoder_decoder"] else "decoder"
     with replacing_folder(workspace.folder("quantize")) as staged:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
-            some = _rows(recipe, workspace, train, "train", TextLabels(Text()))[-1].take(range(CALIBRATION_ROWS))
-            calibration = texts.TextCalibration(exported, some.views, some.responses)
+            calibration = texts.TextCalibration(exported, lambda: _some_train_rows(recipe, workspace, train))
             candidates = recipe.quantize.candidates or CANDIDATES[kind]
             folders = search.build(candidates, exported, Path(scratch), calibration)
             graphs = {name: open_generator(path) for name, path in {FP32: exported, **folders}.items()}
@@ -90,6 +89,11 @@ class _HeldOut:
         task = self.recipe.generate
         against = (self.views.reference, self.said.text, task.format)
         return text_metrics.corpus(task.metrics[:1], said, *against)[task.metrics[0]]
+
+
+def _some_train_rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> ResponseRows:
+    *_, found = _rows(recipe, workspace, train, "train", TextLabels(Text()))
+    return found.take(range(min(CALIBRATION_ROWS, len(found.views))))
 
 
 def _rows(
