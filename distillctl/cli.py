@@ -126,7 +126,7 @@ _stage("export", "ONNX, checked against PyTorch.")
 _stage("quantize", "Smaller ONNX, gated on quality.")
 
 
-@command("bench", "Latency, memory and size, the way a phone would see them; with --serve, on the phone itself.")
+@command("bench", "Latency, memory and size, the way a phone would see them.")
 def bench(
     recipe: RecipePath,
     run_dir: RunDir = None,

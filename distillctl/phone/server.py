@@ -90,7 +90,7 @@ class PhoneServer(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(16)
         # Port 80 is left out of a Host header.
         self.hosts = frozenset(f"{host}:{port}" for host in hosts) | (hosts if port == 80 else frozenset())
-        self.files = {name: path for name, path in files.items()} | {
+        self.files = dict(files) | {
             "": PAGE / "index.html",
             **{name: PAGE / name for name in ("page.js", "measure.js", "style.css")},
         }
