@@ -14,6 +14,7 @@ from onnx import TensorProto
 from pydantic import ValidationError
 from scipy.special import log_softmax
 
+from distillctl.data import view_table
 from distillctl.errors import GateFailed
 from distillctl.losses.targets import Targets
 from distillctl.metrics import text as text_metrics
@@ -119,7 +120,7 @@ def test_the_figures_are_those_of_the_committed_graph(kind, copy):
     said = responses.read(space, "full", "eval", profile)
     deployed, fp32 = open_generator(space.folder("quantize")), open_generator(space.folder("export"))
     kl, same_top, kl_teacher = [], [], []
-    for row, view in enumerate(views["simplified"]):
+    for row, view in enumerate(views.simplified):
         ids, response = deployed.encode(view), [int(token) for token in said.token_ids[row]]
         answer = deployed.generate(ids, MAX_NEW_TOKENS)
         assert table["deployed_ids"][row] == answer
