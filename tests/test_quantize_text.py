@@ -137,7 +137,7 @@ def test_the_figures_are_those_of_the_committed_graph(kind, copy):
             kl_teacher += list(of_row)
     assert chosen["kl"] == pytest.approx(np.mean(kl), abs=1e-5)
     assert chosen["same_top"] == pytest.approx(np.mean(same_top), abs=1e-6)
-    score = text_metrics.corpus(["chrf"], table["deployed"], views["reference"], said.text, None)["chrf"]
+    score = text_metrics.corpus(["chrf"], table["deployed"], views.reference, said.text, None)["chrf"]
     assert chosen["score"] == pytest.approx(score)
     assert 0 < chosen["p50_ms"] < 1e4
     if kind == "decoder":
