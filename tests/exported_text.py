@@ -117,16 +117,18 @@ def recipe(**sections: Any) -> Recipe:
 
 
 def workspace(root: Path, student: PreTrainedModel, rows: int = 12) -> Workspace:
-    """A run directory as export finds it: collect and train committed, the eval split alone."""
+    """A run directory as export finds it: collect and train committed, both splits of the same rows."""
     space, text, ids = Workspace(root), tiny_text.texts(rows), [f"row-{index}" for index in range(rows)]
     folder = space.folder("collect")
-    view_table.write(folder / "views.parquet", {"eval": view_table.ViewTable(ids, text, [None] * rows, text, text)})
+    views = view_table.ViewTable(ids, text, [None] * rows, text, text)
+    view_table.write(folder / "views.parquet", {"train": views, "eval": views})
     said = list(np.random.default_rng(0).permutation(tiny_text.texts(rows, seed=1)))
     tokenizer = tiny_text.bpe_tokenizer()
     answers = [responses.Response(tokenizer(t).input_ids, str(t), False, {}) for t in said]
-    shard = Shard("full", "eval", 0, "0" * 16, ids)
-    (folder / shard.file).parent.mkdir(parents=True, exist_ok=True)
-    responses.write(folder, shard, [(i, 0, a) for i, a in zip(ids, answers, strict=True)], TextLabels(Text()))
+    for split in ("train", "eval"):
+        shard = Shard("full", split, 0, "0" * 16, ids)
+        (folder / shard.file).parent.mkdir(parents=True, exist_ok=True)
+        responses.write(folder, shard, [(i, 0, a) for i, a in zip(ids, answers, strict=True)], TextLabels(Text()))
     facts = {
         "counts": {"train": 100, "eval": rows},
         "context_tokens": {"teacher": 50, "student": 8},

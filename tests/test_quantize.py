@@ -12,14 +12,17 @@ import onnx
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto
 from scipy.special import log_softmax
 
+from distillctl.data import view_table
 from distillctl.errors import GateFailed
 from distillctl.quantizers import dynamic_int8, labels, search
 from distillctl.quantizers.candidates import Candidate
 from distillctl.quantizers.labels import Answers, HeldOut
-from distillctl.recipe import DynamicInt8, Gate
+from distillctl.recipe import CANDIDATES, DynamicInt8, Gate
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.stages.classify import export, quantize
 from distillctl.workspace import Workspace, tree_digest
@@ -72,11 +75,25 @@ def test_the_bytes_are_the_same_each_time(spec, graphs, tmp_path):
     same_bytes_each_time(spec, graphs, tmp_path)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_small_tables_are_looked_up_in_blocks_beside_int8_products(bits, graphs, tmp_path):
+    whole, small = tmp_path / "whole", tmp_path / "small"
+    for spec, folder in ((DynamicInt8(), whole), (DynamicInt8(table_bits=bits), small)):
+        shutil.copytree(graphs, folder)
+        dynamic_int8.quantize(spec, graphs, folder)
+    operators = [node.op_type for node in onnx.load(small / "model.onnx").graph.node]
+    assert operators.count("GatherBlockQuantized") == 3
+    assert "MatMulInteger" in operators
+    answers = [OnnxClassifier(folder).logits(tiny.texts(ROWS)) for folder in (graphs, whole, small)]
+    # Two ways to round: neither is further from fp32 than int8 is, four bits of these random tables aside.
+    assert np.abs(answers[2] - answers[0]).mean() < (2 if bits == 8 else 20) * np.abs(answers[1] - answers[0]).mean()
+
+
 # ── judging and choosing ─────────────────────────────────────────────────────────────────────────
 
 
 def _candidate(name: str, size: int, kl: float = 0.01, p50: float = 1.0, why: str | None = None) -> Candidate:
-    return Candidate(name, size, kl, kl, 1.0, None, p50, why)
+    return Candidate(name, size, kl, [kl, kl, kl], kl, 1.0, None, p50, why)
 
 
 def test_the_smallest_inside_wins():
@@ -92,6 +109,41 @@ def test_sizes_within_a_percent_tie_and_go_to_the_lower_kl_then_the_faster():
     assert search.choose([coarse, replace(fine, bytes=101_100)]) is coarse
     faster = replace(fine, name="faster", p50_ms=0.5)
     assert search.choose([coarse, fine, faster]) is faster
+
+
+def test_the_fastest_inside_wins_and_latencies_that_tie_go_to_the_smaller():
+    slow, fast = _candidate("slow", 1000, p50=2.0), _candidate("fast", 3000, p50=1.0)
+    assert search.choose([slow, fast], "fastest") is fast
+    assert search.choose([slow, replace(fast, why="kl 0.2 > 0.05")], "fastest") is slow
+    near = _candidate("near", 2000, kl=0.02, p50=1.0 + 0.9 * search.SAME_SPEED)
+    assert search.choose([slow, fast, near], "fastest") is near
+    assert search.choose([slow, fast, replace(near, p50_ms=1.0 + 1.1 * search.SAME_SPEED)], "fastest") is fast
+
+
+def test_the_closest_inside_wins_whatever_its_size():
+    small, close = _candidate("small", 1000, kl=0.02), _candidate("close", 3000, kl=0.01)
+    assert search.choose([small, close], "closest") is close
+    assert search.choose([], "closest") is None
+
+
+NUMBERS = st.sampled_from([1.0, 2.0, 3.0, 4.0])
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), min_size=1, max_size=8))
+def test_who_is_not_on_the_front_is_beaten_by_one_who_is(figures):
+    some = [_candidate(str(n), int(size), kl=kl, p50=p50) for n, (size, kl, p50) in enumerate(figures)]
+    best = [one for one in some if one.name in search.front(some)]
+    for one in some:
+        rivals = [other for other in best if other.bytes <= one.bytes and other.kl <= one.kl]
+        assert one in best or any(other.p50_ms <= one.p50_ms for other in rivals)
+    assert search.choose(some).name in {one.name for one in best} or len({one.bytes for one in some}) < len(some)
+
+
+def test_a_size_target_is_a_bound_like_the_others():
+    rows = _rows()
+    assert _judge(rows.student, rows, max_bytes=1).inside
+    found = search.judge("one", 2_000, Answers(rows.student, np.ones(100)).figures(rows), None, Gate(max_bytes=1_000))
+    assert found.why == "2,000 bytes > 1,000"
 
 
 def _rows(n: int = 100, truth: bool = True) -> HeldOut:
@@ -170,7 +222,8 @@ def test_the_stage_commits_the_smallest_with_all_it_needs(space, exported, capfd
     assert set(outcome.outputs) == files | {"tokenizer_config.json"}
     assert {path.name for path in folder.iterdir()} == {*outcome.outputs, "manifest.json"}
     sizes = {one["name"]: one["bytes"] for one in facts["candidates"]}
-    assert len(sizes) == 4
+    assert len(sizes) == len(CANDIDATES["labels"])
+    assert list(sizes.values()) == sorted(sizes.values())
     assert facts["bytes"] == (folder / "model.onnx").stat().st_size <= min(sizes.values()) * (1 + search.SAME_SIZE)
     assert [one["name"] for one in facts["candidates"] if one["chosen"]] == [facts["chosen"]]
     assert json.loads((folder / "candidates.json").read_text())["candidates"] == facts["candidates"]
@@ -191,8 +244,8 @@ def test_the_figures_are_those_of_the_committed_graph(space):
     fp32 = np.array(student["student"])
     assert chosen["kl"] == pytest.approx((np.exp(fp32) * (fp32 - deployed)).sum(-1).mean(), abs=1e-6)
     assert chosen["same_top"] == (fp32.argmax(-1) == deployed.argmax(-1)).mean()
-    views = pq.read_table(space.folder("collect") / "views.parquet").to_pydict()
-    right = [tiny.LABELS[top] == name for top, name in zip(deployed.argmax(-1), views["reference"], strict=True)]
+    known = view_table.read(space.folder("collect") / "views.parquet", "eval").reference
+    right = [tiny.LABELS[top] == name for top, name in zip(deployed.argmax(-1), known, strict=True)]
     assert chosen["score"] == outcome.facts["score"] == pytest.approx(np.mean(right))
 
 
@@ -226,3 +279,14 @@ def test_without_references_scores_are_null(tmp_path, exported):
     facts = quantize.run(tiny.recipe(quantize={"gate": OPEN}), space).facts
     assert facts["score"] is facts["fp32"]["score"] is None
     assert {one["score"] for one in facts["candidates"]} == {None}
+
+
+def test_the_objective_and_the_front_are_told(space):
+    facts = quantize.run(tiny.recipe(quantize={"gate": OPEN, "objective": "closest"}), space).facts
+    least = min(one["kl"] for one in facts["candidates"])
+    [chosen] = [one for one in facts["candidates"] if one["chosen"]]
+    assert chosen["kl"] == least
+    assert chosen["front"]
+    assert chosen["kl_percentiles"] == sorted(chosen["kl_percentiles"])
+    told = json.loads((space.folder("quantize") / "candidates.json").read_text())
+    assert told["objective"] == "closest"

@@ -14,6 +14,7 @@ from onnx import TensorProto
 from pydantic import ValidationError
 from scipy.special import log_softmax
 
+from distillctl.data import view_table
 from distillctl.errors import GateFailed
 from distillctl.losses.targets import Targets
 from distillctl.metrics import text as text_metrics
@@ -95,8 +96,9 @@ def test_the_stage_commits_the_smallest_with_all_it_needs(kind, copy, capfd):
     exported_files = {path.name for path in space.folder("export").iterdir()} - {"manifest.json"}
     assert set(outcome.outputs) == exported_files | {"candidates.json", "eval.parquet", "README.md"}
     assert {path.name for path in folder.iterdir()} == {*outcome.outputs, "manifest.json"}
-    assert [one["name"] for one in facts["candidates"]] == [spec.name for spec in CANDIDATES[kind]]
+    assert {one["name"] for one in facts["candidates"]} == {spec.name for spec in CANDIDATES[kind]}
     sizes = [one["bytes"] for one in facts["candidates"]]
+    assert sizes == sorted(sizes)
     assert facts["bytes"] == graph_bytes(folder) <= min(sizes) * (1 + search.SAME_SIZE)
     assert facts["fp32"]["bytes"] == graph_bytes(space.folder("export")) > max(sizes)
     assert json.loads((folder / "candidates.json").read_text())["candidates"] == facts["candidates"]
@@ -112,13 +114,13 @@ def test_the_figures_are_those_of_the_committed_graph(kind, copy):
     recipe = _recipe("dense" if kind == "decoder" else "text")
     chosen = next(one for one in quantize.run(recipe, space).facts["candidates"] if one["chosen"])
     table = pq.read_table(space.folder("quantize") / "eval.parquet").to_pydict()
-    views = pq.read_table(space.folder("collect") / "views.parquet").to_pydict()
-    assert table["id"] == views["id"]
+    views = view_table.read(space.folder("collect") / "views.parquet", "eval")
+    assert table["id"] == views.id
     profile = implementation(recipe.generate.soft_labels)(recipe.generate.soft_labels)
     said = responses.read(space, "full", "eval", profile)
     deployed, fp32 = open_generator(space.folder("quantize")), open_generator(space.folder("export"))
     kl, same_top, kl_teacher = [], [], []
-    for row, view in enumerate(views["simplified"]):
+    for row, view in enumerate(views.simplified):
         ids, response = deployed.encode(view), [int(token) for token in said.token_ids[row]]
         answer = deployed.generate(ids, MAX_NEW_TOKENS)
         assert table["deployed_ids"][row] == answer
@@ -135,7 +137,7 @@ def test_the_figures_are_those_of_the_committed_graph(kind, copy):
             kl_teacher += list(of_row)
     assert chosen["kl"] == pytest.approx(np.mean(kl), abs=1e-5)
     assert chosen["same_top"] == pytest.approx(np.mean(same_top), abs=1e-6)
-    score = text_metrics.corpus(["chrf"], table["deployed"], views["reference"], said.text, None)["chrf"]
+    score = text_metrics.corpus(["chrf"], table["deployed"], views.reference, said.text, None)["chrf"]
     assert chosen["score"] == pytest.approx(score)
     assert 0 < chosen["p50_ms"] < 1e4
     if kind == "decoder":

@@ -79,8 +79,8 @@ def _with_restored_weights(source: Path, target: Path, spec: WeightOnly, monkeyp
     chosen: dict[str, np.ndarray] = {}
     store = weight_only._store
 
-    def record(spec, graph, matrix, bits):
-        found = store(spec, graph, matrix, bits)
+    def record(spec, graph, matrix, bits, *, joined):
+        found = store(spec, graph, matrix, bits, joined=joined)
         restored = blocks.restored(found.blocks, matrix.shape[1])
         chosen[matrix.value.name] = restored.T if matrix.transposed else restored
         return found

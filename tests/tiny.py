@@ -121,7 +121,7 @@ def workspace(root: Path, student: PreTrainedModel | None = None, rows: int = 40
 
 def _commit_collect(space: Workspace, views: view_table.ViewTable, teacher: np.ndarray) -> None:
     folder = space.folder("collect")
-    view_table.write(folder / "views.parquet", {"eval": views})
+    view_table.write(folder / "views.parquet", {"train": views, "eval": views})
     labels = store.SoftLabels(views.id, teacher - 1, np.full(len(teacher), np.exp(-1), np.float32))
     store.write(folder, store.Shard("full", "eval", 0, "0" * 16, views.id), labels)
     facts = {

@@ -19,6 +19,7 @@ class Candidate:
     name: str
     bytes: int
     kl: float | None
+    kl_percentiles: list[float | None]
     kl_teacher: float | None
     same_top: float
     score: float | None

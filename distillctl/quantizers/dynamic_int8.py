@@ -10,18 +10,22 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from distillctl import console
+from distillctl.quantizers import weight_only
+from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import DynamicInt8
 
 
-def quantize(spec: DynamicInt8, source: Path, target: Path) -> None:
+def quantize(spec: DynamicInt8, source: Path, target: Path, calibration: Calibration | None = None) -> None:
     """Write every graph of the folder ``source`` to ``target`` under its name, with int8 weights; the same bytes each
     time.
+
+    With ``table_bits`` the tables of embeddings become blocks first (`weight_only`), and are int8's no more.
 
     A model is passed in memory: given a path, the quantizer leaves its working file beside the source, in a folder
     that another stage has committed.
     """
     for path in sorted(source.glob("*.onnx")):
-        model = onnx.load(path)
+        model = onnx.load(path) if spec.table_bits is None else weight_only.with_small_tables(path, spec.table_bits)
         _fold_transposed(model.graph)
         with console.libraries_quiet():
             quantize_dynamic(
@@ -30,6 +34,8 @@ def quantize(spec: DynamicInt8, source: Path, target: Path) -> None:
                 per_channel=spec.per_channel,
                 reduce_range=spec.reduce_range,
                 weight_type=QuantType.QInt8,
+                # onnx infers no types behind ONNX Runtime's own operators
+                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )
 
 

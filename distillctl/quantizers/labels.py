@@ -1,16 +1,18 @@
-"""What quantizing does to a classifier, on the held-out rows."""
+"""What quantizing does to a classifier: on the held-out rows, and on train rows to find out which weights matter."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.special import log_softmax
 
 from distillctl.metrics import scores
-from distillctl.quantizers.search import Figures, turns
+from distillctl.quantizers.search import Figures, percentiles, turns
+from distillctl.quantizers.sensitivity import Calibration
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 
 
@@ -38,8 +40,10 @@ class Answers:
 
     def figures(self, rows: HeldOut) -> Figures:
         """Against the fp32 student, the teacher, and the references if any."""
+        rows_kl = (np.exp(rows.student) * (rows.student - self.log_probs)).sum(-1)
         return Figures(
             kl=scores.kl(rows.student, self.log_probs),
+            kl_percentiles=percentiles(rows_kl),
             kl_teacher=scores.kl(rows.teacher, self.log_probs),
             same_top=scores.same_top(rows.student, self.log_probs),
             score=rows.score(self.log_probs),
@@ -66,3 +70,14 @@ def measure(
         name: Answers(log_softmax(np.concatenate(logits[name]), axis=-1), np.array(seconds[name]) * 1e3)
         for name in graphs
     }
+
+
+class LabelCalibration(Calibration):
+    """texts: simplified views of train rows."""
+
+    def __init__(self, source: Path, texts: Sequence[str]) -> None:
+        super().__init__(source)
+        self.texts = texts
+
+    def log_probs(self, folder: Path) -> np.ndarray:
+        return np.asarray(log_softmax(OnnxClassifier(folder).logits(self.texts), axis=-1))

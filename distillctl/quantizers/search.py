@@ -1,28 +1,35 @@
-"""Which smaller graph to deploy: all are built, measured on the same rows and gated; the smallest inside is kept."""
+"""Which smaller graph to deploy: all are built, measured on the same rows and gated; of those inside, the recipe's
+objective says which is kept."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from distillctl import console
 from distillctl.quantizers.candidates import Candidate, Unit, measured, none_inside
+from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import Gate, implementation
-from distillctl.recipe.graphs import Quantizer
+from distillctl.recipe.graphs import Quantize, Quantizer
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 FP32 = "fp32"
+Objective = Literal["smallest", "fastest", "closest"]
 BLOCK = 20
 """Rows one graph answers before the next has its turn, so that a machine's changing speed is shared."""
 SAME_SIZE = 0.01
 """Files whose sizes differ by less than this share tie. Per-channel weights carry a scale and a zero point per output,
 5 bytes beside some hundreds of weights (0.45 % of MiniLM's file): a difference no phone notices."""
+SAME_SPEED = 0.1
+"""Median latencies that differ by less than this share tie. What one process measures of two graphs in turns comes out
+otherwise in the next by some 3 to 6 % on a busy machine (the memory each was given), and a choice should not turn on
+it."""
 _ROUNDING = 1e-9
 
 
@@ -30,20 +37,30 @@ _ROUNDING = 1e-9
 class Figures:
     """What was measured of a graph: KL(fp32 student ‖ it) and KL(teacher ‖ it) in nats and the share of the fp32
     student's top choices, per row of labels or token of text; the task's score; the median answer's milliseconds.
-    None: not known."""
+    kl_percentiles: the 50th, 90th and 99th of the rows' KL from fp32. None: not known."""
 
     kl: float
+    kl_percentiles: tuple[float, float, float]
     kl_teacher: float | None
     same_top: float
     score: float | None
     p50_ms: float
 
 
+def percentiles(rows_kl: np.ndarray) -> tuple[float, float, float]:
+    """Of the rows' KL."""
+    low, high, highest = np.percentile(rows_kl, (50, 90, 99)).tolist()
+    return low, high, highest
+
+
 # ── building ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def build(candidates: Sequence[Quantizer], source: Path, folder: Path) -> dict[str, Path]:
-    """Name → folder with every candidate's graphs, and what lies beside those of the export folder ``source``."""
+def build(
+    candidates: Sequence[Quantizer], source: Path, folder: Path, calibration: Calibration | None = None
+) -> dict[str, Path]:
+    """Name → folder with every candidate's graphs, and what lies beside those of the export folder ``source``; the
+    smallest first."""
     folders = {}
     with console.progress("quantize", len(candidates)) as bar:
         for spec in candidates:
@@ -51,9 +68,9 @@ def build(candidates: Sequence[Quantizer], source: Path, folder: Path) -> dict[s
             folders[spec.name].mkdir()
             for path in _beside(source):
                 shutil.copyfile(path, folders[spec.name] / path.name)
-            implementation(spec)(spec, source, folders[spec.name])
+            implementation(spec)(spec, source, folders[spec.name], calibration)
             bar.advance()
-    return folders
+    return dict(sorted(folders.items(), key=lambda item: graph_bytes(item[1])))
 
 
 def _beside(source: Path) -> list[Path]:
@@ -79,23 +96,46 @@ def judge(name: str, size: int, found: Figures, fp32_score: float | None, gate: 
         broken.append(f"kl {found.kl:.4f} > {gate.max_kl}")
     if found.same_top < gate.min_same_top:
         broken.append(f"same_top {found.same_top:.4f} < {gate.min_same_top}")
+    if gate.max_bytes is not None and size > gate.max_bytes:
+        broken.append(f"{size:,} bytes > {gate.max_bytes:,}")
     if found.score is not None and fp32_score is not None:
         drop = fp32_score - found.score
         if drop > gate.max_score_drop + _ROUNDING:
             broken.append(f"score {found.score:.4f}, a drop of {drop:.4f} > {gate.max_score_drop}")
     figures = asdict(found) | {"kl": _finite(found.kl), "kl_teacher": _finite(found.kl_teacher)}
+    figures["kl_percentiles"] = [_finite(value) for value in found.kl_percentiles]
     return Candidate(name=name, bytes=size, **figures, why="; ".join(broken) or None)
 
 
-def choose(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The smallest inside the gate; of those that tie with it (`SAME_SIZE`), the one of the lowest KL, then the
-    fastest. None when none is inside."""
+def choose(candidates: Sequence[Candidate], objective: Objective = "smallest") -> Candidate | None:
+    """Of those inside the gate the smallest, the fastest, or the closest to fp32; None when none is inside.
+
+    Who ties with the first (`SAME_SIZE`, `SAME_SPEED`) is compared by the other figures: size before KL before speed.
+    """
     inside = [candidate for candidate in candidates if candidate.inside]
-    if not inside:
-        return None
-    largest = min(candidate.bytes for candidate in inside) * (1 + SAME_SIZE)
-    tied = [candidate for candidate in inside if candidate.bytes <= largest]
-    return min(tied, key=lambda candidate: (candidate.kl, candidate.p50_ms))
+    if objective == "fastest":
+        inside = _near(inside, lambda one: one.p50_ms, SAME_SPEED)
+    if objective != "closest":
+        inside = _near(inside, lambda one: one.bytes, SAME_SIZE)
+    return min(inside, key=lambda one: (one.kl, one.bytes, one.p50_ms), default=None)
+
+
+def _near(candidates: Sequence[Candidate], figure: Callable[[Candidate], float], share: float) -> list[Candidate]:
+    least = min(map(figure, candidates), default=0.0)
+    return [candidate for candidate in candidates if figure(candidate) <= least * (1 + share)]
+
+
+def front(candidates: Sequence[Candidate]) -> list[str]:
+    """The Pareto front of bytes, KL and milliseconds: the names of those that no other matches in all three and beats
+    in size or KL. Latencies that tie count as equal."""
+
+    def beats(other: Candidate, one: Candidate) -> bool:
+        if other.kl is None or one.kl is None:
+            return one.kl is None and other.kl is not None
+        as_good = other.bytes <= one.bytes and other.kl <= one.kl and other.p50_ms <= one.p50_ms * (1 + SAME_SPEED)
+        return as_good and (other.bytes < one.bytes or other.kl < one.kl)
+
+    return [one.name for one in candidates if not any(beats(other, one) for other in candidates)]
 
 
 @dataclass(frozen=True)
@@ -112,21 +152,24 @@ def settle(
     folders: Mapping[str, Path],
     found: Mapping[str, Figures],
     fp32: Mapping[str, Any],
-    gate: Gate,
+    spec: Quantize,
     unit: Unit,
 ) -> Settled:
     """Judge all, move the chosen one's files to ``staged`` and write candidates.json there.
 
     fp32: bytes, score and p50_ms of the fp32 graph. GateFailed with every candidate's figures when none is inside.
     """
-    judged = [judge(name, graph_bytes(path), found[name], fp32["score"], gate) for name, path in folders.items()]
-    chosen = choose(judged)
+    judged = [judge(name, graph_bytes(path), found[name], fp32["score"], spec.gate) for name, path in folders.items()]
+    chosen, best = choose(judged, spec.objective), front(judged)
     if chosen is None:
         raise none_inside(judged, fp32, unit)
     for path in sorted(folders[chosen.name].iterdir()):
         path.replace(staged / path.name)
-    listed = [asdict(one) | {"inside": one.inside, "chosen": one is chosen} for one in judged]
-    text = json.dumps({"gate": gate.model_dump(), FP32: fp32, "candidates": listed}, indent=2)
+    listed = [
+        asdict(one) | {"inside": one.inside, "front": one.name in best, "chosen": one is chosen} for one in judged
+    ]
+    told = {"gate": spec.gate.model_dump(), "objective": spec.objective, FP32: fp32, "candidates": listed}
+    text = json.dumps(told, indent=2)
     (staged / "candidates.json").write_text(text + "\n", encoding="utf-8")
     facts = {key: getattr(chosen, key) for key in ("bytes", "kl", "same_top", "score")}
     facts = {"chosen": chosen.name, **facts, FP32: dict(fp32), "candidates": listed}

@@ -1,18 +1,22 @@
-"""What quantizing does to a student that writes, on the held-out rows."""
+"""What quantizing does to a student that writes: on held-out rows; on train rows, to say which weights matter."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 
 from distillctl.losses.chunked_head import rows_at_once
 from distillctl.losses.divergences import forward_kl
-from distillctl.quantizers.search import FP32, Figures, turns
-from distillctl.runtimes.onnx_generator import OnnxGenerator
+from distillctl.quantizers.search import FP32, Figures, percentiles, turns
+from distillctl.quantizers.sensitivity import Calibration
+from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.training.generation import token_figures
 from distillctl.training.response_rows import ResponseRows
 
@@ -55,6 +59,7 @@ class Answers:
         forced = self.forced
         return Figures(
             kl=forced.mean(forced.kl),
+            kl_percentiles=percentiles(forced.kl),
             kl_teacher=None if forced.kl_teacher is None else forced.mean(forced.kl_teacher),
             same_top=forced.mean(forced.same_top),
             score=score,
@@ -117,3 +122,16 @@ def _columns(means: Sequence[np.ndarray], tokens: Sequence[int]) -> Forced:
     columns = np.stack(means, -1)
     kl, same_top, nll, teacher_top = columns[:4]
     return Forced(kl, same_top, nll, teacher_top, columns[4] if len(columns) > 4 else None, np.array(tokens))
+
+
+class TextCalibration(Calibration):
+    """rows: how to get some train rows; they are read when the first cost is asked for."""
+
+    def __init__(self, source: Path, rows: Callable[[], ResponseRows]) -> None:
+        super().__init__(source)
+        self._rows = functools.cache(rows)
+
+    def log_probs(self, folder: Path) -> np.ndarray:
+        graph, rows = open_generator(folder), self._rows()
+        pairs = zip(rows.views, rows.responses, strict=True)
+        return np.concatenate([log_softmax(graph.score(view, response), axis=-1) for view, response in pairs])

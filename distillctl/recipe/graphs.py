@@ -31,10 +31,13 @@ class DynamicInt8(Spec):
     per_channel: bool = True
     reduce_range: bool = False
     """7-bit weights: for x86 without VNNI, where 8-bit products saturate."""
+    table_bits: Literal[4, 8] | None = None
+    """Of tables of embeddings, in blocks of 32 with a scale each; left out, 8 bits with one scale for a whole table."""
 
     @property
     def name(self) -> str:
-        return "dynamic_int8" + "_per_channel" * self.per_channel + "_reduced_range" * self.reduce_range
+        table = "" if self.table_bits is None else f"_table{self.table_bits}"
+        return "dynamic_int8" + "_per_channel" * self.per_channel + "_reduced_range" * self.reduce_range + table
 
 
 class WeightOnly(Spec):
@@ -54,18 +57,24 @@ class WeightOnly(Spec):
     k_quant_mixed and otherwise ``bits``."""
     accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
     """4: products of int8 activations (ONNX Runtime's MatMulNBits); 0 or 1: of float ones, slower."""
+    sensitive: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the inner matrices' weights kept at 8 bits: those that, at 4, cost most of the student's KL per byte
+    (measured on train rows, `distillctl.quantizers.sensitivity`)."""
 
     @model_validator(mode="after")
     def _mixes_two_sizes(self) -> WeightOnly:
-        if self.bits == 8 and self.algorithm == "k_quant_mixed":
-            raise ValueError("k_quant_mixed keeps some matrices at 8 bits; for all of them use k_quant")
+        if self.bits == 8 and (self.algorithm == "k_quant_mixed" or self.sensitive):
+            raise ValueError("k_quant_mixed and sensitive keep some matrices at 8 bits; for all of them use k_quant")
+        if self.algorithm == "k_quant_mixed" and self.sensitive:
+            raise ValueError("k_quant_mixed and sensitive are two ways to say which matrices keep 8 bits; use one")
         return self
 
     @property
     def name(self) -> str:
         accuracy = "" if self.accuracy_level == 4 else f"_accuracy{self.accuracy_level}"
         table = "" if self.table_bits is None else f"_table{self.table_bits}"
-        return f"int{self.bits}_{self.algorithm}_block{self.block_size}{table}{accuracy}"
+        sensitive = f"_sensitive{round(100 * self.sensitive)}" if self.sensitive else ""
+        return f"int{self.bits}_{self.algorithm}_block{self.block_size}{sensitive}{table}{accuracy}"
 
 
 Quantizer = Annotated[DynamicInt8 | WeightOnly, Field(discriminator="kind")]
@@ -75,18 +84,25 @@ CANDIDATES: dict[str, tuple[DynamicInt8 | WeightOnly, ...]] = {
         DynamicInt8(per_channel=False, reduce_range=True),
         DynamicInt8(),
         DynamicInt8(reduce_range=True),
+        DynamicInt8(table_bits=4),
+        WeightOnly(block_size=64),
+        WeightOnly(),
+        WeightOnly(block_size=64, sensitive=0.25, table_bits=4),
+        WeightOnly(block_size=64, sensitive=0.5, table_bits=4),
     ),
     "decoder": (
         WeightOnly(block_size=64),
         WeightOnly(),
         WeightOnly(algorithm="k_quant_mixed", block_size=64, table_bits=4),
         WeightOnly(algorithm="k_quant_mixed"),
+        WeightOnly(sensitive=0.25, table_bits=8),
+        WeightOnly(sensitive=0.5, table_bits=8),
         WeightOnly(bits=8, algorithm="rtn"),
     ),
     "encoder_decoder": (DynamicInt8(), DynamicInt8(reduce_range=True)),
 }
 """What is tried where the recipe does not say it: per-token weights are what a decoder waits for, and an encoder's
-products of whole sequences are faster in int8."""
+products of whole sequences are faster in int8; 4 bits where they are few enough to hold the gate."""
 
 
 class Gate(Closed):
@@ -98,13 +114,18 @@ class Gate(Closed):
     """Share of rows with the fp32 student's top label, or of texts of the responses' tokens with its top token."""
     max_score_drop: Fraction = 0.02
     """Of the score: of labels against references, when there are any; of texts by the first of task.metrics."""
+    max_bytes: Count | None = None
+    """Of the graphs and their weights."""
 
 
 class Quantize(Closed):
     candidates: Annotated[tuple[Quantizer, ...], Field(min_length=1)] | None = None
-    """Left out: for labels dynamic int8 four ways; for decoders weights in int4 and int8 blocks; for encoder–decoders
-    dynamic int8."""
+    """Left out: for labels dynamic int8 and weights in int4 blocks; for decoders weights in int4 and int8 blocks; for
+    encoder–decoders dynamic int8."""
     gate: Gate = Gate()
+    objective: Literal["smallest", "fastest", "closest"] = "smallest"
+    """Which of those inside the gate is kept: that of the fewest bytes, of the shortest median answer, or of the lowest
+    KL (with gate.max_bytes the best that a size allows)."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Quantize:

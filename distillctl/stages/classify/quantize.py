@@ -1,4 +1,4 @@
-"""quantize: smaller graphs, scored on every held-out row; the smallest inside the recipe's gate is kept."""
+"""quantize: smaller graphs, scored on every held-out row; the best inside the recipe's gate is kept."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
 from distillctl.workspace import Outcome, Workspace, replacing_folder
 
+CALIBRATION_ROWS = 128
+
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """None inside the gate: GateFailed with every candidate's figures, and what was committed before stays."""
@@ -29,7 +31,9 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     exported = workspace.folder("export")
     with replacing_folder(workspace.folder("quantize")) as staged:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
-            folders = search.build(recipe.quantize.candidates or CANDIDATES["labels"], exported, Path(scratch))
+            calibration = labels.LabelCalibration(exported, _calibration_texts(workspace))
+            candidates = recipe.quantize.candidates or CANDIDATES["labels"]
+            folders = search.build(candidates, exported, Path(scratch), calibration)
             # Single thread, one row at a time, as the phone runs it: dynamic quantization sees its whole batch's range.
             graphs = {name: OnnxClassifier(path) for name, path in {FP32: exported, **folders}.items()}
             with console.progress("score", len(rows.texts)) as bar:
@@ -44,7 +48,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
                     "score": rows.score(rows.student),
                     "p50_ms": found[FP32].p50_ms,
                 },
-                recipe.quantize.gate,
+                recipe.quantize,
                 "label",
             )
         _write_eval(staged / "eval.parquet", ids, answers[settled.chosen.name])
@@ -62,6 +66,11 @@ def _held_out(recipe: Recipe, workspace: Workspace, log_prior: list[float] | Non
     if views.has_references:
         truth = np.array([recipe.task.names.index(str(reference)) for reference in views.reference])
     return views.id, HeldOut(views.simplified, student, teacher, truth)
+
+
+def _calibration_texts(workspace: Workspace) -> list[str]:
+    """Of train rows, so many that a cost is told from none, and so few that it is soon measured."""
+    return view_table.read(workspace.folder("collect") / "views.parquet", "train").simplified[:CALIBRATION_ROWS]
 
 
 def _write_eval(path: Path, ids: list[str], answers: Answers) -> None:

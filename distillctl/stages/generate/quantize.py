@@ -1,4 +1,4 @@
-"""quantize: smaller graphs, on every held-out row; the smallest inside the recipe's gate is kept."""
+"""quantize: smaller graphs, on every held-out row; the best inside the recipe's gate is kept."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ from distillctl.metrics import text as text_metrics
 from distillctl.quantizers import search, texts
 from distillctl.quantizers.search import FP32
 from distillctl.quantizers.texts import Answers
-from distillctl.recipe import CANDIDATES, Recipe, implementation
+from distillctl.recipe import CANDIDATES, Recipe, Text, implementation
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.soft_labels import responses
-from distillctl.soft_labels.responses import Responses
+from distillctl.soft_labels.responses import Profile, Responses
+from distillctl.soft_labels.text import TextLabels
 from distillctl.students.trained import without_weights
 from distillctl.training.response_rows import ResponseRows, rows
 from distillctl.workspace import Outcome, Workspace, replacing_folder
+
+CALIBRATION_ROWS = 16
+"""Responses of some tokens each, so many that a cost is told from none, and so few that it is soon measured."""
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
@@ -39,7 +43,9 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     kind = "encoder_decoder" if train["encoder_decoder"] else "decoder"
     with replacing_folder(workspace.folder("quantize")) as staged:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
-            folders = search.build(recipe.quantize.candidates or CANDIDATES[kind], exported, Path(scratch))
+            calibration = texts.TextCalibration(exported, lambda: _some_train_rows(recipe, workspace, train))
+            candidates = recipe.quantize.candidates or CANDIDATES[kind]
+            folders = search.build(candidates, exported, Path(scratch), calibration)
             graphs = {name: open_generator(path) for name, path in {FP32: exported, **folders}.items()}
             with console.progress("score", len(held_out.views.id)) as bar:
                 answers = texts.measure(graphs, held_out.rows, recipe.generate.max_new_tokens, bar.advance)
@@ -50,7 +56,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
                 folders,
                 {name: answers[name].figures(scores[name]) for name in folders},
                 {"bytes": graph_bytes(exported), "score": scores[FP32], "p50_ms": answers[FP32].p50_ms},
-                recipe.quantize.gate,
+                recipe.quantize,
                 "token",
             )
         chosen = settled.chosen.name
@@ -72,18 +78,8 @@ class _HeldOut:
 
     @classmethod
     def read(cls, recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> _HeldOut:
-        views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
         spec = recipe.generate.soft_labels
-        profile = implementation(spec)(spec)
-        said = responses.read(workspace, "full", "eval", profile)
-        student = without_weights(recipe, workspace.folder("train") / "model", train)
-        cut = recipe.contexts.truncate == "input"
-        return cls(
-            recipe,
-            views,
-            said,
-            rows(student, views, said, profile, shared_tokenizer=train["shared_tokenizer"], cut=cut),
-        )
+        return cls(recipe, *_rows(recipe, workspace, train, "eval", implementation(spec)(spec)))
 
     def texts(self, graph: OnnxGenerator, answers: Answers) -> list[str]:
         return [clean(graph.decode(ids), self.recipe.generate.stop) for ids in answers.ids]
@@ -93,6 +89,21 @@ class _HeldOut:
         task = self.recipe.generate
         against = (self.views.reference, self.said.text, task.format)
         return text_metrics.corpus(task.metrics[:1], said, *against)[task.metrics[0]]
+
+
+def _some_train_rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> ResponseRows:
+    *_, found = _rows(recipe, workspace, train, "train", TextLabels(Text()))
+    return found.take(range(min(CALIBRATION_ROWS, len(found.views))))
+
+
+def _rows(
+    recipe: Recipe, workspace: Workspace, train: Mapping[str, Any], split: str, profile: Profile
+) -> tuple[ViewTable, Responses, ResponseRows]:
+    views = view_table.read(workspace.folder("collect") / "views.parquet", split)
+    said = responses.read(workspace, "full", split, profile)
+    student = without_weights(recipe, workspace.folder("train") / "model", train)
+    cut = recipe.contexts.truncate == "input"
+    return views, said, rows(student, views, said, profile, shared_tokenizer=train["shared_tokenizer"], cut=cut)
 
 
 def _write_eval(path: Path, ids: list[str], said: list[str], answers: Answers) -> None:
