@@ -25,6 +25,7 @@ from distillctl.runtimes.genai import GenaiDecoder
 from distillctl.runtimes.interleaved import Run
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.process import WorkerProcess
+from distillctl.runtimes.roofline import bytes_per_token
 from distillctl.runtimes.torch import TeacherWriter, shared_context
 from distillctl.workspace import Workspace
 from tests import bench_run, exported_text, real_run_text, tiny_text
@@ -277,3 +278,18 @@ def test_the_stage_is_fresh_until_the_recipe_changes(run: tuple[Recipe, Workspac
     assert [state.why for state in pipeline.status(other, workspace) if state.stage == "bench"] == [
         ("bench.threads changed",)
     ]
+
+
+def test_a_decoders_share_of_what_memory_can_do(run: tuple[Recipe, Workspace]) -> None:
+    manifest = run[1].manifest("bench")
+    assert manifest
+    models, roof = manifest.facts["models"], manifest.facts["memory_bytes_per_second"]
+    for name, model in models.items():
+        if not name.startswith("deployed") and name != "fp32":
+            assert "bandwidth_share" not in model
+            continue
+        weights = bytes_per_token(run[1].folder("export" if name == "fp32" else "quantize"))
+        assert weights < model["bytes_per_token"] < weights + model["kv_bytes"]
+        rate = model["decode_tokens_per_second"]
+        assert model["bandwidth_share"] == pytest.approx(rate * model["bytes_per_token"] / roof)
+        assert 0 < model["bandwidth_share"] < 1

@@ -280,6 +280,17 @@ def test_what_cannot_be_compared_is_refused(made: Path) -> None:
     assert (alone.returncode, "belong to --against" in alone.stderr) == (2, True)
 
 
+@pytest.mark.slow
+def test_quick_is_seen_by_freshness(made: Path) -> None:
+    arguments = (made / "recipe.yaml", "--run-dir", made / "two")
+    done = project.run("bench", *arguments, "--quick", "--set", "bench.queries=2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["models"]["deployed"]["n"] == 4  # two of each process: what is said last wins
+    states = {row["stage"]: row for row in json.loads(project.run("status", *arguments, "--json").stdout)["stages"]}
+    assert states["bench"]["state"] == "stale"
+    assert "bench.queries changed" in states["bench"]["why"]
+
+
 # ── its benchmark ────────────────────────────────────────────────────────────────────────────────
 
 
