@@ -53,7 +53,7 @@ docs: $(VENV)/.dev  ## write the command reference in README from --help
 
 bench-peers: demo $(PEERS)/.optimum  ## the deployed model against optimum-cli's export and int8 of the untrimmed student
 	$(call student,untrimmed,{kind: pretrained$(,) model: $(WHOLE)})
-	$(call student,trimmed,{kind: pretrained$(,) model: $(WHOLE)$(,) vocabulary: {}})
+	$(call student,trimmed,{kind: pretrained$(,) model: $(WHOLE)$(,) vocabulary: {merges: 2048}})
 	$(BIN)/python -m distillctl.benchmarks.peers recipes/demo.yaml --run-dir runs/demo \
 	  --untrimmed runs/untrimmed --trimmed runs/trimmed --optimum-cli $(PEERS)/bin/optimum-cli
 
