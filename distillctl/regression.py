@@ -97,7 +97,7 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
             "max_growth": bounds.max_size_growth,
         },
         "recorded": _recorded(workspace, other),
-        "threads": recipe.bench.threads,
+        "threads": recipe.bench.used_threads,
         "machine": machine.facts(),
     }
 
@@ -124,7 +124,7 @@ def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[Side, Side
     if not rows:
         raise DataError("the runs share no held-out row", where=str(other.root))
     rows = [rows[n] for n in np.random.default_rng(recipe.seed).permutation(len(rows))]
-    job: dict[str, Any] = {"threads": recipe.bench.threads, "runtime": "onnx"}
+    job: dict[str, Any] = {"threads": recipe.bench.used_threads, "runtime": "onnx"}
     measured = "the whole query"
     if isinstance(recipe.task, Generate):
         answers = pq.read_table(own.folder("quantize") / "eval.parquet", columns=["deployed_ids"])["deployed_ids"]

@@ -182,6 +182,12 @@ def beside(facts: Mapping[str, Any]) -> Iterator[str]:
             f"deployed: decodes at {share:.0%} of what memory allows ({size(deployed['bytes_per_token'])} a token, "
             f"{size(facts['memory_bytes_per_second'])}/s read here)"
         )
+    if found := facts.get("profile"):
+        yield f"profile {found['name']}: {found['about']}; {found['host']}"
+        yield "deployed, by length: " + ", ".join(
+            f"{one['tokens']} tokens {one['p50_ms']:.2f} ms" if "p50_ms" in one else f"{one['tokens']} tokens fail"
+            for one in found["lengths"]
+        )
     if found := facts.get("sustained"):
         yield (
             f"after {found['seconds']:.0f} s without a pause: p50 {found['first_p50_ms']:.2f} → "

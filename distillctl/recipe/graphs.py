@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from distillctl.recipe import profiles
 from distillctl.recipe.base import Closed, Count, Fraction, Positive, Spec
 
 
@@ -142,7 +143,8 @@ class LoadGen(Closed):
 
 
 class Bench(Closed):
-    threads: Count = 1
+    threads: Count | None = None
+    """Left out, the profile's, or 1."""
     queries: Count = 200
     """Timed queries per model, over all its processes; of the teacher as many fewer as it has fewer of those."""
     processes: Count = 5
@@ -151,10 +153,29 @@ class Bench(Closed):
     """Untimed queries per process."""
     max_seconds: Positive | None = None
     """Stop timing a model after so many seconds in all, with at least two queries per process."""
+    profile: str | None = None
+    """Of those in distillctl/profiles: the threads and memory a device would give, on this host, not a phone."""
     sustained_seconds: Positive | None = None
     """Also run the deployed graph so long without a pause, to compare the end with the beginning."""
     loadgen: LoadGen | None = None
     """Also let MLPerf LoadGen drive the deployed graph; ``{}`` is by its own rules. Left out, it does not."""
+
+    @field_validator("profile")
+    @classmethod
+    def _is_there(cls, name: str | None) -> str | None:
+        if name is not None and name not in profiles.names():
+            raise ValueError(f"no such profile; there are {', '.join(profiles.names())}")
+        return name
+
+    @property
+    def device(self) -> profiles.Profile | None:
+        """What the profile says."""
+        return None if self.profile is None else profiles.profile(self.profile)
+
+    @property
+    def used_threads(self) -> int:
+        """Of every model."""
+        return self.threads or (self.device.threads if self.device else 1)
 
 
 class Report(Closed):

@@ -63,7 +63,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "devices": devices.measured(workspace),
         "machine": bench["machine"],
         "threads": bench["threads"],
-        **{key: bench.get(key) for key in ("loadgen", "sustained", "memory_bytes_per_second")},
+        **{key: bench.get(key) for key in ("profile", "loadgen", "sustained", "memory_bytes_per_second")},
         "timed_agreement": bench["agreement"],
         "context_tokens": collect["context_tokens"],
         "shared_tokens": collect["shared_tokens"],

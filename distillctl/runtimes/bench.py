@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from distillctl import console, references
 from distillctl.data import view_table
 from distillctl.recipe import Recipe
-from distillctl.runtimes import loadgen, machine, sustained
+from distillctl.runtimes import lengths, loadgen, machine, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.runtimes.process import WorkerProcess
@@ -51,7 +51,7 @@ class Bench:
             seconds=None if settings.max_seconds is None else settings.max_seconds / settings.processes,
             fewer=TEACHER_PROCESSES,
         )
-        self._limits = {"threads": settings.threads, "cpus": machine.cpus(settings.threads)}
+        self._limits = {"threads": settings.used_threads, "cpus": machine.cpus(settings.used_threads)}
         self._views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
         # Over again when there are fewer rows than queries.
         order = np.random.default_rng(recipe.seed).permutation(len(self._views.id))
@@ -70,7 +70,7 @@ class Bench:
 
     def teachers(self, **task: Any) -> dict[str, Job]:
         """task: what the worker wants to know of the task."""
-        source, threads = references.teacher(self.recipe), self.recipe.bench.threads
+        source, threads = references.teacher(self.recipe), self.recipe.bench.used_threads
         job = {
             "runtime": "torch",
             **self._limits,
@@ -90,7 +90,9 @@ class Bench:
         """One of `FOLDERS`, run by ``runtime``."""
         texts = [self._views.simplified[row] for row in self._sample]
         folder = str(self.workspace.folder(FOLDERS[name]))
-        return {name: {"runtime": runtime, **self._limits, "texts": texts, "folder": folder, **task}}
+        device = self.recipe.bench.device
+        memory = {} if device is None else {"data_bytes": device.data_bytes}
+        return {name: {"runtime": runtime, **self._limits, **memory, "texts": texts, "folder": folder, **task}}
 
     def run(
         self,
@@ -108,7 +110,8 @@ class Bench:
         """
         before, settings = machine.facts(), self.recipe.bench
         console.note(
-            f"timing {len(jobs)} models in {self.plan.processes} fresh processes each, {settings.threads} thread(s)"
+            f"timing {len(jobs)} models in {self.plan.processes} fresh processes each (the teacher in fewer), "
+            f"{settings.used_threads} thread(s)"
         )
         with console.progress("bench", self.plan.turns * sum(map(self.plan.rounds, jobs))) as bar:
             runs = measure(jobs, self.plan, lambda name: bar.advance(model=name))
@@ -122,6 +125,9 @@ class Bench:
         }
         self.workspace.retract("bench")
         facts |= self._roofline(models, reads or {})
+        if device := settings.device:
+            told = {"name": settings.profile, "host": "this host, not a phone", **device.model_dump(mode="json")}
+            facts["profile"] = told | {"lengths": lengths.measure(jobs["deployed"], device.context_tokens)}
         if settings.sustained_seconds:
             facts["sustained"] = sustained.measure(jobs["deployed"], settings.sustained_seconds)
         logs = self._loadgen(jobs["deployed"], facts)

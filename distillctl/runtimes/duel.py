@@ -13,7 +13,6 @@ the demo's int8 graph made pairs of equal processes differ by 5.6 % (standard de
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import numpy as np
 
 from distillctl.metrics import sequential
 from distillctl.metrics.sequential import LOOKS, Centre
+from distillctl.runtimes import machine
 from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import MODULE, WorkerProcess
 
@@ -131,7 +131,7 @@ def _run_pair(duel: Duel, own: Side, other: Side, pair: int) -> None:
             return stack.enter_context(WorkerProcess(name, side.job, module=side.module, env=HUGE_PAGES))
 
         workers = dict(zip(names, starting.map(start_worker, names), strict=True))
-        cpus = _cpus(pair, own.job["threads"])
+        cpus = machine.cpus(own.job["threads"], 0.05)
         for worker in workers.values():
             worker.pin(cpus)
         rows = len(own.job["texts"])
@@ -153,12 +153,6 @@ def _run_pair(duel: Duel, own: Side, other: Side, pair: int) -> None:
     duel.own_ms.append(float(np.median(ours)))
     duel.other_ms.append(float(np.median(theirs)))
     duel.queries += ours.size
-
-
-def _cpus(pair: int, threads: int) -> list[int]:
-    """The CPUs of a pair: as many as it has threads, others from pair to pair."""
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return [usable[(pair + n) % len(usable)] for n in range(min(threads, len(usable)))]
 
 
 def _warm(worker: WorkerProcess, rows: int) -> float:

@@ -52,11 +52,12 @@ def _short(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else "unknown" if value is None else str(value)
 
 
-def cpus(threads: int) -> list[int]:
-    """As many of the usable CPUs as there are threads, the last ones: the first have the interrupts. Empty where a
+def cpus(threads: int, seconds: float = 0.2) -> list[int]:
+    """As many of the usable CPUs as there are threads, those with the least to do for so many seconds. Empty where a
     process cannot choose."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return usable[-threads:]
+    busy = psutil.cpu_percent(seconds, percpu=True)
+    return sorted(sorted(usable, key=lambda cpu: busy[cpu] if cpu < len(busy) else 0.0)[:threads])
 
 
 def _cpuinfo() -> dict[str, str]:

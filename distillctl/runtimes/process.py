@@ -65,7 +65,7 @@ class WorkerProcess:
         return self.ask({"start": start, "count": count, "seconds": seconds}, QUERY_SECONDS * count)
 
     def pin(self, cpus: Iterable[int]) -> None:
-        """Keep all threads it has on these CPUs, where the system can (Linux)."""
+        """Keep all threads it has on these CPUs, where the system can (Linux). Loading takes any."""
         for task in Path(f"/proc/{self._process.pid}/task").glob("*"):
             os.sched_setaffinity(int(task.name), cpus)
 
