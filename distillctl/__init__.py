@@ -4,7 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# Nothing phones home. ONNX Runtime's Linux builds do since 1.29 (model names, hashes, a device id), unless they are told
-# before they are loaded; whoever wants it sets these to 0. Processes that are started here inherit it.
+# Nothing phones home. ONNX Runtime's Linux builds do since 1.29 (model names, hashes, a device id), unless this is
+# set before they are loaded; a value of the user's own stays. Processes started here inherit it.
 for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_variable, "1")
