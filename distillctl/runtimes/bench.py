@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -113,6 +112,7 @@ class Bench:
             f"timing {len(jobs)} models in {self.plan.processes} fresh processes each (the teacher in fewer), "
             f"{settings.used_threads} thread(s)"
         )
+        passes = self._memory() if reads else []
         with console.progress("bench", self.plan.turns * sum(map(self.plan.rounds, jobs))) as bar:
             runs = measure(jobs, self.plan, lambda name: bar.advance(model=name))
         models = {name: self._sizes(name, found) | figures(found) | more(found) for name, found in runs.items()}
@@ -124,7 +124,9 @@ class Bench:
             "agreement": self._agreement(runs, expected),
         }
         self.workspace.retract("bench")
-        facts |= self._roofline(models, reads or {})
+        if reads:
+            facts["memory_bytes_per_second"] = max(passes + self._memory())
+            self._share(models, reads, facts["memory_bytes_per_second"])
         if device := settings.device:
             told = {"name": settings.profile, "host": "this host, not a phone", **device.model_dump(mode="json")}
             facts["profile"] = told | {"lengths": lengths.measure(jobs["deployed"], device.context_tokens)}
@@ -136,13 +138,14 @@ class Bench:
                 console.warn(f"{name} gave the expected answer in {share:.1%} of its timed queries only: look into it")
         return Outcome([*self._write(facts, runs, columns), *logs], facts)
 
-    def _roofline(self, models: Mapping[str, dict[str, Any]], reads: Mapping[str, int]) -> dict[str, float]:
-        """Memory's speed, measured here and now with the same threads; each model's share of it becomes one of its
-        figures."""
-        if not reads:
-            return {}
+    def _memory(self) -> list[float]:
+        """Bytes per second of reading it with the same threads. Taken before and after the models, and the best of it
+        counts: a roof is what can be had."""
         with WorkerProcess("memory", {"runtime": "memory", "texts": [""] * PASSES, **self._limits}) as worker:
-            speed = statistics.median(answer for [answer] in worker.run(0, PASSES)["answers"])
+            return [answer for [answer] in worker.run(0, PASSES)["answers"]]
+
+    def _share(self, models: Mapping[str, dict[str, Any]], reads: Mapping[str, int], speed: float) -> None:
+        """Each model's share of what memory can do becomes one of its figures."""
         for name, weights in reads.items():
             model = models[name]
             view, answer = model["view_tokens"], model["answer_tokens"]
@@ -150,7 +153,6 @@ class Bench:
             each = weights + model["kv_bytes"] * (view + answer / 2) / (view + answer)
             rate = model["decode_tokens_per_second"]
             model["bytes_per_token"], model["bandwidth_share"] = each, rate and rate * each / speed
-        return {"memory_bytes_per_second": speed}
 
     def _loadgen(self, deployed: Job, facts: dict[str, Any]) -> list[str]:
         """What MLPerf LoadGen says of the deployed graph becomes part of the facts; its logs are kept."""
