@@ -25,7 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo tickets translate test check docs clean
-.PHONY: bench-peers bench-collect bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
+.PHONY: bench-gate bench-peers bench-collect bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,9 +51,12 @@ check: $(VENV)/.dev  ## lint, types, import contracts
 docs: $(VENV)/.dev  ## write the command reference in README from --help
 	$(BIN)/python -m tests.reference README.md
 
+bench-gate: demo  ## how often the regression gate cries wolf, and how often it sees one (half an hour)
+	$(BIN)/python -m distillctl.benchmarks.gate --run-dir runs/demo
+
 bench-peers: demo $(PEERS)/.optimum  ## the deployed model against optimum-cli's export and int8 of the untrimmed student
 	$(call student,untrimmed,{kind: pretrained$(,) model: $(WHOLE)})
-	$(call student,trimmed,{kind: pretrained$(,) model: $(WHOLE)$(,) vocabulary: {}})
+	$(call student,trimmed,{kind: pretrained$(,) model: $(WHOLE)$(,) vocabulary: {merges: 2048}})
 	$(BIN)/python -m distillctl.benchmarks.peers recipes/demo.yaml --run-dir runs/demo \
 	  --untrimmed runs/untrimmed --trimmed runs/trimmed --optimum-cli $(PEERS)/bin/optimum-cli
 

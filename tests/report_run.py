@@ -193,7 +193,12 @@ def _quantize(workspace: Workspace, log_probs: dict[str, np.ndarray]) -> None:
 def candidate(name: str, size: int, kl: float, p50_ms: float, inside: bool = True) -> dict[str, Any]:
     found = {"name": name, "bytes": size, "kl": kl, "kl_teacher": kl + 0.2, "same_top": 0.985, "score": 0.68}
     why = None if inside else f"KL {kl} > 0.05"
-    return found | {"p50_ms": p50_ms, "inside": inside, "why": why, "chosen": False}
+    percentiles = [kl / 4, 2 * kl, 5 * kl]
+    return (
+        found
+        | {"p50_ms": p50_ms, "inside": inside, "why": why, "front": inside, "chosen": False}
+        | {"kl_percentiles": percentiles}
+    )
 
 
 def _classifier(folder: Path) -> None:

@@ -101,6 +101,23 @@ def test_a_context_that_does_nothing_is_called_so(tmp_path: Path) -> None:
     assert "no difference that could be measured" in markdown.render(facts)
 
 
+@pytest.mark.parametrize(
+    ("objective", "why"),
+    [
+        ("smallest", "sizes within 1 % count as equal"),
+        ("fastest", "latencies within 10 % count as equal"),
+        ("closest", "the lowest KL from fp32"),
+    ],
+)
+def test_the_page_says_why_this_candidate(workspace, objective, why):
+    quantize = {"objective": objective, "gate": {"max_bytes": 30_000_000}}
+    facts = contract.build(recipe(quantize=quantize), workspace)
+    text = page.render(facts, contract.series(workspace))
+    assert f"The {objective} candidate inside the gate was taken ({why}" in text
+    assert f"at most {numbers.size(30_000_000)}, at most 0.05 nats" in text
+    assert text.count(", on the front</td>") == 3
+
+
 # ── every number traces to a manifest ────────────────────────────────────────────────────────────
 
 

@@ -41,7 +41,6 @@ from distillctl.workspace import Workspace
 
 PLAN = Plan(processes=5, queries=100, warmup=20, seconds=None)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_PRESET_OPERATORS = ("Attention", "Conv", "EmbedLayerNormalization", "Gather", "LSTM", "MatMul", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,10 @@ def main(recipe_path: Path, run_dir: Path, untrimmed: Path, trimmed: Path, optim
     deployed, whole, cut = (Workspace(path) for path in (run_dir, untrimmed, trimmed))
     with tempfile.TemporaryDirectory() as scratch:
         console.note("building the peer with optimum-cli")
+        peer = _peer(whole.folder("train") / "model", Path(scratch), optimum_cli)
         steps = [
-            Step("optimum-cli, its int8", _peer(whole.folder("train") / "model", Path(scratch), optimum_cli)),
-            Step("+ our graph", _same_int8(whole.folder("export"), Path(scratch) / "same")),
+            Step("optimum-cli, its int8", peer),
+            Step("+ our graph", _same_int8(whole.folder("export"), peer, Path(scratch) / "same")),
             Step("+ our quantization", whole.folder("quantize")),
             Step("+ trimmed vocabulary", cut.folder("quantize")),
             Step("+ fewer layers = deployed", deployed.folder("quantize")),
@@ -124,15 +124,18 @@ def _run(command: list[Any]) -> None:
         raise Unavailable("\n".join(["optimum-cli failed", *done.stderr.splitlines()[-8:]]), where=str(command[0]))
 
 
-def _same_int8(source: Path, target: Path) -> Path:
-    """Our graph under the operators, types and granularity of optimum's preset for AVX2."""
+def _same_int8(source: Path, peer: Path, target: Path) -> Path:
+    """Our graph under the operators, types and granularity that optimum's preset left in the peer's folder."""
+    preset = json.loads((peer / "ort_config.json").read_text(encoding="utf-8"))["quantization"]
     shutil.copytree(source, target)
     quantize_dynamic(
         onnx.load(source / "model.onnx"),
         target / "model.onnx",
-        op_types_to_quantize=list(_PRESET_OPERATORS),
-        weight_type=QuantType.QUInt8,
-        extra_options={"WeightSymmetric": True},
+        op_types_to_quantize=preset["operators_to_quantize"],
+        per_channel=preset["per_channel"],
+        reduce_range=preset["reduce_range"],
+        weight_type=QuantType[preset["weights_dtype"]],
+        extra_options={"WeightSymmetric": preset["weights_symmetric"], "DefaultTensorType": onnx.TensorProto.FLOAT},
     )
     return target
 

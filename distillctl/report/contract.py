@@ -74,6 +74,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "fp32": quantize["fp32"],
         "candidates": quantize["candidates"],
         "gate": recipe.quantize.gate.model_dump(),
+        "objective": recipe.quantize.objective,
         "sample": views.simplified[0],
         "provenance": {
             stage: {"fingerprint": m.fingerprint, "created": m.created, "seconds": m.seconds}
