@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from distillctl.bundle import text_in
 from distillctl.bundle.listing import Example, Graph
@@ -42,12 +41,9 @@ def surest(folder: Path, labels: Sequence[str], texts: Sequence[str], max_length
     logits = OnnxClassifier(folder, max_length=max_length).logits(texts)
     second, first = np.sort(logits, axis=-1)[:, -2:].T
     at = int(np.argmax(first - second))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
     return Example(
         text=texts[at],
-        ids=tokenizer.encode(texts[at]).ids,
+        ids=text_in.cutting_tokenizer(folder, max_length).encode(texts[at]).ids,
         label=labels[int(logits[at].argmax())],
         logits=logits[at].tolist(),
     )

@@ -230,7 +230,7 @@ def _front(
 def check(folder: Path, max_length: int, ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
     """Logits of the text-in graph, float32 [N, K]; GateFailed names the first row whose token ids are not the
     tokenizer's."""
-    tokenizer = _cutting(folder, max_length)
+    tokenizer = cutting_tokenizer(folder, max_length)
     found = []
     for row, text, (tokens, logits) in zip(ids, texts, _answers(folder, texts), strict=True):
         wanted = tokenizer.encode(text)
@@ -250,7 +250,7 @@ def other_ids(folder: Path, max_length: int, texts: Sequence[str] = ODD_TEXTS) -
     BERT's operator of onnxruntime-extensions 0.15 keeps the pieces that it found of a word before the one that it does
     not know; tokenizers gives one unknown token for the whole word.
     """
-    tokenizer = _cutting(folder, max_length)
+    tokenizer = cutting_tokenizer(folder, max_length)
     found = zip(texts, _answers(folder, texts), strict=True)
     return [text for text, (tokens, _) in found if tokens != tokenizer.encode(text).ids]
 
@@ -265,7 +265,8 @@ def _answers(folder: Path, texts: Sequence[str]) -> Iterator[tuple[list[int], np
         yield tokens[0].tolist(), logits[0]
 
 
-def _cutting(folder: Path, max_length: int) -> Tokenizer:
+def cutting_tokenizer(folder: Path, max_length: int) -> Tokenizer:
+    """The bundle's tokenizer, for one text at a time."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)

@@ -1,4 +1,5 @@
-"""The `general.` keys at the beginning of a GGUF file; the gguf package would read the whole vocabulary first.
+"""The `general.` keys at the beginning of a GGUF file. The gguf package's reader would go through the whole vocabulary
+first: 3.5 s for SmolLM2's, 14 s for Gemma 3's, three times in a run for one word of a card.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian.
 """

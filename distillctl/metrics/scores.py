@@ -21,10 +21,16 @@ def row_scores(
     return (top == ceiling.argmax(-1)).astype(float), "agreement"
 
 
-def kl(teacher: np.ndarray, student: np.ndarray) -> float:
-    """Mean KL(P‖Q) in nats per row of normalised log-probabilities [N, K]."""
+def row_kl(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """KL(P‖Q) in nats of each row of normalised log-probabilities [N, K], float64 [N]."""
     teacher, student = teacher.astype(np.float64), student.astype(np.float64)
-    return float((np.exp(teacher) * (teacher - student)).sum(-1).mean())
+    divergence: np.ndarray = (np.exp(teacher) * (teacher - student)).sum(-1)
+    return divergence
+
+
+def kl(teacher: np.ndarray, student: np.ndarray) -> float:
+    """Mean over the rows of `row_kl`."""
+    return float(row_kl(teacher, student).mean())
 
 
 def same_top(a: np.ndarray, b: np.ndarray) -> float:

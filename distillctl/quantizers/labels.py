@@ -40,10 +40,10 @@ class Answers:
 
     def figures(self, rows: HeldOut) -> Figures:
         """Against the fp32 student, the teacher, and the references if any."""
-        rows_kl = (np.exp(rows.student) * (rows.student - self.log_probs)).sum(-1)
+        kl = scores.row_kl(rows.student, self.log_probs)
         return Figures(
-            kl=scores.kl(rows.student, self.log_probs),
-            kl_percentiles=percentiles(rows_kl),
+            kl=float(kl.mean()),
+            kl_percentiles=percentiles(kl),
             kl_teacher=scores.kl(rows.teacher, self.log_probs),
             same_top=scores.same_top(rows.student, self.log_probs),
             score=rows.score(self.log_probs),

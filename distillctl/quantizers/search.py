@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,10 @@ from distillctl import console
 from distillctl.quantizers.candidates import Candidate, Unit, measured, none_inside
 from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import Gate, implementation
-from distillctl.recipe.graphs import Quantize, Quantizer
+from distillctl.recipe.graphs import Objective, Quantize, Quantizer
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 FP32 = "fp32"
-Objective = Literal["smallest", "fastest", "closest"]
 BLOCK = 20
 """Rows one graph answers before the next has its turn, so that a machine's changing speed is shared."""
 SAME_SIZE = 0.01

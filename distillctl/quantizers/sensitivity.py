@@ -11,14 +11,16 @@ from __future__ import annotations
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from distillctl import console
+from distillctl.metrics import scores
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,7 @@ class Calibration(ABC):
                 array = trials[name]()
                 with weights.replaced(name, array):
                     own = self.log_probs(Path(scratch))
-                divergence = (np.exp(self._fp32) * (self._fp32 - own)).sum(-1).mean()
-                found[name] = Cost(float(divergence), array.size)
+                found[name] = Cost(scores.kl(self._fp32, own), array.size)
                 bar.advance()
         return found
 
@@ -78,47 +79,38 @@ def costliest(costs: Mapping[str, Cost], share: float) -> set[str]:
     return kept
 
 
-@dataclass
 class _Weights:
     """A copy of a folder whose graph has its weights in a file of their own, where one can be changed in place."""
 
-    source: Path
-    path: Path
-    folder: Path
-    _where: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    def __init__(self, source: Path, path: Path, folder: Path) -> None:
+        for other in source.iterdir():
+            if not other.name.startswith(path.name):
+                shutil.copyfile(other, folder / other.name)
+        ir.save(ir.load(path), folder / path.name, external_data=f"{path.name}.data")
+        written = ir.load(folder / path.name).graph.initializers
+        tensors = {name: value.const_value for name, value in written.items()}
+        self._where = {
+            name: (folder / tensor.location, tensor.offset or 0)
+            for name, tensor in tensors.items()
+            if isinstance(tensor, ir.ExternalTensor)
+        }
 
-    def __post_init__(self) -> None:
-        for path in self.source.iterdir():
-            if not path.name.startswith(self.path.name):
-                shutil.copyfile(path, self.folder / path.name)
-        ir.save(ir.load(self.path), self.folder / self.path.name, external_data=f"{self.path.name}.data")
-        for name, value in ir.load(self.folder / self.path.name).graph.initializers.items():
-            if isinstance(tensor := value.const_value, ir.ExternalTensor):
-                self._where[name] = self.folder / tensor.location, tensor.offset or 0
-
-    def replaced(self, name: str, array: np.ndarray) -> _Replaced:
+    @contextmanager
+    def replaced(self, name: str, array: np.ndarray) -> Iterator[None]:
+        """Another array of the same shape in place of one, for as long as it lasts."""
         path, offset = self._where[name]
-        return _Replaced(path, offset, np.ascontiguousarray(array, np.float32).tobytes())
+        before = _exchanged(path, offset, np.ascontiguousarray(array, np.float32).tobytes())
+        try:
+            yield
+        finally:
+            _exchanged(path, offset, before)
 
 
-@dataclass
-class _Replaced:
-    """Bytes of a file, for as long as it lasts."""
-
-    path: Path
-    offset: int
-    data: bytes
-
-    def __enter__(self) -> None:
-        self.data = self._exchanged()
-
-    def __exit__(self, *problem: object) -> None:
-        self._exchanged()
-
-    def _exchanged(self) -> bytes:
-        with self.path.open("r+b") as file:
-            file.seek(self.offset)
-            before = file.read(len(self.data))
-            file.seek(self.offset)
-            file.write(self.data)
-        return before
+def _exchanged(path: Path, offset: int, data: bytes) -> bytes:
+    """Write into the middle of a file; what stood there."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        before = file.read(len(data))
+        file.seek(offset)
+        file.write(data)
+    return before

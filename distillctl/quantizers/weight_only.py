@@ -50,7 +50,7 @@ def with_small_tables(path: Path, bits: Literal[4, 8]) -> onnx.ModelProto:
     """A graph whose look-ups alone are quantized, in blocks of 32, scales and zero points of the least error."""
     spec, model = WeightOnly(bits=bits), ir.load(path)
     for node, matrix in _lookups(model.graph).items():
-        if not any(user.op_type != "Gather" for user, _ in matrix.value.uses()):  # a tied output layer needs it whole
+        if all(user.op_type == "Gather" for user, _ in matrix.value.uses()):  # a tied output layer needs it whole
             _put(model.graph, node, _lookup(node, matrix, _store(spec, model.graph, matrix, bits, joined=True)))
     RemoveUnusedNodesPass()(model)
     model.opset_imports.setdefault(_DOMAIN, 1)

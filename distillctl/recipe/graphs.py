@@ -105,6 +105,9 @@ CANDIDATES: dict[str, tuple[DynamicInt8 | WeightOnly, ...]] = {
 products of whole sequences are faster in int8; 4 bits where they are few enough to hold the gate."""
 
 
+Objective = Literal["smallest", "fastest", "closest"]
+
+
 class Gate(Closed):
     """What a candidate must hold, against the fp32 student on the held-out rows."""
 
@@ -123,7 +126,7 @@ class Quantize(Closed):
     """Left out: for labels dynamic int8 and weights in int4 blocks; for decoders weights in int4 and int8 blocks; for
     encoder–decoders dynamic int8."""
     gate: Gate = Gate()
-    objective: Literal["smallest", "fastest", "closest"] = "smallest"
+    objective: Objective = "smallest"
     """Which of those inside the gate is kept: that of the fewest bytes, of the shortest median answer, or of the lowest
     KL (with gate.max_bytes the best that a size allows)."""
 
