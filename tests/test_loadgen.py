@@ -18,6 +18,7 @@ from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import loadgen, machine, roofline, sustained
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.stages.classify import bench
+from distillctl.workspace import tree_digest
 from tests import bench_run
 
 
@@ -105,11 +106,23 @@ def test_in_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
     assert "without a pause" in said
     assert "MLPerf LoadGen" in said
 
-    found, facts = runtimes_bench.Bench(recipe, workspace), {}
-    found.recipe = recipe.model_copy(update={"bench": recipe.bench.model_copy(update={"loadgen": None})})
-    assert found._loadgen(job(tmp_path / "graph"), facts) == []
+    workspace.commit("bench", recipe={}, inputs={}, outcome=outcome, seed=0, seconds=0.0)
+    before = tree_digest(workspace.folder("bench"))
+
+    def hangs(*args: Any, **kwargs: Any) -> None:
+        raise Unavailable("it hangs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loadgen, "measure", hangs)
+        with pytest.raises(Unavailable):
+            bench.run(recipe, workspace)
+    assert tree_digest(workspace.folder("bench")) == before
+
+    without = recipe.model_copy(update={"bench": recipe.bench.model_copy(update={"loadgen": None})})
+    outcome = bench.run(without, workspace)
+    assert outcome.outputs == ["results.json", "samples"]
+    assert "loadgen" not in outcome.facts
     assert not (workspace.folder("bench") / "loadgen").exists()
-    assert facts == {}
 
 
 def test_worker_stays_on_its_cpus_within_its_memory(tmp_path: Path) -> None:

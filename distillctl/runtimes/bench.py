@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from distillctl.workspace import Outcome, Workspace, replacing_folder, versions,
 FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
 """The student's graphs → the stage that wrote them."""
 TEACHER_PROCESSES = {"teacher": 3, "teacher_cached": 3}
+LOGS = "loadgen"
 PASSES = 15
 """Over the large array whose reading tells how fast memory is."""
 LEAST_AGREEMENT = 0.99
@@ -123,7 +126,6 @@ class Bench:
             "ratios": {n: m["p50_ms"] / models["deployed"]["p50_ms"] for n, m in models.items() if n != "deployed"},
             "agreement": self._agreement(runs, expected),
         }
-        self.workspace.retract("bench")
         if reads:
             facts["memory_bytes_per_second"] = max(passes + self._memory())
             self._share(models, reads, facts["memory_bytes_per_second"])
@@ -132,11 +134,13 @@ class Bench:
             facts["profile"] = told | {"lengths": lengths.measure(jobs["deployed"], device.context_tokens)}
         if settings.sustained_seconds:
             facts["sustained"] = sustained.measure(jobs["deployed"], settings.sustained_seconds)
-        logs = self._loadgen(jobs["deployed"], facts)
         for name, share in facts["agreement"].items():
             if share is not None and share < LEAST_AGREEMENT:
                 console.warn(f"{name} gave the expected answer in {share:.1%} of its timed queries only: look into it")
-        return Outcome([*self._write(facts, runs, columns), *logs], facts)
+        with tempfile.TemporaryDirectory() as scratch:
+            logs = self._loadgen(jobs["deployed"], facts, Path(scratch))
+            self.workspace.retract("bench")  # only now: what cannot be measured loses nothing that was
+            return Outcome(self._write(facts, runs, columns, logs), facts)
 
     def _memory(self) -> list[float]:
         """Bytes per second of reading it with the same threads. Taken before and after the models, and the best of it
@@ -154,19 +158,17 @@ class Bench:
             rate = model["decode_tokens_per_second"]
             model["bytes_per_token"], model["bandwidth_share"] = each, rate and rate * each / speed
 
-    def _loadgen(self, deployed: Job, facts: dict[str, Any]) -> list[str]:
-        """What MLPerf LoadGen says of the deployed graph becomes part of the facts; its logs are kept."""
-        rules, folder = self.recipe.bench.loadgen, self.workspace.folder("bench") / "loadgen"
+    def _loadgen(self, deployed: Job, facts: dict[str, Any], folder: Path) -> Path | None:
+        """What MLPerf LoadGen says of the deployed graph becomes part of the facts; its logs are left in ``folder``."""
+        rules = self.recipe.bench.loadgen
         if rules is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            return []
+            return None
         console.note(f"MLPerf LoadGen, SingleStream: at least {rules.min_queries:,} queries, {rules.min_seconds:g} s")
-        with replacing_folder(folder) as logs:
-            found = loadgen.measure("deployed", deployed, **rules.model_dump(), folder=logs)
-        facts["loadgen"] = found
+        found = facts["loadgen"] = loadgen.measure("deployed", deployed, **rules.model_dump(), folder=folder)
         if not found["valid"]:
-            console.warn(f"LoadGen says INVALID ({', '.join(found['unmet'])}): see {folder / loadgen.SUMMARY}")
-        return [folder.name]
+            kept = self.workspace.folder("bench") / LOGS / loadgen.SUMMARY
+            console.warn(f"LoadGen says INVALID ({', '.join(found['unmet'])}): see {kept}")
+        return folder
 
     def _sizes(self, name: str, runs: Sequence[Run]) -> dict[str, Any]:
         """bytes: of the graphs with external data, of the teacher's weights as loaded; file_bytes: of its file."""
@@ -194,8 +196,13 @@ class Bench:
         facts: dict[str, Any],
         runs: dict[str, list[Run]],
         columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]],
+        logs: Path | None,
     ) -> list[str]:
         folder = self.workspace.folder("bench")
+        shutil.rmtree(folder / LOGS, ignore_errors=True)
+        if logs is not None:
+            with replacing_folder(folder / LOGS) as kept:
+                shutil.copytree(logs, kept, dirs_exist_ok=True)
         with replacing_folder(folder / "samples") as samples:
             for name, found in runs.items():
                 table = {
@@ -220,4 +227,4 @@ class Bench:
         # rows: the query of a sample → the id of its example
         results = {**facts, "models": models, "versions": versions(), "rows": self.rows}
         write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        return ["results.json", "samples"]
+        return ["results.json", "samples", *([LOGS] if logs else [])]
