@@ -63,7 +63,7 @@ bench-peers: demo $(PEERS)/.optimum  ## the deployed model against optimum-cli's
 bench-collect: $(VENV)/.demo  ## the shared context run once, against the plain forward pass
 	$(BIN)/python -m distillctl.benchmarks.collect recipes/demo.yaml
 
-bench-latency: demo  ## the demo's bench with 200 queries of every model, the uncached teacher's too (slow)
+bench-latency: demo  ## the demo's bench without a limit of time, for the uncached teacher too (slow)
 	rm -rf runs/latency && cp -r runs/demo runs/latency
 	$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null
 	@$(BIN)/distillctl bench recipes/demo.yaml --run-dir runs/latency --set bench.max_seconds=null --json
