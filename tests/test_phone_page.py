@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,9 @@ def quantized(space: Workspace, *candidates: Any) -> Any:
 
 
 @contextmanager
-def served(recipe: Any, space: Workspace, files: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[tuple[str, Any]]:
+def served(
+    recipe: Any, space: Workspace, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
     """The address, and a function that waits for the end and gives what came of it: figures, or an error."""
     came: list[Any] = []
 
@@ -206,28 +209,27 @@ def served(recipe: Any, space: Workspace, files: Path, capfd: pytest.CaptureFixt
         except BaseException as error:
             came.append(error)
 
+    urls: queue.SimpleQueue[str] = queue.SimpleQueue()
+    monkeypatch.setattr(serve.console, "invite", urls.put)
     thread = threading.Thread(target=work)
     thread.start()
-    said = ""
-    while not (found := re.search(r"http://\S+", said)):
-        said += capfd.readouterr().err
-        assert thread.is_alive(), came
+    url = urls.get(timeout=60)
 
     def result() -> list[Any]:
         thread.join(timeout=60)
         return came
 
-    yield found[0], result
+    yield url, result
 
 
 @pytest.mark.parametrize(
     "spec", [CANDIDATES["labels"][0], WeightOnly(bits=4), WeightOnly(bits=8)], ids=lambda spec: spec.name
 )
 def test_what_our_quantizers_make_runs_in_a_browser(
-    spec: Any, exported: Workspace, files: Path, chromium: Any, capfd: pytest.CaptureFixture[str]
+    spec: Any, exported: Workspace, files: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = quantized(exported, spec)
-    with served(recipe, exported, files, capfd) as (url, result):
+    with served(recipe, exported, files, monkeypatch) as (url, result):
         page = phone(chromium)
         page.goto(url)
         assert ended(page) == "done", page.inner_text("#lead")
@@ -237,10 +239,10 @@ def test_what_our_quantizers_make_runs_in_a_browser(
 
 
 def test_a_graph_the_browser_cannot_run_is_told_on_the_page_and_here(
-    exported: Workspace, files: Path, chromium: Any, capfd: pytest.CaptureFixture[str]
+    exported: Workspace, files: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = quantized(exported, CANDIDATES["labels"][0])
-    with served(recipe, exported, files, capfd) as (url, result):
+    with served(recipe, exported, files, monkeypatch) as (url, result):
         page = phone(chromium)
         page.route("**/model.onnx", lambda route: route.fulfill(body=b"no graph at all", status=200))
         page.goto(url)
@@ -253,7 +255,7 @@ def test_a_graph_the_browser_cannot_run_is_told_on_the_page_and_here(
 
 
 def test_another_answer_than_recorded_is_stored_and_fails(
-    exported: Workspace, files: Path, chromium: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    exported: Workspace, files: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = quantized(exported, CANDIDATES["labels"][0])
     read = serve.task.eval_table.read
@@ -263,7 +265,7 @@ def test_another_answer_than_recorded_is_stored_and_fails(
 
     monkeypatch.setattr(serve.task.eval_table, "read", turned)
     before = len(devices.read(exported))
-    with served(recipe, exported, files, capfd) as (url, result):
+    with served(recipe, exported, files, monkeypatch) as (url, result):
         page = phone(chromium)
         page.goto(url)
         assert ended(page) == "done"
