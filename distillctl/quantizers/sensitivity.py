@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,10 @@ class Calibration(ABC):
     @abstractmethod
     def log_probs(self, folder: Path) -> np.ndarray:
         """What the graph in ``folder`` says to the rows: normalised, float32 [N, K]."""
+
+    def feeds(self) -> Iterator[dict[str, np.ndarray]]:
+        """The graph's inputs for each row, by name; only where a graph answers a row in one run."""
+        raise NotImplementedError
 
     def costs(self, what: str, path: Path, trials: Mapping[str, Callable[[], np.ndarray]]) -> Mapping[str, Cost]:
         """Constant → what it costs in place of it to have the array that its trial returns, of the same shape.
