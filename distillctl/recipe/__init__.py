@@ -59,8 +59,8 @@ from distillctl.recipe.training import (
 __all__ = [
     "CANDIDATES", "JSD", "TVD", "ULD", "Bench", "Classify", "Closed", "Context", "Contexts", "CrossEntropy", "Data",
     "Dense", "DynamicInt8", "Export", "Float16", "ForwardKL", "FromConfigStudent", "Gate", "Generate", "Given",
-    "Greedy", "HuggingFaceTeacher", "Loss", "LossTerm", "Message", "Metric", "NewTokenizer", "PretrainedStudent", "Quantize",
-    "Recipe", "Report", "ReverseKL", "Sampled", "Sampling", "Shot", "Shots", "SkewKL", "SoftLabels",
+    "Greedy", "HuggingFaceTeacher", "Loss", "LossTerm", "Message", "Metric", "NewTokenizer", "PretrainedStudent",
+    "Quantize", "Recipe", "Report", "ReverseKL", "Sampled", "Sampling", "Shot", "Shots", "SkewKL", "SoftLabels",
     "Spec", "StaticInt8", "Student", "Task", "Text", "TopK", "Train", "TruncatedStudent", "Vocabulary",
     "WeightOnly", "dump", "flatten", "implementation", "load", "schema",
 ]  # fmt: skip
