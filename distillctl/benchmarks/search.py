@@ -61,8 +61,8 @@ def _compared(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for stage in ("collect", "train", "export"):
             (Path(scratch) / stage).symlink_to(workspace.folder(stage).resolve())
-        stage = import_module(f"distillctl.stages.{recipe.task.kind}.quantize")
-        facts = stage.run(recipe.model_copy(update={"quantize": quantize}), Workspace(Path(scratch))).facts
+        quantizing = import_module(f"distillctl.stages.{recipe.task.kind}.quantize")
+        facts = quantizing.run(recipe.model_copy(update={"quantize": quantize}), Workspace(Path(scratch))).facts
     judged = [Candidate(**{key: one[key] for key in Candidate.__dataclass_fields__}) for one in facts["candidates"]]
     best = search.choose([one for one in judged if one.name in presets], quantize.objective)
     chosen = search.choose(judged, quantize.objective)
