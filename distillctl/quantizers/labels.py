@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,3 +81,7 @@ class LabelCalibration(Calibration):
 
     def log_probs(self, folder: Path) -> np.ndarray:
         return np.asarray(log_softmax(OnnxClassifier(folder).logits(self.texts), axis=-1))
+
+    def feeds(self) -> Iterator[dict[str, np.ndarray]]:
+        graph = OnnxClassifier(self.source)
+        return (graph.feed([text]) for text in self.texts)

@@ -43,6 +43,10 @@ class Calibration(ABC):
     def log_probs(self, folder: Path) -> np.ndarray:
         """What the graph in ``folder`` says to the rows: normalised, float32 [N, K]."""
 
+    def feeds(self) -> Iterator[dict[str, np.ndarray]]:
+        """The graph's inputs for each row, by name; only where a graph answers a row in one run."""
+        raise NotImplementedError
+
     def costs(self, what: str, path: Path, trials: Mapping[str, Callable[[], np.ndarray]]) -> Mapping[str, Cost]:
         """Constant → what it costs in place of it to have the array that its trial returns, of the same shape.
 

@@ -6,7 +6,18 @@ A spec that can be chosen by ``kind`` names its implementation in ``target``; `i
 from distillctl.recipe.base import Closed, Spec, implementation
 from distillctl.recipe.contexts import Context, Contexts, Message, Shot, Shots
 from distillctl.recipe.data import Data
-from distillctl.recipe.graphs import CANDIDATES, Bench, DynamicInt8, Export, Gate, Quantize, Report, WeightOnly
+from distillctl.recipe.graphs import (
+    CANDIDATES,
+    Bench,
+    DynamicInt8,
+    Export,
+    Float16,
+    Gate,
+    Quantize,
+    Report,
+    StaticInt8,
+    WeightOnly,
+)
 from distillctl.recipe.loading import dump, flatten, load, schema
 from distillctl.recipe.models import (
     FromConfigStudent,
@@ -47,9 +58,9 @@ from distillctl.recipe.training import (
 
 __all__ = [
     "CANDIDATES", "JSD", "TVD", "ULD", "Bench", "Classify", "Closed", "Context", "Contexts", "CrossEntropy", "Data",
-    "Dense", "DynamicInt8", "Export", "ForwardKL", "FromConfigStudent", "Gate", "Generate", "Given", "Greedy",
-    "HuggingFaceTeacher", "Loss", "LossTerm", "Message", "Metric", "NewTokenizer", "PretrainedStudent", "Quantize",
-    "Recipe", "Report", "ReverseKL", "Sampled", "Sampling", "Shot", "Shots", "SkewKL", "SoftLabels",
-    "Spec", "Student", "Task", "Text", "TopK", "Train", "TruncatedStudent", "Vocabulary", "WeightOnly", "dump",
-    "flatten", "implementation", "load", "schema",
+    "Dense", "DynamicInt8", "Export", "Float16", "ForwardKL", "FromConfigStudent", "Gate", "Generate", "Given",
+    "Greedy", "HuggingFaceTeacher", "Loss", "LossTerm", "Message", "Metric", "NewTokenizer", "PretrainedStudent",
+    "Quantize", "Recipe", "Report", "ReverseKL", "Sampled", "Sampling", "Shot", "Shots", "SkewKL", "SoftLabels",
+    "Spec", "StaticInt8", "Student", "Task", "Text", "TopK", "Train", "TruncatedStudent", "Vocabulary",
+    "WeightOnly", "dump", "flatten", "implementation", "load", "schema",
 ]  # fmt: skip

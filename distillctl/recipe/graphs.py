@@ -41,7 +41,7 @@ class DynamicInt8(Spec):
 
 
 class WeightOnly(Spec):
-    """Weights in blocks of 4 or 8 bits (MatMulNBits), activations in float; for students that write."""
+    """Weights in blocks of 4 or 8 bits (MatMulNBits), activations in float."""
 
     target: ClassVar[str] = "distillctl.quantizers.weight_only:quantize"
 
@@ -77,8 +77,36 @@ class WeightOnly(Spec):
         return f"int{self.bits}_{self.algorithm}_block{self.block_size}{sensitive}{table}{accuracy}"
 
 
-Quantizer = Annotated[DynamicInt8 | WeightOnly, Field(discriminator="kind")]
-CANDIDATES: dict[str, tuple[DynamicInt8 | WeightOnly, ...]] = {
+class StaticInt8(Spec):
+    """Weights and activations in int8, the activations' ranges fixed on train rows; for classifiers."""
+
+    target: ClassVar[str] = "distillctl.quantizers.static_int8:quantize"
+
+    kind: Literal["static_int8"] = "static_int8"
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    """How a range is taken from what was seen: all of it; what loses least information; 99.999 % of it."""
+    per_channel: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"static_int8_{self.method}" + "_per_channel" * self.per_channel
+
+
+class Float16(Spec):
+    """Half the bytes; for GPUs and NPUs. Processors compute it in float32."""
+
+    target: ClassVar[str] = "distillctl.quantizers.float16:quantize"
+
+    kind: Literal["float16"] = "float16"
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+
+AnyQuantizer = DynamicInt8 | StaticInt8 | Float16 | WeightOnly
+Quantizer = Annotated[AnyQuantizer, Field(discriminator="kind")]
+CANDIDATES: dict[str, tuple[AnyQuantizer, ...]] = {
     "labels": (
         DynamicInt8(per_channel=False),
         DynamicInt8(per_channel=False, reduce_range=True),

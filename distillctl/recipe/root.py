@@ -50,6 +50,16 @@ class Recipe(Closed):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fixed_ranges_are_for_labels(self) -> Recipe:
+        kinds = [candidate.kind for candidate in self.quantize.candidates or ()]
+        if "static_int8" in kinds and not isinstance(self.task, Classify):
+            raise ValueError(
+                f"quantize.candidates[{kinds.index('static_int8')}]: static_int8 is for task.kind: classify; a model "
+                "that writes meets what no train row shows, use weight_only or dynamic_int8"
+            )
+        return self
+
     _path: Path = PrivateAttr(default=Path("recipe.yaml"))
     _overrides: tuple[str, ...] = PrivateAttr(default=())
 

@@ -1,0 +1,84 @@
+"""Static int8: weights and activations in int8, the activations' ranges fixed beforehand on rows of the train split
+(ONNX Runtime's own quantizer, QDQ: a QuantizeLinear and a DequantizeLinear around what is to be int8)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import CalibraterBase, create_calibrator, save_tensors_data
+
+from distillctl import console
+from distillctl.quantizers.sensitivity import Calibration
+from distillctl.recipe import StaticInt8
+
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+_OPERATORS = ["MatMul", "Gemm", "Gather"]
+_OPTIONS = {
+    # what comes out of a product stays float: normalisation and attention would turn it back at once
+    "OpTypesToExcludeOutputQuantization": _OPERATORS,
+    "DefaultTensorType": onnx.TensorProto.FLOAT,
+}
+
+
+def quantize(spec: StaticInt8, source: Path, target: Path, calibration: Calibration | None = None) -> None:
+    """Write the graph of the folder ``source`` to ``target`` under its name; the same bytes each time.
+
+    calibration: whose rows (`Calibration.feeds`) the ranges are taken from.
+    """
+    assert calibration is not None, "the ranges of activations are found by measuring"
+    for path in sorted(source.glob("*.onnx")):
+        model = _typed(onnx.load(path))
+        with tempfile.TemporaryDirectory() as scratch, console.libraries_quiet():
+            ranges = Path(scratch) / "ranges.json"
+            _calibrate(spec, model, calibration, ranges)
+            quantize_static(
+                model,
+                target / path.name,
+                op_types_to_quantize=_OPERATORS,
+                per_channel=spec.per_channel,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=_METHODS[spec.method],
+                calibration_cache_path=ranges,
+                extra_options=_OPTIONS,
+            )
+
+
+def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With the types that onnx does not infer behind ONNX Runtime's own operators: a tensor whose type is not known is
+    neither calibrated nor quantized, and no word is said of it. All that our graphs' own operators give is float."""
+    for node in model.graph.node:
+        if node.domain:
+            for name in filter(None, node.output):
+                model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def _calibrate(spec: StaticInt8, model: onnx.ModelProto, calibration: Calibration, ranges: Path) -> None:
+    """Write every activation's range to ``ranges``. Rows are told one by one: ONNX Runtime's histograms take no rows of
+    different lengths at once, and padding is not what a phone sees."""
+    plain = ranges.with_name("model.onnx")
+    onnx.save(model, plain)
+    calibrator: CalibraterBase = create_calibrator(
+        plain, _OPERATORS, str(ranges.with_name("augmented.onnx")), _METHODS[spec.method]
+    )
+    for feed in calibration.feeds():
+        calibrator.collect_data(_OneRow(feed))
+    save_tensors_data(calibrator.compute_data(), ranges)
+
+
+class _OneRow(CalibrationDataReader):
+    def __init__(self, feed: dict[str, np.ndarray]) -> None:
+        self._rows: Iterator[dict[str, np.ndarray]] = iter([feed])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._rows, None)
