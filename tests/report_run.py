@@ -186,7 +186,7 @@ def _quantize(workspace: Workspace, log_probs: dict[str, np.ndarray]) -> None:
     ]
     candidates[1]["chosen"] = True
     facts = {"chosen": candidates[1]["name"], "bytes": 22_900_000, "kl": 0.0212, "same_top": 0.985, "score": 0.68}
-    facts |= {"fp32": {"bytes": 90_900_000, "score": 0.681, "p50_ms": 6.42}, "candidates": candidates}
+    facts |= {"fp32": {"bytes": 90_900_000, "score": 0.681, "p50_ms": 6.42}, "candidates": candidates, "not_tried": []}
     commit(workspace, "quantize", ["model.onnx", "config.json", "tokenizer.json", "eval.parquet"], facts)
 
 

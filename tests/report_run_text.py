@@ -235,7 +235,7 @@ def _quantize(
     ]
     candidates[1]["chosen"] = True
     facts = {"chosen": candidates[1]["name"], "bytes": 26_900_000, "kl": 0.0312, "same_top": 0.985, "score": 0.81}
-    facts |= {"fp32": {"bytes": 165_000_000, "score": 0.82, "p50_ms": 143.0}, "candidates": candidates}
+    facts |= {"fp32": {"bytes": 165_000_000, "score": 0.82, "p50_ms": 143.0}, "candidates": candidates, "not_tried": []}
     outputs = ["model.onnx", "config.json", "generation_config.json", "genai_config.json", "tokenizer.json"]
     commit(workspace, "quantize", [*outputs, "eval.parquet"], facts)
 

@@ -9,10 +9,12 @@ import yaml
 
 from distillctl import pipeline
 from distillctl import recipe as recipes
-from distillctl.benchmarks import loss, soft_labels
+from distillctl.benchmarks import loss, search, soft_labels
 from distillctl.errors import UpstreamError
+from distillctl.recipe import DynamicInt8, WeightOnly
+from distillctl.stages.classify import export
 from distillctl.workspace import Workspace
-from tests import tiny_text
+from tests import tiny, tiny_text
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,27 @@ def test_loss_compares_the_same_loss_in_processes_that_take_turns(monkeypatch, c
         assert 0 < shape["chunked"]["loss"] < shape["plain"]["loss"]  # a lumped tail can only lose
         assert shape["plain"]["peak_bytes"] > 1024 * shape["vocabulary"] * 4
     assert len(table) == 2 + 2 * 3
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_search_says_whether_a_candidate_beats_the_presets(beats, tmp_path, monkeypatch, capsys):
+    """Blocks of 4 bits against int8: smaller, so chosen; a preset itself never beats the presets."""
+    space = tiny.workspace(tmp_path / "run", rows=12)
+    tiny.commit(space, "export", export.run(tiny.recipe(), space))
+    int8, int4 = DynamicInt8(), WeightOnly(bits=4)
+    monkeypatch.setitem(search.PRESETS, "labels", (int8,) if beats else (int8, int4))
+    open_gate = {"max_kl": 10.0, "min_same_top": 0.0, "max_score_drop": 1.0}
+    recipe = tiny.recipe(quantize={"gate": open_gate, "candidates": [int8.model_dump(), int4.model_dump()]})
+    monkeypatch.setattr(search.recipes, "load", lambda path: recipe)
+    monkeypatch.setattr(search.search, "SAME_SPEED", 1e6)  # of a graph so small, nothing is told by its latency
+    search.main([(tmp_path / "tiny.yaml", space.root)])
+    *table, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    own = found["runs"][recipe.name]
+    assert found["beats"] == {recipe.name: beats}
+    assert own["chosen"]["name"] == int4.name
+    assert own["best_preset"]["name"] == (int8 if beats else int4).name
+    assert (own["size_ratio"] > 1.01) == beats
+    assert {one["name"]: one["preset"] for one in own["candidates"]} == {int8.name: True, int4.name: not beats}
+    assert any("best preset" in line for line in table) == beats
+    assert not space.folder("quantize").exists()

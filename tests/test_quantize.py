@@ -231,6 +231,16 @@ def test_the_stage_commits_the_smallest_with_all_it_needs(space, exported, capfd
     assert f"| **{facts['chosen']}** (here) |" in (folder / "README.md").read_text()
 
 
+def test_a_spent_budget_leaves_out_the_last_and_names_them(space, capfd):
+    names = [spec.name for spec in CANDIDATES["labels"]]
+    outcome = quantize.run(tiny.recipe(quantize={"gate": OPEN, "budget_seconds": 1e-6}), space)
+    assert [one["name"] for one in outcome.facts["candidates"]] == names[:1]
+    assert outcome.facts["chosen"] == names[0]
+    assert outcome.facts["not_tried"] == names[1:]
+    assert json.loads((space.folder("quantize") / "candidates.json").read_text())["not_tried"] == names[1:]
+    assert f"not tried: {names[1]}," in " ".join(capfd.readouterr().err.split())
+
+
 def test_the_figures_are_those_of_the_committed_graph(space):
     """Computed again by hand from the committed files."""
     outcome = quantize.run(tiny.recipe(quantize={"gate": OPEN}), space)

@@ -211,7 +211,7 @@ def test_ids_are_unique_and_every_chart_is_told_in_words(text: str) -> None:
     references = re.findall(r'(?:xlink:href="#|url\(#|aria-labelledby=")([^")]+)', text)
     assert set(references) <= set(ids)
     told = re.findall(r'<svg[^>]*role="img" aria-label="([^"]{40,})"', text)
-    assert len(told) == text.count("<svg") == 8
+    assert len(told) == text.count("<svg") == 10
     assert "#0101" not in text
 
 
@@ -275,7 +275,7 @@ def test_in_a_browser_nothing_is_logged_requested_or_cut_off(tmp_path: Path, tex
                 shown = (
                     "[...document.querySelectorAll('svg')].filter(e => e.getBoundingClientRect().width > 250).length"
                 )
-                assert chromium.evaluate(shown) == 4
+                assert chromium.evaluate(shown) == 5
                 background = chromium.evaluate("getComputedStyle(document.body).backgroundColor")
                 assert background == {"light": "rgb(246, 247, 249)", "dark": "rgb(15, 18, 23)"}[scheme]
 

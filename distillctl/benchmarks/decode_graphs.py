@@ -49,7 +49,7 @@ def build(recipe_path: Path, scratch: Path, spec: WeightOnly) -> Built:
     console.note(f"quantizing: {spec.name}")
     (scratch / "candidates").mkdir()
     _beside(source, folders[search.FP32])
-    folders["own"] = search.build([spec], folders[search.FP32], scratch / "candidates")[spec.name]
+    folders["own"] = search.build([spec], folders[search.FP32], scratch / "candidates").folders[spec.name]
     console.note("building int4 as onnxruntime-genai does")
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(folders["genai"])]
     options = ["-p", "int4", "-e", "cpu", "-c", str(scratch / "cache"), "--extra_options", "hf_token=false"]

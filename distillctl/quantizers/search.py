@@ -4,7 +4,9 @@ objective says which is kept."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,21 +57,40 @@ def percentiles(rows_kl: np.ndarray) -> tuple[float, float, float]:
 # ── building ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True)
+class Built:
+    """Name → folder of the candidates that were built, the smallest first; the names of those for which the budget did
+    not reach."""
+
+    folders: dict[str, Path]
+    not_tried: list[str]
+
+
 def build(
-    candidates: Sequence[Quantizer], source: Path, folder: Path, calibration: Calibration | None = None
-) -> dict[str, Path]:
-    """Name → folder with every candidate's graphs, and what lies beside those of the export folder ``source``; the
-    smallest first."""
-    folders = {}
+    candidates: Sequence[Quantizer],
+    source: Path,
+    folder: Path,
+    calibration: Calibration | None = None,
+    budget_seconds: float | None = None,
+) -> Built:
+    """Every candidate's graphs, each in a folder of its own below ``folder``, with what lies beside those of the export
+    folder ``source``. No further one is begun when the budget is spent; the first always is."""
+    folders: dict[str, Path] = {}
+    end = time.monotonic() + (math.inf if budget_seconds is None else budget_seconds)
     with console.progress("quantize", len(candidates)) as bar:
         for spec in candidates:
+            if folders and time.monotonic() >= end:
+                break
             folders[spec.name] = folder / spec.name
             folders[spec.name].mkdir()
             for path in _beside(source):
                 shutil.copyfile(path, folders[spec.name] / path.name)
             implementation(spec)(spec, source, folders[spec.name], calibration)
             bar.advance()
-    return dict(sorted(folders.items(), key=lambda item: graph_bytes(item[1])))
+    not_tried = [spec.name for spec in candidates if spec.name not in folders]
+    if not_tried:
+        console.warn(f"quantize.budget_seconds is spent; not tried: {', '.join(not_tried)}")
+    return Built(dict(sorted(folders.items(), key=lambda item: graph_bytes(item[1]))), not_tried)
 
 
 def _beside(source: Path) -> list[Path]:
@@ -148,7 +169,7 @@ class Settled:
 
 def settle(
     staged: Path,
-    folders: Mapping[str, Path],
+    built: Built,
     found: Mapping[str, Figures],
     fp32: Mapping[str, Any],
     spec: Quantize,
@@ -158,20 +179,22 @@ def settle(
 
     fp32: bytes, score and p50_ms of the fp32 graph. GateFailed with every candidate's figures when none is inside.
     """
-    judged = [judge(name, graph_bytes(path), found[name], fp32["score"], spec.gate) for name, path in folders.items()]
+    sizes = {name: graph_bytes(path) for name, path in built.folders.items()}
+    judged = [judge(name, size, found[name], fp32["score"], spec.gate) for name, size in sizes.items()]
     chosen, best = choose(judged, spec.objective), front(judged)
     if chosen is None:
         raise none_inside(judged, fp32, unit)
-    for path in sorted(folders[chosen.name].iterdir()):
+    for path in sorted(built.folders[chosen.name].iterdir()):
         path.replace(staged / path.name)
     listed = [
         asdict(one) | {"inside": one.inside, "front": one.name in best, "chosen": one is chosen} for one in judged
     ]
-    told = {"gate": spec.gate.model_dump(), "objective": spec.objective, FP32: fp32, "candidates": listed}
+    searched = {"candidates": listed, "not_tried": built.not_tried}
+    told = {"gate": spec.gate.model_dump(), "objective": spec.objective, FP32: fp32, **searched}
     text = json.dumps(told, indent=2)
     (staged / "candidates.json").write_text(text + "\n", encoding="utf-8")
     facts = {key: getattr(chosen, key) for key in ("bytes", "kl", "same_top", "score")}
-    facts = {"chosen": chosen.name, **facts, FP32: dict(fp32), "candidates": listed}
+    facts = {"chosen": chosen.name, **facts, FP32: dict(fp32), **searched}
     return Settled(chosen, facts, measured(judged, chosen, fp32, unit))
 
 

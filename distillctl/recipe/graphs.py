@@ -157,6 +157,8 @@ class Quantize(Closed):
     objective: Objective = "smallest"
     """Which of those inside the gate is kept: that of the fewest bytes, of the shortest median answer, or of the lowest
     KL (with gate.max_bytes the best that a size allows)."""
+    budget_seconds: Positive | None = None
+    """Begin no further candidate after so many seconds of building; those listed first are tried first."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Quantize:

@@ -15,6 +15,7 @@ from distillctl.report import numbers
 from distillctl.report.drawing import COLOUR, colour, drawn, name_row, named, panels, stems, title
 
 _POINTS = 120  # drawn per curve or model: enough to see a shape, whatever was recorded
+_LEAST_KL = 1e-6  # less is the rounding of float32, and has no place on a logarithmic axis
 
 
 def arms(facts: Mapping[str, Any]) -> Markup:
@@ -108,6 +109,41 @@ def candidates(facts: Mapping[str, Any]) -> Markup:
         for row in rows
     )
     return drawn("candidates", f"Candidates by size, latency and KL to the fp32 student: {told}.", draw)
+
+
+def front(facts: Mapping[str, Any]) -> Markup:
+    """Size against KL, one dot per candidate; a line through those that no smaller one comes as near to fp32 as."""
+    rows = [row for row in facts["candidates"] if row["kl"] is not None]  # one that is not finite is null
+    kl = [max(row["kl"], _LEAST_KL) for row in rows]
+    gate = facts["gate"]["max_kl"]
+    order = sorted(range(len(rows)), key=lambda index: (rows[index]["bytes"], kl[index]))
+    steps = [index for place, index in enumerate(order) if all(kl[index] < kl[other] for other in order[:place])]
+
+    def draw(wide: bool) -> Figure:
+        figure, axes = panels(760 if wide else 350, 300)
+        ax = axes[0]
+        ax.axhline(gate, color=COLOUR["ink"], lw=1, ls=(0, (3, 3)))
+        ax.text(0.99, gate, f"gate {gate:g}", transform=ax.get_yaxis_transform(), ha="right", va="bottom", size=11.5)
+        ax.plot([rows[at]["bytes"] / 1e6 for at in steps], [kl[at] for at in steps], color=COLOUR["muted"], lw=1.5)
+        for row, value in zip(rows, kl, strict=True):
+            ink = COLOUR["deployed" if row["chosen"] else "muted"]
+            face = ink if row["inside"] else COLOUR["card"]
+            ax.plot(row["bytes"] / 1e6, value, "o", color=ink, mfc=face, ms=12 if row["chosen"] else 8)
+            if row["chosen"]:
+                place: dict[str, Any] = {"xytext": (0, 13), "textcoords": "offset points", "ha": "center"}
+                ax.annotate("chosen", (row["bytes"] / 1e6, value), **place, weight="bold", color=ink)
+        ax.set_yscale("log")
+        ax.set_ylim(min(kl) / 2, max(*kl, gate) * 2.5)
+        ax.margins(x=0.12)
+        ax.xaxis.set_major_locator(MaxNLocator(8 if wide else 4))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set_xlabel("MB")
+        title(ax, "KL to fp32, nats, by size")
+        return figure
+
+    told = "; ".join(f"{rows[at]['name']} {numbers.size(rows[at]['bytes'])}, KL {numbers.nats(kl[at])}" for at in steps)
+    return drawn("front", f"Candidates by size and KL to the fp32 student. Nearest for their size: {told}.", draw)
 
 
 def latencies(facts: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Markup:

@@ -73,6 +73,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "soft_labels_bought": _bought(scores, recipe.seed),
         "fp32": quantize["fp32"],
         "candidates": quantize["candidates"],
+        "not_tried": quantize["not_tried"],
         "gate": recipe.quantize.gate.model_dump(),
         "objective": recipe.quantize.objective,
         "sample": views.simplified[0],

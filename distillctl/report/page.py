@@ -46,6 +46,7 @@ def _charts(facts: dict[str, Any], series: Series) -> dict[str, Markup]:
         "arms": charts.arms(facts),
         "training": charts.training(series.training),
         "candidates": charts.candidates(facts),
+        "front": charts.front(facts),
         "latencies": charts.latencies(facts, series.latencies),
     }
     if facts["task"] == "generate":

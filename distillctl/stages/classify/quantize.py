@@ -33,15 +33,16 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = labels.LabelCalibration(exported, _calibration_texts(workspace))
             candidates = recipe.quantize.candidates or CANDIDATES["labels"]
-            folders = search.build(candidates, exported, Path(scratch), calibration)
+            budget = recipe.quantize.budget_seconds
+            built = search.build(candidates, exported, Path(scratch), calibration, budget)
             # Single thread, one row at a time, as the phone runs it: dynamic quantization sees its whole batch's range.
-            graphs = {name: OnnxClassifier(path) for name, path in {FP32: exported, **folders}.items()}
+            graphs = {name: OnnxClassifier(path) for name, path in {FP32: exported, **built.folders}.items()}
             with console.progress("score", len(rows.texts)) as bar:
                 answers = labels.measure(graphs, rows.texts, bar.advance)
             found = {name: one.figures(rows) for name, one in answers.items()}
             settled = search.settle(
                 staged,
-                folders,
+                built,
                 found,
                 {
                     "bytes": graph_bytes(exported),

@@ -45,16 +45,17 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = texts.TextCalibration(exported, lambda: _some_train_rows(recipe, workspace, train))
             candidates = recipe.quantize.candidates or CANDIDATES[kind]
-            folders = search.build(candidates, exported, Path(scratch), calibration)
-            graphs = {name: open_generator(path) for name, path in {FP32: exported, **folders}.items()}
+            budget = recipe.quantize.budget_seconds
+            built = search.build(candidates, exported, Path(scratch), calibration, budget)
+            graphs = {name: open_generator(path) for name, path in {FP32: exported, **built.folders}.items()}
             with console.progress("score", len(held_out.views.id)) as bar:
                 answers = texts.measure(graphs, held_out.rows, recipe.generate.max_new_tokens, bar.advance)
             said = {name: held_out.texts(graphs[name], found) for name, found in answers.items()}
             scores = {name: held_out.score(own) for name, own in said.items()}
             settled = search.settle(
                 staged,
-                folders,
-                {name: answers[name].figures(scores[name]) for name in folders},
+                built,
+                {name: answers[name].figures(scores[name]) for name in built.folders},
                 {"bytes": graph_bytes(exported), "score": scores[FP32], "p50_ms": answers[FP32].p50_ms},
                 recipe.quantize,
                 "token",
