@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import console
+from distillctl import console, interrupts
 from distillctl.engines.tasks import Crew, Task
 from distillctl.soft_labels.shards import Shard
 
@@ -34,11 +34,13 @@ class Committing:
         missing = [shard for shard in plan if not self.present(shard)]
         self._reuse(plan, missing)
         start = time.perf_counter()
-        for shard, found in self.crew.map((shard, task(shard)) for shard in missing):
-            self.tokens += self.commit(shard, found)
-            self.scored += len(shard.ids)
-            speed = self.tokens / (self.seconds + time.perf_counter() - start)
-            self.bar.advance(len(shard.ids), arm=shard.arm, tokens=f"{speed:,.0f}/s")
+        with interrupts.deferred():
+            for shard, found in self.crew.map((shard, task(shard)) for shard in missing):
+                self.tokens += self.commit(shard, found)
+                self.scored += len(shard.ids)
+                speed = self.tokens / (self.seconds + time.perf_counter() - start)
+                self.bar.advance(len(shard.ids), arm=shard.arm, tokens=f"{speed:,.0f}/s")
+                interrupts.check()
         self.seconds += time.perf_counter() - start
 
     def _reuse(self, plan: Sequence[Shard], missing: Sequence[Shard]) -> None:
