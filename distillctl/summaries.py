@@ -333,12 +333,20 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
     collect, train = found["collect"], found["train"]
     yield (
         f"collect: {collect['forward_tokens']:,} tokens through the teacher ({_flop(collect['flop'])}), "
-        f"{size(collect['soft_label_bytes'])} of soft labels"
+        f"{size(collect['soft_label_bytes'])} of soft labels, by {_engine(collect['engine'])}"
     )
     yield (
         f"train: about {train['steps']:,} steps, {train['tokens']:,} tokens ({_flop(train['flop'])}), "
         f"checkpoints of {size(train['checkpoint_bytes'])}"
     )
+
+
+def _engine(asked: Mapping[str, Any]) -> str:
+    if asked["engine"] == "local":
+        return "one teacher in this process"
+    where = f"the Ray cluster at {asked['address']}" if asked["address"] else "Ray on this machine"
+    each = " and ".join(f"{asked[kind]:g} {kind.upper()[:-1]}s" for kind in ("cpus", "gpus") if asked[kind])
+    return f"{asked['workers']} workers with {each} each, {where}"
 
 
 def _flop(count: float | None) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from distillctl.recipe.base import Closed, Count
 from distillctl.recipe.bundle import Bundle
+from distillctl.recipe.collecting import Collect
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.graphs import Bench, Export, Quantize, Report
@@ -25,6 +26,7 @@ class Recipe(Closed):
     contexts: Contexts
     teacher: HuggingFaceTeacher
     student: Student
+    collect: Collect = Collect()
     shard_rows: Count = 128
     """Rows of soft labels committed at a time by collect."""
     train: Train = Train()

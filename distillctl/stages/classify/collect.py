@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console, references
+from distillctl import console, engines, references
 from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import CEILING, PUBLIC
-from distillctl.engines import local
 from distillctl.engines.tasks import Task
 from distillctl.metrics import comparison, scores
 from distillctl.recipe import Recipe
@@ -31,7 +30,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     contexts = views.renderers(recipe, dataset.shots)
     source = references.teacher(recipe)
     folder = workspace.folder("collect")
-    with local.crew(labelling.Local(recipe.teacher, source, recipe.classify)) as crew:
+    with engines.crew(recipe.collect, labelling.Local(recipe.teacher, source, recipe.classify)) as crew:
         answers = labelling.answer_ids(crew.reader, recipe.classify)
         longest = max(map(len, answers))
         arms = teacher_arms.arms(recipe, crew.reader, dataset, contexts, answer_tokens=longest, folder=folder)

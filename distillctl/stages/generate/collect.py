@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console, references
+from distillctl import console, engines, references
 from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.responses import Response, check_given, given_ids
 from distillctl.data.spool import Spool
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
-from distillctl.engines import local
 from distillctl.engines.tasks import Compared, Crew, Task
 from distillctl.metrics import comparison
 from distillctl.metrics import text as text_metrics
@@ -45,7 +44,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     contexts = views.renderers(recipe, dataset.shots)
     source = references.teacher(recipe)
     folder = workspace.folder("collect")
-    with local.crew(labelling.Local(recipe.teacher, source, recipe.generate)) as crew:
+    with engines.crew(recipe.collect, labelling.Local(recipe.teacher, source, recipe.generate)) as crew:
         stop_ids = crew.reader.stop_ids(recipe.generate.stop)
         longest = recipe.generate.max_new_tokens
         arms = teacher_arms.arms(recipe, crew.reader, dataset, contexts, answer_tokens=longest, folder=folder)
