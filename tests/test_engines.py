@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -158,10 +156,11 @@ def kill_one(process, run, after, killed):
     deadline = time.monotonic() + 900
     while process.poll() is None and time.monotonic() < deadline and not killed:
         if len(list((run / "collect" / "shards").glob("full-*.parquet"))) >= after:
-            actors = [p for p in psutil.Process(process.pid).children(recursive=True) if "_MapWorker" in p.name()]
-            if actors:
-                os.kill(actors[0].pid, signal.SIGKILL)
-                killed.append(actors[0].pid)
+            for child in psutil.Process(process.pid).children(recursive=True):
+                if child.name().startswith("ray::MapWorker"):
+                    child.kill()
+                    killed.append(child.pid)
+                    break
         time.sleep(0.002)
 
 

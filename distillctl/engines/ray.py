@@ -38,11 +38,11 @@ STORE_BYTES = 2**28
 @contextmanager
 def crew(description: Description, spec: Collect) -> Iterator[Crew]:
     """Ray is started, or connected to, when there is a task; behind the block it is left."""
-    try:
-        yield _Actors(description, spec)
-    finally:
-        if ray.is_initialized():
-            with console.libraries_quiet():
+    with console.libraries_quiet():  # a thread of Ray's tells on stdout of workers that died
+        try:
+            yield _Actors(description, spec)
+        finally:
+            if ray.is_initialized():
                 ray.shutdown()
 
 
@@ -92,8 +92,7 @@ class _Actors:
             options = {"address": "local", "num_cpus": cpus, "object_store_memory": STORE_BYTES}
             options["include_dashboard"] = False
         try:
-            with console.libraries_quiet():
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
             what = "Ray cannot be started" if here else f"no Ray cluster at {spec.address}"
             raise Unavailable(f"{what}: {first_line(error)}", where="collect.address") from error
