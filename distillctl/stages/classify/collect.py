@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distillctl import console, references
+from distillctl import console, interrupts, references
 from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import CEILING, PUBLIC
@@ -51,7 +51,8 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         for split, ids in arm.ids.items()
     }
     work = _Work(recipe, teacher, answers, folder)
-    with console.progress("collect", total=sum(len(shard.ids) for part in plan.values() for shard in part)) as bar:
+    rows = sum(len(shard.ids) for part in plan.values() for shard in part)
+    with console.progress("collect", total=rows) as bar, interrupts.deferred():
         for arm in arms:
             work.score_arm(arm, {split: plan[arm.name, split] for split in arm.ids}, dataset, bar)
     labels = {
@@ -99,6 +100,7 @@ class _Work:
             self.scored += len(rows)
             store.write(self.folder, shard, SoftLabels(shard.ids, found.log_probs, found.mass))
             bar.advance(len(rows), arm=arm.name, tokens=f"{self.tokens / self.seconds:,.0f}/s")
+            interrupts.check()
 
 
 # ── what was found ───────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console, references
+from distillctl import console, interrupts, references
 from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.responses import check_given, clean, given_ids
@@ -53,7 +53,8 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     workspace.retract("collect")
     plan = _plan(recipe, dataset, arms, given, [fingerprint, stop_ids])
     work = _Work(recipe, teacher, stop_ids, given, dataset, {arm.name: arm for arm in arms}, plan, folder)
-    with console.progress("collect", total=sum(len(shard.ids) for part in plan.values() for shard in part)) as bar:
+    rows = sum(len(shard.ids) for part in plan.values() for shard in part)
+    with console.progress("collect", total=rows) as bar, interrupts.deferred():
         for arm in arms:
             work.answer_arm(arm, bar)
     teacher_arms.write_views(folder, dataset, arms)
@@ -172,6 +173,7 @@ class _Work:
             ]
             store.write(self.folder, shard, rows, profile)
             bar.advance(len(shard.ids), arm=arm.name, tokens=f"{self.tokens / self.seconds:,.0f}/s")
+            interrupts.check()
 
     def read(self, arm: str, split: str, profile: Profile) -> Responses:
         """What is there of a finished arm."""
