@@ -243,7 +243,6 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     one.check(recipe)
     reason = "; ".join(states[one.name].why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
-    workspace.sweep(one.name)
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))
     start = time.perf_counter()
     with workspace.anew(one.name) if force else contextlib.nullcontext():

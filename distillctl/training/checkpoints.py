@@ -15,6 +15,8 @@ from torch import Tensor
 from distillctl import console
 from distillctl.workspace import file_digest, replacing_folder
 
+_DAMAGED = "-damaged"
+
 
 @dataclass
 class Progress:
@@ -50,8 +52,7 @@ class Checkpoints:
         return max(found, default=None, key=lambda path: int(path.name.rpartition("-")[2]))
 
     def save(self, accelerator: Accelerator, progress: Progress, best: dict[str, Tensor] | None) -> None:
-        """Commit a checkpoint, then drop the one before."""
-        before = self.latest()
+        """Commit a checkpoint, then drop those before."""
         target = self.folder / f"{self.prefix}-step-{progress.step:06d}"
         with replacing_folder(target) as folder:
             with console.libraries_quiet():
@@ -61,8 +62,9 @@ class Checkpoints:
             files = {path.name: file_digest(path) for path in folder.iterdir()}
             state = {"progress": asdict(progress), "files": files}
             (folder / "progress.json").write_text(json.dumps(state), encoding="utf-8")
-        if before is not None and before != target:
-            shutil.rmtree(before, ignore_errors=True)
+        for before in self.folder.glob(f"{self.prefix}-step-*"):
+            if before != target and not before.name.endswith(_DAMAGED):
+                shutil.rmtree(before, ignore_errors=True)
 
     def restore(self, accelerator: Accelerator) -> tuple[Progress, dict[str, Tensor] | None] | None:
         """Load the latest checkpoint into the accelerator's model, optimizer, schedule and generators.
@@ -78,7 +80,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, AttributeError):
             damaged = ["progress.json"]
         if damaged:
-            aside = folder.with_name(f"{folder.name}-damaged")
+            aside = folder.with_name(f"{folder.name}{_DAMAGED}")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             console.warn(f"{damaged[0]} of a checkpoint is damaged ({aside}); training starts anew")

@@ -134,7 +134,7 @@ class Run:
                         stopped = "patience"
                         break
                 if progress.step % spec.checkpoint_every == 0 or interrupts.pending():
-                    log.flush()
+                    metrics_log.keep(log)
                     self.checkpoints.save(self.accelerator, progress, best)
                     interrupts.check()
                 bar.advance(1, loss=f"{loss:.3f}", **fields, tokens=f"{speed:,.0f}/s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,6 +13,12 @@ from distillctl.workspace import write_text
 def write(log: TextIO, **line: Any) -> None:
     """Add a line; it has at least ``run`` and ``step``."""
     log.write(json.dumps(line) + "\n")
+
+
+def keep(log: TextIO) -> None:
+    """What was written outlasts a loss of power: a checkpoint goes on behind these lines."""
+    log.flush()
+    os.fsync(log.fileno())
 
 
 def keep_lines(metrics: Path, run: str, step: int) -> None:
