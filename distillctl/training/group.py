@@ -85,6 +85,11 @@ def summed(values: np.ndarray) -> np.ndarray:
     return total.numpy().astype(values.dtype)
 
 
+def any_of(here: bool) -> bool:
+    """Whether it is so on any rank."""
+    return bool(summed(np.array(float(here))) > 0)
+
+
 def gathered(values: dict[int, Any]) -> dict[int, Any]:
     """All ranks' entries (their keys differ), on all ranks."""
     if ranks.count() == 1:

@@ -8,6 +8,7 @@ one device, with the same threads). On several ranks a step is the same but for 
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +20,9 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distillctl import console, ranks
+from distillctl import console, interrupts, ranks
 from distillctl.data import batching
-from distillctl.errors import GateFailed
+from distillctl.errors import GateFailed, Interrupted
 from distillctl.recipe import Train
 from distillctl.training import group, metrics_log
 from distillctl.training.checkpoints import Checkpoints, Progress
@@ -101,6 +102,7 @@ class Run:
         with (
             metrics_log.opened(metrics, self.name, progress.step) as log,
             console.progress(f"train {self.name}", total=len(plan)) as bar,
+            interrupts.deferred(),
         ):
             bar.advance(progress.step)
             fields: dict[str, str] = {}
@@ -123,9 +125,13 @@ class Run:
                     if progress.looks_without_better >= spec.patience:
                         stopped = "patience"
                         break
-                if progress.step % spec.checkpoint_every == 0:
+                stop = group.any_of(interrupts.pending())
+                if stop or progress.step % spec.checkpoint_every == 0:
                     metrics_log.settle(log)
                     self.checkpoints.save(self.learner, progress, best)
+                if stop:
+                    interrupts.check()
+                    raise Interrupted(signal.SIGTERM)  # that came to another rank
                 bar.advance(1, loss=f"{loss:.3f}", **fields, tokens=f"{speed:,.0f}/s")
         if best is not None:
             put(best, self.model)
