@@ -44,7 +44,7 @@ class Problem(Loss, Protocol):
         """Of each train row, the positions that the mean is over."""
 
     def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
-        """What the best weights have least of, and figures for the log; of the held-out rows, the same on every rank."""
+        """Of the held-out rows: what the best weights have least of, and figures for the log; the same on every rank."""
 
 
 @dataclass(frozen=True)
