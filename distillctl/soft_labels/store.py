@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +50,13 @@ def present(folder: Path, shard: Shard) -> bool:
 def read(workspace: Workspace, arm: str, split: str) -> SoftLabels:
     """All rows of an arm in the order of views.parquet, from the shards that collect's manifest names."""
     parts = [_read(path) for path in shards.files(workspace, arm, split)]
-    folder = workspace.folder("collect")
-    return in_order(parts, view_table.read(folder / "views.parquet", split).id)
+    path = workspace.folder("collect") / "views.parquet"
+    return in_order(parts, view_table.column(path, split, "id"))
+
+
+def read_each(workspace: Workspace, arm: str, split: str) -> Iterator[SoftLabels]:
+    """All rows of an arm, a shard at a time."""
+    return (_read(path) for path in shards.files(workspace, arm, split))
 
 
 def read_shards(folder: Path, parts: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:
