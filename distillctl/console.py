@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column
 from rich.text import Text
 
+from distillctl import interrupts
 from distillctl.errors import Told
 
 _out = Console(highlight=False)
@@ -48,6 +49,13 @@ def note(message: str) -> None:
         _err.print(f"[dim]{escape(message)}[/dim]", soft_wrap=True)
 
 
+def from_handler(message: str) -> None:
+    """A note from within a signal handler, which may have come in the middle of a write: past all buffers."""
+    if _state["verbosity"] >= 0:
+        with suppress(OSError):
+            os.write(2, f"{chr(10) * os.isatty(2)}{message}\n".encode())  # on a terminal a bar stands in this line
+
+
 def warn(message: str) -> None:
     _err.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
 
@@ -73,7 +81,10 @@ def bug(problem: BaseException) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """The one JSON object of a command; no signal can ask for a second one."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    interrupts.ignore()
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 

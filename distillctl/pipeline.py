@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import console, references
+from distillctl import console, interrupts, references
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, views
 from distillctl.errors import UpstreamError
@@ -253,9 +253,11 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
         # A hub model's commit is known only once it is here.
         read |= {key: value for key, value in _hub_models(recipe).items() if key in read}
         seconds = time.perf_counter() - start
-        manifest = workspace.commit(
-            one.name, recipe=part(recipe, one), inputs=read, outcome=outcome, seed=recipe.seed, seconds=seconds
-        )
+        with interrupts.deferred():  # what is done is done
+            manifest = workspace.commit(
+                one.name, recipe=part(recipe, one), inputs=read, outcome=outcome, seed=recipe.seed, seconds=seconds
+            )
+    interrupts.check()
     return Ran(one.name, manifest, reused=False, seconds=seconds)
 
 

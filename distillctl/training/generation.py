@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from distillctl import console
+from distillctl import console, interrupts
 from distillctl.data import batching
 from distillctl.losses import token_loss
 from distillctl.losses.chunked_head import chunked
@@ -198,6 +198,7 @@ def answers(
     try:
         with console.progress("answers", total=len(views)) as bar, console.libraries_quiet():
             for batch in batching.by_length(lengths, max_rows=len(views), max_tokens=batch_tokens):
+                interrupts.check()
                 inputs = _padded(model, [views[row] for row in batch], left=not student.is_encoder_decoder)
                 skip = 1 if student.is_encoder_decoder else inputs["input_ids"].shape[1]
                 written = model.generate(**inputs)[:, skip:].tolist()

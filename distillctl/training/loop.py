@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
-from distillctl import console
+from distillctl import console, interrupts
 from distillctl.data import batching
 from distillctl.errors import GateFailed
 from distillctl.recipe import Train
@@ -109,6 +109,7 @@ class Run:
             writable(metrics),
             metrics.open("a", encoding="utf-8") as log,
             console.progress(f"train {self.name}", total=len(plan)) as bar,
+            interrupts.deferred(),
         ):
             bar.advance(progress.step)
             fields: dict[str, str] = {}
@@ -132,9 +133,10 @@ class Run:
                     if progress.looks_without_better >= spec.patience:
                         stopped = "patience"
                         break
-                if progress.step % spec.checkpoint_every == 0:
+                if progress.step % spec.checkpoint_every == 0 or interrupts.pending():
                     log.flush()
                     self.checkpoints.save(self.accelerator, progress, best)
+                    interrupts.check()
                 bar.advance(1, loss=f"{loss:.3f}", **fields, tokens=f"{speed:,.0f}/s")
         # What is measured from here on is what will be deployed: without mixed precision.
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
