@@ -1,7 +1,7 @@
 """An OpenAI-compatible server on loopback that computes real answers, and breaks as real ones do.
 
-What it says comes from a `Speaker`: a function from token ids to the next token's log-probabilities. Which request breaks,
-and how, depends on what is asked and how often it was asked before, not on the order of arrival.
+What it says comes from a `Speaker`: a function from token ids to the next token's log-probabilities. Which request
+breaks, and how, depends on what is asked and how often it was asked before, not on the order of arrival.
 """
 
 from __future__ import annotations
@@ -23,13 +23,31 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.special import log_softmax
 
 from distillctl.teachers.served.vocabulary import Vocabulary
 
 MODEL = "stub-model"
-WORDS = "the a river king book city sea old young long far of in runs reads writes".split()
+HELLO = "1 2 3 4"
+"""What a client says first."""
+WORDS = [
+    "the",
+    "a",
+    "river",
+    "king",
+    "book",
+    "city",
+    "sea",
+    "old",
+    "young",
+    "long",
+    "far",
+    "of",
+    "in",
+    "runs",
+    "reads",
+    "writes",
+]
 FAULTS = (
     "429", "429 retry-after", "429 retry-after date", "500", "503", "502 html", "timeout", "cut", "reset", "bad json",
     "half json", "short length", "slow drip", "no choices", "no logprobs", "not ended", "other model", "cut text",
@@ -74,7 +92,8 @@ class Hashed(Speaker):
     def next(self, ids: Sequence[int]) -> np.ndarray:
         seed = hashlib.sha256(struct.pack(f"<{len(ids)}i", *ids)).digest()
         scores = np.random.default_rng(int.from_bytes(seed[:8], "little")).normal(0, self.scale, len(self.tokens))
-        scores[: 96] -= 6  # single characters are rare
+        scores[:96] -= 6  # single characters are rare, and so is the end
+        scores[-1] -= 4
         return log_softmax(scores)
 
 
@@ -89,9 +108,10 @@ class Model(Speaker):
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text).input_ids)
 
-    @torch.inference_mode()
     def next(self, ids: Sequence[int]) -> np.ndarray:
-        with self._lock:
+        import torch
+
+        with self._lock, torch.inference_mode():
             return self.model(input_ids=torch.tensor([list(ids)])).logits[0, -1].log_softmax(-1).numpy()
 
     @property
@@ -150,6 +170,8 @@ class Stub:
             if drawn.random() >= self.rules.fault_rate:
                 return None
             fault = drawn.choice(self.rules.faults)
+            if fault == "other model" and HELLO in key:
+                fault = "500"  # who answers first is whom the client takes for the model
             self.broken[fault] += 1
             return fault
 
@@ -185,7 +207,11 @@ class Stub:
         }  # fmt: skip
         if self.rules.usage:
             written = sum(len(one.ids) for one in said)
-            found["usage"] = {"prompt_tokens": len(ids), "completion_tokens": written, "total_tokens": len(ids) + written}
+            found["usage"] = {
+                "prompt_tokens": len(ids),
+                "completion_tokens": written,
+                "total_tokens": len(ids) + written,
+            }
         return found
 
     def _say(self, prompt: list[int], body: dict[str, Any], limit: int, index: int) -> _Said:
@@ -347,7 +373,9 @@ class _Handler(BaseHTTPRequestHandler):
                     place[name] = place[name][: len(place[name]) // 2]
                 self._send(json.dumps(answer).encode())
 
-    def _refuse(self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None) -> None:
+    def _refuse(
+        self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         self._send(json.dumps({"error": {"message": message, "code": code}}).encode(), status=status, headers=headers)
 
     def _send(

@@ -29,6 +29,11 @@ class HuggingFaceTeacher(Spec):
     """Run what all rows have in common once and reuse its keys and values."""
     threads: Count | None = None
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an answer depends on, besides the model's files."""
+        return self.model_dump(mode="json", exclude={"model"})
+
 
 def _teacher_kind(value: Any) -> str:
     kind = value.get("kind", "huggingface") if isinstance(value, dict) else getattr(value, "kind", "huggingface")

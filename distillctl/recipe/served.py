@@ -27,12 +27,12 @@ class Prices(Closed):
 class OpenAITeacher(Spec):
     """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, OpenAI."""
 
-    target: ClassVar[str] = "distillctl.teachers.served.worker:load"
+    target: ClassVar[str] = "distillctl.teachers.served.crew:crew"
     operational: ClassVar[frozenset[str]] = frozenset(
         {"api_key_env", "concurrency", "timeout_seconds", "max_retries", "backoff_seconds", "requests_per_minute"}
         | {"tokens_per_minute", "max_tokens_total", "prices", "max_cost"}
     )
-    """Keys that change what an answer costs and how long it takes, but not the answer: no stage goes stale with them."""
+    """Keys that change what an answer costs and how long it takes, not the answer: no stage goes stale with them."""
 
     kind: Literal["openai"]
     model: str
@@ -143,13 +143,15 @@ def misses(teacher: OpenAITeacher, task: Task, contexts: Contexts) -> str | None
     every = (contexts.full, contexts.simplified, *contexts.arms.values())
     if teacher.api == "completions" and any(context.messages is not None for context in every):
         return "contexts: completions take a template; with messages use teacher.api: chat"
-    if contexts.simplified.messages is not None and teacher.tokenizer is None:
-        return "contexts.simplified: messages need teacher.tokenizer, whose chat template the student reads; or a template"
+    if contexts.simplified.messages is not None:
+        return "contexts.simplified: the server's chat template is not known here; use a template, sent as a message"
     if isinstance(task, Classify):
         if teacher.api == "chat" and (prefix := task.answer_prefix).strip() != prefix:
             return f'task.answer_prefix: an answer in a chat does not begin with {prefix!r}; use answer_prefix: ""'
         return None
     kept = task.soft_labels
+    if isinstance(task.responses, Given) and teacher.tokenizer is None:
+        return "task.responses: given needs teacher.tokenizer, to tell the tokens of the responses"
     if isinstance(kept, Text):
         return None
     if not isinstance(kept, TopK):

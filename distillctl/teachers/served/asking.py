@@ -78,9 +78,7 @@ class Asker:
 
     # ── one question ─────────────────────────────────────────────────────────────────────────────
 
-    async def _until_answered(
-        self, key: str, request: Request, check: Callable[[Answer], Any], tries: int
-    ) -> Answer:
+    async def _until_answered(self, key: str, request: Request, check: Callable[[Answer], Any], tries: int) -> Answer:
         async with self._slots:
             for left in reversed(range(tries)):
                 try:
@@ -174,7 +172,9 @@ class Asker:
         """What a fault that concerns all requests means to the user."""
         key = self.spec.api_key_env
         mend = {
-            "HTTP 401": f"set {key} to a key of this server" if key else "name the variable of its key: teacher.api_key_env",
+            "HTTP 401": f"set {key} to a key of this server"
+            if key
+            else "name the variable of its key: teacher.api_key_env",
             "HTTP 403": f"ask for access to {self.spec.model}, or use another key",
             "HTTP 404": f"look for {self.spec.model} in what {self.spec.base_url}/models lists, and at teacher.api",
         }.get(fault.kind, "look at the account's credit")
@@ -190,6 +190,4 @@ def estimate(request: Request) -> Tokens:
 
 def _written(answer: Answer) -> int:
     """Tokens of an answer whose server does not count them."""
-    return sum(
-        len(choice.positions) or 1 + round(len(choice.text) / CHARACTERS_PER_TOKEN) for choice in answer.choices
-    )
+    return sum(len(choice.positions) or 1 + round(len(choice.text) / CHARACTERS_PER_TOKEN) for choice in answer.choices)

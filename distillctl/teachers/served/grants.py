@@ -37,7 +37,9 @@ class Grants(BaseModel):
 
     def told(self, spec: OpenAITeacher) -> str:
         """In one line."""
-        shown = f"the {self.top_logprobs} likeliest tokens of each position" if self.top_logprobs else "no probabilities"
+        shown = (
+            f"the {self.top_logprobs} likeliest tokens of each position" if self.top_logprobs else "no probabilities"
+        )
         named = "" if self.model in (None, spec.model) else f" (as {self.model})"
         return f"{spec.base_url} grants {shown} of {spec.model}{named}, by its {spec.api} API"
 

@@ -1,8 +1,8 @@
 """Every answer that was paid for, kept the moment it is there: one JSON line each, only ever appended to.
 
-What is in the file is safe from a killed process at once, and from a power cut within a second. A line that was torn off
-by either is dropped when the file is opened next. Answers are found by what was asked, so a question that changed is
-asked again, and one that did not is never paid for twice.
+What is in the file is safe from a killed process at once, and from a power cut within a second. A line that was torn
+off by either is dropped when the file is opened next. Answers are found by what was asked, so a question that changed
+is asked again, and one that did not is never paid for twice.
 """
 
 from __future__ import annotations

@@ -131,8 +131,8 @@ def bound(position: Position) -> float:
 def shared(one: Label, other: Label, token: bytes) -> RecipeError:
     """That a chat cannot tell two labels apart."""
     return RecipeError(
-        f"{one.name} and {other.name} begin with the same token, {token.decode(errors='replace')!r}, and in a chat only "
-        "the first one can be asked for",
+        f"{one.name} and {other.name} begin with the same token, {token.decode(errors='replace')!r}, and in a chat "
+        "only the first one can be asked for",
         where="task.labels",
         next="choose words that begin differently, or use teacher.api: completions",
     )

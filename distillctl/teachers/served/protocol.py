@@ -237,6 +237,6 @@ def _top(found: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, floa
     """Sorted; of tokens that read the same, the likeliest: the others count as unseen."""
     best: dict[bytes, float] = {}
     for token, log_prob in found:
-        if log_prob is not None and not math.isnan(log_prob) and NEVER < log_prob:
+        if log_prob is not None and not math.isnan(log_prob) and log_prob > NEVER:
             best[token] = max(best.get(token, -math.inf), min(log_prob, 0.0))
     return tuple(sorted(best.items(), key=lambda one: -one[1]))
