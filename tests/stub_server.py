@@ -134,8 +134,8 @@ class Rules:
     faults: tuple[str, ...] = FAULTS
     hang: float = 30.0
     """Seconds that a request which times out is held."""
-    stop_after: int | None = None
-    """Answers, after which nothing is answered any more (status 500)."""
+    echoes: bool = False
+    """Repeat the key in every answer and refusal, as no server should."""
 
 
 @dataclass
@@ -151,6 +151,8 @@ class Stub:
     """Body → how often it was answered whole."""
     broken: Counter[str] = field(default_factory=Counter)
     headers: list[dict[str, str]] = field(default_factory=list)
+    refuses: str | None = None
+    """A request with this text in it fails (status 500)."""
     closing: threading.Event = field(default_factory=threading.Event)
     _tries: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -296,12 +298,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, f"Incorrect API key provided: {self.headers.get('Authorization')}")
         elif body["model"] != MODEL:
             self._refuse(404, f"The model `{body['model']}` does not exist", code="model_not_found")
-        elif rules.stop_after is not None and sum(stub.answered.values()) >= rules.stop_after:
-            self._refuse(500, "no more")
+        elif stub.refuses is not None and stub.refuses in json.dumps(body):
+            self._refuse(500, "broken")
         elif self._wants_too_many(body, chat):
             self._refuse(400, f"Invalid value for 'top_logprobs': must be at most {rules.most_logprobs}")
         elif fault is None:
             answer = stub.answer(body, chat)
+            if rules.echoes:
+                answer["system_fingerprint"] = self.headers.get("Authorization")
             stub.note_answer(body)
             self._send(json.dumps(answer).encode())
         else:
@@ -321,7 +325,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "429", _:
                 self._refuse(429, "slow down", headers={"Retry-After": email.utils.formatdate(usegmt=True)})
             case ("500" | "503") as status, _:
-                self._refuse(int(status), "broken")
+                self._refuse(int(status), f"broken {self.headers.get('Authorization')}")
             case "502", _:
                 self._send(b"<html>bad gateway</html>", status=502, kind="text/html")
             case "timeout", _:

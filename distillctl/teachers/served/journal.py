@@ -113,8 +113,7 @@ def _plain(answer: Answer) -> dict[str, Any]:
                 "text": choice.text,
                 "cut": choice.cut,
                 "tokens": [
-                    [p.token.decode("latin-1"), [[t.decode("latin-1"), round(v, 6)] for t, v in p.top]]
-                    for p in choice.positions
+                    [p.token.decode("latin-1"), [[t.decode("latin-1"), v] for t, v in p.top]] for p in choice.positions
                 ],
             }
             for choice in answer.choices

@@ -178,10 +178,11 @@ def parse(body: bytes, request: Request) -> Answer:
 
 
 def _choice(found: _Choice, request: Request) -> Choice:
-    text = found.text if request.api == "completions" else found.message and (found.message.content or "")
+    said = found.message
+    text = found.text if request.api == "completions" else None if said is None else said.content or ""
     if text is None:
         raise Malformed("a choice without text")
-    if found.message is not None and found.message.refusal:
+    if said is not None and said.refusal:
         raise Malformed("refused")
     if found.finish_reason not in ("stop", "length", "eos"):
         raise Malformed(f"not ended (finish_reason {found.finish_reason!r})")
@@ -238,5 +239,6 @@ def _top(found: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, floa
     best: dict[bytes, float] = {}
     for token, log_prob in found:
         if log_prob is not None and not math.isnan(log_prob) and log_prob > NEVER:
-            best[token] = max(best.get(token, -math.inf), min(log_prob, 0.0))
+            # As the journal keeps them: an answer is the same before and after a restart.
+            best[token] = max(best.get(token, -math.inf), round(min(log_prob, 0.0), 6))
     return tuple(sorted(best.items(), key=lambda one: -one[1]))

@@ -172,7 +172,9 @@ class _LabelRows(Rows):
 
 def _one_token(answer: Answer) -> None:
     if not answer.choices[0].positions:
-        raise Fault("ended at once", "the model says nothing here, and the server shows no token", again=False, paid=True)
+        raise Fault(
+            "ended at once", "the model says nothing here, and the server shows no token", again=False, paid=True
+        )
 
 
 class _TextRows(Rows):
