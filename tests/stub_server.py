@@ -293,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         stub, rules = self.stub, self.stub.rules
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         chat = self.path.endswith("/chat/completions")
-        fault = stub.arrived(body, dict(self.headers.items()))
+        fault = stub.arrived(body, {name.lower(): value for name, value in self.headers.items()})
         if rules.key is not None and self.headers.get("Authorization") != f"Bearer {rules.key}":
             self._refuse(401, f"Incorrect API key provided: {self.headers.get('Authorization')}")
         elif body["model"] != MODEL:

@@ -54,17 +54,26 @@ def _local(folder, root, **sections):
     return _collect(recipes.load(recipe.path), root)[0]
 
 
+@pytest.fixture(scope="module")
+def local_labels(weights, tmp_path_factory):
+    return _local(weights[0], tmp_path_factory.mktemp("labels"))
+
+
+@pytest.fixture(scope="module")
+def local_texts(weights, tmp_path_factory):
+    return _local(weights[0], tmp_path_factory.mktemp("texts"), task=WRITES)
+
+
 # ── the same weights, the same soft labels ───────────────────────────────────────────────────────
 
 
-def test_labels_are_those_of_the_teacher_behind_the_server(weights, tmp_path):
+def test_labels_are_those_of_the_teacher_behind_the_server(weights, local_labels, tmp_path):
     folder, speaker = weights
     with stub_server.serve(speaker, most_logprobs=1000) as stub:
         teacher = {"tokenizer": "teacher", "top_logprobs": 300}
         served, facts = _collect(served_project.recipe(folder, stub.url, teacher=teacher), tmp_path / "served")
-    local = _local(folder, tmp_path / "local")
     for split in ("train", "eval"):
-        mine, theirs = store.read(served, "full", split), store.read(local, "full", split)
+        mine, theirs = store.read(served, "full", split), store.read(local_labels, "full", split)
         assert mine.ids == theirs.ids
         assert mine.seen.all()
         np.testing.assert_allclose(mine.log_probs, theirs.log_probs, atol=1e-4)
@@ -74,14 +83,14 @@ def test_labels_are_those_of_the_teacher_behind_the_server(weights, tmp_path):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_label_that_is_not_shown_is_bounded_from_above(weights, tmp_path, known):
+def test_a_label_that_is_not_shown_is_bounded_from_above(weights, local_labels, tmp_path, known):
     folder, speaker = weights
-    with stub_server.serve(speaker) as stub:
-        teacher = {"top_logprobs": 12} | ({"tokenizer": "teacher"} if known else {})
+    with stub_server.serve(speaker, most_logprobs=1000) as stub:
+        teacher = {"top_logprobs": 150} | ({"tokenizer": "teacher"} if known else {})
         served, facts = _collect(served_project.recipe(folder, stub.url, teacher=teacher), tmp_path / "served")
-    local = _local(folder, tmp_path / "local")
-    mine, theirs = store.read(served, "full", "eval"), store.read(local, "full", "eval")
-    assert 0 < mine.seen.mean() < 1 or not known
+    mine, theirs = store.read(served, "full", "eval"), store.read(local_labels, "full", "eval")
+    assert not mine.seen.all()
+    assert mine.seen.any() or not known
     assert (mine.log_probs >= theirs.log_probs - 1e-4).all()
     if known:
         np.testing.assert_allclose(mine.log_probs[mine.seen], theirs.log_probs[mine.seen], atol=1e-4)
@@ -91,17 +100,18 @@ def test_a_label_that_is_not_shown_is_bounded_from_above(weights, tmp_path, know
 
 @pytest.mark.parametrize("shows_end", [True, False])
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_texts_and_their_distributions_are_those_of_the_teacher_behind_the_server(weights, tmp_path, api, shows_end):
+def test_texts_and_their_distributions_are_those_of_the_teacher_behind_the_server(
+    weights, local_texts, tmp_path, api, shows_end
+):
     folder, speaker = weights
     with stub_server.serve(speaker, shows_end=shows_end) as stub:
         teacher = {"tokenizer": "teacher", "api": api}
         served, facts = _collect(
             served_project.recipe(folder, stub.url, teacher=teacher, task=WRITES), tmp_path / "one"
         )
-    local = _local(folder, tmp_path / "local", task=WRITES)
     profile = TopKLabels(TopK(k=5, tail_draws=0))
     for split in ("train", "eval"):
-        mine, theirs = (text_store.read(one, "full", split, profile) for one in (served, local))
+        mine, theirs = (text_store.read(one, "full", split, profile) for one in (served, local_texts))
         assert mine.id == theirs.id
         for row in range(len(mine.id)):
             ids, cut = mine.token_ids[row].tolist(), bool(mine.cut[row])

@@ -52,6 +52,9 @@ class OpenAITeacher(Spec):
     seed: int | None = None
     """Sent with every request, for servers that want one. Requests that draw send another each, worked out from the
     recipe's seed, the row and the sample."""
+    extra_body: dict[str, Any] = {}
+    """Further keys of every request, by the server's own names: what it would otherwise do to probabilities or words by
+    itself has to be switched off (llama-cpp-python: `{repeat_penalty: 1.0}`). No place for secrets."""
     concurrency: Count = 8
     """Requests under way at a time."""
     timeout_seconds: Positive = 120.0

@@ -87,10 +87,12 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
     """One table of several, its rows in the order of ``ids``."""
     place = {row: index for index, row in enumerate(row for part in parts for row in part.ids)}
     order = [place[row] for row in ids]
+    bounded = all(part.seen is not None for part in parts)
     return SoftLabels(
         list(ids),
         np.concatenate([part.log_probs for part in parts])[order],
         np.concatenate([part.mass for part in parts])[order],
+        np.concatenate([one for part in parts if (one := part.seen) is not None])[order] if bounded else None,
     )
 
 

@@ -79,7 +79,9 @@ class Client:
     async def _bytes(self, request: Request) -> bytes:
         """The answer's body, without the key should the server repeat it."""
         resource: Any = self._client.chat.completions if request.api == "chat" else self._client.completions
-        async with resource.with_streaming_response.create(**request.body) as response:
+        body = request.body
+        own = {name: body.pop(name) for name in request.extra if name in body}
+        async with resource.with_streaming_response.create(**body, extra_body=own or None) as response:
             found = bytearray()
             try:
                 async for part in response.iter_bytes():

@@ -22,8 +22,8 @@ _RETRIES = 4
 
 
 class Grants(BaseModel):
-    """top_logprobs: so many of the likeliest tokens are shown, 0: none; samples: whether one request brings several
-    answers; model, system_fingerprint: as the server names them."""
+    """top_logprobs: so many of the likeliest tokens may be asked for, 0: none; shown: so many it showed; samples:
+    whether one request brings several answers; model, system_fingerprint: as the server names them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     asked: str
@@ -31,15 +31,14 @@ class Grants(BaseModel):
     model: str | None
     system_fingerprint: str | None
     top_logprobs: int
+    shown: int
     samples: bool
     usage: bool
     limit_key: LimitKey
 
     def told(self, spec: OpenAITeacher) -> str:
         """In one line."""
-        shown = (
-            f"the {self.top_logprobs} likeliest tokens of each position" if self.top_logprobs else "no probabilities"
-        )
+        shown = f"the {self.shown} likeliest tokens of each position" if self.top_logprobs else "no probabilities"
         named = "" if self.model in (None, spec.model) else f" (as {self.model})"
         return f"{spec.base_url} grants {shown} of {spec.model}{named}, by its {spec.api} API"
 
@@ -47,13 +46,13 @@ class Grants(BaseModel):
 async def ask(asker: Asker, *, logprobs: bool, samples: bool) -> Grants:
     """Ask the server. logprobs, samples: whether they are wanted. Unavailable when it cannot be used."""
     spec = asker.spec
-    hello = Request(spec.api, spec.model, _HELLO, max_tokens=1, seed=spec.seed)
+    hello = Request(spec.api, spec.model, _HELLO, max_tokens=1, seed=spec.seed, extra=spec.extra_body)
     answer, hello = await _plain(asker, hello)
-    shown = 0
+    granted = shown = 0
     for count in _counts(spec.top_logprobs) if logprobs else ():
         found = await _tried(asker, replace(hello, top_logprobs=count))
         if found is not None:
-            answer, shown = found, min(count, len(found.choices[0].positions[0].top))
+            answer, granted, shown = found, count, min(count, len(found.choices[0].positions[0].top))
             break
         if "malformed answer" in asker.faults:  # it did not refuse, it left them out
             break
@@ -62,7 +61,8 @@ async def ask(asker: Asker, *, logprobs: bool, samples: bool) -> Grants:
         asked=wanted(spec, logprobs=logprobs, samples=samples),
         model=answer.model,
         system_fingerprint=answer.system_fingerprint,
-        top_logprobs=shown,
+        top_logprobs=granted,
+        shown=shown,
         samples=several,
         usage=answer.usage is not None,
         limit_key=hello.limit_key,

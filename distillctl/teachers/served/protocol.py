@@ -8,8 +8,8 @@ log-probabilities in the form of chats for completions, too: both forms are read
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -80,11 +80,18 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     limit_key: LimitKey = "max_tokens"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the body."""
 
     @property
     def body(self) -> dict[str, Any]:
         """As JSON; only what differs from what a server does by itself, since not all know every key."""
-        found: dict[str, Any] = {"model": self.model, self.limit_key: self.max_tokens, "temperature": self.temperature}
+        found: dict[str, Any] = {
+            **self.extra,
+            "model": self.model,
+            self.limit_key: self.max_tokens,
+            "temperature": self.temperature,
+        }
         if self.api == "chat":
             asked = [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else self.prompt
             found["messages"] = asked

@@ -105,6 +105,7 @@ class Rows:
             top_logprobs,
             seed=self.spec.seed,
             limit_key=self.granted.limit_key,
+            extra=self.spec.extra_body,
         )
 
     def facts(self) -> dict[str, Any]:
