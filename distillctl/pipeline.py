@@ -126,7 +126,10 @@ class Ran:
 
 def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """The part of the recipe a stage depends on."""
-    return recipe.model_dump(mode="json", include=set(stage.keys))
+    found = recipe.model_dump(mode="json", include=set(stage.keys))
+    if "teacher" in found:  # what an answer costs and how long it takes makes nothing stale
+        found["teacher"] = {k: v for k, v in found["teacher"].items() if k not in recipe.teacher.operational}
+    return found
 
 
 def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:
@@ -268,7 +271,6 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     one.check(recipe)
     reason = "; ".join(states[one.name].why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
-    workspace.sweep(one.name)
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))
     start = time.perf_counter()
     with workspace.anew(one.name) if force else contextlib.nullcontext():

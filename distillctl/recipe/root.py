@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -12,7 +12,8 @@ from distillctl.recipe.bundle import Bundle
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.graphs import Bench, Export, Quantize, Report
-from distillctl.recipe.models import HuggingFaceTeacher, Student
+from distillctl.recipe.models import HuggingFaceTeacher, Student, Teacher
+from distillctl.recipe.served import OpenAITeacher, misses, with_defaults
 from distillctl.recipe.task import Classify, Generate, Sampled, Task, Text, TopK
 from distillctl.recipe.training import Loss, Train
 
@@ -23,7 +24,7 @@ class Recipe(Closed):
     task: Task
     data: Data
     contexts: Contexts
-    teacher: HuggingFaceTeacher
+    teacher: Teacher
     student: Student
     shard_rows: Count = 128
     """Rows of soft labels committed at a time by collect."""
@@ -33,6 +34,18 @@ class Recipe(Closed):
     bench: Bench = Bench()
     report: Report = Report()
     bundle: Bundle = Bundle()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _soft_labels_a_server_gives(cls, sections: Any) -> Any:
+        return with_defaults(sections) if isinstance(sections, dict) else sections
+
+    @model_validator(mode="after")
+    def _a_server_gives_it(self) -> Recipe:
+        teacher = self.teacher
+        if isinstance(teacher, OpenAITeacher) and (problem := misses(teacher, self.task, self.contexts)):
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _losses_have_what_they_need(self) -> Recipe:
@@ -74,6 +87,12 @@ class Recipe(Closed):
         """The task of a recipe that is known to generate."""
         assert isinstance(self.task, Generate)
         return self.task
+
+    @property
+    def local_teacher(self) -> HuggingFaceTeacher:
+        """The teacher of a recipe that is known to run it here."""
+        assert isinstance(self.teacher, HuggingFaceTeacher)
+        return self.teacher
 
     @property
     def overrides(self) -> tuple[str, ...]:

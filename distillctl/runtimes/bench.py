@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from distillctl import console, references
 from distillctl.data import view_table
-from distillctl.recipe import Recipe
+from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.runtimes import lengths, loadgen, machine, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.runtimes.process import WorkerProcess
-from distillctl.workspace import Outcome, Workspace, replacing_folder, versions, write_text
+from distillctl.workspace import Outcome, Workspace, replacing_folder, versions
 
 FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
 """The student's graphs → the stage that wrote them."""
@@ -71,7 +71,10 @@ class Bench:
         return manifest.facts
 
     def teachers(self, **task: Any) -> dict[str, Job]:
-        """task: what the worker wants to know of the task."""
+        """task: what the worker wants to know of the task. None for a served teacher: what its requests took while
+        it was collected from depends on network and load, and is told apart (`teacher.served` in collect's facts)."""
+        if not isinstance(self.recipe.teacher, HuggingFaceTeacher):
+            return {}
         source, threads = references.teacher(self.recipe), self.recipe.bench.used_threads
         job = {
             "runtime": "torch",
@@ -112,7 +115,7 @@ class Bench:
         """
         before, settings = machine.facts(), self.recipe.bench
         console.note(
-            f"timing {len(jobs)} models in {self.plan.processes} fresh processes each (the teacher in fewer), "
+            f"timing {len(jobs)} models in {self.plan.processes} fresh processes each (a local teacher in fewer), "
             f"{settings.used_threads} thread(s)"
         )
         passes = self._memory() if reads else []
@@ -139,7 +142,6 @@ class Bench:
                 console.warn(f"{name} gave the expected answer in {share:.1%} of its timed queries only: look into it")
         with tempfile.TemporaryDirectory() as scratch:
             logs = self._loadgen(jobs["deployed"], facts, Path(scratch))
-            self.workspace.retract("bench")  # only now: what cannot be measured loses nothing that was
             return Outcome(self._write(facts, runs, columns, logs), facts)
 
     def _memory(self) -> list[float]:
@@ -184,9 +186,12 @@ class Bench:
 
     def _agreement(self, runs: dict[str, list[Run]], expected: Mapping[str, Answers]) -> dict[str, float | None]:
         """The share of each model's timed queries with the answer that is expected."""
-        uncached = {q: answer for run in runs["teacher"] for q, answer in zip(run.queries, run.answers, strict=True)}
-        shares = {"teacher_cached": agreement(runs["teacher_cached"], uncached)}
+        shares: dict[str, float | None] = {}
+        if "teacher" in runs:
+            shares["teacher_cached"] = agreement(runs["teacher_cached"], _by_query(runs["teacher"]))
         for name, answers in expected.items():
+            if name not in runs:
+                continue
             by_query = {query: answers[row] for query, row in enumerate(self.rows)}
             shares[name] = agreement(runs[name], by_query)
         return shares
@@ -198,20 +203,15 @@ class Bench:
         columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]],
         logs: Path | None,
     ) -> list[str]:
-        folder = self.workspace.folder("bench")
-        shutil.rmtree(folder / LOGS, ignore_errors=True)
-        if logs is not None:
-            with replacing_folder(folder / LOGS) as kept:
-                shutil.copytree(logs, kept, dirs_exist_ok=True)
-        with replacing_folder(folder / "samples") as samples:
-            for name, found in runs.items():
-                table = {
-                    "process": [run.process for run in found for _ in run.queries],
-                    "query": [query for run in found for query in run.queries],
-                    "milliseconds": [ms for run in found for ms in run.milliseconds],
-                    **columns(found),
-                }
-                pq.write_table(pa.table(table), samples / f"{name}.parquet")
+        tables = {
+            name: {
+                "process": [run.process for run in found for _ in run.queries],
+                "query": [query for run in found for query in run.queries],
+                "milliseconds": [ms for run in found for ms in run.milliseconds],
+                **columns(found),
+            }
+            for name, found in runs.items()
+        }
         models = {
             name: {
                 **facts["models"][name],
@@ -226,5 +226,17 @@ class Bench:
         }
         # rows: the query of a sample → the id of its example
         results = {**facts, "models": models, "versions": versions(), "rows": self.rows}
-        write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        with replacing_folder(self.workspace.folder("bench")) as staged:
+            if logs is not None:
+                shutil.copytree(logs, staged / LOGS)
+            (staged / "samples").mkdir()
+            for name, table in tables.items():
+                pq.write_table(pa.table(table), staged / "samples" / f"{name}.parquet")
+            (staged / "results.json").write_text(text, encoding="utf-8")
         return ["results.json", "samples", *([LOGS] if logs else [])]
+
+
+def _by_query(runs: Sequence[Run]) -> dict[int, Any]:
+    """What was answered to each query."""
+    return {query: answer for run in runs for query, answer in zip(run.queries, run.answers, strict=True)}

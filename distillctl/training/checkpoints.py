@@ -19,6 +19,8 @@ from distillctl.training import group
 from distillctl.training.learner import Learner
 from distillctl.workspace import file_digest, replacing_folder
 
+_DAMAGED = "-damaged"
+
 
 @dataclass
 class Progress:
@@ -55,11 +57,10 @@ class Checkpoints:
         return max(found, default=None, key=lambda path: int(path.name.rpartition("-")[2]))
 
     def save(self, learner: Learner, progress: Progress, best: dict[str, Tensor] | None) -> None:
-        """Commit a checkpoint, then drop the one before."""
+        """Commit a checkpoint, then drop those before."""
         weights, optimizer, schedule = learner.state()
         if not ranks.is_first():
             return
-        before = self.latest()
         target = self.folder / f"{self.prefix}-step-{progress.step:06d}"
         with replacing_folder(target) as folder:
             for name, tensors in (("model", weights), ("optimizer", optimizer), ("best", best)):
@@ -68,8 +69,9 @@ class Checkpoints:
             files = {path.name: file_digest(path) for path in folder.iterdir()}
             state = {"progress": asdict(progress), "schedule": schedule, "files": files}
             (folder / "progress.json").write_text(json.dumps(state), encoding="utf-8")
-        if before is not None and before != target:
-            shutil.rmtree(before, ignore_errors=True)
+        for before in self.folder.glob(f"{self.prefix}-step-*"):
+            if before != target and not before.name.endswith(_DAMAGED):
+                shutil.rmtree(before, ignore_errors=True)
 
     def restore(self, learner: Learner) -> tuple[Progress, dict[str, Tensor] | None] | None:
         """Load the latest checkpoint into the learner, on every rank.
@@ -98,7 +100,7 @@ class Checkpoints:
             damaged = ["progress.json"]
         if not damaged:
             return folder
-        aside = folder.with_name(f"{folder.name}-damaged")
+        aside = folder.with_name(f"{folder.name}{_DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         console.warn(f"{damaged[0]} of a checkpoint is damaged ({aside}); training starts anew")
