@@ -373,11 +373,22 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
             f"{served['tokens_written']:,} written{cost}; {kept}"
         )
     else:
-        yield f"collect: {collect['forward_tokens']:,} tokens through the teacher ({_flop(collect['flop'])}), {kept}"
+        yield (
+            f"collect: {collect['forward_tokens']:,} tokens through the teacher ({_flop(collect['flop'])}), {kept}, "
+            f"by {_engine(collect['engine'])}"
+        )
     yield (
         f"train: about {train['steps']:,} steps, {train['tokens']:,} tokens ({_flop(train['flop'])}), "
         f"checkpoints of {size(train['checkpoint_bytes'])}"
     )
+
+
+def _engine(asked: Mapping[str, Any]) -> str:
+    if asked["engine"] == "local":
+        return "one teacher in this process"
+    where = f"the Ray cluster at {asked['address']}" if asked["address"] else "Ray on this machine"
+    each = " and ".join(f"{asked[kind]:g} {kind.upper()[:-1]}s" for kind in ("cpus", "gpus") if asked[kind])
+    return f"{asked['workers']} workers with {each} each, {where}"
 
 
 def _flop(count: float | None) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from distillctl.recipe.base import Closed, Count
 from distillctl.recipe.bundle import Bundle
+from distillctl.recipe.collecting import Collect
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.graphs import Bench, Export, Quantize, Report
@@ -26,6 +27,7 @@ class Recipe(Closed):
     contexts: Contexts
     teacher: Teacher
     student: Student
+    collect: Collect = Collect()
     shard_rows: Count = 128
     """Rows of soft labels committed at a time by collect."""
     train: Train = Train()
@@ -52,6 +54,14 @@ class Recipe(Closed):
         for index, term in enumerate(self.train.loss):
             if problem := _misses(self.task, term):
                 raise ValueError(f"train.loss[{index}]: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_hold_the_teacher(self) -> Recipe:
+        if self.collect.engine == "ray" and isinstance(self.teacher, OpenAITeacher):
+            raise ValueError(
+                "collect.engine: ray starts teachers that run here; a served one is asked from one process"
+            )
         return self
 
     @model_validator(mode="after")
