@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distillctl.data import parquet
+from distillctl.errors import UpstreamError, first_line
 from distillctl.workspace import replacing
 
 COLUMNS = ("id", "split", "input", "reference", "full", "simplified")
@@ -38,6 +41,10 @@ def write(path: Path, splits: dict[str, ViewTable]) -> None:
 
 
 def read(path: Path, split: str) -> ViewTable:
-    """One split of views.parquet."""
-    table = pq.read_table(path, filters=[("split", "=", split)])
-    return ViewTable(*(table[column].to_pylist() for column in COLUMNS if column != "split"))
+    """One split of views.parquet; UpstreamError when it is damaged."""
+    try:
+        table = parquet.read(path, COLUMNS)
+        table = table.filter(pc.equal(table["split"], split))
+        return ViewTable(*(table[column].to_pylist() for column in COLUMNS if column != "split"))
+    except (*parquet.ERRORS, TypeError) as error:
+        raise UpstreamError(f"damaged: {first_line(error)}", where=str(path), next="distillctl collect RECIPE") from None
