@@ -78,10 +78,11 @@ def _data_bytes() -> int:
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
-    "os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.truncate": 1,
-    "os.chmod": 1, "os.chown": 1, "os.utime": 1, "os.setxattr": 1, "shutil.rmtree": 1,
+    "os.rename": ((0, 2), (1, 3)), "os.remove": ((0, 1),), "os.mkdir": ((0, 2),), "os.rmdir": ((0, 1),),
+    "os.link": ((0, 2), (1, 3)), "os.symlink": ((1, 2),), "os.truncate": ((0, None),), "os.chmod": ((0, 2),),
+    "os.chown": ((0, 3),), "os.utime": ((0, 3),), "os.setxattr": ((0, None),),
 }  # fmt: skip
-"""Event → how many of its first arguments are paths that it changes."""
+"""Event → which of its arguments are paths that it changes, and the folder's descriptor that each starts from."""
 _STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "os.fork", "os.forkpty")
 _TALKS = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
 _FOREIGN = ("os", "posix", "nt", "subprocess", "sys", "builtins", "runpy", "pty", "socket", "shutil", "importlib")
@@ -91,10 +92,12 @@ def _watch(case: Path, writable: list[Path], seen: int) -> Callable[[str, tuple[
     code_may_not_come_from = str(case) + os.sep
     allowed = tuple(f"{path}{os.sep}" for path in writable)
 
-    def outside(path: Any) -> bool:
+    def outside(path: Any, folder: int | None = None) -> bool:
         if isinstance(path, int) or path is None:
             return False
-        whole = os.path.join(os.path.realpath(os.path.dirname(os.fsdecode(path)) or "."), os.path.basename(path))
+        start = "." if folder is None or folder < 0 else f"/proc/self/fd/{folder}"
+        named = os.path.join(start, os.fsdecode(path))
+        whole = os.path.join(os.path.realpath(os.path.dirname(named)), os.path.basename(named))
         return whole != os.devnull and not f"{whole}{os.sep}".startswith(allowed)
 
     def note(event: str, what: Any) -> None:
@@ -106,9 +109,9 @@ def _watch(case: Path, writable: list[Path], seen: int) -> Callable[[str, tuple[
             if ((mode and set(mode) & set("wax+")) or (isinstance(flags, int) and flags & _WRITES)) and outside(path):
                 note(event, path)
         elif event in _CHANGES:
-            for path in args[: _CHANGES[event]]:
-                if outside(path):
-                    note(event, path)
+            for path, folder in _CHANGES[event]:
+                if outside(args[path], None if folder is None else args[folder]):
+                    note(event, args[path])
         elif event in _STARTS or event in _TALKS:
             note(event, args[:2])
         elif event == "exec":
