@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column
 from rich.text import Text
 
+from distillctl import interrupts, ranks
 from distillctl.errors import Told
 
 _out = Console(highlight=False)
@@ -26,14 +27,17 @@ _state: dict[str, Any] = {"json": False, "verbosity": 0}
 
 
 def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
-    """as_json: stdout carries one JSON object; verbosity: -1 quiet, 0, 1 verbose."""
+    """as_json: stdout carries one JSON object; verbosity: -1 quiet, 0, 1 verbose. Of several ranks the first speaks."""
     global _out, _err
+    if not ranks.is_first():
+        verbosity = -1
     _out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
     _state.update(json=as_json, verbosity=verbosity)
     if verbosity <= 0:  # read by the libraries when they are imported, which is later
         for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(name, "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # transformers would ask a service to convert pickles
 
@@ -48,8 +52,16 @@ def note(message: str) -> None:
         _err.print(f"[dim]{_quoted(message)}[/dim]", soft_wrap=True)
 
 
+def from_handler(message: str) -> None:
+    """A note from within a signal handler, which may have come in the middle of a write: past all buffers."""
+    if _state["verbosity"] >= 0:
+        with suppress(OSError):
+            os.write(2, f"{chr(10) * os.isatty(2)}{message}\n".encode())  # on a terminal a bar stands in this line
+
+
 def warn(message: str) -> None:
-    _err.print(f"[yellow]warning:[/yellow] {_quoted(message)}", soft_wrap=True)
+    if ranks.is_first():
+        _err.print(f"[yellow]warning:[/yellow] {_quoted(message)}", soft_wrap=True)
 
 
 def error(problem: Told) -> None:
@@ -84,12 +96,17 @@ def bug(problem: BaseException) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """The one JSON object of a command; no signal can ask for a second one."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    interrupts.ignore()
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def result(value: Mapping[str, Any], *renderables: Any) -> None:
     """The command's result on stdout: the JSON object, or the readable form."""
+    if not ranks.is_first():
+        return
     if is_json():
         print_json(value)
     else:

@@ -153,16 +153,26 @@ def _export(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
-    table = _table("candidate", "size", "KL to fp32", "same top", "score", "p50 ms", "")
+    """The candidates (KL from the fp32 student, share with its top label or token), no name broken at 80 columns."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for column in ("size", "KL", "top", "score", "p50 ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("candidate", no_wrap=True)
     for found in facts["candidates"]:
         score = "-" if found["score"] is None else f"{found['score']:.3f}"
         kl = "-" if found["kl"] is None else f"{found['kl']:.5f}"
-        verdict = "chosen" if found["chosen"] else "inside" if found["inside"] else found["why"]
+        colour = "bold green" if found["chosen"] else None if found["inside"] else "dim"
         table.add_row(
-            found["name"], size(found["bytes"]), kl, f"{found['same_top']:.3f}", score,
-            f"{found['p50_ms']:.2f}", verdict,
+            size(found["bytes"]), kl, f"{found['same_top']:.3f}", score, f"{found['p50_ms']:.2f}", found["name"],
+            style=colour,
         )  # fmt: skip
     yield table
+    for found in facts["candidates"]:
+        if not found["inside"]:
+            yield f"outside the gate: {found['name']}: {found['why']}"
+    for found in facts["candidates"]:
+        if found["chosen"]:
+            yield f"chosen: {found['name']}"
 
 
 def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:

@@ -20,11 +20,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import from_json
 
-from distillctl.errors import Unavailable, UpstreamError
+from distillctl import limits
+from distillctl.errors import Unavailable, UpstreamError, first_line
 
 MANIFEST = "manifest.json"
 LIBRARIES = (
@@ -65,12 +67,22 @@ def tree_digest(path: Path) -> str:
 # ── manifests ────────────────────────────────────────────────────────────────────────────────────
 
 
+_MANIFEST_BYTES = 64 << 20
+
+
+def _inside(name: str) -> str:
+    """A path below a stage's folder, whatever the system makes of it."""
+    if not name.isprintable() or len(name) > 1000 or not all(part.strip(".") for part in name.split("/")):
+        raise ValueError("no path below the stage's folder")
+    return name
+
+
 class Output(BaseModel):
     """One file a stage committed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    sha256: str
-    bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
 
 
 class Manifest(BaseModel):
@@ -82,7 +94,7 @@ class Manifest(BaseModel):
     """The part of the recipe the stage depends on."""
     inputs: dict[str, str]
     """Name → fingerprint: upstream manifests, data files, model files."""
-    outputs: dict[str, Output]
+    outputs: dict[Annotated[str, AfterValidator(_inside)], Output]
     """Path from the stage's folder → hash and size."""
     facts: dict[str, Any]
     """The stage's findings; every number in the report is one of them."""
@@ -128,6 +140,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, durably: the name of a new one is an entry of the one above."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename durably, within one folder."""
+    os.replace(path, target)
+    sync(target.parent)
+
+
 @contextlib.contextmanager
 def writable(path: Path) -> Iterator[None]:
     """Turn a full disk, a file-size limit, or a read-only folder into Unavailable that names ``path``.
@@ -143,37 +169,47 @@ def writable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error)
-        marks = [*_TORCH_WRITER, *(mark for code in _FULL for mark in (f"os error {code}", os.strerror(code)))]
+        marks = [*_TORCH_WRITER, *(mark for code in _TOLD for mark in (f"os error {code})", os.strerror(code)))]
         if any(mark in text for mark in marks):
             raise _unwritable(path, error) from error
         raise
 
 
 _TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc")
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_WRITE_ERRORS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO)
+_TOLD = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+"""Looked for in the text of libraries' errors."""
+_WRITE_ERRORS = (
+    *_TOLD,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ESTALE,
+)
 
 
 def _unwritable(path: Path, error: Exception) -> Unavailable:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return Unavailable(
-        f"cannot be written: {reason}",
-        where=str(path),
-        next="free some space or choose another place with --run-dir; what was committed is kept",
-    )
+    reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
+    if isinstance(error, OSError):
+        reason = error.strerror or reason
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        if not named.is_relative_to(path.parent):  # a scratch file of this stage's
+            where, next = named, "free some space there, or set TMPDIR"
+    return Unavailable(f"cannot be written: {reason}", where=str(where), next=f"{next}; what was committed is kept")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``; when the block ends well, it is fsynced and takes its place."""
     with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             yield temporary
             sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
+            move(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -186,21 +222,31 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``; when the block ends well, all in it is fsynced and it takes its place."""
+    """A temporary folder beside ``path``; when the block ends well, all in it is fsynced and it takes its place.
+
+    A stage's committed folder is set aside, until the new one is committed.
+    """
     with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         temporary.chmod(0o777 & ~_umask())
         try:
             yield temporary
             for item in [*temporary.rglob("*"), temporary]:
                 sync(item)
+            aside = _aside(path)
             if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
-            sync(path.parent)
+                move(path, aside)
+            move(temporary, path)
+            if not (aside / MANIFEST).exists():
+                shutil.rmtree(aside, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Where a folder is kept while another one takes its place."""
+    return folder.with_name(f".{folder.name}.aside")
 
 
 def _umask() -> int:
@@ -225,12 +271,16 @@ class Workspace:
         """The stage's manifest, or None when it has not committed; UpstreamError when it cannot be read."""
         path = self.folder(stage) / MANIFEST
         try:
-            return Manifest.model_validate_json(path.read_bytes())
+            document = from_json(limits.read_bytes(path, _MANIFEST_BYTES), allow_inf_nan=False)
+            manifest = Manifest.model_validate(document)
+            if manifest.stage != stage:
+                raise ValueError(f"it is one of {manifest.stage}")
+            return manifest
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValidationError, UnicodeDecodeError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UpstreamError(
-                f"the manifest is damaged ({str(error).splitlines()[0]})",
+                f"the manifest is damaged ({first_line(error)})",
                 where=str(path),
                 next=f"distillctl {stage} RECIPE",
             ) from None
@@ -241,44 +291,51 @@ class Workspace:
             path = self.folder(stage) / name
             if not path.is_file():
                 return f"{stage}/{name} is gone"
+            if not path.resolve().is_relative_to(self.folder(stage).resolve()):
+                return f"{stage}/{name} is a link that leads out of the stage's folder"
             if path.stat().st_size != output.bytes or file_digest(path) != output.sha256:
                 return f"{stage}/{name} is damaged (its bytes are not what the manifest says)"
         return None
 
     def retract(self, stage: str) -> None:
         """Before a committed output is touched: the stage no longer counts as done."""
-        with writable(self.folder(stage)):
-            (self.folder(stage) / MANIFEST).unlink(missing_ok=True)
+        folder = self.folder(stage)
+        with writable(folder):
+            if (folder / MANIFEST).exists():
+                (folder / MANIFEST).unlink()
+                sync(folder)
 
-    def sweep(self, stage: str) -> None:
+    def sweep(self) -> None:
         """Remove what a killed process left half-written; put back what it had set aside."""
-        aside = self.root / f".{stage}.aside"
         with writable(self.root):
-            if aside.exists():
-                if (self.folder(stage) / MANIFEST).exists():
-                    shutil.rmtree(aside)
-                else:
-                    shutil.rmtree(self.folder(stage), ignore_errors=True)
-                    aside.rename(self.folder(stage))
-            for torn in [*self.folder(stage).rglob(".*.tmp"), *self.root.glob(f".{stage}.*.tmp")]:
+            for torn in [*self.root.glob(".*.tmp"), *self.root.glob("*/**/.*.tmp")]:
                 shutil.rmtree(torn) if torn.is_dir() else torn.unlink(missing_ok=True)
+            for aside in [*self.root.glob("*/**/.*.aside"), *self.root.glob(".*.aside")]:
+                self._settle(aside.with_name(aside.name.removeprefix(".").removesuffix(".aside")))
+
+    def _settle(self, folder: Path) -> None:
+        """Drop what was set aside where something whole is in its place; put it back otherwise."""
+        aside = _aside(folder)
+        is_stage = folder.parent == self.root
+        if (folder / MANIFEST).exists() if is_stage else folder.exists():
+            shutil.rmtree(aside)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            move(aside, folder)
 
     @contextlib.contextmanager
     def anew(self, stage: str) -> Iterator[None]:
         """Within the block the stage has done nothing yet; when the block fails, all is as it was before."""
-        aside = self.root / f".{stage}.aside"
         folder = self.folder(stage)
         with writable(folder):
             if folder.exists():
-                folder.rename(aside)
+                move(folder, _aside(folder))
         try:
             yield
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            if aside.exists():
-                aside.rename(folder)
+            if _aside(folder).exists():  # not committed
+                self._settle(folder)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
 
     def commit(
         self,
@@ -293,11 +350,11 @@ class Workspace:
         """Hash the outcome's files and write the manifest, last."""
         folder = self.folder(stage)
         with writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             named = [folder / name for name in outcome.outputs]
             files = sorted(f for p in named for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file())
-            for file in files:
-                sync(file)
+            for path in [*files, *sorted({file.parent for file in files})]:
+                sync(path)
             manifest = Manifest(
                 stage=stage,
                 recipe=dict(recipe),
@@ -312,27 +369,35 @@ class Workspace:
                 created=round(time.time(), 3),
             )
             write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        shutil.rmtree(_aside(folder), ignore_errors=True)
         return manifest
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run directory; a second process is refused with the holder's process id.
+        """Hold the run directory, as it was last committed; a second process is refused with the holder's process id.
 
         The lock is the operating system's and goes with its holder, however that ends.
         """
         path = self.root / ".lock"
         with writable(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             file = path.open("a+")
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise Unavailable(
                     f"in use by {holder}", where=str(self.root), next="wait for it, or use another --run-dir"
                 ) from None
+            except OSError as error:
+                raise Unavailable(
+                    f"its file system cannot lock files ({error.strerror})",
+                    where=str(self.root),
+                    next="use a --run-dir on a local disk",
+                ) from None
+            self.sweep()
             with writable(path):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {platform.node()}")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from distillctl import gguf
 from distillctl.data import batching
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.recipe import HuggingFaceTeacher
@@ -210,7 +211,7 @@ def test_pickled_weights_are_not_loaded(tmp_path):
 def test_what_is_called_gguf_must_be_gguf(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"oops")
     with pytest.raises(Unavailable, match="not a GGUF file"):
-        huggingface.dequantized(tmp_path / "x.gguf")
+        gguf.dequantized(tmp_path / "x.gguf")
 
 
 def test_lengths_in_one_batch_are_alike():

@@ -38,7 +38,7 @@ def main(path: str, run_dir: str) -> None:
     chat = recipe.contexts.full.messages is not None
     encoded = [teacher.encode(view, chat=chat) for view in views]
     stop = teacher.stop_ids(recipe.generate.stop)
-    before = 4 * teacher.parameters
+    before = 4 * teacher.facts()["parameters"]
     _, kept, facts = vocabulary.trim(teacher.model, teacher.tokenizer, spec, corpora)
 
     new = np.full(facts["tokens_before"], -1)

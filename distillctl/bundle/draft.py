@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillctl import console
+from distillctl import console, interrupts
 from distillctl.bundle import archive, contents, figures, mobile, text_in
 from distillctl.bundle.listing import NAME, Example, File, Graph, Listing
 from distillctl.recipe import Recipe
@@ -50,6 +50,7 @@ class Draft:
         """onnxruntime's check for phones, of every graph that takes ids, told as it comes."""
         found = {}
         for path in sorted(self.folder.glob("*.onnx")):
+            interrupts.check()
             if path.name != text_in.FILE:
                 found[path.name] = mobile.check(path)
                 console.note(f"bundle: {path.name}: {mobile.advice(found[path.name])}")

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from distillctl.data.examples import Dataset
 from distillctl.errors import DataError, RecipeError
 from distillctl.recipe import Generate, Given, Recipe
+
+
+@dataclass(frozen=True)
+class Response:
+    """labels: the profile's columns, one entry per response token; context_kl: float32, one entry per
+    token of the ceiling's response, or not worked out."""
+
+    token_ids: list[int]
+    text: str
+    cut: bool
+    labels: dict[str, Any]
+    context_kl: np.ndarray | None = None
 
 
 def clean(text: str, stop: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +33,11 @@ class ViewTable:
         return all(reference is not None for reference in self.reference)
 
 
-def write(path: Path, splits: dict[str, ViewTable]) -> None:
-    """Write all splits durably; what the full views have in common costs next to nothing once compressed."""
+def write(path: Path, splits: Mapping[str, ViewTable] | Iterable[tuple[str, ViewTable]]) -> None:
+    """Write all splits durably, a part of a split after the other; what the full views have in common costs next to
+    nothing once compressed."""
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        for split, views in splits.items():
+        for split, views in splits.items() if isinstance(splits, Mapping) else splits:
             columns = {"split": [split] * len(views.id)} | {c: getattr(views, c) for c in COLUMNS if c != "split"}
             writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=1024)
 

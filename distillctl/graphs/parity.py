@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from distillctl import console
+from distillctl import console, interrupts
 from distillctl.errors import GateFailed
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 
@@ -68,6 +68,7 @@ def _logits(model: PreTrainedModel, graph: OnnxClassifier, texts: Sequence[str])
     expected, found = [], []
     with console.progress("parity", len(texts)) as bar:
         for batch in _batches(texts):
+            interrupts.check()
             feed = {name: torch.from_numpy(values) for name, values in graph.feed(batch).items()}
             expected.append(model(**feed).logits.float().numpy())
             found.append(graph.logits(batch, batch_size=len(batch)))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from distillctl import console
+from distillctl import console, interrupts
 from distillctl.errors import GateFailed
 from distillctl.runtimes.onnx_generator import OnnxGenerator
 from distillctl.training.generation import start_token
@@ -67,6 +67,7 @@ def check(
     ties = 0
     with console.progress("parity: answers", len(some)) as bar:
         for row, view in some:
+            interrupts.check()
             ties += not _same_answer(model, graph, row, view, allowed, max_new_tokens)
             bar.advance()
     return TextParity(worst, len(rows.ids), len(some), len(some) - ties, ties)
@@ -79,6 +80,7 @@ def _logits(model: PreTrainedModel, graph: OnnxGenerator, rows: Rows, allowed: f
     differences = []
     with console.progress("parity: logits", len(rows.ids)) as bar:
         for view, response in zip(rows.views, rows.responses, strict=True):
+            interrupts.check()
             expected, found = forced(model, view, response), graph.score(view, response)
             differences.append(_difference(expected, found))
             bar.advance()

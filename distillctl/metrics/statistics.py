@@ -63,3 +63,27 @@ def _means(columns: list[np.ndarray], seed: int, resamples: int) -> tuple[np.nda
 def _interval(value: float, draws: np.ndarray) -> Interval:
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(float(value), float(low), float(high))
+
+
+class Tally:
+    """Values that come in parts, of which only the distinct ones are kept, with their counts: rounded, they are few."""
+
+    def __init__(self) -> None:
+        self._values = np.empty(0, np.float32)
+        self._counts = np.empty(0, np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        """values: float32 [N]."""
+        self._values, places = np.unique(np.concatenate([self._values, values]), return_inverse=True)
+        counts = np.concatenate([self._counts, np.ones(len(values), np.int64)])
+        self._counts = np.bincount(places, counts).astype(np.int64)
+
+    @property
+    def count(self) -> int:
+        return int(self._counts.sum())
+
+    def percentile(self, q: float) -> float:
+        """As np.percentile of all values: linear between the two that are nearest in rank."""
+        rank = (self.count - 1) * q / 100
+        low, high = self._values[np.searchsorted(self._counts.cumsum(), [int(rank), int(np.ceil(rank))], side="right")]
+        return float(low + (high - low) * (rank - int(rank)))

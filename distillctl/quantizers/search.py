@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console
+from distillctl import console, interrupts
 from distillctl.quantizers.candidates import Candidate, Unit, measured, none_inside
 from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import Gate, implementation
@@ -79,6 +79,7 @@ def build(
     end = time.monotonic() + (math.inf if budget_seconds is None else budget_seconds)
     with console.progress("quantize", len(candidates)) as bar:
         for spec in candidates:
+            interrupts.check()
             if folders and time.monotonic() >= end:
                 break
             folders[spec.name] = folder / spec.name
@@ -105,6 +106,7 @@ def _beside(source: Path) -> list[Path]:
 def turns(names: Sequence[str], rows: int) -> Iterator[tuple[list[str], range]]:
     """Blocks of rows, each with the order in which the graphs answer it: another one is first each time."""
     for turn, start in enumerate(range(0, rows, BLOCK)):
+        interrupts.check()
         first = turn % len(names)
         yield [*names[first:], *names[:first]], range(start, min(start + BLOCK, rows))
 

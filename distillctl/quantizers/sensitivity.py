@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from distillctl import console
+from distillctl import console, interrupts
 from distillctl.metrics import scores
 
 
@@ -63,6 +63,7 @@ class Calibration(ABC):
         with tempfile.TemporaryDirectory() as scratch, console.progress("sensitivity", len(trials)) as bar:
             weights = _Weights(self.source, path, Path(scratch))
             for name in sorted(trials):
+                interrupts.check()
                 array = trials[name]()
                 with weights.replaced(name, array):
                     own = self.log_probs(Path(scratch))

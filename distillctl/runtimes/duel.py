@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from distillctl import interrupts
 from distillctl.metrics import sequential
 from distillctl.metrics.sequential import LOOKS, Centre
 from distillctl.runtimes import machine
@@ -109,6 +110,7 @@ def fight(
     """
     duel, began, longest = Duel(math.log(max_ratio)), time.perf_counter(), 0.0
     for pair in range(max(LOOKS)):
+        interrupts.check()
         started = time.perf_counter()
         if duel.differences and started - began + longest > max_seconds:
             break

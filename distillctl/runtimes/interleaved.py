@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from distillctl import interrupts
 from distillctl.runtimes.process import WorkerProcess
 
 Job = dict[str, Any]
@@ -95,6 +96,7 @@ def measure(
                 runs[name].append(_warm(worker, process, plan))
             for turn in range(plan.turns):
                 for name in rotated(list(workers), process + turn):
+                    interrupts.check()
                     _take_turn(workers[name], runs[name][-1], turn, plan)
                     advance(name)
     return runs

@@ -52,6 +52,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", **env},
+            process_group=0,  # Ctrl-C is for this process, which ends its workers
             encoding="utf-8",
         )
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from distillctl import console
+from distillctl import console, interrupts
 from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import WorkerProcess
 
@@ -24,6 +24,7 @@ def measure(job: Job, seconds: float) -> dict[str, Any]:
     with WorkerProcess("deployed", job) as worker, console.progress("sustained", seconds) as bar:
         worker.run(0, len(job["texts"]), 1.0)
         while spent < seconds:
+            interrupts.check()
             part = [sum(ms) for ms in worker.run(at, len(job["texts"]) - at, _ASK_SECONDS)["token_ms"]]
             at = (at + len(part)) % len(job["texts"])
             times += part

@@ -7,7 +7,7 @@ KL(P_full ‖ P_simplified) in nats at each token of the ceiling's response to t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from distillctl.data import parquet, view_table
+from distillctl.data.responses import Response
 from distillctl.errors import UpstreamError, first_line
 from distillctl.losses.targets import Targets
 from distillctl.soft_labels import columns, seal, shards
@@ -49,18 +50,6 @@ class Profile(Protocol):
 
     def entropy(self, labels: dict[str, list[Any]]) -> np.ndarray | None:
         """H(P) in nats at each response token, float32 [N], where that is known."""
-
-
-@dataclass(frozen=True)
-class Response:
-    """labels: the profile's columns, one entry per response token; context_kl: float32, one entry per
-    token of the ceiling's response, or not worked out."""
-
-    token_ids: list[int]
-    text: str
-    cut: bool
-    labels: dict[str, Any]
-    context_kl: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +106,12 @@ def read(workspace: Workspace, arm: str, split: str, profile: Profile) -> Respon
     names; of ``profile``'s columns alone."""
     ids = view_table.read(workspace.folder("collect") / "views.parquet", split).id
     return _in_order(shards.files(workspace, arm, split), ids, profile)
+
+
+def read_each(folder: Path, parts: Sequence[Shard], profile: Profile) -> Iterator[tuple[Shard, Responses]]:
+    """The responses of a finished plan, a shard at a time."""
+    for shard in parts:
+        yield shard, _read(folder / shard.file, profile)
 
 
 def read_shards(folder: Path, parts: Sequence[Shard], ids: Sequence[str], profile: Profile) -> Responses:

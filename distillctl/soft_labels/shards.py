@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from distillctl.errors import UpstreamError
 from distillctl.workspace import Workspace, digest
@@ -20,6 +22,8 @@ class Shard:
     index: int
     key: str
     ids: list[str]
+    places: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32), compare=False)
+    """Of a planned one: where its rows stand in the split, int32."""
 
     @property
     def file(self) -> str:
@@ -27,17 +31,24 @@ class Shard:
 
 
 def plan(
-    arm: str, split: str, rows: Sequence[str], views: Sequence[Sequence[int]], how: Any, shard_rows: int
+    arm: str,
+    split: str,
+    rows: Sequence[str],
+    lengths: np.ndarray,
+    seen: Callable[[int], Any],
+    how: Any,
+    shard_rows: int,
 ) -> list[Shard]:
     """The split in slices of like length.
 
-    rows: ids; views: token ids per row; how: what else of recipe and models a row's numbers depend on, to the last bit
-    (as JSON); not the machine and the libraries' versions.
+    rows: ids; lengths: of their views, int [N]; seen: what the teacher sees of the row at a place, its token ids or its
+    text (as JSON), asked for one slice at a time; how: what else of recipe and models a row's numbers depend on, to the
+    last bit (as JSON); not the machine and the libraries' versions.
     """
-    order = sorted(range(len(views)), key=lambda row: (len(views[row]), row))
+    order = np.argsort(lengths, kind="stable").astype(np.int32)
     slices = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
     return [
-        Shard(arm, split, number, digest([how, [[rows[r], list(views[r])] for r in part]]), [rows[r] for r in part])
+        Shard(arm, split, number, digest([how, [[rows[r], seen(r)] for r in part]]), [rows[r] for r in part], part)
         for number, part in enumerate(slices)
     ]
 

@@ -56,9 +56,17 @@ def read(workspace: Workspace, arm: str, split: str) -> SoftLabels:
     return in_order(parts, view_table.read(folder / "views.parquet", split).id)
 
 
-def read_shards(folder: Path, parts: Sequence[Shard], ids: Sequence[str]) -> SoftLabels:
-    """The rows of a finished plan, in the order of ``ids``."""
-    return in_order([_read(folder / shard.file) for shard in parts], ids)
+def read_shards(folder: Path, parts: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities [N, K] and masses [N] of a finished plan, in the order of its split."""
+    count = sum(len(shard.ids) for shard in parts)
+    log_probs, mass = None, np.empty(count, np.float32)
+    for shard in parts:
+        found = _read(folder / shard.file)
+        if log_probs is None:
+            log_probs = np.empty((count, found.log_probs.shape[1]), np.float32)
+        log_probs[shard.places], mass[shard.places] = found.log_probs, found.mass
+    assert log_probs is not None
+    return log_probs, mass
 
 
 def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:

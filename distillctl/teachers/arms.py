@@ -1,111 +1,145 @@
-"""An arm: the teacher under one context, as text and as token ids."""
+"""An arm: the teacher under one context. Its views are rendered and tokenized once, row by row, and lie in a file."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distillctl.data import view_table
-from distillctl.data.examples import Dataset, Example
-from distillctl.data.views import CEILING, FLOOR, Renderer, shared_length
-from distillctl.errors import DataError
+from distillctl.data.examples import Dataset
+from distillctl.data.spool import Spool, shared_start
+from distillctl.data.views import CEILING, FLOOR, Renderer
+from distillctl.engines.tasks import Opening, Reader, View, Views
 from distillctl.recipe import Recipe
-from distillctl.teachers.huggingface import Teacher
-from distillctl.teachers.shared_context import common_prefix
+
+GROUP_ROWS = 1024
+"""Rows of views.parquet that are in memory at a time."""
 
 
-@dataclass(frozen=True)
 class Arm:
-    """One context over the splits it is scored on: text and token ids per row, and where the shared tokens end."""
+    """One context over the splits: the text of every row, and the token ids of those it is scored on."""
 
-    name: str
-    text: dict[str, list[str]]
-    ids: dict[str, list[list[int]]]
-    shared: int
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self._folder = folder
+        self._texts: dict[str, Spool] = {}
+        self._ids: dict[str, Spool] = {}
+        self._shortest: list[int] = []
+        self._longest: list[int] = []
+
+    def append(self, split: str, view: View) -> None:
+        """The split's next row."""
+        if split not in self._texts:
+            self._texts[split] = Spool(self._folder, np.uint8)
+        self._texts[split].append(np.frombuffer(view.text.encode(), np.uint8))
+        if view.ids is None or split not in self.scored:
+            return
+        if split not in self._ids:
+            self._ids[split] = Spool(self._folder, np.int32)
+        self._ids[split].append(view.ids)
+        if not self._shortest or len(view.ids) < len(self._shortest):
+            self._shortest = view.ids
+        if len(view.ids) > len(self._longest):
+            self._longest = view.ids
 
     @property
-    def every(self) -> list[list[int]]:
-        """The views of all splits."""
-        return [view for part in self.ids.values() for view in part]
+    def scored(self) -> tuple[str, ...]:
+        """The splits it is scored on: of the train rows, only the full context's labels are wanted."""
+        return ("train", "eval") if self.name == CEILING else ("eval",)
+
+    def text(self, split: str, row: int) -> str:
+        return self._texts[split][row].tobytes().decode()
+
+    def seen(self, split: str, row: int) -> list[int] | str:
+        """What the teacher sees of a row: token ids, or the text where a server does the tokenizing."""
+        found: list[int] | str = self._ids[split][row].tolist() if self._ids else self.text(split, row)
+        return found
+
+    def lengths(self, split: str) -> np.ndarray:
+        """Of what the teacher sees, int [N]: tokens, or bytes of text."""
+        return (self._ids or self._texts)[split].lengths
 
     @property
-    def median_tokens(self) -> int:
-        return int(statistics.median(map(len, self.ids["eval"])))
+    def shared(self) -> int:
+        """Length of the token prefix that all views share, leaving every view at least one token of its own."""
+        if not self._ids:
+            return 0
+        return max(0, min(_shared(list(self._ids.values())), len(self._shortest) - 1))
+
+    @property
+    def opening(self) -> Opening:
+        return Opening(self.name, self.shared, self._shortest, self._longest)
+
+    def views(self, split: str, rows: Iterable[int]) -> Views:
+        """Some rows, as a task carries them."""
+        opening = self.opening
+        if not self._ids:
+            return Views(opening, texts=[self.text(split, row) for row in rows])
+        return Views(opening, ids=[self._ids[split][row][opening.shared :].tolist() for row in rows])
+
+    @property
+    def shared_text(self) -> str:
+        """What the eval rows' texts begin with in common."""
+        texts = self._texts["eval"]
+        return texts[0][: texts.shared].tobytes().decode(errors="ignore")  # half a character is not shared
+
+
+def _shared(spools: list[Spool]) -> int:
+    first = spools[0][0]
+    return min(shared for spool in spools for shared in (spool.shared, shared_start(first, spool[0])))
 
 
 def arms(
-    recipe: Recipe, teacher: Teacher, dataset: Dataset, contexts: dict[str, Renderer], answer_tokens: int
+    recipe: Recipe, reader: Reader, dataset: Dataset, contexts: dict[str, Renderer], answer_tokens: int, folder: Path
 ) -> list[Arm]:
-    """Every context of the recipe, the ceiling first; views leave room for ``answer_tokens``."""
-    limit = teacher.max_length - answer_tokens
-    return [_arm(recipe, teacher, dataset, name, renderer, limit) for name, renderer in contexts.items()]
+    """Every context of the recipe, the ceiling first; views leave room for ``answer_tokens``, and lie in ``folder``."""
+    cut = recipe.contexts.truncate == "input"
+    found = []
+    for name, renderer in contexts.items():
+        arm = Arm(name, folder)
+        # The student's text of the train rows is wanted too.
+        for split in ("train", "eval") if name in (CEILING, FLOOR) else ("eval",):
+            for example in dataset.splits[split]:
+                arm.append(split, reader.view(renderer, example, answer_tokens=answer_tokens, cut=cut))
+        found.append(arm)
+    return found
 
 
 def write_views(folder: Path, dataset: Dataset, found: Sequence[Arm]) -> None:
     """collect/views.parquet."""
-    text = {arm.name: arm.text for arm in found}
-    tables = {
-        split: view_table.ViewTable(
-            [e.id for e in rows],
-            [e.input for e in rows],
-            [e.reference for e in rows],
-            text[CEILING][split],
-            text[FLOOR][split],
-        )
-        for split, rows in dataset.splits.items()
-    }
-    view_table.write(folder / "views.parquet", tables)
+    ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
+
+    def parts() -> Iterator[tuple[str, view_table.ViewTable]]:
+        for split, examples in dataset.splits.items():
+            for start in range(0, len(examples), GROUP_ROWS):
+                rows = examples[start : start + GROUP_ROWS]
+                places = range(start, start + len(rows))
+                yield (
+                    split,
+                    view_table.ViewTable(
+                        [e.id for e in rows],
+                        [e.input for e in rows],
+                        [e.reference for e in rows],
+                        [ceiling.text(split, place) for place in places],
+                        [floor.text(split, place) for place in places],
+                    ),
+                )
+
+    view_table.write(folder / "views.parquet", parts())
 
 
-def facts(recipe: Recipe, teacher: Teacher, dataset: Dataset, found: Sequence[Arm], fingerprint: str) -> dict[str, Any]:
+def facts(recipe: Recipe, reader: Reader, dataset: Dataset, found: Sequence[Arm], fingerprint: str) -> dict[str, Any]:
     """What collect's manifest says of the data, the contexts and the teacher, whatever is asked of it."""
     ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
     return {
         "counts": dataset.counts,
-        "context_tokens": {"teacher": ceiling.median_tokens, "student": floor.median_tokens},
-        "shared_tokens": ceiling.shared,
-        "context_text": ceiling.text["eval"][0][: shared_length(ceiling.text["eval"])],
-        "teacher": {
-            "reference": recipe.teacher.model,
-            "parameters": teacher.parameters,
-            "bytes": sum(p.numel() * p.element_size() for p in teacher.model.parameters()),
-            "fingerprint": fingerprint,
+        "context_tokens": {
+            side: int(np.median(arm.lengths("eval"))) for side, arm in (("teacher", ceiling), ("student", floor))
         },
+        "shared_tokens": ceiling.shared,
+        "context_text": ceiling.shared_text,
+        "teacher": {"reference": recipe.teacher.model, **reader.facts(), "fingerprint": fingerprint},
     }
-
-
-def _arm(recipe: Recipe, teacher: Teacher, dataset: Dataset, name: str, renderer: Renderer, limit: int) -> Arm:
-    # The student's text of the train rows is wanted too, but only the full context is scored on them.
-    splits = ("train", "eval") if name in (CEILING, FLOOR) else ("eval",)
-    text: dict[str, list[str]] = {}
-    ids: dict[str, list[list[int]]] = {}
-    for split in splits:
-        fitted = [_fit(recipe, teacher, renderer, example, limit) for example in dataset.splits[split]]
-        text[split] = [view for view, _ in fitted]
-        if split == "eval" or name == CEILING:
-            ids[split] = [tokens for _, tokens in fitted]
-    shared = common_prefix([view for part in ids.values() for view in part])
-    return Arm(name, text, ids, shared)
-
-
-def _fit(recipe: Recipe, teacher: Teacher, renderer: Renderer, example: Example, limit: int) -> tuple[str, list[int]]:
-    """The view and its tokens; too long is an error, or the end of the input is cut, as the recipe says."""
-    text = renderer.render(example, teacher.tokenizer)
-    ids = teacher.encode(text, chat=renderer.is_chat)
-    if not ids:
-        raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
-    if len(ids) <= limit:
-        return text, ids
-    words = teacher.tokenizer(example.input, add_special_tokens=False).input_ids
-    keep = len(words) - (len(ids) - limit)
-    if recipe.contexts.truncate == "never" or keep < 1:
-        raise DataError(
-            f"row {example.id}: the view has {len(ids)} tokens, the teacher takes {limit} before the answer",
-            where=renderer.where,
-            next="shorten the context, or set contexts.truncate: input",
-        )
-    shorter = Example(example.id, teacher.tokenizer.decode(words[:keep]), example.reference, example.documents)
-    return _fit(recipe, teacher, renderer, shorter, limit)

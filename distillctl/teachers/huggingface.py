@@ -6,19 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from distillctl import console
-from distillctl.data import responses
-from distillctl.errors import RecipeError, Unavailable, first_line
-from distillctl.gguf import dequantized
+from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import HuggingFaceTeacher, Sampling
 from distillctl.references import ModelSource
 from distillctl.teachers import generation, label_scoring, response_scoring
 from distillctl.teachers.generation import Generated, Keep
 from distillctl.teachers.label_scoring import LabelScores
+from distillctl.teachers.reading import LOAD_ERRORS, Reader, folder, options, sizes, unavailable
 from distillctl.teachers.response_scoring import Use
 from distillctl.teachers.shared_context import SharedContext, Unsupported
 
@@ -29,53 +27,16 @@ CHECKED_TOKENS, CHECKED_TOP = 8, 32
 """Of texts: so many tokens of the answers are compared, at each the likeliest so many."""
 
 
-class Teacher:
+class Teacher(Reader):
     """A loaded teacher: encodes views and answers, scores labels, answers with text."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, spec: HuggingFaceTeacher) -> None:
+        super().__init__(tokenizer, model.config, model.generation_config, spec)
         self.model = model
-        self.tokenizer = tokenizer
-        self.spec = spec
 
-    @property
-    def max_length(self) -> int:
-        """Positions the model was made for."""
-        config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", 0) or 2**31)
-
-    @property
-    def vocabulary(self) -> int:
-        """Tokens that exist: what some models pad their output with is none."""
-        return min(len(self.tokenizer), int(self.model.config.get_text_config().vocab_size))
-
-    @property
-    def parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
-
-    def encode(self, text: str, *, chat: bool = False) -> list[int]:
-        """Token ids of a view; a chat template has written its special tokens already."""
-        ids = list(self.tokenizer(text, add_special_tokens=not chat).input_ids)
-        if not chat and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id and not text.endswith("</s>"):
-            ids.pop()  # the answer goes on where the view ends
-        return ids
-
-    def encode_answer(self, words: str) -> list[int]:
-        """Token ids of label words; RecipeError when the vocabulary cannot say them."""
-        ids = list(self.tokenizer(words, add_special_tokens=False).input_ids)
-        unknown = self.tokenizer.unk_token_id
-        back = self.tokenizer.decode(ids) if ids else ""
-        if not ids or (unknown is not None and unknown in ids) or back.strip() != words.strip():
-            raise RecipeError(
-                f"the teacher's tokenizer cannot write {words!r} (it reads back as {back!r})", where="task.labels"
-            )
-        return ids
-
-    def stop_ids(self, stop: Sequence[str]) -> list[int]:
-        """The tokens at which an answer ends, sorted: the model's own, and those that contain a string of ``stop``."""
-        config = self.model.generation_config
-        own = config.eos_token_id if config is not None else None
-        eos = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-        return responses.stop_ids(self.tokenizer, eos, stop)
+    def facts(self) -> dict[str, Any]:
+        """Parameters and their bytes."""
+        return sizes(self.model)
 
     # ── the shared context, if it can be trusted ─────────────────────────────────────────────────
 
@@ -204,20 +165,19 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
         torch.set_num_threads(spec.threads)
     if spec.trust_remote_code:
         console.warn(f"teacher.trust_remote_code: Python code that comes with {spec.model} is run on this machine")
-    folder = str(dequantized(source.path)) if source.is_gguf and source.path else source.name
-    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
-    if source.path is None and spec.revision:
-        options["revision"] = spec.revision
+    given = options(spec, source)
     try:
         with console.libraries_quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, spec.dtype), use_safetensors=True, output_loading_info=True, **options
+                folder(source),
+                dtype=getattr(torch, spec.dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                **given,
             )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise Unavailable(
-            f"the teacher {spec.model} cannot be loaded: {first_line(error)}", where="teacher.model"
-        ) from error
+    except LOAD_ERRORS as error:
+        raise unavailable(spec, error) from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise Unavailable(

@@ -20,10 +20,12 @@ MIN_SHARED = 16
 
 @dataclass(frozen=True)
 class LabelScores:
-    """log_probs: float32 [N, K], natural logs, not normalised over labels. mass: float32 [N], Σ_k Pr(label k)."""
+    """log_probs: float32 [N, K], natural logs, not normalised over labels. mass: float32 [N], Σ_k Pr(label k). tokens:
+    of the views, as many as were run."""
 
     log_probs: np.ndarray
     mass: np.ndarray
+    tokens: int
 
 
 @torch.inference_mode()
@@ -51,7 +53,7 @@ def score(
     with context.attached() if context else nullcontext():
         for batch in batching.by_length(lengths, max_rows=batch_tokens, max_tokens=batch_tokens):
             _score_batch(model, [sequences[i] for i in batch], views, answers, vocabulary, context, log_probs)
-    return LabelScores(log_probs.numpy(), log_probs.exp().sum(-1).numpy())
+    return LabelScores(log_probs.numpy(), log_probs.exp().sum(-1).numpy(), sum(map(len, views)))
 
 
 def distinct_stems(answers: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import time
 
 import pytest
 
 from distillctl.workspace import MANIFEST, Workspace
 from tests import project
+from tests.durability.signals import send_when
 
 SLOWER = {"train": {"epochs": 20, "checkpoint_every": 20, "control": True}}
 
@@ -24,20 +23,6 @@ def unbroken(tmp_path_factory):
     return folder
 
 
-def kill_when(seen, *args, number=signal.SIGKILL):
-    """Start the command and kill it as soon as ``seen`` says so; it must not have ended by itself before."""
-    process = subprocess.Popen(
-        project.command(*args), env=project.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not seen() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[1]
-    os.kill(process.pid, number)
-    process.communicate()
-    return process.returncode
-
-
 def outputs(run, stage):
     manifest = Workspace(run).manifest(stage)
     return {name: output.sha256 for name, output in manifest.outputs.items() if name != "metrics.jsonl"}
@@ -47,8 +32,8 @@ def outputs(run, stage):
 def test_killed_collect_and_train_end_in_the_same_bits(unbroken, tmp_path):
     recipe, run = unbroken / "recipe.yaml", tmp_path / "run"
     shards = run / "collect" / "shards"
-    killed = kill_when(lambda: len(list(shards.glob("*.parquet"))) >= 7, "collect", recipe, "--run-dir", run)
-    assert killed == -signal.SIGKILL
+    killed = send_when(lambda: len(list(shards.glob("*.parquet"))) >= 7, "collect", recipe, "--run-dir", run)
+    assert killed.returncode == -signal.SIGKILL
     assert not (run / "collect" / MANIFEST).exists()
     there = len(list(shards.glob("*.parquet")))
     done = project.run("collect", recipe, "--run-dir", run, "--json")
@@ -59,8 +44,8 @@ def test_killed_collect_and_train_end_in_the_same_bits(unbroken, tmp_path):
     assert outputs(run, "collect") == outputs(unbroken / "run", "collect")
 
     checkpoints = run / "train" / "checkpoints"
-    killed = kill_when(lambda: list(checkpoints.glob("student-*-step-00006*")), "train", recipe, "--run-dir", run)
-    assert killed == -signal.SIGKILL
+    killed = send_when(lambda: list(checkpoints.glob("student-*-step-00006*")), "train", recipe, "--run-dir", run)
+    assert killed.returncode == -signal.SIGKILL
     done = project.run("train", recipe, "--run-dir", run, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -78,20 +63,11 @@ def test_a_kill_while_the_control_trains_keeps_the_student(unbroken, tmp_path):
     recipe, run = unbroken / "recipe.yaml", tmp_path / "run"
     assert project.run("collect", recipe, "--run-dir", run).returncode == 0
     checkpoints = run / "train" / "checkpoints"
-    kill_when(lambda: list(checkpoints.glob("control-*-step-00002*")), "train", recipe, "--run-dir", run)
+    send_when(lambda: list(checkpoints.glob("control-*-step-00002*")), "train", recipe, "--run-dir", run)
     done = project.run("train", recipe, "--run-dir", run)
     assert done.returncode == 0, done.stderr
     assert "control goes on from step" in done.stderr
     assert outputs(run, "train") == outputs(unbroken / "run", "train")
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_says_so_and_the_same_command_goes_on(unbroken, tmp_path, number, code):
-    recipe, run = unbroken / "recipe.yaml", tmp_path / "run"
-    shards = run / "collect" / "shards"
-    args = ("collect", recipe, "--run-dir", run)
-    assert kill_when(lambda: list(shards.glob("*.parquet")), *args, number=number) == code
-    assert not (run / "collect" / MANIFEST).exists()
 
 
 def test_a_second_process_is_refused_and_a_dead_holder_is_not_waited_for(unbroken, tmp_path):

@@ -1,0 +1,63 @@
+"""collect's loop: what is missing of a plan is labelled by a crew and committed shard by shard, by one writer."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distillctl import console, interrupts
+from distillctl.engines.tasks import Crew, Task
+from distillctl.soft_labels.shards import Shard
+
+
+@dataclass
+class Committing:
+    """Counts what was done and what was there.
+
+    present: whether a shard is there, whole; commit: writes a shard and says how many tokens it took.
+    """
+
+    crew: Crew
+    present: Callable[[Shard], bool]
+    commit: Callable[[Shard, Any], int]
+    bar: console.Bar
+    scored: int = 0
+    reused: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def label(self, plan: Sequence[Shard], task: Callable[[Shard], Task]) -> None:
+        """Have these shards labelled and commit each as it comes. task: what a shard asks, made when it can begin."""
+        missing = [shard for shard in plan if not self.present(shard)]
+        self._reuse(plan, missing)
+        start = time.perf_counter()
+        with interrupts.deferred():
+            for shard, found in self.crew.map((shard, task(shard)) for shard in missing):
+                self.tokens += self.commit(shard, found)
+                self.scored += len(shard.ids)
+                speed = self.tokens / (self.seconds + time.perf_counter() - start)
+                self.bar.advance(len(shard.ids), arm=shard.arm, tokens=f"{speed:,.0f}/s")
+                interrupts.check()
+        self.seconds += time.perf_counter() - start
+
+    def _reuse(self, plan: Sequence[Shard], missing: Sequence[Shard]) -> None:
+        rows = Counter({shard.arm: 0 for shard in plan})
+        for part, sign in ((plan, 1), (missing, -1)):
+            for shard in part:
+                rows[shard.arm] += sign * len(shard.ids)
+        for arm, count in rows.items():
+            if count:
+                console.note(f"collect: {count} rows of {arm} are there already")
+        self.reused += rows.total()
+        self.bar.advance(rows.total())
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "scored_rows": self.scored,
+            "reused_rows": self.reused,
+            "tokens_per_second": round(self.tokens / self.seconds, 1) if self.scored else None,
+        }

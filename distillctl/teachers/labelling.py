@@ -1,0 +1,144 @@
+"""Workers whose teacher is a causal language model run here: one for labels, one for texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distillctl.data.responses import Response, clean
+from distillctl.data.views import CEILING
+from distillctl.engines.tasks import Compared, Opening, Task, Views
+from distillctl.recipe import Classify, Generate, HuggingFaceTeacher, Sampling, implementation
+from distillctl.references import ModelSource
+from distillctl.teachers import huggingface, reading
+from distillctl.teachers.generation import Generated, generators
+from distillctl.teachers.huggingface import Teacher
+from distillctl.teachers.label_scoring import LabelScores
+from distillctl.teachers.reading import Reader
+from distillctl.teachers.response_scoring import Use, context_kl
+from distillctl.teachers.shared_context import SharedContext
+
+
+def answer_ids(reader: Reader, task: Classify) -> list[list[int]]:
+    """The labels' words as token ids."""
+    return [reader.encode_answer(task.answer_prefix + words) for words in task.labels.values()]
+
+
+@dataclass(frozen=True)
+class Local:
+    """A `tasks.Description` of these workers."""
+
+    spec: HuggingFaceTeacher
+    source: ModelSource
+    task: Classify | Generate
+
+    def reader(self) -> Reader:
+        return reading.read(self.spec, self.source)
+
+    def worker(self) -> LabelWorker | TextWorker:
+        teacher = huggingface.load(self.spec, self.source)
+        return LabelWorker(teacher, self.task) if isinstance(self.task, Classify) else TextWorker(teacher, self.task)
+
+
+class LabelWorker:
+    """Scores the labels after every view."""
+
+    def __init__(self, teacher: Teacher, task: Classify) -> None:
+        self.reader = teacher
+        self._answers = answer_ids(teacher, task)
+        self._contexts: dict[str, SharedContext | None] = {}
+
+    def label(self, task: Task) -> LabelScores:
+        """Raw log-probabilities of the labels, row by row."""
+        opening = task.views.opening
+        if opening.arm not in self._contexts:
+            ends = opening.shortest, opening.longest
+            self._contexts[opening.arm] = self.reader.prepare(ends, self._answers, opening.shared)
+        context = self._contexts[opening.arm]
+        return self.reader.score(_own(task.views, context), self._answers, context)
+
+
+class TextWorker:
+    """Answers every view, and says of the ceiling's answers how much each token needs the full context."""
+
+    def __init__(self, teacher: Teacher, task: Generate) -> None:
+        self.reader = teacher
+        self._task = task
+        self._stop_ids = teacher.stop_ids(task.stop)
+        self._profile = implementation(task.soft_labels)(task.soft_labels)
+        self._contexts: dict[str, SharedContext | None] = {}
+
+    def label(self, task: Task) -> list[tuple[str, int, Response]]:
+        """Rows of a shard: id, sample, response."""
+        said = self._said(task)
+        needed = [None] * len(said) if task.compared is None else self._context_kl(task.views, task.compared)
+        return [
+            (row, sample, self._response(one, kl))
+            for row, several, kl in zip(task.rows, said, needed, strict=True)
+            for sample, one in enumerate(several)
+        ]
+
+    def _said(self, task: Task) -> list[list[Generated]]:
+        own, context = self._own(task.views)
+        keep = self._profile.keep if task.arm == CEILING and self._profile.fields else None
+        if task.given is not None:
+            labels: list[dict[str, Any]] = [{} for _ in task.given]
+            if keep is not None:
+                self.reader.score_responses(
+                    own,
+                    task.given,
+                    lambda i, found: labels[i].update(keep(found, generators(task.seeds[i], 0)[1])),
+                    context,
+                )
+            return [
+                [Generated(ids, ids[-1] not in self._stop_ids, kept)]
+                for ids, kept in zip(task.given, labels, strict=True)
+            ]
+        responses = self._task.responses
+        return self.reader.answer(
+            own,
+            context,
+            stop=self._stop_ids,
+            max_new_tokens=self._task.max_new_tokens,
+            sampling=responses if task.split == "train" and isinstance(responses, Sampling) else None,
+            seeds=task.seeds,
+            keep=keep,
+        )
+
+    def _context_kl(self, simplified: Views, ceiling: Compared) -> list[np.ndarray]:
+        def scored(views: Views, places: Sequence[int], use: Use) -> None:
+            own, context = self._own(views)
+            self.reader.score_responses(
+                [own[place] for place in places], [ceiling.token_ids[place] for place in places], use, context
+            )
+
+        return context_kl(
+            lambda places, use: scored(ceiling.views, places, use),
+            lambda places, use: scored(simplified, places, use),
+            ceiling.token_ids,
+            self.reader.vocabulary,
+        )
+
+    def _own(self, views: Views) -> tuple[list[list[int]], SharedContext | None]:
+        """The rows' tokens that follow the context, and the context, run when it is first needed."""
+        opening = views.opening
+        if opening.arm not in self._contexts:
+            ends = opening.shortest, opening.longest
+            self._contexts[opening.arm] = self.reader.prepare_to_answer(ends, opening.shared, self._task.max_new_tokens)
+        context = self._contexts[opening.arm]
+        return _own(views, context), context
+
+    def _response(self, said: Generated, kl: np.ndarray | None) -> Response:
+        text = self.reader.tokenizer.decode(said.token_ids, skip_special_tokens=True)
+        return Response(said.token_ids, clean(text, self._task.stop), said.cut, said.labels, kl)
+
+
+def _own(views: Views, context: SharedContext | None) -> list[list[int]]:
+    return views.ids if context else [_shared(views.opening) + ids for ids in views.ids]
+
+
+def _shared(opening: Opening) -> list[int]:
+    return opening.shortest[: opening.shared]

@@ -1,0 +1,134 @@
+"""What has to be known of a causal language model before it answers: tokenizer and sizes, without the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from distillctl import console
+from distillctl.data import responses
+from distillctl.data.examples import Example
+from distillctl.data.views import Renderer
+from distillctl.engines.tasks import View
+from distillctl.errors import DataError, RecipeError, Unavailable, first_line
+from distillctl.gguf import dequantized
+from distillctl.recipe import HuggingFaceTeacher
+from distillctl.references import ModelSource
+
+LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
+
+
+class Reader:
+    """Encodes views and answers."""
+
+    def __init__(self, tokenizer: Any, config: Any, generation_config: Any, spec: HuggingFaceTeacher) -> None:
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self._config = config
+        self._generation_config = generation_config
+
+    @property
+    def max_length(self) -> int:
+        """Positions the model was made for."""
+        return int(getattr(self._config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that exist: what some models pad their output with is none."""
+        return min(len(self.tokenizer), int(self._config.get_text_config().vocab_size))
+
+    def facts(self) -> dict[str, Any]:
+        """Parameters and their bytes."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                self._config, dtype=getattr(torch, self.spec.dtype), trust_remote_code=self.spec.trust_remote_code
+            )
+        return sizes(model)
+
+    def encode(self, text: str, *, chat: bool = False) -> list[int]:
+        """Token ids of a view; a chat template has written its special tokens already."""
+        ids = list(self.tokenizer(text, add_special_tokens=not chat).input_ids)
+        if not chat and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id and not text.endswith("</s>"):
+            ids.pop()  # the answer goes on where the view ends
+        return ids
+
+    def encode_answer(self, words: str) -> list[int]:
+        """Token ids of label words; RecipeError when the vocabulary cannot say them."""
+        ids = list(self.tokenizer(words, add_special_tokens=False).input_ids)
+        unknown = self.tokenizer.unk_token_id
+        back = self.tokenizer.decode(ids) if ids else ""
+        if not ids or (unknown is not None and unknown in ids) or back.strip() != words.strip():
+            raise RecipeError(
+                f"the teacher's tokenizer cannot write {words!r} (it reads back as {back!r})", where="task.labels"
+            )
+        return ids
+
+    def stop_ids(self, stop: Sequence[str]) -> list[int]:
+        """The tokens at which an answer ends, sorted: the model's own, and those that contain a string of ``stop``."""
+        own = getattr(self._generation_config, "eos_token_id", None)
+        eos = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        return responses.stop_ids(self.tokenizer, eos, stop)
+
+    def view(self, renderer: Renderer, example: Example, *, answer_tokens: int, cut: bool) -> View:
+        """The row's text and tokens; too long is an error, or the end of the input is cut."""
+        text = renderer.render(example, self.tokenizer)
+        ids, limit = self.encode(text, chat=renderer.is_chat), self.max_length - answer_tokens
+        if not ids:
+            raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
+        if len(ids) <= limit:
+            return View(text, ids)
+        words = self.tokenizer(example.input, add_special_tokens=False).input_ids
+        keep = len(words) - (len(ids) - limit)
+        if not cut or keep < 1:
+            raise DataError(
+                f"row {example.id}: the view has {len(ids)} tokens, the teacher takes {limit} before the answer",
+                where=renderer.where,
+                next="shorten the context, or set contexts.truncate: input",
+            )
+        shorter = Example(example.id, self.tokenizer.decode(words[:keep]), example.reference, example.documents)
+        return self.view(renderer, shorter, answer_tokens=answer_tokens, cut=cut)
+
+
+def sizes(model: torch.nn.Module) -> dict[str, Any]:
+    """Parameters and their bytes."""
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+    }
+
+
+def folder(source: ModelSource) -> str:
+    """What `from_pretrained` takes."""
+    return str(dequantized(source.path)) if source.is_gguf and source.path else source.name
+
+
+def options(spec: HuggingFaceTeacher, source: ModelSource) -> dict[str, Any]:
+    """How `from_pretrained` is to take it."""
+    pinned = {"revision": spec.revision} if source.path is None and spec.revision else {}
+    return {"trust_remote_code": spec.trust_remote_code, **pinned}
+
+
+def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
+    """Tokenizer and config, of weights none. Unavailable when they cannot be had."""
+    given = options(spec, source)
+    try:
+        with console.libraries_quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)
+            config = AutoConfig.from_pretrained(folder(source), **given)
+            try:
+                generation_config = GenerationConfig.from_pretrained(folder(source))
+            except OSError:
+                generation_config = GenerationConfig.from_model_config(config)
+    except LOAD_ERRORS as error:
+        raise unavailable(spec, error) from error
+    return Reader(tokenizer, config, generation_config, spec)
+
+
+def unavailable(spec: HuggingFaceTeacher, error: Exception) -> Unavailable:
+    """That the teacher cannot be had, and why."""
+    return Unavailable(f"the teacher {spec.model} cannot be loaded: {first_line(error)}", where="teacher.model")
