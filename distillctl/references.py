@@ -36,7 +36,10 @@ class ModelSource:
     def fingerprint(self) -> str:
         """Hash of the files; for a hub id, of the id and the commit its revision means in the local cache."""
         if self.path is not None:
-            return tree_digest(self.path)
+            try:
+                return tree_digest(self.path)
+            except OSError as error:
+                raise Unavailable(f"cannot be read: {error.strerror or error}", where=str(self.path)) from None
         from huggingface_hub import scan_cache_dir
         from huggingface_hub.errors import CacheNotFound
 

@@ -34,6 +34,18 @@ def read(path: Path, ids: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def by_row(path: Path, column: str) -> dict[str, Any]:
+    """Id → the row's value in a column that was measured for every row; UpstreamError otherwise."""
+    try:
+        table = parquet.read(path, ["id", column])
+        found = dict(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True))
+        if not found or None in found or None in found.values():
+            raise ValueError(f"rows without an id or a {column}")
+        return found
+    except (*parquet.ERRORS, TypeError) as error:
+        raise UpstreamError(f"damaged: {first_line(error)}", where=str(path)) from None
+
+
 def _values(column: pa.ChunkedArray) -> Any:
     kind = column.type
     if pa.types.is_floating(kind):

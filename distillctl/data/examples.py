@@ -177,12 +177,16 @@ def _context_files(key: str, context: Any) -> dict[str, str | None]:
 
 def fingerprints(recipe: Recipe) -> dict[str, str]:
     """Recipe key → SHA-256 of the file it names; of a folder, of the files that are read there."""
-    return {
-        key: digest([file_digest(file) for file in formats.files(path, recipe.data, key)])
-        if path.is_dir()
-        else file_digest(path)
-        for key, path in input_files(recipe).items()
-    }
+    return {key: _fingerprint(key, path, recipe.data) for key, path in input_files(recipe).items()}
+
+
+def _fingerprint(key: str, path: Path, data: Data) -> str:
+    try:
+        if path.is_dir():
+            return digest([file_digest(file) for file in formats.files(path, data, key)])
+        return file_digest(path)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=f"{key}: {path}") from None
 
 
 # ── rows to examples ─────────────────────────────────────────────────────────────────────────────

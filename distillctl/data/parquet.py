@@ -123,20 +123,27 @@ def _check(
                 raise ValueError(f"{chunk.path_in_schema} lies outside the file")
             while at < end:
                 header, length = _header(data, at, end)
-                unpacked, packed = header.get(2, -1), header.get(3, -1)
+                unpacked, packed = (_number(header.get(field, -1)) for field in (2, 3))
                 if not (0 <= unpacked <= _PAGE_BYTES and 0 <= packed <= end - at - length):
                     raise ValueError(f"a page of {chunk.path_in_schema} says sizes beyond reason")
                 inner = header.get(_DATA) or header.get(_DATA_V2) or {}
-                values += inner.get(1, 0)
+                count = _number(inner.get(1, 0) if isinstance(inner, dict) else None)
+                values += count
                 total += unpacked
                 if chunk.physical_type == "BYTE_ARRAY" and chunk.path_in_schema not in whole:
                     if _DICTIONARY in header:
                         data.seek(at + length)
                         longest = _longest(data.read(packed), unpacked, chunk.compression)
-                    total += longest * inner.get(1, 0)
+                    total += longest * count
                 at += length + packed
                 if total > most_bytes or not 0 <= values <= most_values:
                     raise ValueError(f"{chunk.path_in_schema} would take {total:,} bytes or {values:,} values")
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int):
+        raise ValueError("a page header holds what none has")
+    return value
 
 
 def _longest(page: bytes, unpacked: int, compression: str) -> int:

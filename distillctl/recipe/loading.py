@@ -102,7 +102,7 @@ def _parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f"{where}:{min(mark.line + 1, len(text.splitlines()))}" if mark else where
         raise RecipeError(f"not valid YAML: {error.problem}", where=place) from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise RecipeError(f"not valid YAML: {error or type(error).__name__}", where=where) from None
     return tree
 

@@ -232,8 +232,7 @@ def _checkpoint(file: Path, work: Path) -> list[Command]:
     if file.suffix == ".json":
         shutil.copyfile(file, folder / "progress.json")
     else:
-        name = {"states": "random_states_0.pkl", "optimizer": "optimizer.bin", "model": "model.safetensors",
-                "scheduler": "scheduler.bin", "best": "best.safetensors"}[file.name.split("-")[1]]  # fmt: skip
+        name = f"{file.name.split('-')[1]}.safetensors"
         shutil.copyfile(file, folder / name)
         progress = json.loads((folder / "progress.json").read_text())
         progress["files"][name] = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -187,26 +187,25 @@ def pickles() -> dict[str, bytes]:
 
 def states() -> dict[str, bytes]:
     """Files of a checkpoint, by the first word."""
-    many = pickle.dumps({"step": 1, "random_state": (3, tuple(range(600)), None)})
+    moment = "classifier.bias:exp_avg"
     return {
-        "states-run": pickle.dumps(Runs()),
-        "states-torch-file-runs": torch_file(pickle.dumps(Runs())),
-        "states-torch-file-builtins": torch_file(b"cbuiltins\neval\n(V__import__('os').system('touch ../outside/pwned')\ntR."),
-        "states-torch-file-of-other-things": torch_file(many),
-        "states-empty": b"",
-        "optimizer-runs": torch_file(pickle.dumps(Runs())),
-        "optimizer-of-other-things": torch_file(pickle.dumps({"state": {}, "param_groups": []})),
-        "optimizer-record-bomb": torch_file(b"\x80\x02}q\0.", {f"data/{n}": b"" for n in range(60)}),
-        "optimizer-memo-beyond": torch_file(b"\x80\x02r\xff\xff\xff\x7f."),
-        "optimizer-deep": torch_file(b"\x80\x02" + b"(" * 5000 + b"t" * 5000 + b"."),
-        "scheduler-runs": torch_file(pickle.dumps(Runs())),
-        "scheduler-a-number": torch_file(pickle.dumps(3)),
+        "model-empty": b"",
         "model-header-beyond": safetensors({}, length=2**62),
         "model-of-nothing": safetensors({}),
-        "best-of-nothing": safetensors({}),
+        "model-of-other-shapes": safetensors({"classifier.bias": tensor([4], 0, 16)}, b"\0" * 16),
+        "model-a-pickle": pickle.dumps(Runs()),
+        "model-a-torch-file": torch_file(pickle.dumps(Runs())),
+        "optimizer-header-beyond": safetensors({}, length=2**62),
+        "optimizer-of-another-model": safetensors({"x:exp_avg": tensor([4], 0, 16)}, b"\0" * 16),
+        "optimizer-of-other-shapes": safetensors({moment: tensor([4], 0, 16)}, b"\0" * 16),
+        "optimizer-of-an-empty-name": safetensors({":": tensor([4], 0, 16)}, b"\0" * 16),
+        "optimizer-of-private-keys": safetensors({"classifier.bias:__class__": tensor([3], 0, 12)}, b"\0" * 12),
+        "optimizer-a-pickle": pickle.dumps(Runs()),
         "best-header-beyond": safetensors({}, length=2**62),
-        "best-of-other-shapes": safetensors({"bert.pooler.dense.bias": tensor([4], 0, 16)}, b"\0" * 16),
-    }  # fmt: skip
+        "best-of-nothing": safetensors({}),
+        "best-of-other-shapes": safetensors({"classifier.bias": tensor([4], 0, 16)}, b"\0" * 16),
+        "best-a-pickle": pickle.dumps(Runs()),
+    }
 
 
 def write(folder: str, made: dict[str, Any], ending: str, first: str = "", start: int = 1) -> int:
@@ -228,7 +227,7 @@ def main() -> None:
     ]  # fmt: skip
     for maker, first, ending in makers:
         number = write("models", maker(), ending, f"{first}-", number)
-    write("checkpoints", states(), "bin", start=101)
+    write("checkpoints", states(), "safetensors", start=101)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ def rows() -> dict[str, bytes]:
         "page-says-less": page_lies(whole, 3),
         "page-says-below-nothing": page_lies(whole, -5),
         "page-header-of-ones": whole[:4] + b"\xff" * 40 + whole[44:],
+        "page-header-of-other-kinds": whole[:4] + b"\x22" + whole[5:],
         "page-header-of-zeros": whole[:4] + b"\0" * 40 + whole[44:],
         "page-flipped": flipped(checked, 60),
         "footer-flipped": flipped(whole, len(whole) - 60),
