@@ -20,7 +20,7 @@ from distillctl.recipe.training import Loss, Train
 
 
 class Recipe(Closed):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seed: int = 0
     task: Task
     data: Data

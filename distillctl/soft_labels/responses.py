@@ -14,13 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from distillctl.data import view_table
+from distillctl.data import parquet, view_table
 from distillctl.data.responses import Response
-from distillctl.errors import UpstreamError
+from distillctl.errors import UpstreamError, first_line
 from distillctl.losses.targets import Targets
 from distillctl.soft_labels import columns, seal, shards
 from distillctl.soft_labels.shards import Shard
@@ -168,7 +167,6 @@ def _read(path: Path, profile: Profile) -> Responses:
 def _table(path: Path, names: Collection[str]) -> pa.Table:
     """The columns of these names that are there. UpstreamError when any byte of the file is damaged."""
     try:
-        with pq.ParquetFile(pa.BufferReader(seal.unbroken(path))) as file:
-            return file.read([name for name in file.schema_arrow.names if name in names])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UpstreamError(f"the shard is damaged: {error}", where=str(path), next=_AGAIN) from None
+        return parquet.read(pa.py_buffer(seal.unbroken(path)), names)
+    except parquet.ERRORS as error:
+        raise UpstreamError(f"the shard is damaged: {first_line(error)}", where=str(path), next=_AGAIN) from None
