@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +147,7 @@ def _answers(
 # ── tokens and weights ───────────────────────────────────────────────────────────────────────────
 
 
-def _tokens(renderer: Renderer, rows: list[examples.Example], count: Callable[[str], float]) -> tuple[float, float]:
+def _tokens(renderer: Renderer, rows: Sequence[examples.Example], count: Callable[[str], float]) -> tuple[float, float]:
     """Mean tokens per view and tokens that all views share; chat views are counted by their messages' text."""
     texts = [renderer.preview(row) for row in rows]
     shared = count(texts[0][: views.shared_length(texts)])
