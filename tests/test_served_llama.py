@@ -37,8 +37,7 @@ pytestmark = [
 ]
 
 QUESTIONS = [
-    "Who wrote Hamlet ?", "Where is the Nile ?", "How many legs has a spider ?", "What is an atom ?",
-    "Who painted the Mona Lisa ?", "What does NASA stand for ?", "When did the war end ?", "Which city is the oldest ?",
+    "Who wrote Hamlet ?", "Where is the Nile ?", "How many legs has a spider ?", "What is an atom ?", "When was it ?",
 ]  # fmt: skip
 CONTEXT = """For each question, say in one word what kind of answer is wanted: description, abbreviation, person, place
 or number.
@@ -85,7 +84,7 @@ def _collected(folder, teacher, name, **sections):
     (folder / "rows.jsonl").write_text("".join(f'{{"input": "{question}"}}\n' for question in QUESTIONS))
     labels = ["description", "abbreviation", "person", "place", "number"]
     recipe = {
-        "name": "llama", "task": {"labels": labels}, "data": {"source": "rows.jsonl", "eval_rows": 6},
+        "name": "llama", "task": {"labels": labels}, "data": {"source": "rows.jsonl", "eval_rows": 4},
         "contexts": {"full": {"template": CONTEXT}},
         "teacher": teacher, "student": {"kind": "from_config", "model_type": "bert", "tokenizer": {"vocabulary": 320}},
     } | sections  # fmt: skip
@@ -101,7 +100,7 @@ def _served(url, **more):
     return {**spec, "concurrency": 1, "timeout_seconds": 300, "extra_body": {"repeat_penalty": 1.0}, **more}
 
 
-def test_labels_of_llama_cpp_are_those_of_the_local_teacher(server, tmp_path, record_property):
+def test_labels_of_llama_cpp_are_those_of_the_local_teacher(server, tmp_path):
     served, facts = _collected(tmp_path, _served(server, top_logprobs=1000), "served")
     local, _ = _collected(tmp_path, {"model": WEIGHTS, "threads": 1}, "local")
     mine, theirs = store.read(served, "full", "eval"), store.read(local, "full", "eval")
@@ -109,16 +108,13 @@ def test_labels_of_llama_cpp_are_those_of_the_local_teacher(server, tmp_path, re
     difference = np.abs(mine.log_probs - theirs.log_probs)[seen]
     p, q = (calibrate(one.log_probs, None) for one in (theirs, mine))
     kl = (np.exp(p) * (p - q)).sum(-1)
-    record_property(
-        "found", f"{seen.mean():.2f} compared, at most {difference.max():.4f} nats apart, KL {kl.max():.6f}"
-    )
     assert seen.mean() > 0.5
     assert difference.max() < TOLERANCE["log_prob"]
     assert kl.max() < TOLERANCE["kl"]
     assert facts["teacher"]["served"]["granted"]["model"] == "smollm2"
 
 
-def test_texts_of_llama_cpp_are_those_of_the_local_teacher(server, tmp_path, record_property):
+def test_texts_of_llama_cpp_are_those_of_the_local_teacher(server, tmp_path):
     task = {
         "kind": "generate",
         "max_new_tokens": 4,
@@ -141,6 +137,5 @@ def test_texts_of_llama_cpp_are_those_of_the_local_teacher(server, tmp_path, rec
             alike += bool(token == other)
             if token != other:
                 break
-    record_property("found", f"{alike} tokens the same, likely tokens at most {worst:.4f} nats apart")
     assert alike >= len(mine.id)
     assert worst < TOLERANCE["log_prob"]
