@@ -162,7 +162,7 @@ def test_labels_that_begin_alike_cannot_be_asked_of_a_chat(weights, tmp_path, kn
             teacher={"api": "chat", "top_logprobs": 300, **({"tokenizer": "teacher"} if known else {})},
             task={"labels": {"river": "old king", "king": "old city", "city": "sea"}},
         )  # fmt: skip
-        with pytest.raises(RecipeError, match="(river and king|king and river) begin with the same token") as error:
+        with pytest.raises(RecipeError, match=r"(river and king|king and river) begin with the same token") as error:
             _collect(recipe, tmp_path / "run")
     assert error.value.exit_code == 3
 
