@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo tickets translate test check docs clean
-.PHONY: bench-gate bench-peers bench-search bench-collect bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
+.PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -66,6 +66,9 @@ bench-search: demo tickets  ## what quantize finds, against every preset that tr
 
 bench-collect: $(VENV)/.demo  ## the shared context run once, against the plain forward pass
 	$(BIN)/python -m distillctl.benchmarks.collect recipes/demo.yaml
+
+bench-memory: $(VENV)/.core  ## what collect and train take at their peak, with 1,000 rows and with 50,000
+	$(BIN)/python -m distillctl.benchmarks.memory
 
 bench-latency: demo  ## the demo's bench without a limit of time, for the uncached teacher too (slow)
 	rm -rf runs/latency && cp -r runs/demo runs/latency

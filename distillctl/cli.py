@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distillctl import __version__, console, interrupts
+from distillctl import __version__, console, interrupts, ranks
 from distillctl.errors import Interrupted, Told, UsageError
 
 EXIT_CODES = """
@@ -62,23 +62,36 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
             with interrupts.restored():
                 try:
                     with interrupts.handled(console.from_handler):
+                        if ranks.count() > 1 and name != "train":
+                            raise UsageError(f"{name} runs in one process; only train takes several ranks")
                         body(*args, **kwargs)
                 except (Told, KeyboardInterrupt) as problem:
                     told = problem if isinstance(problem, Told) else Interrupted(signal.SIGINT)
-                    console.error(told)
+                    if _tells():
+                        console.error(told)
                     raise typer.Exit(told.exit_code) from None
                 except typer.Exit:
                     raise
                 except BrokenPipeError:
                     raise typer.Exit(0) from None
                 except Exception as problem:
-                    console.bug(problem)
+                    if _tells():
+                        console.bug(problem)
                     raise typer.Exit(1) from None
 
         group.command(name, help=help)(guarded)
         return guarded
 
     return register
+
+
+def _tells() -> bool:
+    """Whether this rank says what went wrong. One that failed alone meets the others first, which shows it."""
+    if not ranks.is_first():
+        from distillctl.training import group
+
+        group.join()
+    return ranks.tells()
 
 
 def _open(recipe_path: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Any, Any]:
@@ -92,6 +105,8 @@ def _open(recipe_path: Path, run_dir: Path | None, overrides: list[str] | None) 
 def _plan(recipe: Any, workspace: Any, stages: list[str]) -> None:
     from distillctl import planning, summaries
 
+    if not ranks.is_first():
+        return
     plan = planning.plan(recipe, workspace, stages)
     console.result(plan, *summaries.plan(plan))
 

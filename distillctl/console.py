@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column
 from rich.text import Text
 
-from distillctl import interrupts
+from distillctl import interrupts, ranks
 from distillctl.errors import Told
 
 _out = Console(highlight=False)
@@ -27,14 +27,17 @@ _state: dict[str, Any] = {"json": False, "verbosity": 0}
 
 
 def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
-    """as_json: stdout carries one JSON object; verbosity: -1 quiet, 0, 1 verbose."""
+    """as_json: stdout carries one JSON object; verbosity: -1 quiet, 0, 1 verbose. Of several ranks the first speaks."""
     global _out, _err
+    if not ranks.is_first():
+        verbosity = -1
     _out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
     _state.update(json=as_json, verbosity=verbosity)
     if verbosity <= 0:  # read by the libraries when they are imported, which is later
         for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(name, "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # transformers would ask a service to convert pickles
 
@@ -57,7 +60,8 @@ def from_handler(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    _err.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+    if ranks.is_first():
+        _err.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
 
 
 def error(problem: Told) -> None:
@@ -90,6 +94,8 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def result(value: Mapping[str, Any], *renderables: Any) -> None:
     """The command's result on stdout: the JSON object, or the readable form."""
+    if not ranks.is_first():
+        return
     if is_json():
         print_json(value)
     else:

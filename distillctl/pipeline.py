@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import console, interrupts, references
+from distillctl import console, engines, interrupts, ranks, references
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, views
 from distillctl.errors import UpstreamError
@@ -41,6 +41,8 @@ class Stage:
     def run(self, recipe: Recipe, workspace: Workspace) -> Outcome:
         """Do it; all but the report do different work for labels and for text. Only now is torch imported."""
         folder = "" if self.name == "report" else f"{recipe.task.kind}."
+        if ranks.count() > 1 and ranks.is_first():
+            _group().broadcast(_WORK)
         outcome: Outcome = importlib.import_module(f"distillctl.stages.{folder}{self.name}").run(recipe, workspace)
         return outcome
 
@@ -54,6 +56,7 @@ def _collect_files(recipe: Recipe) -> dict[str, str]:
 
 
 def _check_data(recipe: Recipe) -> None:
+    engines.check(recipe.collect)
     dataset = examples.load(recipe)
     responses.check_given(recipe, dataset)
     for renderer in views.renderers(recipe, dataset.shots).values():
@@ -188,8 +191,31 @@ def _changed_keys(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str
 
 def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Ran:
     """Run one stage unless it is fresh. UpstreamError when what it reads is missing, stale or damaged."""
+    if ranks.count() > 1:
+        return _on_ranks(STAGES[name], recipe, workspace, force)
     with workspace.lock():
         return _stage(STAGES[name], recipe, workspace, force)
+
+
+def _on_ranks(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
+    """The first rank holds the run directory and decides; the others wait for its word, and for what came of it."""
+    with _group().together():
+        if ranks.is_first():
+            with workspace.lock():
+                ran: Ran = _group().broadcast(_stage(one, recipe, workspace, force))
+        else:
+            ran = _group().broadcast()
+            if ran == _WORK:
+                one.run(recipe, workspace)
+                ran = _group().broadcast()
+    return ran
+
+
+_WORK = "there is work"
+
+
+def _group() -> Any:
+    return importlib.import_module("distillctl.training.group")  # only now: it brings torch
 
 
 def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
@@ -246,7 +272,6 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     one.check(recipe)
     reason = "; ".join(states[one.name].why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
-    workspace.sweep(one.name)
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))
     start = time.perf_counter()
     with workspace.anew(one.name) if force else contextlib.nullcontext():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import pipeline, references
+from distillctl import engines, pipeline, references
 from distillctl.data import examples, responses, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
@@ -25,6 +25,7 @@ SAMPLE = 64
 def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
     """Rows, tokens, bytes on disk and floating-point work of the named stages; fails as the stages would."""
     states = [s for s in pipeline.status(recipe, workspace, stages) if s.stage in stages]
+    engines.check(recipe.collect)
     dataset = examples.load(recipe)
     early.check(recipe)
     responses.check_given(recipe, dataset)
@@ -63,6 +64,7 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
             "flop": None if of_teacher is None else 2 * of_teacher * forward,
             "soft_label_bytes": answers.bytes,
             **({} if served is None else {"served": served}),
+            "engine": recipe.collect.model_dump(mode="json"),
         },
         "train": {
             "student_parameters": student,

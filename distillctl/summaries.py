@@ -177,16 +177,26 @@ def _export(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
-    table = _table("candidate", "size", "KL to fp32", "same top", "score", "p50 ms", "")
+    """The candidates (KL from the fp32 student, share with its top label or token), no name broken at 80 columns."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for column in ("size", "KL", "top", "score", "p50 ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("candidate", no_wrap=True)
     for found in facts["candidates"]:
         score = "-" if found["score"] is None else f"{found['score']:.3f}"
         kl = "-" if found["kl"] is None else f"{found['kl']:.5f}"
-        verdict = "chosen" if found["chosen"] else "inside" if found["inside"] else found["why"]
+        colour = "bold green" if found["chosen"] else None if found["inside"] else "dim"
         table.add_row(
-            found["name"], size(found["bytes"]), kl, f"{found['same_top']:.3f}", score,
-            f"{found['p50_ms']:.2f}", verdict,
+            size(found["bytes"]), kl, f"{found['same_top']:.3f}", score, f"{found['p50_ms']:.2f}", found["name"],
+            style=colour,
         )  # fmt: skip
     yield table
+    for found in facts["candidates"]:
+        if not found["inside"]:
+            yield f"outside the gate: {found['name']}: {found['why']}"
+    for found in facts["candidates"]:
+        if found["chosen"]:
+            yield f"chosen: {found['name']}"
 
 
 def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
@@ -363,11 +373,22 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
             f"{served['tokens_written']:,} written{cost}; {kept}"
         )
     else:
-        yield f"collect: {collect['forward_tokens']:,} tokens through the teacher ({_flop(collect['flop'])}), {kept}"
+        yield (
+            f"collect: {collect['forward_tokens']:,} tokens through the teacher ({_flop(collect['flop'])}), {kept}, "
+            f"by {_engine(collect['engine'])}"
+        )
     yield (
         f"train: about {train['steps']:,} steps, {train['tokens']:,} tokens ({_flop(train['flop'])}), "
         f"checkpoints of {size(train['checkpoint_bytes'])}"
     )
+
+
+def _engine(asked: Mapping[str, Any]) -> str:
+    if asked["engine"] == "local":
+        return "one teacher in this process"
+    where = f"the Ray cluster at {asked['address']}" if asked["address"] else "Ray on this machine"
+    each = " and ".join(f"{asked[kind]:g} {kind.upper()[:-1]}s" for kind in ("cpus", "gpus") if asked[kind])
+    return f"{asked['workers']} workers with {each} each, {where}"
 
 
 def _flop(count: float | None) -> str:

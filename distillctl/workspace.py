@@ -128,6 +128,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, durably: the name of a new one is an entry of the one above."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename durably, within one folder."""
+    os.replace(path, target)
+    sync(target.parent)
+
+
 @contextlib.contextmanager
 def writable(path: Path) -> Iterator[None]:
     """Turn a full disk, a file-size limit, or a read-only folder into Unavailable that names ``path``.
@@ -143,37 +157,47 @@ def writable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error)
-        marks = [*_TORCH_WRITER, *(mark for code in _FULL for mark in (f"os error {code}", os.strerror(code)))]
+        marks = [*_TORCH_WRITER, *(mark for code in _TOLD for mark in (f"os error {code})", os.strerror(code)))]
         if any(mark in text for mark in marks):
             raise _unwritable(path, error) from error
         raise
 
 
 _TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc")
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_WRITE_ERRORS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO)
+_TOLD = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+"""Looked for in the text of libraries' errors."""
+_WRITE_ERRORS = (
+    *_TOLD,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ESTALE,
+)
 
 
 def _unwritable(path: Path, error: Exception) -> Unavailable:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return Unavailable(
-        f"cannot be written: {reason}",
-        where=str(path),
-        next="free some space or choose another place with --run-dir; what was committed is kept",
-    )
+    reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
+    if isinstance(error, OSError):
+        reason = error.strerror or reason
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        if not named.is_relative_to(path.parent):  # a scratch file of this stage's
+            where, next = named, "free some space there, or set TMPDIR"
+    return Unavailable(f"cannot be written: {reason}", where=str(where), next=f"{next}; what was committed is kept")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``; when the block ends well, it is fsynced and takes its place."""
     with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             yield temporary
             sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
+            move(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -186,21 +210,31 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``; when the block ends well, all in it is fsynced and it takes its place."""
+    """A temporary folder beside ``path``; when the block ends well, all in it is fsynced and it takes its place.
+
+    A stage's committed folder is set aside, until the new one is committed.
+    """
     with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         temporary.chmod(0o777 & ~_umask())
         try:
             yield temporary
             for item in [*temporary.rglob("*"), temporary]:
                 sync(item)
+            aside = _aside(path)
             if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
-            sync(path.parent)
+                move(path, aside)
+            move(temporary, path)
+            if not (aside / MANIFEST).exists():
+                shutil.rmtree(aside, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Where a folder is kept while another one takes its place."""
+    return folder.with_name(f".{folder.name}.aside")
 
 
 def _umask() -> int:
@@ -247,38 +281,43 @@ class Workspace:
 
     def retract(self, stage: str) -> None:
         """Before a committed output is touched: the stage no longer counts as done."""
-        with writable(self.folder(stage)):
-            (self.folder(stage) / MANIFEST).unlink(missing_ok=True)
+        folder = self.folder(stage)
+        with writable(folder):
+            if (folder / MANIFEST).exists():
+                (folder / MANIFEST).unlink()
+                sync(folder)
 
-    def sweep(self, stage: str) -> None:
+    def sweep(self) -> None:
         """Remove what a killed process left half-written; put back what it had set aside."""
-        aside = self.root / f".{stage}.aside"
         with writable(self.root):
-            if aside.exists():
-                if (self.folder(stage) / MANIFEST).exists():
-                    shutil.rmtree(aside)
-                else:
-                    shutil.rmtree(self.folder(stage), ignore_errors=True)
-                    aside.rename(self.folder(stage))
-            for torn in [*self.folder(stage).rglob(".*.tmp"), *self.root.glob(f".{stage}.*.tmp")]:
+            for torn in [*self.root.glob(".*.tmp"), *self.root.glob("*/**/.*.tmp")]:
                 shutil.rmtree(torn) if torn.is_dir() else torn.unlink(missing_ok=True)
+            for aside in [*self.root.glob("*/**/.*.aside"), *self.root.glob(".*.aside")]:
+                self._settle(aside.with_name(aside.name.removeprefix(".").removesuffix(".aside")))
+
+    def _settle(self, folder: Path) -> None:
+        """Drop what was set aside where something whole is in its place; put it back otherwise."""
+        aside = _aside(folder)
+        is_stage = folder.parent == self.root
+        if (folder / MANIFEST).exists() if is_stage else folder.exists():
+            shutil.rmtree(aside)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            move(aside, folder)
 
     @contextlib.contextmanager
     def anew(self, stage: str) -> Iterator[None]:
         """Within the block the stage has done nothing yet; when the block fails, all is as it was before."""
-        aside = self.root / f".{stage}.aside"
         folder = self.folder(stage)
         with writable(folder):
             if folder.exists():
-                folder.rename(aside)
+                move(folder, _aside(folder))
         try:
             yield
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            if aside.exists():
-                aside.rename(folder)
+            if _aside(folder).exists():  # not committed
+                self._settle(folder)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
 
     def commit(
         self,
@@ -293,11 +332,11 @@ class Workspace:
         """Hash the outcome's files and write the manifest, last."""
         folder = self.folder(stage)
         with writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             named = [folder / name for name in outcome.outputs]
             files = sorted(f for p in named for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file())
-            for file in files:
-                sync(file)
+            for path in [*files, *sorted({file.parent for file in files})]:
+                sync(path)
             manifest = Manifest(
                 stage=stage,
                 recipe=dict(recipe),
@@ -312,27 +351,35 @@ class Workspace:
                 created=round(time.time(), 3),
             )
             write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        shutil.rmtree(_aside(folder), ignore_errors=True)
         return manifest
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run directory; a second process is refused with the holder's process id.
+        """Hold the run directory, as it was last committed; a second process is refused with the holder's process id.
 
         The lock is the operating system's and goes with its holder, however that ends.
         """
         path = self.root / ".lock"
         with writable(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             file = path.open("a+")
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise Unavailable(
                     f"in use by {holder}", where=str(self.root), next="wait for it, or use another --run-dir"
                 ) from None
+            except OSError as error:
+                raise Unavailable(
+                    f"its file system cannot lock files ({error.strerror})",
+                    where=str(self.root),
+                    next="use a --run-dir on a local disk",
+                ) from None
+            self.sweep()
             with writable(path):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {platform.node()}")

@@ -123,7 +123,7 @@ def gradients(run, batches):
     run.model.zero_grad()
     run.model.eval()  # no dropout: only the batching differs
     run.model.train = lambda mode=True: run.model
-    loss, _ = run._step(run.model, batches)
+    loss, _ = run._step(batches)
     return loss, torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None])
 
 

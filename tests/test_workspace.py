@@ -119,7 +119,7 @@ def test_what_a_kill_left_half_written_is_swept_and_what_was_set_aside_comes_bac
     (tmp_path / "collect").rename(tmp_path / ".collect.aside")
     (tmp_path / "collect").mkdir()
     (tmp_path / "collect" / "partial").write_text("half")
-    workspace.sweep("collect")
+    workspace.sweep()
     assert workspace.manifest("collect") == manifest
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "collect", "manifest.json"]
 

@@ -3,7 +3,9 @@
 ONNX Runtime has both ways of rounding too. Its `k_quant` looks for zero points that are fractions, and rounds them at
 the end: at 4 bits in blocks of 32 SmolLM2-135M is then 0.335 nats per token from fp32 on its own answers and 0.479 on
 prose, with the search here 0.297 and 0.336 (mixed with 8 bits 0.171 and 0.209, here 0.124 and 0.140). And it pads rows
-of 576 to 640 where blocks of 128 are asked for; here the block is what shrinks.
+of 576 to 640 where blocks of 128 are asked for; here the block is what shrinks. Its third way, half-quadratic
+quantization (HQQ), only moves zero points by fractions of a step; with such `MatMulNBits` leaves its int8 kernels, and
+rounded to whole numbers they are the ones it began with.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from distillctl.recipe.base import Closed, Count
 from distillctl.recipe.bundle import Bundle
+from distillctl.recipe.collecting import Collect
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.graphs import Bench, Export, Quantize, Report
@@ -26,6 +27,7 @@ class Recipe(Closed):
     contexts: Contexts
     teacher: Teacher
     student: Student
+    collect: Collect = Collect()
     shard_rows: Count = 128
     """Rows of soft labels committed at a time by collect."""
     train: Train = Train()
@@ -42,9 +44,11 @@ class Recipe(Closed):
 
     @model_validator(mode="after")
     def _a_server_gives_it(self) -> Recipe:
-        teacher = self.teacher
-        if isinstance(teacher, OpenAITeacher) and (problem := misses(teacher, self.task, self.contexts)):
-            raise ValueError(problem)
+        if isinstance(self.teacher, OpenAITeacher):
+            if problem := misses(self.teacher, self.task, self.contexts):
+                raise ValueError(problem)
+            if self.collect.engine != "local":
+                raise ValueError(f"collect.engine: {self.collect.engine} is for a teacher that runs here")
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from distillctl.runtimes import lengths, loadgen, machine, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.runtimes.process import WorkerProcess
-from distillctl.workspace import Outcome, Workspace, replacing_folder, versions, write_text
+from distillctl.workspace import Outcome, Workspace, replacing_folder, versions
 
 FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
 """The student's graphs → the stage that wrote them."""
@@ -142,7 +142,6 @@ class Bench:
                 console.warn(f"{name} gave the expected answer in {share:.1%} of its timed queries only: look into it")
         with tempfile.TemporaryDirectory() as scratch:
             logs = self._loadgen(jobs["deployed"], facts, Path(scratch))
-            self.workspace.retract("bench")  # only now: what cannot be measured loses nothing that was
             return Outcome(self._write(facts, runs, columns, logs), facts)
 
     def _memory(self) -> list[float]:
@@ -204,20 +203,15 @@ class Bench:
         columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]],
         logs: Path | None,
     ) -> list[str]:
-        folder = self.workspace.folder("bench")
-        shutil.rmtree(folder / LOGS, ignore_errors=True)
-        if logs is not None:
-            with replacing_folder(folder / LOGS) as kept:
-                shutil.copytree(logs, kept, dirs_exist_ok=True)
-        with replacing_folder(folder / "samples") as samples:
-            for name, found in runs.items():
-                table = {
-                    "process": [run.process for run in found for _ in run.queries],
-                    "query": [query for run in found for query in run.queries],
-                    "milliseconds": [ms for run in found for ms in run.milliseconds],
-                    **columns(found),
-                }
-                pq.write_table(pa.table(table), samples / f"{name}.parquet")
+        tables = {
+            name: {
+                "process": [run.process for run in found for _ in run.queries],
+                "query": [query for run in found for query in run.queries],
+                "milliseconds": [ms for run in found for ms in run.milliseconds],
+                **columns(found),
+            }
+            for name, found in runs.items()
+        }
         models = {
             name: {
                 **facts["models"][name],
@@ -232,7 +226,14 @@ class Bench:
         }
         # rows: the query of a sample → the id of its example
         results = {**facts, "models": models, "versions": versions(), "rows": self.rows}
-        write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        with replacing_folder(self.workspace.folder("bench")) as staged:
+            if logs is not None:
+                shutil.copytree(logs, staged / LOGS)
+            (staged / "samples").mkdir()
+            for name, table in tables.items():
+                pq.write_table(pa.table(table), staged / "samples" / f"{name}.parquet")
+            (staged / "results.json").write_text(text, encoding="utf-8")
         return ["results.json", "samples", *([LOGS] if logs else [])]
 
 

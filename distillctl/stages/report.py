@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from distillctl.recipe import Recipe
 from distillctl.report import contract, page
-from distillctl.workspace import Outcome, Workspace, write_text
+from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Write report.html from what the other stages committed."""
     facts = contract.build(recipe, workspace)
-    workspace.retract("report")
-    write_text(workspace.folder("report") / "report.html", page.render(facts, contract.series(workspace)))
+    text = page.render(facts, contract.series(workspace))
+    with replacing_folder(workspace.folder("report")) as staged:
+        (staged / "report.html").write_text(text, encoding="utf-8")
     return Outcome(outputs=["report.html"], facts=facts)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from distillctl.engines import local
+from distillctl import engines
 from distillctl.recipe import OpenAITeacher, Recipe
 from distillctl.references import ModelSource, ServedSource
 from distillctl.teachers import labelling
@@ -20,4 +20,4 @@ def crew(recipe: Recipe, source: ModelSource, folder: Path) -> AbstractContextMa
         assert isinstance(source, ServedSource)
         again = f"distillctl collect {recipe.path}"
         return served.crew(served.Served(spec, source, recipe.task, folder / "served", again))
-    return local.crew(labelling.Local(spec, source, recipe.task))
+    return engines.crew(recipe.collect, labelling.Local(spec, source, recipe.task))

@@ -1,4 +1,7 @@
-"""Atomic checkpoints of a training run: everything the next step depends on, and the best weights so far."""
+"""Atomic checkpoints of a training run: everything the next step depends on, and the best weights so far.
+
+Tensors are whole and in safetensors, so a run goes on from them on any number of ranks; the first rank writes.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distillctl import console
+from distillctl import console, ranks
+from distillctl.training import group
+from distillctl.training.learner import Learner
 from distillctl.workspace import file_digest, replacing_folder
+
+_DAMAGED = "-damaged"
 
 
 @dataclass
@@ -43,32 +49,47 @@ class Checkpoints:
     def __init__(self, folder: Path, run: str, key: str) -> None:
         self.folder = folder
         self.prefix = f"{run}-{key[:16]}"
-        forget(folder, run, but=self.prefix)
+        if ranks.is_first():
+            forget(folder, run, but=self.prefix)
 
     def latest(self) -> Path | None:
         found = [path for path in self.folder.glob(f"{self.prefix}-step-*") if re.search(r"step-\d+$", path.name)]
         return max(found, default=None, key=lambda path: int(path.name.rpartition("-")[2]))
 
-    def save(self, accelerator: Accelerator, progress: Progress, best: dict[str, Tensor] | None) -> None:
-        """Commit a checkpoint, then drop the one before."""
-        before = self.latest()
+    def save(self, learner: Learner, progress: Progress, best: dict[str, Tensor] | None) -> None:
+        """Commit a checkpoint, then drop those before."""
+        weights, optimizer, schedule = learner.state()
+        if not ranks.is_first():
+            return
         target = self.folder / f"{self.prefix}-step-{progress.step:06d}"
         with replacing_folder(target) as folder:
-            with console.libraries_quiet():
-                accelerator.save_state(str(folder), safe_serialization=True)
-            if best is not None:
-                save_file(best, folder / "best.safetensors")
+            for name, tensors in (("model", weights), ("optimizer", optimizer), ("best", best)):
+                if tensors is not None:
+                    save_file(tensors, folder / f"{name}.safetensors")
             files = {path.name: file_digest(path) for path in folder.iterdir()}
-            state = {"progress": asdict(progress), "files": files}
+            state = {"progress": asdict(progress), "schedule": schedule, "files": files}
             (folder / "progress.json").write_text(json.dumps(state), encoding="utf-8")
-        if before is not None and before != target:
-            shutil.rmtree(before, ignore_errors=True)
+        for before in self.folder.glob(f"{self.prefix}-step-*"):
+            if before != target and not before.name.endswith(_DAMAGED):
+                shutil.rmtree(before, ignore_errors=True)
 
-    def restore(self, accelerator: Accelerator) -> tuple[Progress, dict[str, Tensor] | None] | None:
-        """Load the latest checkpoint into the accelerator's model, optimizer, schedule and generators.
+    def restore(self, learner: Learner) -> tuple[Progress, dict[str, Tensor] | None] | None:
+        """Load the latest checkpoint into the learner, on every rank.
 
         Nothing is loaded from a checkpoint of which any file is not as it was written; it is set aside.
         """
+        folder: Path | None = group.broadcast(self._sound() if ranks.is_first() else None)
+        if folder is None:
+            return None
+        state = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        progress = Progress(**state["progress"])
+        best = load_file(folder / "best.safetensors") if progress.has_best else None
+        weights, optimizer = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer"))
+        learner.restore(weights, optimizer, state["schedule"])
+        return progress, best
+
+    def _sound(self) -> Path | None:
+        """The latest checkpoint, unless it is damaged."""
         folder = self.latest()
         if folder is None:
             return None
@@ -77,14 +98,10 @@ class Checkpoints:
             damaged = [name for name, sha256 in state["files"].items() if file_digest(folder / name) != sha256]
         except (OSError, ValueError, KeyError, AttributeError):
             damaged = ["progress.json"]
-        if damaged:
-            aside = folder.with_name(f"{folder.name}-damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            console.warn(f"{damaged[0]} of a checkpoint is damaged ({aside}); training starts anew")
-            return None
-        progress = Progress(**state["progress"])
-        best = load_file(folder / "best.safetensors") if progress.has_best else None
-        with console.libraries_quiet():
-            accelerator.load_state(str(folder))
-        return progress, best
+        if not damaged:
+            return folder
+        aside = folder.with_name(f"{folder.name}{_DAMAGED}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        console.warn(f"{damaged[0]} of a checkpoint is damaged ({aside}); training starts anew")
+        return None

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from distillctl import ranks
 from distillctl.data import batching
 from distillctl.losses.objective import objective
 from distillctl.metrics import scores
 from distillctl.recipe import LossTerm, Train
+from distillctl.training import group
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,18 @@ class Classification:
 
 @torch.inference_mode()
 def predict(model: PreTrainedModel, tokenizer: Any, rows: Rows, spec: Train) -> np.ndarray:
-    """Normalised label log-probabilities float32 [N, K]; batches by length, results in the order of ``rows``."""
+    """Normalised label log-probabilities float32 [N, K]; batches by length, results in the order of ``rows``.
+
+    Ranks share the batches, and all get all results.
+    """
     model.eval()
-    out = np.empty(rows.teacher.shape, dtype=np.float32)
+    out = np.zeros(rows.teacher.shape, dtype=np.float32)
     lengths = [len(ids) for ids in rows.ids]
-    for batch in batching.by_length(lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens):
+    batches = batching.by_length(lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens)
+    for batch in ranks.share(batches):
         inputs, _ = collate(tokenizer, rows, batch, model.device)
         out[batch] = model(**inputs).logits.float().log_softmax(-1).cpu().numpy()
-    return out
+    return group.summed(out)
 
 
 def collate(tokenizer: Any, rows: Rows, batch: Sequence[int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:

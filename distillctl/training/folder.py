@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from distillctl import references
+from distillctl import ranks, references
 from distillctl.recipe import Recipe
 from distillctl.students.student import Student
-from distillctl.training import metrics_log
+from distillctl.training import group, metrics_log
 from distillctl.training.checkpoints import Checkpoints, forget
 from distillctl.workspace import Workspace, digest, replacing_folder, writable
 
@@ -17,12 +17,14 @@ from distillctl.workspace import Workspace, digest, replacing_folder, writable
 def prepare(recipe: Recipe, workspace: Workspace) -> Path:
     """The folder, there and no longer committed; and torch set up so that a run can be repeated."""
     folder = workspace.folder("train")
-    workspace.retract("train")
-    with writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not recipe.train.control:  # an earlier recipe's
-        metrics_log.keep_lines(folder / "metrics.jsonl", "control", 0)
-        forget(folder / "checkpoints", "control")
+    if ranks.is_first():
+        workspace.retract("train")
+        with writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not recipe.train.control:  # an earlier recipe's
+            metrics_log.keep_lines(folder / "metrics.jsonl", "control", 0)
+            forget(folder / "checkpoints", "control")
+    group.barrier()
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from distillctl import console, interrupts
+from distillctl import console, interrupts, ranks
 from distillctl.data import batching
 from distillctl.losses import token_loss
 from distillctl.losses.chunked_head import chunked
@@ -24,6 +24,7 @@ from distillctl.losses.heads import Head, head_of, hidden_states
 from distillctl.losses.targets import DenseTargets, SampledTargets, Targets, TopKTargets
 from distillctl.recipe import CrossEntropy, LossTerm, Train
 from distillctl.students.student import Student
+from distillctl.training import group
 from distillctl.training.response_rows import ResponseRows, decoder_positions
 
 
@@ -74,22 +75,25 @@ class Scores:
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
-    """The student on ``rows`` under teacher forcing; in batches by length, results in the order of the rows."""
+    """The student on ``rows`` under teacher forcing; in batches by length, results in the order of the rows.
+
+    Ranks share the batches, and all get all results.
+    """
     model.eval()
-    means = np.zeros((3, len(rows.views)))
-    measured = 3
-    for batch in batching.by_length(rows.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens):
+    means, known = np.zeros((3, len(rows.views))), np.zeros(len(rows.views))
+    batches = batching.by_length(rows.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens)
+    for batch in ranks.share(batches):
         targets = rows.targets(batch).to(model.device)
         _, *figures = chunked(
             response_states(model, rows, batch),
             _head(model, rows),
             lambda logits, part, targets=targets: token_figures(targets.rows(part), logits),  # type: ignore[misc]
         )
-        measured = len(figures)
+        known[batch] = len(figures) == 3
         parts = torch.stack(figures).double().cpu().split([len(rows.responses[row]) for row in batch], -1)
-        means[:measured, batch] = torch.stack([part.mean(-1) for part in parts], -1).numpy()
-    nll, same_top, kl = means
-    return Scores(kl if measured == 3 else None, nll, same_top, np.array(rows.positions))
+        means[: len(figures), batch] = torch.stack([part.mean(-1) for part in parts], -1).numpy()
+    nll, same_top, kl = group.summed(means)
+    return Scores(kl if group.summed(known).all() else None, nll, same_top, np.array(rows.positions))
 
 
 def response_states(model: PreTrainedModel, rows: ResponseRows, batch: Sequence[int]) -> Tensor:
@@ -188,16 +192,18 @@ def answers(
 ) -> list[list[int]]:
     """Greedy answers to views in the student's tokens: with the stop token that ended them, or ``max_new_tokens`` long.
 
-    batch_tokens: views and answers of one batch at most, padding included. Rows do not depend on their batch.
+    batch_tokens: views and answers of one batch at most, padding included. Rows do not depend on their batch. Ranks
+    share the batches, and all get all answers.
     """
     model, stop = student.model.eval(), set(stop_ids)
     limit = min(max_new_tokens, decoder_positions(student)) if student.is_encoder_decoder else max_new_tokens
     own_config, model.generation_config = model.generation_config, greedy_config(model, stop, limit)
-    found: list[list[int]] = [[] for _ in views]
+    found: dict[int, list[int]] = {}
     lengths = [len(view) + limit for view in views]
     try:
         with console.progress("answers", total=len(views)) as bar, console.libraries_quiet():
-            for batch in batching.by_length(lengths, max_rows=len(views), max_tokens=batch_tokens):
+            batches = batching.by_length(lengths, max_rows=len(views), max_tokens=batch_tokens)
+            for batch in ranks.share(batches):
                 interrupts.check()
                 inputs = _padded(model, [views[row] for row in batch], left=not student.is_encoder_decoder)
                 skip = 1 if student.is_encoder_decoder else inputs["input_ids"].shape[1]
@@ -205,7 +211,8 @@ def answers(
                 for row, ids in zip(batch, written, strict=True):
                     end = next((place + 1 for place, token in enumerate(ids) if token in stop), len(ids))
                     found[row] = ids[:end]
-                bar.advance(len(batch))
+                bar.advance(len(batch) * ranks.count())
     finally:
         model.generation_config = own_config
-    return found
+    found = group.gathered(found)
+    return [found[row] for row in range(len(views))]

@@ -1,12 +1,14 @@
 """One training run: AdamW, length-bucketed batches, early stopping, exact resume. What is learnt is a `Problem`.
 
-The plan of batches depends on the lengths and the seed alone, and everything else a step depends on is in the
-checkpoint, so a resumed run and an unbroken one end in the same bits (on one device, with the same threads).
+The plan of batches depends on the lengths and the seed alone, what a step draws (dropout) on seed, step and rank, and
+everything else a step depends on is in the checkpoint, so a resumed run and an unbroken one end in the same bits (on
+one device, with the same threads). On several ranks a step is the same but for rounding and for what is drawn.
 """
 
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,21 +16,20 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
-import torch
-from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
-from distillctl import console, interrupts
+from distillctl import console, interrupts, ranks
 from distillctl.data import batching
-from distillctl.errors import GateFailed
+from distillctl.errors import GateFailed, Interrupted
 from distillctl.recipe import Train
-from distillctl.training import metrics_log
+from distillctl.training import group, metrics_log
 from distillctl.training.checkpoints import Checkpoints, Progress
-from distillctl.workspace import writable
+from distillctl.training.learner import Learner, Loss, put
 
 
-class Problem(Protocol):
+class Problem(Loss, Protocol):
     """What is learnt: the train rows with their loss, and the held-out rows with their figures.
 
     A step minimises one mean over all positions of its batches, however the rows are batched.
@@ -42,11 +43,8 @@ class Problem(Protocol):
     def positions(self) -> Sequence[int]:
         """Of each train row, the positions that the mean is over."""
 
-    def loss(self, model: PreTrainedModel, batch: Sequence[int]) -> Tensor:
-        """The SUM of the loss over the positions of some train rows, in nats; a scalar to differentiate."""
-
     def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
-        """What the best weights have least of, and figures for the log; of the held-out rows."""
+        """Of the held-out rows: what the best weights have least of, and figures for the log; the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Fit:
     resumed_from: int | None
     stopped: str
     tokens_per_second: float | None
+    ranks: int = 1
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -86,28 +85,22 @@ class Run:
     ) -> None:
         self.name, self.model, self.problem, self.spec, self.seed = name, model, problem, spec, seed
         self.checkpoints = checkpoints
-        self.accelerator = Accelerator(mixed_precision=spec.mixed_precision)
+        self.plan = _plan(problem.lengths, spec, seed)
+        self.learner = Learner(model, problem, spec, len(self.plan))
 
     def fit(self, metrics: Path) -> Fit:
         """Train until the epochs are done or patience is out; the model is left with its best weights."""
-        spec, lengths = self.spec, self.problem.lengths
-        plan = self._plan()
+        spec, lengths, plan = self.spec, self.problem.lengths, self.plan
         steps_per_epoch = math.ceil(len(plan) / spec.epochs)
         every = spec.evaluate_every or max(1, steps_per_epoch // 2)
-        groups = _decay_groups(self.model, spec.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
-        schedule = get_scheduler(spec.schedule, optimizer, round(spec.warmup * len(plan)), len(plan))
-        model, optimizer, schedule = self.accelerator.prepare(self.model, optimizer, schedule)
-        restored = self.checkpoints.restore(self.accelerator)
+        restored = self.checkpoints.restore(self.learner)
         progress, best = restored or (Progress(), None)
         resumed = progress.step if restored else None
         if resumed:
             console.note(f"train: {self.name} goes on from step {resumed} of {len(plan)}")
         stopped, tokens, started = "epochs", 0, time.perf_counter()
-        metrics_log.keep_lines(metrics, self.name, progress.step)
         with (
-            writable(metrics),
-            metrics.open("a", encoding="utf-8") as log,
+            metrics_log.opened(metrics, self.name, progress.step) as log,
             console.progress(f"train {self.name}", total=len(plan)) as bar,
             interrupts.deferred(),
         ):
@@ -115,60 +108,41 @@ class Run:
             fields: dict[str, str] = {}
             while progress.step < len(plan):
                 epoch, batches = plan[progress.step]
-                loss, norm = self._step(model, batches)
-                rate = schedule.get_last_lr()[0]
+                set_seed(_seed(self.seed, progress.step))
+                loss, norm = self._step(batches)
+                rate = self.learner.rate
                 self._guard(loss, norm, progress)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
+                self.learner.update()
                 progress.step += 1
-                tokens += sum(lengths[row] for batch in batches for row in batch)
+                tokens += sum(int(lengths[row]) for batch in batches for row in batch)
                 speed = tokens / (time.perf_counter() - started)
                 metrics_log.write(
                     log, run=self.name, step=progress.step, epoch=round(epoch, 4), loss=loss, grad_norm=norm,
                     learning_rate=rate, tokens_per_second=round(speed, 1),
                 )  # fmt: skip
                 if progress.step % every == 0 or progress.step == len(plan):
-                    best, fields = self._look(model, progress, best, log)
+                    best, fields = self._look(progress, best, log)
                     if progress.looks_without_better >= spec.patience:
                         stopped = "patience"
                         break
-                if progress.step % spec.checkpoint_every == 0 or interrupts.pending():
-                    log.flush()
-                    self.checkpoints.save(self.accelerator, progress, best)
+                stop = group.any_of(interrupts.pending())
+                if stop or progress.step % spec.checkpoint_every == 0:
+                    metrics_log.settle(log)
+                    self.checkpoints.save(self.learner, progress, best)
+                if stop:
                     interrupts.check()
+                    raise Interrupted(signal.SIGTERM)  # that came to another rank
                 bar.advance(1, loss=f"{loss:.3f}", **fields, tokens=f"{speed:,.0f}/s")
-        # What is measured from here on is what will be deployed: without mixed precision.
-        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if best is not None:
-            self.model.load_state_dict(best)
+            put(best, self.model)
         speed_or_none = round(tokens / (time.perf_counter() - started), 1) if tokens else None
-        return Fit(progress.step, progress.best_step, resumed, stopped, speed_or_none)
+        return Fit(progress.step, progress.best_step, resumed, stopped, speed_or_none, ranks.count())
 
-    def _plan(self) -> list[tuple[float, list[list[int]]]]:
-        """Every optimizer step: (epoch reached, its batches)."""
-        spec, plan = self.spec, []
-        for epoch in range(spec.epochs):
-            batches = batching.shuffled(
-                self.problem.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens, seed=self.seed,
-                epoch=epoch,
-            )  # fmt: skip
-            groups = [batches[i : i + spec.accumulate] for i in range(0, len(batches), spec.accumulate)]
-            plan += [(epoch + (number + 1) / len(groups), group) for number, group in enumerate(groups)]
-        return plan
-
-    def _step(self, model: Any, batches: list[list[int]]) -> tuple[float, float]:
+    def _step(self, batches: Sequence[Sequence[int]]) -> tuple[float, float]:
         """Gradients of one optimizer step: one mean over all its positions, however they are batched."""
-        model.train()
-        count = sum(self.problem.positions[row] for batch in batches for row in batch)
-        total = 0.0
-        for batch in batches:
-            with self.accelerator.autocast():
-                loss = self.problem.loss(model, batch) / count
-            self.accelerator.backward(loss)
-            total += loss.item()
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), self.spec.clip_norm)
-        return total, float(norm)
+        count = sum(int(self.problem.positions[row]) for batch in batches for row in batch)
+        loss, norm = self.learner.gradients(batches, count)
+        return float(group.summed(np.array(loss))), norm
 
     def _guard(self, loss: float, norm: float, progress: Progress) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -182,24 +156,36 @@ class Run:
         )
 
     def _look(
-        self, model: Any, progress: Progress, best: dict[str, Tensor] | None, log: TextIO
+        self, progress: Progress, best: dict[str, Tensor] | None, log: TextIO
     ) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         """Measure the held-out rows; keep the weights if they are the best so far."""
-        model.eval()
-        with torch.inference_mode(), self.accelerator.autocast():
+        with self.learner.measured() as model:
             criterion, figures = self.problem.held_out(model)
         if criterion < progress.best:
             progress.best, progress.best_step, progress.looks_without_better = criterion, progress.step, 0
-            weights = self.accelerator.unwrap_model(model).state_dict()
-            best = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+            best = self.learner.weights()
         else:
             progress.looks_without_better += 1
         metrics_log.write(log, run=self.name, step=progress.step, **figures)
         return best, {name: f"{value:.3f}" for name, value in figures.items()}
 
 
-def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices, none on biases and norms."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+Plan = list[tuple[float, list[np.ndarray]]]
+"""Every optimizer step: (epoch reached, its batches of row numbers)."""
+
+
+def _plan(lengths: Sequence[int], spec: Train, seed: int) -> Plan:
+    lengths, plan = np.asarray(lengths).tolist(), []
+    for epoch in range(spec.epochs):
+        found = batching.shuffled(
+            lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens, seed=seed, epoch=epoch
+        )  # fmt: skip
+        batches = [np.array(batch, np.int32) for batch in found]
+        groups = [batches[i : i + spec.accumulate] for i in range(0, len(batches), spec.accumulate)]
+        plan += [(epoch + (number + 1) / len(groups), group) for number, group in enumerate(groups)]
+    return plan
+
+
+def _seed(seed: int, step: int) -> int:
+    """Of what a step draws on this rank: nothing of the generators' states has to be kept."""
+    return int(np.random.SeedSequence([seed, step, ranks.number()]).generate_state(1)[0])

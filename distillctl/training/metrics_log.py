@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from distillctl.workspace import write_text
+from distillctl import ranks
+from distillctl.workspace import writable, write_text
+
+
+@contextlib.contextmanager
+def opened(metrics: Path, run: str, step: int) -> Iterator[TextIO]:
+    """To go on after ``step`` of a run; of several ranks the first writes."""
+    if ranks.is_first():
+        keep_lines(metrics, run, step)
+    else:
+        metrics = Path(os.devnull)
+    with writable(metrics), metrics.open("a", encoding="utf-8") as log:
+        yield log
+        settle(log)
+
+
+def settle(log: TextIO) -> None:
+    """Before a checkpoint says that these steps were done: their lines are on the disk."""
+    log.flush()
+    if ranks.is_first():
+        os.fsync(log.fileno())
 
 
 def write(log: TextIO, **line: Any) -> None:

@@ -81,7 +81,7 @@ def _ort(folder: Path) -> list[str]:
     inside = folder / text_in.FILE
     if not inside.exists():
         return ort_format.convert(folder)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+    with tempfile.TemporaryDirectory(prefix=".bundle.", suffix=".tmp", dir=folder.parent) as aside:
         moved = inside.rename(Path(aside) / inside.name)
         try:
             return ort_format.convert(folder, listed_too=[moved], library=text_in.library())

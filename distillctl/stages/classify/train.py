@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.utils import set_seed
 
+from distillctl import ranks
 from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.metrics import scores
@@ -37,8 +38,9 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     columns: dict[str, np.ndarray | None] = {"student": predictions, "control": None}
     if recipe.train.control:
         _, _, columns["control"], facts["control"] = _train(recipe, workspace, views, "control", (CrossEntropy(),))
-    train_folder.save(student, folder / "model", cut=recipe.contexts.truncate == "input")
-    _write_predictions(folder / "eval.parquet", views["eval"].id, columns)
+    if ranks.is_first():
+        train_folder.save(student, folder / "model", cut=recipe.contexts.truncate == "input")
+        _write_predictions(folder / "eval.parquet", views["eval"].id, columns)
     return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet"], facts=facts)
 
 

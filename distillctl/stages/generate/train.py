@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.utils import set_seed
 
+from distillctl import ranks
 from distillctl.data import responses as response_texts
 from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
@@ -33,10 +34,11 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     collected = _Collected.read(recipe, workspace)
     done = _train(recipe, workspace, collected, "student", recipe.train.loss)
     student = done.student
-    student.model.generation_config = greedy_config(student.model, done.stop_ids, recipe.generate.max_new_tokens)
-    train_folder.save(student, folder / "model", cut=recipe.contexts.truncate == "input")
     control = _train(recipe, workspace, collected, "control", (CrossEntropy(),)) if recipe.train.control else None
-    _write(folder, collected.views["eval"].id, done, control)
+    if ranks.is_first():
+        student.model.generation_config = greedy_config(student.model, done.stop_ids, recipe.generate.max_new_tokens)
+        train_folder.save(student, folder / "model", cut=recipe.contexts.truncate == "input")
+        _write(folder, collected.views["eval"].id, done, control)
     facts = done.figures | done.fit.facts | {
         "parameters": student.model.num_parameters(),
         "max_length": student.max_length,

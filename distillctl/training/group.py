@@ -1,0 +1,120 @@
+"""What the ranks of a run tell each other. With one rank everything here is the identity, and costs nothing.
+
+Figures and decisions go through a gloo group of their own, in the main memory, whatever the gradients take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import distributed
+
+from distillctl import console, ranks
+from distillctl.errors import Unavailable
+
+_PATIENCE = timedelta(days=1)
+"""Others wait while the first rank reads and writes. A rank that ends is noticed at once: its connections close."""
+_group: Any = None
+
+
+def join() -> None:
+    """Meet the other ranks; only the first call does anything.
+
+    A rank that waits for others has nothing to lose, and Python cannot interrupt it there: a signal just ends it.
+    """
+    global _group
+    if ranks.count() == 1 or _group is not None:
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    with console.libraries_quiet():
+        PartialState(cpu=on_cpu())
+    _group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    ranks.tells = lambda: _fails_first(store)
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+def on_cpu() -> bool:
+    """Whether several ranks compute on CPUs; Unavailable when some but not all of a machine's ranks can have a GPU."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if ranks.count() == 1 or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return parse_flag_from_env("ACCELERATE_USE_CPU")
+    if device is None or device.type == "mps":
+        return True
+    here, have = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count())), torch.accelerator.device_count()
+    if here > have:
+        raise Unavailable(
+            f"{here} ranks on a machine with {have} accelerators",
+            next=f"start {have} there, or all on the CPU with ACCELERATE_USE_CPU=true",
+        )
+    return False
+
+
+def broadcast(value: Any = None) -> Any:
+    """The first rank's ``value``, on all ranks."""
+    if ranks.count() == 1:
+        return value
+    join()
+    box = [value]
+    distributed.broadcast_object_list(box, src=0, group=_group)
+    return box[0]
+
+
+def barrier() -> None:
+    """Go on when all ranks are here."""
+    broadcast()
+
+
+def summed(values: np.ndarray) -> np.ndarray:
+    """The sum over ranks, on all ranks; exact where no two ranks have an entry that is not 0."""
+    if ranks.count() == 1:
+        return values
+    total = torch.from_numpy(np.array(values, np.float64))
+    distributed.all_reduce(total, group=_group)
+    return total.numpy().astype(values.dtype)
+
+
+def any_of(here: bool) -> bool:
+    """Whether it is so on any rank."""
+    return bool(summed(np.array(float(here))) > 0)
+
+
+def gathered(values: dict[int, Any]) -> dict[int, Any]:
+    """All ranks' entries (their keys differ), on all ranks."""
+    if ranks.count() == 1:
+        return values
+    parts: list[Any] = [None] * ranks.count()
+    distributed.all_gather_object(parts, values, group=_group)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Until the end of the block this rank belongs to the others; that one of them is lost is an Unavailable."""
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.count() > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise Unavailable("another rank ended", next="the same command goes on from there") from error
+        raise
+    if _group is not None:
+        barrier()
+        distributed.destroy_process_group()
+
+
+def _fails_first(store: distributed.TCPStore) -> bool:
+    try:
+        return bool(store.add("distillctl/failed", 1) == 1)
+    except RuntimeError:  # its host went first
+        return False

@@ -1,0 +1,197 @@
+"""The model under training with its optimizer, on one rank or on many: whole on each (DDP), or in shards (FSDP2).
+
+Ranks share the rows of every batch. The loss is a sum over positions divided by the step's whole count, while DDP and
+FSDP average gradients over ranks: each rank's loss is multiplied by their number, which makes sums of averages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel, get_scheduler
+
+from distillctl import console, ranks
+from distillctl.recipe import Train
+from distillctl.training import group
+
+
+class Loss(Protocol):
+    def loss(self, model: PreTrainedModel, batch: Sequence[int]) -> Tensor:
+        """The SUM of the loss over the positions of some train rows, in nats; a scalar to differentiate."""
+
+
+class Learner:
+    """``model`` stays whole and is what is measured; in shards a copy of it is trained, and brought back by `look`.
+
+    ``steps``: of the whole schedule.
+    """
+
+    def __init__(self, model: PreTrainedModel, problem: Loss, spec: Train, steps: int) -> None:
+        with console.libraries_quiet():
+            self.accelerator = Accelerator(cpu=group.on_cpu(), mixed_precision=spec.mixed_precision)
+        self.device = self.accelerator.device
+        self.model, self.clip_norm = model.to(self.device), spec.clip_norm  # type: ignore[arg-type]
+        self.in_shards = ranks.count() > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
+        step = _Step(copy.deepcopy(model) if self.in_shards else model, problem)
+        self._trained = step.model
+        self._step = self._spread(step)
+        groups = _decay_groups(self._trained, spec.weight_decay)
+        self._optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
+        self._schedule = get_scheduler(spec.schedule, self._optimizer, round(spec.warmup * steps), steps)
+
+    def _spread(self, step: _Step) -> nn.Module:
+        if self.in_shards:
+            mesh = init_device_mesh(self.device.type, (ranks.count(),))
+            layers = set(step.model._no_split_modules or ())
+            for module in list(step.modules()):
+                if type(module).__name__ in layers:
+                    fully_shard(module, mesh=mesh)
+            return fully_shard(step, mesh=mesh)
+        if ranks.count() > 1:
+            devices = None if self.device.type == "cpu" else [self.device]
+            return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)
+        return step
+
+    # ── a step ───────────────────────────────────────────────────────────────────────────────────
+
+    def gradients(self, batches: Sequence[Sequence[int]], count: int) -> tuple[float, float]:
+        """Of one mean over all ``count`` positions of ``batches``, however they are batched: (the mean, their norm)."""
+        self._step.train()
+        total = 0.0
+        for number, batch in enumerate(batches):
+            mine = ranks.share(batch)
+            counts = len(mine) > 0
+            with self._unless_last(number == len(batches) - 1), self._quiet():
+                with self.accelerator.autocast():
+                    # Gradients are exchanged on the way: a rank that has no row reads one and counts it for nothing.
+                    loss = self._step(mine if counts else batch[:1]) / count
+                (loss * (ranks.count() if counts else 0)).backward()
+            total += loss.item() if counts else 0.0
+        norm: Any = nn.utils.clip_grad_norm_(self._trained.parameters(), self.clip_norm)
+        return total, float(_whole(norm))
+
+    def update(self) -> None:
+        """Take the step."""
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad()
+
+    @property
+    def rate(self) -> float:
+        """Of learning, in the step to come."""
+        return float(self._schedule.get_last_lr()[0])
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[PreTrainedModel]:
+        """The whole model as it is now, to measure."""
+        if self.in_shards:
+            put(self.weights(), self.model)
+        self.model.eval()
+        with torch.inference_mode(), self.accelerator.autocast():
+            yield self.model
+
+    def _unless_last(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Of the batches of a step, DDP exchanges gradients after the last."""
+        waits = isinstance(self._step, DistributedDataParallel) and not last
+        return self._step.no_sync() if waits else contextlib.nullcontext()  # type: ignore[operator]
+
+    def _quiet(self) -> contextlib.AbstractContextManager[None]:
+        """FSDP warns of views that T5's layers return; they are not changed in place."""
+        return console.libraries_quiet() if self.in_shards else contextlib.nullcontext()
+
+    # ── all that the next step depends on ────────────────────────────────────────────────────────
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy in main memory, whole, each tensor under one of its names; on every rank."""
+        return {name: _whole(one).to("cpu", copy=True).contiguous() for name, one in _tensors(self._trained).items()}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        """Weights, the optimizer's `name:key`, the schedule as JSON; whole, and of tensors on the first rank alone."""
+        tensors = _tensors(self._trained)
+        moments = {
+            f"{name}:{key}": value
+            for name, parameter in tensors.items()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
+        }
+        weights, optimizer = (_on_first(part) for part in (tensors, moments))
+        return weights, optimizer, self._schedule.state_dict()
+
+    def restore(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], schedule: dict[str, Any]) -> None:
+        """What `state` gave, on however many ranks."""
+        put(weights, self._trained)
+        tensors = _tensors(self._trained)
+        for name, value in optimizer.items():
+            name, _, key = name.rpartition(":")
+            parameter = tensors[name]
+            if key == "step":
+                here = value.to(self.device)
+            else:
+                here = torch.zeros_like(parameter, requires_grad=False)
+                _put(value, here)
+            self._optimizer.state[parameter][key] = here
+        self._schedule.load_state_dict(schedule)
+        for each, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
+            each["lr"] = rate
+
+
+class _Step(nn.Module):
+    """The loss as a forward pass. DDP and FSDP hook into that; the model inside is used by its parts."""
+
+    def __init__(self, model: PreTrainedModel, problem: Loss) -> None:
+        super().__init__()
+        self.model, self.problem = model, problem
+
+    def forward(self, batch: Sequence[int]) -> Tensor:
+        return self.problem.loss(self.model, batch)
+
+
+def put(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Weights by `Learner.weights` into a model, whole or in shards."""
+    for name, tensor in _tensors(model).items():
+        _put(weights[name], tensor)
+
+
+@torch.no_grad()
+def _put(value: Tensor, into: Tensor) -> None:
+    if isinstance(into, DTensor):
+        here = value.to(into.device)
+        value = distribute_tensor(here, into.device_mesh, into.placements, src_data_rank=None)
+    into.copy_(value)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that are saved, each once: tied ones have several names."""
+    names = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if names[id(tensor)] == name}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All ranks take part in making a tensor whole; one keeps it."""
+    found = {}
+    for name, tensor in tensors.items():
+        whole = _whole(tensor)
+        if ranks.is_first():
+            found[name] = whole.cpu().contiguous()
+    return found
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices, none on biases and norms."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
