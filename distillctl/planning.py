@@ -63,8 +63,8 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
             "forward_tokens": forward,
             "flop": None if of_teacher is None else 2 * of_teacher * forward,
             "soft_label_bytes": answers.bytes,
-            **({} if served is None else {"served": served}),
             "engine": recipe.collect.model_dump(mode="json"),
+            **({} if served is None else {"served": served}),
         },
         "train": {
             "student_parameters": student,

@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml
 
-from distillctl import references
+from distillctl import gguf_header, references
 from distillctl.errors import DistillctlError
-from distillctl.graphs import gguf_header
 from distillctl.recipe import FromConfigStudent, OpenAITeacher, Recipe
 
 _NOT_STATED = "not stated"

@@ -60,11 +60,10 @@ from distillctl.recipe.training import (
 )
 
 __all__ = [
-    "CANDIDATES", "JSD", "TVD", "ULD", "Bench", "Classify", "Closed", "Collect", "Context", "Contexts",
-    "CrossEntropy", "Data", "Dense", "DynamicInt8", "Export", "Float16", "ForwardKL", "FromConfigStudent", "Gate",
-    "Generate", "Given", "Greedy", "HuggingFaceTeacher", "Loss", "LossTerm", "Message", "Metric", "NewTokenizer",
-    "OpenAITeacher", "PretrainedStudent", "Prices", "Quantize", "Recipe", "Report", "ReverseKL", "Sampled",
-    "Sampling", "Shot", "Shots", "SkewKL", "SoftLabels", "Spec", "StaticInt8", "Student", "Task", "Teacher", "Text",
-    "TopK", "Train", "TruncatedStudent", "Vocabulary", "WeightOnly", "dump", "flatten", "implementation", "load",
-    "schema",
+    "CANDIDATES", "JSD", "TVD", "ULD", "Bench", "Classify", "Closed", "Collect", "Context", "Contexts", "CrossEntropy",
+    "Data", "Dense", "DynamicInt8", "Export", "Float16", "ForwardKL", "FromConfigStudent", "Gate", "Generate", "Given",
+    "Greedy", "HuggingFaceTeacher", "Loss", "LossTerm", "Message", "Metric", "NewTokenizer", "OpenAITeacher",
+    "PretrainedStudent", "Prices", "Quantize", "Recipe", "Report", "ReverseKL", "Sampled", "Sampling", "Shot", "Shots",
+    "SkewKL", "SoftLabels", "Spec", "StaticInt8", "Student", "Task", "Teacher", "Text", "TopK", "Train",
+    "TruncatedStudent", "Vocabulary", "WeightOnly", "dump", "flatten", "implementation", "load", "schema",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from distillctl.recipe.training import Loss, Train
 
 
 class Recipe(Closed):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seed: int = 0
     task: Task
     data: Data
@@ -56,6 +56,14 @@ class Recipe(Closed):
         for index, term in enumerate(self.train.loss):
             if problem := _misses(self.task, term):
                 raise ValueError(f"train.loss[{index}]: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_hold_the_teacher(self) -> Recipe:
+        if self.collect.engine == "ray" and isinstance(self.teacher, OpenAITeacher):
+            raise ValueError(
+                "collect.engine: ray starts teachers that run here; a served one is asked from one process"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distillctl.data import view_table
-from distillctl.errors import UpstreamError
+from distillctl.data import parquet, view_table
+from distillctl.errors import UpstreamError, first_line
 from distillctl.soft_labels import shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.workspace import Workspace, replacing
+
+_COLUMNS = ("id", "label_log_probs", "label_mass")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,13 @@ def present(folder: Path, shard: Shard) -> bool:
 def read(workspace: Workspace, arm: str, split: str) -> SoftLabels:
     """All rows of an arm in the order of views.parquet, from the shards that collect's manifest names."""
     parts = [_read(path) for path in shards.files(workspace, arm, split)]
-    folder = workspace.folder("collect")
-    return in_order(parts, view_table.read(folder / "views.parquet", split).id)
+    path = workspace.folder("collect") / "views.parquet"
+    return in_order(parts, view_table.column(path, split, "id"))
+
+
+def read_each(workspace: Workspace, arm: str, split: str) -> Iterator[SoftLabels]:
+    """All rows of an arm, a shard at a time."""
+    return (_read(path) for path in shards.files(workspace, arm, split))
 
 
 def read_shards(folder: Path, parts: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +105,7 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
 
 def _read(path: Path) -> SoftLabels:
     try:
-        table = pq.read_table(path, page_checksum_verification=True, memory_map=True)
+        table = parquet.read(path, _COLUMNS)
         log_probs = table["label_log_probs"].combine_chunks()
         width = log_probs.type.list_size
         return SoftLabels(
@@ -107,9 +114,9 @@ def _read(path: Path) -> SoftLabels:
             table["label_mass"].to_numpy().copy(),
             _seen(table),
         )
-    except (pa.ArrowException, OSError, KeyError, AttributeError, ValueError) as error:
+    except (*parquet.ERRORS, AttributeError, TypeError) as error:
         raise UpstreamError(
-            f"the shard is damaged: {error}", where=str(path), next="distillctl collect RECIPE"
+            f"the shard is damaged: {first_line(error)}", where=str(path), next="distillctl collect RECIPE"
         ) from None
 
 
