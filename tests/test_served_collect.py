@@ -46,7 +46,7 @@ def weights(tmp_path_factory):
 
 def _local(folder, root, **sections):
     """As the teacher whose weights are here has it."""
-    recipe = served_project.recipe(folder, "http://127.0.0.1:9", **sections)
+    recipe = served_project.recipe(folder, "http://127.0.0.1:9", teacher=KNOWN, **sections)
     tree = yaml.safe_load(recipe.path.read_text()) | {"teacher": {"model": "teacher", "threads": 1}}
     if "soft_labels" in tree["task"]:
         tree["task"]["soft_labels"]["tail_draws"] = 0
@@ -162,7 +162,7 @@ def test_labels_that_begin_alike_cannot_be_asked_of_a_chat(weights, tmp_path, kn
             teacher={"api": "chat", "top_logprobs": 300, **({"tokenizer": "teacher"} if known else {})},
             task={"labels": {"river": "old king", "king": "old city", "city": "sea"}},
         )  # fmt: skip
-        with pytest.raises(RecipeError, match="river and king begin with the same token") as error:
+        with pytest.raises(RecipeError, match=r"(river and king|king and river) begin with the same token") as error:
             _collect(recipe, tmp_path / "run")
     assert error.value.exit_code == 3
 
@@ -358,7 +358,7 @@ def test_what_needs_no_server_imports_neither_torch_nor_the_client(tmp_path):
     )
     for words in (["status", str(recipe.path)], ["collect", str(recipe.path), "--dry-run"]):
         done = subprocess.run(
-            ["python", "-c", code, *words], executable=project.command()[0], capture_output=True, text=True,
+            [project.command()[0], "-c", code, *words], capture_output=True, text=True,
             env=project.environment(), check=False,
         )  # fmt: skip
         assert (done.returncode, "imported" in done.stderr) == (0, False), done.stderr

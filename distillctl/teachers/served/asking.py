@@ -6,15 +6,13 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.served.client import Client, Fault
 from distillctl.teachers.served.journal import Journal
 from distillctl.teachers.served.limits import Budget, Pace, Spent, Tokens
-from distillctl.teachers.served.protocol import Answer, Malformed, Request
+from distillctl.teachers.served.protocol import Answer, Request
 from distillctl.workspace import digest
 
 LONGEST_WAIT = 60.0
@@ -53,20 +51,15 @@ class Asker:
         self._stopped: Unavailable | None = None
         self._failed_in_a_row = 0
 
-    async def ask(
-        self, request: Request, check: Callable[[Answer], Any] = lambda answer: None, *, retries: int | None = None
-    ) -> Answer:
-        """The answer, from the journal where it is there. Fault when it cannot be had, Stopped when nothing can.
-
-        check: raises Malformed for an answer that is whole and yet of no use; it is asked for again.
-        """
+    async def ask(self, request: Request, *, retries: int | None = None) -> Answer:
+        """The answer, from the journal where it is there. Fault when it cannot be had, Stopped when nothing can."""
         key = digest([self.spec.base_url, request.api, request.body])
         if (kept := self.journal.get(key)) is not None:
             self.reused += 1
             return kept
         if key not in self._under_way:
             tries = 1 + (self.spec.max_retries if retries is None else retries)
-            task = asyncio.create_task(self._until_answered(key, request, check, tries))
+            task = asyncio.create_task(self._until_answered(key, request, tries))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return await asyncio.shield(self._under_way[key])
@@ -78,11 +71,11 @@ class Asker:
 
     # ── one question ─────────────────────────────────────────────────────────────────────────────
 
-    async def _until_answered(self, key: str, request: Request, check: Callable[[Answer], Any], tries: int) -> Answer:
+    async def _until_answered(self, key: str, request: Request, tries: int) -> Answer:
         async with self._slots:
             for left in reversed(range(tries)):
                 try:
-                    answer = await self._once(key, request, check)
+                    answer = await self._once(key, request)
                 except Fault as fault:
                     self.faults[fault.kind] += 1
                     if fault.fatal:
@@ -96,7 +89,7 @@ class Asker:
                     return answer
         raise AssertionError("tries is at least 1")
 
-    async def _once(self, key: str, request: Request, check: Callable[[Answer], Any]) -> Answer:
+    async def _once(self, key: str, request: Request) -> Answer:
         most = estimate(request)
         await self._turn(most)
         used, start = (0, 0), time.perf_counter()
@@ -105,10 +98,6 @@ class Asker:
             answer = await self.client.send(request)
             used = answer.usage or (most[0], _written(answer))
             self._check_model(answer)
-            try:
-                check(answer)
-            except Malformed as error:
-                raise Fault("malformed answer", str(error), paid=True) from None
         except Fault as fault:
             if fault.paid:
                 used = used if any(used) else most

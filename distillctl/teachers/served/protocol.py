@@ -103,7 +103,7 @@ class Request:
                 found["logprobs"] = self.top_logprobs
         if self.n > 1:
             found["n"] = self.n
-        if self.top_p < 1:
+        if self.temperature:  # servers have defaults of their own
             found["top_p"] = self.top_p
         if self.stop:
             found["stop"] = list(self.stop)

@@ -27,6 +27,7 @@ from distillctl.teachers.served.reading import Reader, prompt
 
 ANSWERS, GRANTS = "answers.jsonl", "grants.json"
 _LARGEST_SEED = 2**31
+_DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Rows:
     async def _row(self, task: Task, place: int) -> Any:
         raise NotImplementedError
 
-    async def _ask(self, request: Request, check: Any = lambda answer: None) -> Answer:
-        answer = await self.asker.ask(request, check)
+    async def _ask(self, request: Request) -> Answer:
+        answer = await self.asker.ask(request)
         if answer.system_fingerprint:
             self.fingerprints[answer.system_fingerprint] += 1
         return answer
@@ -155,12 +156,20 @@ class _LabelRows(Rows):
                     raise RecipeError(
                         "a token of its words ends within a character, which cannot be asked for", where="task.labels"
                     ) from None
-                answer = await self._ask(self._request(whole, 1, self.granted.top_logprobs), _one_token)
-                [position] = answer.choices[0].positions[:1]
-                seen[said] = Position(position.token, position.top[: self.granted.top_logprobs])
+                seen[said] = await self._next(self._request(whole, 1, self.granted.top_logprobs))
             return seen[said]
 
         return await labels.score(self._labels, following, first_only=self._first_only)
+
+    async def _next(self, request: Request) -> Position:
+        """The likeliest tokens after a text. Where the model would end there, most servers show nothing: another token
+        is drawn then, whose own choice changes nothing of the probabilities."""
+        for seed in range(_DRAWS + 1):
+            drawn = replace(request, temperature=1.0, seed=seed) if seed else request
+            positions = (await self._ask(drawn)).choices[0].positions
+            if positions:
+                return Position(positions[0].token, positions[0].top[: request.top_logprobs])
+        raise Fault("ended at once", "the model says nothing here, and the server then shows no token", again=False)
 
     def joined(self, task: Task, found: list[labels.Scores]) -> Labelled:
         return Labelled(
@@ -168,13 +177,6 @@ class _LabelRows(Rows):
             np.array([one.mass for one in found], np.float32),
             sum(self.reader.tokens(text) for text in task.views.texts),
             np.stack([one.seen for one in found]),
-        )
-
-
-def _one_token(answer: Answer) -> None:
-    if not answer.choices[0].positions:
-        raise Fault(
-            "ended at once", "the model says nothing here, and the server shows no token", again=False, paid=True
         )
 
 
