@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -192,6 +193,8 @@ _WRITE_ERRORS = (
 
 def _unwritable(path: Path, error: Exception) -> Unavailable:
     reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
+    if told := re.search(r"\(os error (\d+)\)", reason):  # safetensors' words around it say no more
+        reason = os.strerror(int(told[1]))
     if isinstance(error, OSError):
         reason = error.strerror or reason
         named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
