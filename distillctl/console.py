@@ -49,7 +49,7 @@ def is_json() -> bool:
 def note(message: str) -> None:
     """One line about what goes on; not shown with -q."""
     if _state["verbosity"] >= 0:
-        _err.print(f"[dim]{escape(message)}[/dim]", soft_wrap=True)
+        _err.print(f"[dim]{_quoted(message)}[/dim]", soft_wrap=True)
 
 
 def from_handler(message: str) -> None:
@@ -61,19 +61,30 @@ def from_handler(message: str) -> None:
 
 def warn(message: str) -> None:
     if ranks.is_first():
-        _err.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+        _err.print(f"[yellow]warning:[/yellow] {_quoted(message)}", soft_wrap=True)
 
 
 def error(problem: Told) -> None:
     """A user's mistake or a refused gate: what, where, and the next command."""
-    _err.print(f"[bold red]error:[/bold red] {escape(str(problem))}", soft_wrap=True)
+    _err.print(f"[bold red]error:[/bold red] {_quoted(str(problem))}", soft_wrap=True)
     if problem.next:
-        _err.print(f"[dim]next:[/dim]  {escape(problem.next)}", soft_wrap=True)
+        _err.print(f"[dim]next:[/dim]  {_quoted(problem.next)}", soft_wrap=True)
     if is_json():
         payload = {"what": problem.what, "where": problem.where, "next": problem.next, "exit_code": problem.exit_code}
         print_json({**problem.facts, "error": payload})
     if _state["verbosity"] > 0 and problem.__cause__ is not None:
         traceback.print_exception(problem.__cause__, file=sys.stderr)
+
+
+_MOST_CHARACTERS = 4000
+"""Of a message: names and rows that are quoted in it may have any length."""
+
+
+def _quoted(message: str) -> str:
+    """As it is shown: what may come from a stranger's file gives a terminal no orders and does not fill it."""
+    if len(message) > _MOST_CHARACTERS:
+        message = f"{message[:_MOST_CHARACTERS]} …"
+    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message))
 
 
 def bug(problem: BaseException) -> None:

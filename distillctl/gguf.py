@@ -9,19 +9,20 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from distillctl import console
+from distillctl import console, gguf_header
 from distillctl.errors import Unavailable, first_line
 from distillctl.workspace import digest, file_digest, replacing_folder
 
 
 def dequantized(path: Path) -> Path:
     """A folder with the GGUF file's weights as safetensors and its tokenizer, cached by content and versions."""
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise Unavailable("not a GGUF file", where=str(path))
     key = digest([file_digest(path), transformers.__version__])[:24]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distillctl" / "gguf" / key
     if not (cache / "config.json").is_file():
+        try:
+            gguf_header.read(path)
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"cannot be read: {first_line(error)}", where=str(path)) from None
         console.note(f"dequantizing {path.name} once (kept in {cache})")
         try:
             with console.libraries_quiet():
@@ -32,7 +33,7 @@ def dequantized(path: Path) -> Path:
                     quantization_config=GgufConfig(dequantize=True),
                     dtype=torch.float32,
                 )
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError, IndexError) as error:
+        except Exception as error:  # of any kind: it is a stranger's file, and many libraries read it
             raise Unavailable(f"cannot be read: {first_line(error)}", where=str(path)) from error
         with replacing_folder(cache) as folder:
             model.save_pretrained(folder)

@@ -127,7 +127,10 @@ class Ran:
 
 def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """The part of the recipe a stage depends on."""
-    return recipe.model_dump(mode="json", include=set(stage.keys))
+    found = recipe.model_dump(mode="json", include=set(stage.keys))
+    if "teacher" in found:  # what an answer costs and how long it takes makes nothing stale
+        found["teacher"] = {k: v for k, v in found["teacher"].items() if k not in recipe.teacher.operational}
+    return found
 
 
 def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from distillctl import recipe as recipes
-from distillctl.errors import DataError, RecipeError, Unavailable
+from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.workspace import digest, tree_digest
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -36,7 +37,10 @@ class ModelSource:
     def fingerprint(self) -> str:
         """Hash of the files; for a hub id, of the id and the commit its revision means in the local cache."""
         if self.path is not None:
-            return tree_digest(self.path)
+            try:
+                return tree_digest(self.path)
+            except OSError as error:
+                raise Unavailable(f"cannot be read: {error.strerror or error}", where=str(self.path)) from None
         from huggingface_hub import scan_cache_dir
         from huggingface_hub.errors import CacheNotFound
 
@@ -50,12 +54,40 @@ class ModelSource:
         return digest([self.reference, commit])
 
 
+@dataclass(frozen=True)
+class ServedSource(ModelSource):
+    """A model behind a server, by its name there; ``tokenizer``: where the recipe says that its tokenizer is."""
+
+    base_url: str = ""
+    api: str = ""
+    identity: str = ""
+    """What its answers depend on, as JSON."""
+    tokenizer: ModelSource | None = None
+
+    def fingerprint(self) -> str:
+        """Of how it is asked; what the server calls its weights is known only once it has answered."""
+        return digest([self.identity, self.tokenizer.fingerprint() if self.tokenizer else None])
+
+
+def _local(reference: str, folder: Path, *, where: str) -> Path:
+    """The path that a reference would be; RecipeError for one that no file system has."""
+    try:
+        path = folder / Path(reference).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"{reference[:200]!r} is no path: {first_line(error)[:200]}", where=where) from None
+    return path
+
+
 def package_path(reference: str, *, where: str) -> Path:
     """The file or folder of `package:NAME/path`; the package is found, never imported."""
     name, _, inner = reference.removeprefix("package:").partition("/")
     if not name.isidentifier() or ".." in Path(inner).parts or inner.startswith("/"):
         raise RecipeError(f"{reference!r} is not package:NAME or package:NAME/path", where=where)
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a module without a spec
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise Unavailable(
             f"the Python package {name} is not installed ({reference})",
@@ -63,7 +95,7 @@ def package_path(reference: str, *, where: str) -> Path:
             next=f"pip install --no-deps {name.replace('_', '-')}",
         )
     for location in spec.submodule_search_locations:
-        path = Path(location) / inner
+        path = _local(inner, Path(location), where=where)
         if path.exists():
             return path
     raise Unavailable(f"the package {name} carries no {inner}", where=where)
@@ -73,7 +105,7 @@ def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
     """The local file or folder of a data reference (None: it looks like a hub data set); DataError when missing."""
     if reference.startswith("package:"):
         return package_path(reference, where=where)
-    path = folder / Path(reference).expanduser()
+    path = _local(reference, folder, where=where)
     if path.is_file() or path.is_dir():
         return path
     if path.suffix or not _HUB_ID.match(reference):
@@ -84,6 +116,12 @@ def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
 def teacher(recipe: recipes.Recipe) -> ModelSource:
     """The recipe's teacher."""
     spec = recipe.teacher
+    if isinstance(spec, recipes.OpenAITeacher):
+        tokenizer = None
+        if spec.tokenizer is not None:
+            tokenizer = model(spec.tokenizer, recipe.folder, revision=None, where="teacher.tokenizer")
+        identity = json.dumps(spec.identity, sort_keys=True)
+        return ServedSource(spec.model, None, None, spec.base_url, spec.api, identity, tokenizer)
     return model(spec.model, recipe.folder, revision=spec.revision, where="teacher.model")
 
 
@@ -104,7 +142,7 @@ def model(reference: str, folder: Path, *, revision: str | None, where: str) -> 
     if reference.startswith("package:"):
         path = package_path(reference, where=where)
     else:
-        path = folder / Path(reference).expanduser()
+        path = _local(reference, folder, where=where)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return ModelSource(reference, path.resolve())
     if path.is_file():

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from distillctl import console, pipeline
-from distillctl.data import view_table
+from distillctl.data import eval_table, view_table
 from distillctl.errors import DataError, UpstreamError, UsageError
 from distillctl.recipe import Generate, Recipe
 from distillctl.runtimes import duel, machine
@@ -127,8 +126,8 @@ def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[Side, Side
     job: dict[str, Any] = {"threads": recipe.bench.used_threads, "runtime": "onnx"}
     measured = "the whole query"
     if isinstance(recipe.task, Generate):
-        answers = pq.read_table(own.folder("quantize") / "eval.parquet", columns=["deployed_ids"])["deployed_ids"]
-        tokens = max(2, round(float(np.mean([len(answer) for answer in answers.to_pylist()]))))
+        answers = eval_table.by_row(own.folder("quantize") / "eval.parquet", "deployed_ids").values()
+        tokens = max(2, round(float(np.mean([len(answer) for answer in answers]))))
         job |= {"runtime": "onnx_text", "limit": tokens, "answer_tokens": tokens, "until": "limit"}
         measured = f"the view and an answer of {tokens} tokens, whether or not it would have ended before"
     own_side, other_side = (

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -20,11 +21,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import from_json
 
-from distillctl.errors import Unavailable, UpstreamError
+from distillctl import limits
+from distillctl.errors import Unavailable, UpstreamError, first_line
 
 MANIFEST = "manifest.json"
 LIBRARIES = (
@@ -65,12 +68,22 @@ def tree_digest(path: Path) -> str:
 # ── manifests ────────────────────────────────────────────────────────────────────────────────────
 
 
+_MANIFEST_BYTES = 64 << 20
+
+
+def _inside(name: str) -> str:
+    """A path below a stage's folder, whatever the system makes of it."""
+    if not name.isprintable() or len(name) > 1000 or not all(part.strip(".") for part in name.split("/")):
+        raise ValueError("no path below the stage's folder")
+    return name
+
+
 class Output(BaseModel):
     """One file a stage committed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    sha256: str
-    bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
 
 
 class Manifest(BaseModel):
@@ -82,7 +95,7 @@ class Manifest(BaseModel):
     """The part of the recipe the stage depends on."""
     inputs: dict[str, str]
     """Name → fingerprint: upstream manifests, data files, model files."""
-    outputs: dict[str, Output]
+    outputs: dict[Annotated[str, AfterValidator(_inside)], Output]
     """Path from the stage's folder → hash and size."""
     facts: dict[str, Any]
     """The stage's findings; every number in the report is one of them."""
@@ -180,6 +193,8 @@ _WRITE_ERRORS = (
 
 def _unwritable(path: Path, error: Exception) -> Unavailable:
     reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
+    if told := re.search(r"\(os error (\d+)\)", reason):  # safetensors' words around it say no more
+        reason = os.strerror(int(told[1]))
     if isinstance(error, OSError):
         reason = error.strerror or reason
         named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
@@ -259,12 +274,16 @@ class Workspace:
         """The stage's manifest, or None when it has not committed; UpstreamError when it cannot be read."""
         path = self.folder(stage) / MANIFEST
         try:
-            return Manifest.model_validate_json(path.read_bytes())
+            document = from_json(limits.read_bytes(path, _MANIFEST_BYTES), allow_inf_nan=False)
+            manifest = Manifest.model_validate(document)
+            if manifest.stage != stage:
+                raise ValueError(f"it is one of {manifest.stage}")
+            return manifest
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValidationError, UnicodeDecodeError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UpstreamError(
-                f"the manifest is damaged ({str(error).splitlines()[0]})",
+                f"the manifest is damaged ({first_line(error)})",
                 where=str(path),
                 next=f"distillctl {stage} RECIPE",
             ) from None
@@ -275,6 +294,8 @@ class Workspace:
             path = self.folder(stage) / name
             if not path.is_file():
                 return f"{stage}/{name} is gone"
+            if not path.resolve().is_relative_to(self.folder(stage).resolve()):
+                return f"{stage}/{name} is a link that leads out of the stage's folder"
             if path.stat().st_size != output.bytes or file_digest(path) != output.sha256:
                 return f"{stage}/{name} is damaged (its bytes are not what the manifest says)"
         return None

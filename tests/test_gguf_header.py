@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillctl.graphs import card, gguf_header
+from distillctl import gguf_header
+from distillctl.graphs import card
 from tests import tiny
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ _CHUNK = 1 << 20
 _MAX_FILES = 10_000
 _MAX_NAME = 255
 """Bytes, of a file's name without its folders: what file systems take."""
+_MAX_FOLDERS = 8
 
 
 def files(folder: Path) -> Iterator[str]:
@@ -72,6 +74,8 @@ def check_name(name: str) -> str | None:
     parts = name.split("/")
     if any(len(part.encode()) > _MAX_NAME for part in parts):
         return "a name that is too long"
+    if len(parts) > _MAX_FOLDERS:
+        return "a name of too many folders"
     if any(part in ("", ".", "..") for part in parts):
         return "an absolute path, or one that leaves the bundle"
     if "\\" in name or ":" in name or "\0" in name or PurePosixPath(name).is_absolute():
@@ -95,8 +99,12 @@ def _check(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
             raise GateFailed(f"{entry.filename} is compressed; a bundle's files are stored", where=str(path))
         if set(PurePosixPath(entry.filename).parents) & files:
             raise GateFailed(f"{entry.filename} lies in a file", where=str(path))
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise GateFailed(f"{twice} is listed twice", where=str(path))
+    once: dict[str, str] = {}
+    for name in names:
+        key = unicodedata.normalize("NFC", name).casefold()
+        if key in once:
+            raise GateFailed(f"{name} is listed twice, or is {once[key]} on some systems", where=str(path))
+        once[key] = name
     if (total := sum(entry.file_size for entry in entries)) > size:
         raise GateFailed(f"{total:,} bytes are listed in an archive of {size:,}", where=str(path))
 

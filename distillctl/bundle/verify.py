@@ -5,14 +5,13 @@ Nothing of it is believed: no graph is opened before every name, size and hash h
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
-from pydantic import ValidationError
+from pydantic_core import from_json
 
 from distillctl.bundle import answers, archive, text_in
 from distillctl.bundle.listing import MAX_BYTES, NAME, Graph, Listing
@@ -80,8 +79,8 @@ def _listing(folder: Path) -> Listing:
         raise _failed(folder, [f"{NAME} has {path.stat().st_size:,} bytes, {MAX_BYTES:,} are allowed"])
     data = path.read_bytes()
     try:
-        listing = Listing.model_validate(json.loads(data))
-    except (ValueError, ValidationError, RecursionError) as error:
+        listing = Listing.model_validate(from_json(data, allow_inf_nan=False))
+    except ValueError as error:
         raise _failed(folder, [f"{NAME} is damaged: {first_line(error)}"]) from None
     if not listing.is_whole or listing.dumps() != data:
         raise _failed(folder, [f"{NAME} is damaged: it is not what its digest says"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from distillctl.errors import UpstreamError
+from distillctl.data import parquet
+from distillctl.errors import UpstreamError, first_line
 
 
 def read(path: Path, ids: Sequence[str]) -> dict[str, Any]:
@@ -20,18 +20,30 @@ def read(path: Path, ids: Sequence[str]) -> dict[str, Any]:
     UpstreamError when a row is missing.
     """
     try:
-        table = pq.read_table(path)
+        table = parquet.read(path)
         place = {row: index for index, row in enumerate(table["id"].to_pylist())}
         table = table.take([place[row] for row in ids])
-    except (pa.ArrowException, OSError) as error:
-        raise UpstreamError(f"damaged: {error}", where=str(path)) from None
     except KeyError as error:
-        raise UpstreamError(f"no row {error}", where=str(path)) from None
+        raise UpstreamError(f"no row or column {error}", where=str(path)) from None
+    except (*parquet.ERRORS, TypeError) as error:
+        raise UpstreamError(f"damaged: {first_line(error)}", where=str(path)) from None
     return {
         name: _values(table[name])
         for name in table.column_names
         if name != "id" and table[name].null_count < max(1, len(table))
     }
+
+
+def by_row(path: Path, column: str) -> dict[str, Any]:
+    """Id → the row's value in a column that was measured for every row; UpstreamError otherwise."""
+    try:
+        table = parquet.read(path, ["id", column])
+        found = dict(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True))
+        if not found or None in found or None in found.values():
+            raise ValueError(f"rows without an id or a {column}")
+        return found
+    except (*parquet.ERRORS, TypeError) as error:
+        raise UpstreamError(f"damaged: {first_line(error)}", where=str(path)) from None
 
 
 def _values(column: pa.ChunkedArray) -> Any:

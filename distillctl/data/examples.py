@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from distillctl import references
+from distillctl import limits, references
 from distillctl.data import formats
 from distillctl.data.rows import Dataset, Example, Rows, Writer
 from distillctl.errors import DataError
@@ -161,12 +161,16 @@ def _context_files(key: str, context: Any) -> dict[str, str | None]:
 
 def fingerprints(recipe: Recipe) -> dict[str, str]:
     """Recipe key → SHA-256 of the file it names; of a folder, of the files that are read there."""
-    return {
-        key: digest([file_digest(file) for file in formats.files(path, recipe.data, key)])
-        if path.is_dir()
-        else file_digest(path)
-        for key, path in input_files(recipe).items()
-    }
+    return {key: _fingerprint(key, path, recipe.data) for key, path in input_files(recipe).items()}
+
+
+def _fingerprint(key: str, path: Path, data: Data) -> str:
+    try:
+        if path.is_dir():
+            return digest([file_digest(file) for file in formats.files(path, data, key)])
+        return file_digest(path)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=f"{key}: {path}") from None
 
 
 # ── rows to examples ─────────────────────────────────────────────────────────────────────────────
@@ -174,7 +178,8 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
 
 def _examples(recipe: Recipe, sources: Sequence[str], where: str) -> Iterator[Example]:
     data = recipe.data
-    left_out = re.compile(data.exclude, re.DOTALL) if data.exclude else None
+    left_out = limits.pattern(data.exclude, re.DOTALL) if data.exclude else None
+    time = limits.Allowance()
     for source in sources:
         path = None if data.format == "hub" else references.data_file(source, recipe.folder, where=where)
         if path is None:
@@ -188,8 +193,14 @@ def _examples(recipe: Recipe, sources: Sequence[str], where: str) -> Iterator[Ex
         for place, row in rows:
             empty = False
             example = _example(recipe, place, row)
-            if left_out is None or not left_out.search(example.input):
-                yield example
+            try:
+                if left_out is not None:
+                    with time:
+                        if left_out.search(example.input):
+                            continue
+            except limits.TookTooLong:
+                raise DataError("takes too long on this row's input", where=f"data.exclude: {place}") from None
+            yield example
         if empty:
             raise DataError("has no rows", where=str(path or source))
 
@@ -201,7 +212,7 @@ def _example(recipe: Recipe, place: str, row: dict[str, Any]) -> Example:
         have = ", ".join(map(str, list(row)[:8]))
         what = f'no "{data.input}" (it has: {have})' if data.input not in row else f'"{data.input}" is empty or no text'
         raise DataError(what, where=place)
-    identifier = row.get(data.id) if data.id else hashlib.sha256(_normal(text).encode()).hexdigest()[:16]
+    identifier = row.get(data.id) if data.id else hashlib.sha256(_normal(_whole(text, place)).encode()).hexdigest()[:16]
     if identifier in (None, ""):
         raise DataError(f'no "{data.id}"', where=place)
     documents = row.get(data.documents) if data.documents else None
@@ -209,7 +220,18 @@ def _example(recipe: Recipe, place: str, row: dict[str, Any]) -> Example:
         documents = [documents]
     if documents is not None and not (isinstance(documents, list) and all(isinstance(d, str) for d in documents)):
         raise DataError(f'"{data.documents}" must be text or a list of texts', where=place)
-    return Example(str(identifier), text.strip(), _reference(recipe, place, row), tuple(documents or ()))
+    reference = _reference(recipe, place, row)
+    for part in (text, identifier, reference, *(documents or ())):
+        _whole(part, place)
+    return Example(str(identifier), text.strip(), reference, tuple(documents or ()))
+
+
+def _whole(value: Any, place: str) -> Any:
+    """A text that can be written down; JSON can name half a surrogate pair."""
+    try:
+        return value.encode() and value if isinstance(value, str) else value
+    except UnicodeEncodeError:
+        raise DataError("half a surrogate pair is no text", where=place) from None
 
 
 def _reference(recipe: Recipe, place: str, row: dict[str, Any]) -> str | None:

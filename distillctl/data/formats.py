@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import json
 import re
+import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from distillctl import limits
 from distillctl.errors import DataError, Unavailable, first_line
 from distillctl.recipe import Data
+
+_UNPACKED, _RATIO = 4 << 20, 100
+"""Of a .gz: so many characters in any case, and otherwise so many for each of its bytes."""
+_CATALOG_BYTES = 32 << 20
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -40,7 +47,7 @@ def format_of(path: Path, chosen: str, where: str) -> str:
 def rows(path: Path, kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, row) pairs. DataError says which line is wrong."""
     if kind == "parquet":
-        yield from _parquet_rows(path)
+        yield from _parquet_rows(path, {data.input, data.reference or "reference", data.id, data.documents, "answer"})
         return
     if kind == "gettext":
         yield from _catalog_rows(path)
@@ -48,16 +55,33 @@ def rows(path: Path, kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any
     try:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding=data.encoding, newline="") as file:
+            lines = _lines(path, file)
             if kind == "jsonl":
-                yield from _json_rows(path, file)
+                yield from _json_rows(path, lines)
             elif kind == "lines":
-                yield from _pattern_rows(path, file, re.compile(data.pattern or ""))
+                yield from _pattern_rows(path, lines, limits.pattern(data.pattern or ""))
             else:
-                yield from _table_rows(path, file, "\t" if kind == "tsv" else ",")
-    except (UnicodeDecodeError, LookupError) as error:
-        raise DataError(f"is not {data.encoding} text ({error})", where=str(path), next="set data.encoding") from None
+                yield from _table_rows(path, lines, "\t" if kind == "tsv" else ",")
+    except (UnicodeError, LookupError, ValueError) as error:
+        what = f"is not {data.encoding} text ({first_line(error)})"
+        raise DataError(what, where=str(path), next="set data.encoding") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path)) from None
+
+
+def _lines(path: Path, file: IO[str]) -> Iterator[str]:
+    """Lines of bounded length; and of a packed file no more of them than text can be packed."""
+    most = max(_UNPACKED, _RATIO * path.stat().st_size) if path.suffix == ".gz" else sys.maxsize
+    for number, line in enumerate(iter(functools.partial(file.readline, limits.TEXT_BYTES + 1), ""), 1):
+        most -= len(line)
+        if len(line) > limits.TEXT_BYTES or most < 0:
+            what = (
+                f"a line of more than {limits.TEXT_BYTES:,} characters"
+                if most >= 0
+                else (f"unpacked, more than {_RATIO} times its size: text is not packed like that")
+            )
+            raise DataError(what, where=f"{path}:{number}")
+        yield line
 
 
 def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,7 +91,7 @@ def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, dict[str,
         place = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}", where=place) from None
         if not isinstance(row, dict):
             raise DataError("each line must be one JSON object", where=place)
@@ -75,10 +99,15 @@ def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, dict[str,
 
 
 def _pattern_rows(path: Path, file: Iterable[str], pattern: re.Pattern[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    time = limits.Allowance()
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        match = pattern.fullmatch(line.rstrip("\r\n"))
+        try:
+            with time:
+                match = pattern.fullmatch(line.rstrip("\r\n"))
+        except limits.TookTooLong:
+            raise DataError("data.pattern takes too long on this line", where=f"{path}:{number}") from None
         if match is None:
             raise DataError(f"does not match data.pattern: {line.strip()[:60]!r}", where=f"{path}:{number}")
         yield f"{path}:{number}", match.groupdict()
@@ -103,18 +132,20 @@ def _table_rows(path: Path, file: Iterable[str], delimiter: str) -> Iterator[tup
         raise DataError(f"not a table: {error}", where=f"{path}:{reader.line_num}") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _parquet_rows(path: Path, wanted: Collection[str | None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of the wanted columns alone: what nobody reads can be of any kind."""
+    from distillctl.data import parquet
 
     try:
-        number = 0
-        for batch in pq.ParquetFile(path).iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
+        with parquet.checked(path) as file:
+            have = file.schema_arrow.names
+            columns = [name for name in have if name in wanted]
+            if not columns:
+                raise DataError(f"no column is one of {', '.join(sorted(filter(None, wanted)))}", where=str(path))
+            for number, row in enumerate(parquet.rows(file, columns), 1):
                 yield f"{path}: row {number}", row
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not a Parquet file: {error}", where=str(path)) from None
+    except parquet.ERRORS as error:
+        raise DataError(f"not a Parquet file: {first_line(error)}", where=str(path)) from None
 
 
 def files(path: Path, data: Data, where: str) -> list[Path]:
@@ -139,8 +170,10 @@ def _catalog_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import polib
 
     try:
+        if path.stat().st_size > _CATALOG_BYTES:
+            raise ValueError(f"has more than {_CATALOG_BYTES:,} bytes")
         catalog = polib.pofile(str(path))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise DataError(f"no gettext catalog: {first_line(error)}", where=str(path)) from None
     for entry in catalog:
         if entry.msgid.strip() and not (entry.obsolete or entry.fuzzy or entry.msgid_plural):

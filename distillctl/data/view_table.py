@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distillctl.data import parquet
+from distillctl.errors import UpstreamError, first_line
 from distillctl.workspace import replacing
 
 COLUMNS = ("id", "split", "input", "reference", "full", "simplified")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+_PART = 1024
+"""Rows."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,35 @@ def write(path: Path, splits: Mapping[str, ViewTable] | Iterable[tuple[str, View
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for split, views in splits.items() if isinstance(splits, Mapping) else splits:
             columns = {"split": [split] * len(views.id)} | {c: getattr(views, c) for c in COLUMNS if c != "split"}
-            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=1024)
+            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=_PART)
 
 
 def read(path: Path, split: str) -> ViewTable:
-    """One split of views.parquet."""
-    table = pq.read_table(path, filters=[("split", "=", split)])
-    return ViewTable(*(table[column].to_pylist() for column in COLUMNS if column != "split"))
+    """One split of views.parquet; UpstreamError when it is damaged."""
+    wanted = [name for name in COLUMNS if name != "split"]
+    columns: list[list[Any]] = [[] for _ in wanted]
+    for part in parts(path, split, *wanted):
+        for whole, values in zip(columns, part, strict=True):
+            whole += values
+    return ViewTable(*columns)
+
+
+def parts(path: Path, split: str, *columns: str) -> Iterator[tuple[list[Any], ...]]:
+    """Some columns of a split, some rows at a time; UpstreamError when the file is damaged."""
+    wanted = ["split", *columns]
+    try:
+        with parquet.checked(path, wanted) as file:
+            for batch in file.iter_batches(_PART, columns=wanted):
+                table = parquet.plain(pa.Table.from_batches([batch]))
+                found = table.filter(pc.equal(table["split"], split))
+                if len(found):
+                    yield tuple(found[name].to_pylist() for name in columns)
+    except (*parquet.ERRORS, TypeError) as error:
+        raise UpstreamError(
+            f"damaged: {first_line(error)}", where=str(path), next="distillctl collect RECIPE"
+        ) from None
+
+
+def column(path: Path, split: str, name: str) -> list[Any]:
+    """One column of a split."""
+    return [value for (part,) in parts(path, split, name) for value in part]

@@ -8,11 +8,11 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import jinja2
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from distillctl import limits
 from distillctl.data.examples import Example
-from distillctl.errors import DataError, RecipeError
+from distillctl.data.sandbox import Sandbox
+from distillctl.errors import DataError, RecipeError, first_line
 from distillctl.recipe import Context, Recipe, Shot
 
 CEILING, FLOOR = "full", "simplified"
@@ -20,9 +20,17 @@ CEILING, FLOOR = "full", "simplified"
 PUBLIC = {CEILING: "ceiling", FLOOR: "floor"}
 """Their arms' names in reports."""
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
+MESSAGE = "\x1e"
+"""Begins each message where messages are written as one text: the record separator, which no template's text has."""
+
+_SANDBOX = Sandbox(
     undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
 )
+_FAILURES = (
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+    MemoryError, SyntaxError, AssertionError,
+)  # fmt: skip
+"""What Jinja lets through of a template's own mistakes."""
 
 
 def shared_length(views: Sequence[Any]) -> int:
@@ -49,6 +57,8 @@ class Renderer:
     """(role, each, content template)."""
     shots: Sequence[Shot]
     labels: tuple[str, ...]
+    time: limits.Allowance
+    """Of this and all other contexts together."""
 
     @property
     def is_chat(self) -> bool:
@@ -62,14 +72,23 @@ class Renderer:
         if tokenizer is None or not tokenizer.chat_template:
             raise RecipeError("messages need a model with a chat template; use `template`", where=self.where)
         try:
-            return tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
-            raise RecipeError(f"the model's chat template refuses these messages: {error}", where=self.where) from None
+            with self.time:
+                return tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+        except (*_FAILURES, limits.TookTooLong) as error:
+            what = f"the model's chat template refuses these messages: {_reason(error)}"
+            raise RecipeError(what, where=self.where) from None
 
     def preview(self, example: Example) -> str:
         """The view's text without any tokenizer: of messages, their contents one after the other."""
         content = self._content(example)
         return content if isinstance(content, str) else "\n".join(message["content"] for message in content)
+
+    def as_text(self, example: Example) -> str:
+        """The view's text where its chat template is not known: of messages, `MESSAGE`, role and content of each."""
+        content = self._content(example)
+        if isinstance(content, str):
+            return content.replace(MESSAGE, " ")
+        return "".join(f"{MESSAGE}{one['role']}\n{one['content'].replace(MESSAGE, ' ')}\n" for one in content)
 
     def _content(self, example: Example) -> str | list[dict[str, str]]:
         """The rendered template, or the rendered messages."""
@@ -80,11 +99,13 @@ class Renderer:
             "labels": list(self.labels),
         }
         try:
-            if self.template is not None:
-                return self.template.render(variables)
-            return list(self._conversation(variables))
-        except (jinja2.TemplateError, SecurityError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise RecipeError(f"the template fails on row {example.id}: {error}", where=self.where) from None
+            with self.time:
+                if self.template is not None:
+                    return _SANDBOX.render(self.template, variables)
+                return list(self._conversation(variables))
+        except (*_FAILURES, limits.TookTooLong) as error:
+            what = f"the template fails on row {example.id}: {_reason(error)}"
+            raise RecipeError(what, where=self.where) from None
 
     def _conversation(self, variables: dict[str, Any]) -> Iterable[dict[str, str]]:
         for each, group in groupby(self.messages, key=lambda message: message[1]):
@@ -92,36 +113,45 @@ class Renderer:
             for item in variables[f"{each}s"] if each else [None]:
                 scope = {**variables, each: item} if each else variables
                 for role, _, content in block:
-                    yield {"role": role, "content": content.render(scope)}
+                    yield {"role": role, "content": _SANDBOX.render(content, scope)}
 
 
 def renderers(recipe: Recipe, shots: dict[str, list[Shot]]) -> dict[str, Renderer]:
     """One renderer per context: full, simplified, and the recipe's further arms."""
     contexts = recipe.contexts
     named = {"full": contexts.full, "simplified": contexts.simplified, **contexts.arms}
-    return {name: _renderer(recipe, name, context, shots.get(name, [])) for name, context in named.items()}
+    time = limits.Allowance()
+    return {name: _renderer(recipe, name, context, shots.get(name, []), time) for name, context in named.items()}
 
 
-def _renderer(recipe: Recipe, name: str, context: Context, shots: Sequence[Shot]) -> Renderer:
+def _renderer(recipe: Recipe, name: str, context: Context, shots: Sequence[Shot], time: limits.Allowance) -> Renderer:
     where = f"contexts.{name}" if name in ("full", "simplified") else f"contexts.arms.{name}"
     template = context.template
     if context.template_file is not None:
         try:
-            template = (recipe.folder / context.template_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            file = recipe.folder / context.template_file
+            template = limits.read_bytes(file, limits.TEXT_BYTES).decode("utf-8")
+        except (OSError, ValueError) as error:
             raise DataError(f"cannot be read: {error}", where=f"{where}.template_file") from None
-    compiled = None if template is None else _compile(template, where)
+    compiled = None if template is None else _compile(template, where, time)
     messages = tuple(
-        (message.role, message.each, _compile(message.content, f"{where}.messages[{index}]"))
+        (message.role, message.each, _compile(message.content, f"{where}.messages[{index}]", time))
         for index, message in enumerate(context.messages or ())
     )
-    return Renderer(where, compiled, messages, shots, tuple(recipe.task.names))
+    return Renderer(where, compiled, messages, shots, tuple(recipe.task.names), time)
 
 
-def _compile(source: str, where: str) -> jinja2.Template:
+def _compile(source: str, where: str, time: limits.Allowance) -> jinja2.Template:
     try:
-        return _ENVIRONMENT.from_string(source)
+        with time:
+            return _SANDBOX.compiled(source)
     except jinja2.TemplateSyntaxError as error:
         raise RecipeError(f"line {error.lineno} of the template: {error.message}", where=where) from None
-    except (RecursionError, SyntaxError, MemoryError) as error:
-        raise RecipeError(f"the template cannot be compiled: {error}", where=where) from None
+    except (*_FAILURES, limits.TookTooLong) as error:
+        raise RecipeError(f"the template cannot be compiled: {_reason(error)}", where=where) from None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, limits.TookTooLong):
+        return "it takes too long"
+    return first_line(error)

@@ -72,6 +72,9 @@ class Reader(Protocol):
     def view(self, renderer: Renderer, example: Example, *, answer_tokens: int, cut: bool) -> View:
         """The row's view. DataError where it leaves no room for ``answer_tokens`` and the input may not be ``cut``."""
 
+    def tokens(self, text: str) -> int:
+        """How many tokens a text has, near enough."""
+
     def facts(self) -> dict[str, Any]:
         """What collect's manifest says of it: ``parameters`` and ``bytes``, and what else its kind has to tell."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from distillctl import limits
 from distillctl.errors import UpstreamError
-from distillctl.phone.messages import Device, Failure
+from distillctl.phone.messages import MAX_BYTES, Device, Failure, Finite, Milliseconds, Word
 from distillctl.workspace import Outcome, Workspace, write_text
 
 STAGE = "devices"
@@ -41,8 +42,8 @@ class Check(BaseModel):
     rows: int
     same_label: int
     ties: int
-    max_probability_difference: float
-    tolerance: float
+    max_probability_difference: Finite
+    tolerance: Finite
     same: bool
 
 
@@ -51,10 +52,10 @@ class Run(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     backend: Literal["wasm", "webgpu"]
-    threads: int
-    load_ms: float
-    first_ms: float
-    milliseconds: list[float]
+    threads: int = Field(ge=1, le=64)
+    load_ms: Milliseconds
+    first_ms: Milliseconds
+    milliseconds: list[Milliseconds] = Field(min_length=1)
     check: Check
 
     def figures(self) -> dict[str, Any]:
@@ -68,17 +69,17 @@ class Measured(BaseModel):
     """All of one device: devices/<id>.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    id: str
+    id: Word
     """The session's."""
-    name: str
-    created: float
+    name: Word
+    created: Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e11)]
     """Unix time."""
-    onnxruntime_web: str
+    onnxruntime_web: Word
     device: Device
-    graph_sha256: str
+    graph_sha256: Word
     """Of the graph it ran."""
-    download_ms: float
-    timer_ms: float
+    download_ms: Milliseconds
+    timer_ms: Milliseconds
     hidden: bool
     runs: list[Run]
     failures: list[Failure]
@@ -105,8 +106,8 @@ def read(workspace: Workspace) -> list[Measured]:
             return []
         if damage := workspace.damage(STAGE, manifest):
             raise UpstreamError(damage)
-        found = [Measured.model_validate_json((folder / name).read_bytes()) for name in manifest.outputs]
-    except (UpstreamError, ValidationError, OSError) as error:
+        found = [Measured.model_validate_json(limits.read_bytes(folder / name, MAX_BYTES)) for name in manifest.outputs]
+    except (UpstreamError, ValueError, OSError) as error:
         raise UpstreamError(str(error).splitlines()[0], where=str(folder), next=next) from None
     return sorted(found, key=lambda measured: measured.created)
 

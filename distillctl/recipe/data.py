@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import model_validator
 
+from distillctl import limits
 from distillctl.recipe.base import Closed, Count
 
 
@@ -58,13 +58,13 @@ class Data(Closed):
         if self.format == "gettext" and not self.languages:
             raise ValueError("format gettext needs a `language`, such as fr")
         try:
-            re.compile(self.exclude or "")
-        except re.error as error:
+            limits.pattern(self.exclude or "")
+        except ValueError as error:
             raise ValueError(f"exclude is not a regular expression: {error}") from None
         if self.pattern is not None:
             try:
-                groups = re.compile(self.pattern).groupindex
-            except re.error as error:
+                groups = limits.pattern(self.pattern).groupindex
+            except ValueError as error:
                 raise ValueError(f"pattern is not a regular expression: {error}") from None
             if self.input not in groups:
                 raise ValueError(f"pattern has no group (?P<{self.input}>…)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,31 +12,73 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from distillctl import limits
 from distillctl.errors import RecipeError
 from distillctl.recipe.base import specs
 from distillctl.recipe.root import Recipe
 
+MAX_BYTES = 1 << 20
+"""Of a recipe; longer texts belong into files that it names."""
+_MAX_NODES, _MAX_DEPTH = 100_000, 64
+"""Of a recipe's tree, each alias counted as what it stands for."""
+_TOLD, _TOLD_CHARACTERS = 20, 300
+"""Of what is wrong with a recipe: lines, and characters of each."""
 
-class _UniqueKeys(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where PyYAML silently keeps the last."""
+
+class _Strict(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """SafeLoader that refuses a key given twice, where PyYAML silently keeps the last, and a tree without bounds."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None:
+            _measure(root, {})
+        return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _unfit("a key is a list or a mapping", key_node)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            if key in seen:
+                raise _unfit(f"{key!r} is given twice", key_node)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def _unfit(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Nodes and depth of what ``node`` stands for once its aliases are replaced; an error where that is without end."""
+    if id(node) in known:
+        found = known[id(node)]
+        if found is None:
+            raise _unfit("an alias stands within what it stands for", node)
+        return found
+    if isinstance(node, yaml.ScalarNode):
+        return 1, 1
+    known[id(node)] = None
+    inner = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+    sizes = [_measure(part, known) for part in inner]
+    nodes, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+    if nodes > _MAX_NODES or depth > _MAX_DEPTH:
+        raise _unfit(f"more than {_MAX_NODES:,} values, aliases replaced, or {_MAX_DEPTH} levels", node)
+    known[id(node)] = nodes, depth
+    return nodes, depth
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at ``path`` with ``key.path=value`` overrides; RecipeError names file, key and the nearest name."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = limits.read_bytes(path, MAX_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise RecipeError("no such recipe", where=str(path), next="distillctl init my-recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(f"cannot be read: {error}", where=str(path)) from None
     tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
@@ -52,13 +95,36 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _UniqueKeys)
+        tree = yaml.load(text, _Strict)
+        _check_plain(tree, "")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{where}:{mark.line + 1}" if mark else where
+        place = f"{where}:{min(mark.line + 1, len(text.splitlines()))}" if mark else where
         raise RecipeError(f"not valid YAML: {error.problem}", where=place) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise RecipeError(f"not valid YAML: {error or type(error).__name__}", where=where) from None
+    return tree
+
+
+def _check_plain(value: Any, path: str) -> None:
+    """ValueError for what JSON cannot carry: YAML has dates, sets and bytes, too, and numbers without end."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{path}: the key {str(key)[:50]} is no text: put it in quotes".removeprefix(": "))
+            _check_plain(key, path)
+            _check_plain(inner, f"{path}.{key}".removeprefix("."))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_plain(inner, f"{path}[{index}]")
+    elif isinstance(value, str):
+        if "\0" in value or (not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)):
+            raise ValueError(f"{path}: a NUL or half a surrogate pair is no text")
+    elif isinstance(value, (int, float)):
+        if not (math.isfinite(value) if isinstance(value, float) else -(1 << 63) <= value < 1 << 63):
+            raise ValueError(f"{path}: a number beyond 64 bits, or none")
+    elif value is not None:
+        raise ValueError(f"{path}: {type(value).__name__} is no kind of value here: put it in quotes")
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -85,7 +151,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError) -> str:
     """Every problem on its own line: path, what is wrong, the nearest name for an unknown key."""
     lines = []
-    problems = error.errors(include_url=False)
+    problems = error.errors(include_url=False, include_input=False)
     for problem in problems:
         if problem["type"] == "too_short" and len(problems) > 1:
             continue  # pydantic's echo of an item that failed by itself
@@ -96,12 +162,13 @@ def _explain(error: ValidationError) -> str:
             message = "unknown key" + _nearest(str(location[-1]), _known_keys(location[:-1]))
         elif problem["type"] == "missing":
             message = "is missing"
-        lines.append(f"{path}: {message}" if path else message)
-    return "\n".join(lines)
+        lines.append((f"{path}: {message}" if path else message)[:_TOLD_CHARACTERS])
+    more = [f"and {len(lines) - _TOLD:,} more"] if len(lines) > _TOLD else []
+    return "\n".join([*lines[:_TOLD], *more])
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    match = difflib.get_close_matches(name[:50], list(known), n=1, cutoff=0.6)
     return f", did you mean {match[0]}?" if match else ""
 
 

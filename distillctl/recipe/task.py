@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from distillctl import limits
 from distillctl.recipe.base import Closed, Count, Positive, Spec
 
 
@@ -134,8 +134,8 @@ class Generate(Closed):
         if ("format" in self.metrics) != (self.format is not None):
             raise ValueError("the metric `format` and the key `format` (a regular expression) go together")
         try:
-            re.compile(self.format or "")
-        except re.error as error:
+            limits.pattern(self.format or "")
+        except ValueError as error:
             raise ValueError(f"format is not a regular expression: {error}") from None
         return self
 

@@ -7,18 +7,19 @@ recovered) is computed from the eval.parquet files that the manifests vouch for.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from distillctl.data import view_table
+from distillctl.data import parquet, view_table
+from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import comparison
 from distillctl.metrics.statistics import difference_interval, recovered_interval
 from distillctl.recipe import Generate, Recipe
 from distillctl.report import devices, labels, numbers, texts
+from distillctl.training import metrics_log
 from distillctl.workspace import Manifest, Workspace
 
 UPSTREAM = ("collect", "train", "export", "quantize", "bench")
@@ -90,22 +91,29 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
 def series(workspace: Workspace) -> Series:
     """The curves, samples and text that the page draws; the files are those the manifests name."""
     collect, bench = (_manifests(workspace)[stage].facts for stage in ("collect", "bench"))
-    lines = (workspace.folder("train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (workspace.folder("train") / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     samples = workspace.folder("bench") / "samples"
     return Series(
         context=collect["context_text"],
-        training=[json.loads(line) for line in lines],
-        latencies={
-            model: pq.read_table(samples / f"{model}.parquet", columns=["milliseconds"])["milliseconds"].to_numpy()
-            for model in bench["models"]
-        },
+        training=[line for text in lines if (line := metrics_log.parsed(text)) is not None],
+        latencies={model: _milliseconds(samples / f"{model}.parquet") for model in bench["models"]},
     )
+
+
+def _milliseconds(path: Path) -> np.ndarray:
+    try:
+        found = parquet.read(path, ["milliseconds"])["milliseconds"].to_numpy()
+        if not len(found) or not np.isfinite(found).all() or not (found > 0).all():
+            raise ValueError("it holds no times")
+        return found
+    except (*parquet.ERRORS, TypeError) as error:
+        raise UpstreamError(f"damaged: {first_line(error)}", where=str(path), next="distillctl bench RECIPE") from None
 
 
 def headline(facts: dict[str, Any]) -> str:
     """The whole run in one sentence, good or bad."""
     tokens, model = facts["context_tokens"]["teacher"], numbers.size(facts["models"]["deployed"]["bytes"])
-    recovered, ratio = facts["recovered"]["deployed"], facts["ratios"]["teacher"]
+    recovered, ratio = facts["recovered"]["deployed"], facts["ratios"].get("teacher")
     if recovered is None:
         kept = "the prompt made no difference that could be measured"
     elif recovered["value"] <= 0:
@@ -115,7 +123,10 @@ def headline(facts: dict[str, Any]) -> str:
         kept = f"{share} of what the context did survives"
         if recovered["value"] > 1:
             kept = f"all of what the context did survives ({share})"
-    speed = f"{numbers.times(ratio)} faster" if ratio >= 1 else f"{numbers.times(1 / ratio)} slower"
+    if ratio is None:  # a served teacher is not timed
+        speed = f"{numbers.duration(facts['models']['deployed']['p50_ms'])} a query"
+    else:
+        speed = f"{numbers.times(ratio)} faster" if ratio >= 1 else f"{numbers.times(1 / ratio)} slower"
     return f"A prompt of {tokens:,} tokens now lives in a {model} model: {kept}, {speed}"
 
 

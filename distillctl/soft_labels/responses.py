@@ -14,13 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from distillctl.data import view_table
+from distillctl.data import parquet, view_table
 from distillctl.data.responses import Response
-from distillctl.errors import UpstreamError
+from distillctl.errors import UpstreamError, first_line
 from distillctl.losses.targets import Targets
 from distillctl.soft_labels import columns, seal, shards
 from distillctl.soft_labels.shards import Shard
@@ -105,8 +104,13 @@ def present(folder: Path, shard: Shard) -> bool:
 def read(workspace: Workspace, arm: str, split: str, profile: Profile) -> Responses:
     """All responses of an arm in the order of views.parquet, samples ascending, from the shards that collect's manifest
     names; of ``profile``'s columns alone."""
-    ids = view_table.read(workspace.folder("collect") / "views.parquet", split).id
+    ids = view_table.column(workspace.folder("collect") / "views.parquet", split, "id")
     return _in_order(shards.files(workspace, arm, split), ids, profile)
+
+
+def read_parts(workspace: Workspace, arm: str, split: str, profile: Profile) -> Iterator[Responses]:
+    """All responses of an arm, a shard at a time; of ``profile``'s columns alone."""
+    return (_read(path, profile) for path in shards.files(workspace, arm, split))
 
 
 def read_each(folder: Path, parts: Sequence[Shard], profile: Profile) -> Iterator[tuple[Shard, Responses]]:
@@ -163,7 +167,6 @@ def _read(path: Path, profile: Profile) -> Responses:
 def _table(path: Path, names: Collection[str]) -> pa.Table:
     """The columns of these names that are there. UpstreamError when any byte of the file is damaged."""
     try:
-        with pq.ParquetFile(pa.BufferReader(seal.unbroken(path))) as file:
-            return file.read([name for name in file.schema_arrow.names if name in names])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UpstreamError(f"the shard is damaged: {error}", where=str(path), next=_AGAIN) from None
+        return parquet.read(pa.py_buffer(seal.unbroken(path)), names)
+    except parquet.ERRORS as error:
+        raise UpstreamError(f"the shard is damaged: {first_line(error)}", where=str(path), next=_AGAIN) from None

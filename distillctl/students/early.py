@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillctl import references
+from distillctl import gguf_header, references
 from distillctl.errors import RecipeError
 from distillctl.recipe import Generate, Recipe, TruncatedStudent
 
@@ -61,7 +61,6 @@ def _shape(path: Path) -> _Shape | None:
 
 
 def _gguf_layers(path: Path) -> int | None:
-    from gguf import GGUFReader
-
-    fields = GGUFReader(path).fields
-    return next((int(field.contents()) for name, field in fields.items() if name.endswith(".block_count")), None)
+    header = gguf_header.read(path)
+    found: int | None = header.keys.get(f"{header.architecture}.block_count")
+    return found

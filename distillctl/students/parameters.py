@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from distillctl import gguf_header
 from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
 from distillctl.references import ModelSource
@@ -77,10 +78,8 @@ def _tensors(source: ModelSource) -> list[_Tensor]:
 
 
 def _gguf(path: Path) -> Iterator[_Tensor]:
-    from gguf import GGUFReader
-
-    for tensor in GGUFReader(path).tensors:
-        yield _Tensor(str(tensor.name), tuple(map(int, tensor.shape)))
+    for tensor in gguf_header.read(path).tensors:
+        yield _Tensor(tensor.name, tensor.shape)
 
 
 def _safetensors(folder: Path) -> Iterator[_Tensor]:

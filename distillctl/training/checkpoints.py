@@ -10,11 +10,16 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distillctl import console, ranks
+from distillctl import console, limits, ranks
+from distillctl.errors import UpstreamError, first_line
 from distillctl.training import group
 from distillctl.training.learner import Learner
 from distillctl.workspace import file_digest, replacing_folder
@@ -36,6 +41,22 @@ class Progress:
         return self.best_step > 0
 
 
+class _State(BaseModel):
+    """progress.json."""
+
+    model_config = ConfigDict(extra="forbid")
+    progress: Progress
+    schedule: dict[str, Any]
+    files: dict[Annotated[str, Field(pattern=r"^[a-z]+\.safetensors$")], str]
+    """Name → SHA-256."""
+
+    def check(self, step: int) -> None:
+        """ValueError unless it is that of a checkpoint after ``step``."""
+        needed = {"model.safetensors", "optimizer.safetensors", *(["best.safetensors"] * self.progress.has_best)}
+        if self.progress.step != step or self.progress.best_step > step or not needed <= self.files.keys():
+            raise ValueError("it is that of another checkpoint")
+
+
 def forget(folder: Path, run: str, but: str | None = None) -> None:
     """Remove a run's checkpoints, but for those whose names start with ``but``."""
     for stale in folder.glob(f"{run}-*"):
@@ -54,7 +75,7 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         found = [path for path in self.folder.glob(f"{self.prefix}-step-*") if re.search(r"step-\d+$", path.name)]
-        return max(found, default=None, key=lambda path: int(path.name.rpartition("-")[2]))
+        return max(found, default=None, key=_step)
 
     def save(self, learner: Learner, progress: Progress, best: dict[str, Tensor] | None) -> None:
         """Commit a checkpoint, then drop those before."""
@@ -81,11 +102,22 @@ class Checkpoints:
         folder: Path | None = group.broadcast(self._sound() if ranks.is_first() else None)
         if folder is None:
             return None
-        state = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        progress = Progress(**state["progress"])
-        best = load_file(folder / "best.safetensors") if progress.has_best else None
-        weights, optimizer = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer"))
-        learner.restore(weights, optimizer, state["schedule"])
+        state = _read(folder)
+        progress = state.progress
+        try:
+            best = load_file(folder / "best.safetensors") if progress.has_best else None
+            weights, optimizer = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer"))
+            learner.restore(weights, optimizer, state.schedule)
+            if best is not None and {name: one.shape for name, one in best.items()} != {
+                name: one.shape for name, one in weights.items()
+            }:
+                raise ValueError("the best weights are those of another model")
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise UpstreamError(
+                f"the checkpoint is not one of this run: {first_line(error)}",
+                where=str(folder),
+                next=f"rm -r {folder}; training then starts anew",
+            ) from error
         return progress, best
 
     def _sound(self) -> Path | None:
@@ -94,9 +126,10 @@ class Checkpoints:
         if folder is None:
             return None
         try:
-            state = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-            damaged = [name for name, sha256 in state["files"].items() if file_digest(folder / name) != sha256]
-        except (OSError, ValueError, KeyError, AttributeError):
+            state = _read(folder)
+            state.check(_step(folder))
+            damaged = [name for name, sha256 in state.files.items() if file_digest(folder / name) != sha256]
+        except (OSError, ValueError):
             damaged = ["progress.json"]
         if not damaged:
             return folder
@@ -105,3 +138,11 @@ class Checkpoints:
         folder.rename(aside)
         console.warn(f"{damaged[0]} of a checkpoint is damaged ({aside}); training starts anew")
         return None
+
+
+def _read(folder: Path) -> _State:
+    return _State.model_validate(from_json(limits.read_bytes(folder / "progress.json", 1 << 20)))
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])

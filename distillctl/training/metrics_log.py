@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic_core import from_json
+
 from distillctl import ranks
 from distillctl.workspace import writable, write_text
 
@@ -37,16 +39,27 @@ def write(log: TextIO, **line: Any) -> None:
     log.write(json.dumps(line) + "\n")
 
 
+def parsed(text: str) -> dict[str, Any] | None:
+    """A line that `write` has written, or None: a kill can tear one."""
+    try:
+        line = from_json(text)
+    except ValueError:
+        return None
+    is_whole = isinstance(line, dict) and isinstance(line.get("run"), str) and isinstance(line.get("step"), int)
+    return line if is_whole and all(_is_number(value) for key, value in line.items() if key != "run") else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 53)
+
+
 def keep_lines(metrics: Path, run: str, step: int) -> None:
     """Drop the run's lines after ``step``, which will be written again."""
     if not metrics.exists():
         return
     kept = []
-    for text in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # torn by a kill
-        if line["run"] != run or line["step"] <= step:
+    for text in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        line = parsed(text)
+        if line is not None and (line["run"] != run or line["step"] <= step):
             kept.append(text + "\n")
     write_text(metrics, "".join(kept))

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from distillctl.data import eval_table
 from distillctl.recipe import Recipe
 from distillctl.runtimes.bench import Answers, Bench
 from distillctl.soft_labels import labels as soft_labels
@@ -40,5 +40,5 @@ def _top(ids: Iterable[str], log_probs: Iterable[np.ndarray]) -> Answers:
 
 def _evaluated(folder: Path, column: str) -> Answers:
     """The label in an eval.parquet."""
-    table = pq.read_table(folder / "eval.parquet", columns=["id", column]).to_pydict()
-    return _top(table["id"], table[column])
+    found = eval_table.by_row(folder / "eval.parquet", column)
+    return _top(found, found.values())

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from distillctl.data import eval_table
 from distillctl.data.views import CEILING
 from distillctl.recipe import Recipe, Text
 from distillctl.runtimes import text_folder
@@ -57,8 +56,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
 
 def _evaluated(folder: Path, column: str) -> Answers:
     """The tokens in an eval.parquet."""
-    table = pq.read_table(folder / "eval.parquet", columns=["id", column]).to_pydict()
-    return dict(zip(table["id"], table[column], strict=True))
+    return eval_table.by_row(folder / "eval.parquet", column)
 
 
 def _mean(answers: Answers) -> float:

@@ -1,0 +1,295 @@
+"""Templates from strangers: Jinja's sandbox, and a bound on what they make.
+
+Jinja keeps a template away from Python's insides and from files, but lets it write `"a" * 10 ** 10`. Here everything
+that can make much from little is charged to the budget of one rendering before it is made: operators, `~`, slices,
+filters, methods of texts, what is collected in a macro or a block, and the output. Time is bounded by whoever renders
+(`distillctl.limits.Allowance`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError
+from jinja2.filters import make_attrgetter
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+BUDGET = 1 << 24
+"""Of one rendering, in characters; an item of a list counts as `_ITEM` of them."""
+_ITEM = 16
+_WIDTH = 10_000
+"""Of padding, indentation and other counts that a template names."""
+_BITS = 4096
+"""Of whole numbers."""
+_TO_PIECES = 1 << 20
+"""Characters of a text that is taken apart."""
+
+
+class Wasteful(SecurityError):
+    """The template makes too much of too little."""
+
+
+class _Buffer(list[str]):
+    """What a macro or a block collects."""
+
+    def __init__(self, environment: Sandbox) -> None:
+        self._charge = environment.charge
+
+    def append(self, text: str) -> None:
+        self._charge(_ITEM + len(text))
+        super().append(text)
+
+    def extend(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.append(text)
+
+
+class _Code(CodeGenerator):
+    """Jinja's, with the environment asked where it would use Python's own lists, joins and slices."""
+
+    def buffer(self, frame: Frame) -> None:
+        frame.buffer = self.temporary_identifier()
+        self.writeline(f"{frame.buffer} = environment.collected()")
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        if not isinstance(node.arg, nodes.Slice):
+            return super().visit_Getitem(node, frame)
+        self.write("environment.charged(")
+        super().visit_Getitem(node, frame)
+        self.write(")")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """`render` is the way in; a template that is wasteful raises `Wasteful`, itself a SecurityError."""
+
+    code_generator_class = _Code
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(finalize=self._shown, **options)
+        self._budget = threading.local()
+        self.filters = {name: self._guarded(name, filter) for name, filter in self.filters.items() if name != "urlize"}
+        self.globals.pop("lipsum")
+
+    def compiled(self, source: str) -> jinja2.Template:
+        """Constants are worked out while a template is compiled: with a budget, too."""
+        self._budget.left = BUDGET
+        return self.from_string(source)
+
+    def render(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
+        """The text, with a budget of its own."""
+        self._budget.left = BUDGET
+        return template.render(variables)
+
+    # ── the budget ──
+
+    def charge(self, amount: int) -> None:
+        """Take so many characters from the budget."""
+        self._budget.left -= amount
+        if self._budget.left < 0:
+            raise Wasteful(f"it makes more than {BUDGET:,} characters")
+
+    def charged(self, value: Any) -> Any:
+        """``value``, once it is paid for."""
+        if isinstance(value, str):
+            self.charge(len(value))
+        elif isinstance(value, (list, tuple, dict, set)):
+            self.charge(_ITEM * len(value))
+        return value
+
+    def _printed(self, value: Any, depth: int = 0) -> int:
+        """At least the characters of a value as text; `Wasteful` when they are more than any budget."""
+        if isinstance(value, str):
+            return len(value)
+        if not isinstance(value, (list, tuple, dict, set)) or depth > 20:
+            return _ITEM
+        inner = [part for entry in value.items() for part in entry] if isinstance(value, dict) else value
+        total = 0
+        for part in inner:
+            total += self._printed(part, depth + 1)
+            if total > BUDGET:
+                raise Wasteful(f"a list of more than {BUDGET:,} characters is made into text")
+        return total
+
+    def _shown(self, value: Any) -> Any:
+        """Before an expression's value is put into the text."""
+        if not isinstance(value, str):
+            self._printed(value)
+        return value
+
+    # ── what the compiled template calls ──
+
+    def concat(self, texts: Iterable[str]) -> str:  # type: ignore[override]
+        """What a template, a macro or a block yields, as one text."""
+        if isinstance(texts, _Buffer):  # paid for
+            return "".join(texts)
+        found = []
+        for text in texts:
+            self.charge(len(text))
+            found.append(text)
+        return "".join(found)
+
+    def collected(self) -> _Buffer:
+        return _Buffer(self)
+
+    def joined(self, parts: Iterable[Any]) -> str:
+        """`~`"""
+        return self._join("", parts)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            self._check_percent(left, right)
+        elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+            if bits > _BITS:
+                raise Wasteful("a number that is too large")
+        elif operator == "*":
+            count, of = (left, right) if isinstance(left, int) else (right, left)
+            if isinstance(count, int) and isinstance(of, (str, list, tuple)):
+                self.charge(max(0, count) * len(of) * (1 if isinstance(of, str) else _ITEM))
+        found = super().call_binop(context, operator, left, right)
+        return self.charged(found) if operator == "+" else found
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            __self._check_method(owner, __obj.__name__, args, kwargs)
+        elif isinstance(owner, (int, float, complex, bytes)):
+            raise SecurityError(f"{type(owner).__name__}.{__obj.__name__} is not for templates")
+        return __self.charged(super().call(__context, __obj, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        format = super().wrap_str_format(value)
+        if format is None:
+            return None
+        text: str = value.__self__
+
+        def checked(*args: Any, **kwargs: Any) -> str:
+            given = [*args, *kwargs.values()]
+            if re.search(r"\d{5}", text) or ("{" in text and any(_is_wide(one) for one in given)):
+                raise Wasteful("a width that is too large")
+            self.charge(len(text) + text.count("{") * max(map(self._printed, given), default=0))
+            return format(*args, **kwargs)
+
+        return checked
+
+    # ── methods and filters ──
+
+    def _check_method(self, text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = [*args, *kwargs.values()]
+        if name in ("translate", "encode", "maketrans"):
+            raise SecurityError(f"str.{name} is not for templates")
+        if name == "replace" and len(args) >= 2:
+            self._charge_replaced(text, *args[:2])
+        elif name == "join" and args:
+            self._charge_joined(text, args[0] if isinstance(args[0], (list, tuple)) else ())
+            if not isinstance(args[0], (list, tuple, str)):
+                raise SecurityError("str.join takes a list here")
+            if isinstance(args[0], str):
+                self.charge(len(args[0]) * (len(text) + 1))
+        elif name == "expandtabs":
+            self.charge(len(text) + text.count("\t") * max([8, *(one for one in given if isinstance(one, int))]))
+        elif any(map(_is_wide, given)):
+            raise Wasteful("a width that is too large")
+        if "split" in name and len(text) > _TO_PIECES:
+            raise Wasteful(f"a text of more than {_TO_PIECES:,} characters is taken apart")
+
+    def _guarded(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that pays for what it makes."""
+        if name == "join":
+            return self._filter_join
+        first = int(hasattr(filter, "jinja_pass_arg"))  # the environment or the context goes before the value
+
+        @functools.wraps(filter)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            value, given = args[first], [*args[first + 1 :], *kwargs.values()]
+            if name not in _OF_ANY_COUNT and any(map(_is_wide, given)):
+                raise Wasteful(f"a count that is too large for {name}")
+            if isinstance(value, str):
+                if name not in _OF_WHOLE_TEXTS and len(value) > _TO_PIECES:
+                    raise Wasteful(f"a text of more than {_TO_PIECES:,} characters is taken apart by {name}")
+                if name == "replace" and len(given) >= 2:
+                    self._charge_replaced(value, str(given[0]), str(given[1]))
+                elif name == "format":
+                    self._check_percent(value, kwargs or tuple(given))
+                elif name in ("indent", "wordwrap", "batch", "slice"):
+                    self.charge(len(value) + self._lines(name, value) * max(map(_width, given), default=4))
+            elif name == "sum":
+                value = list(value)
+                self.charge(_ITEM * sum(len(one) for one in value if isinstance(one, (list, tuple, str))))
+                args = (*args[:first], value, *args[first + 1 :])
+            elif name not in _OF_LISTS:
+                self._printed(value)
+            return self.charged(filter(*args, **kwargs))
+
+        return guarded
+
+    @staticmethod
+    def _lines(name: str, text: str) -> int:
+        return len(text) if name == "wordwrap" else text.count("\n") + 1
+
+    def _filter_join(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+        """`join`, whose items are counted before they are joined."""
+        if attribute is not None:
+            value = map(make_attrgetter(self, attribute), value)
+        return self._join(str(d), value)
+
+    def _join(self, separator: str, parts: Iterable[Any]) -> str:
+        found = []
+        for part in parts:
+            self.charge(self._printed(part) + len(separator))
+            found.append(str(part))
+        return separator.join(found)
+
+    def _charge_joined(self, separator: str, parts: Iterable[Any]) -> None:
+        for part in parts:
+            self.charge(self._printed(part) + len(separator))
+
+    def _charge_replaced(self, text: str, old: Any, new: Any) -> None:
+        if isinstance(old, str) and isinstance(new, str):
+            self.charge(len(text) + text.count(old) * len(new))
+
+    def _check_percent(self, text: str, given: Any) -> None:
+        """`%`: widths, and how often what is given can stand in the text."""
+        inner = given if isinstance(given, tuple) else tuple(given.values()) if isinstance(given, dict) else (given,)
+        if re.search(r"%[^a-zA-Z%]*\d{5}", text) or ("*" in text and any(map(_is_wide, inner))):
+            raise Wasteful("a width that is too large")
+        self.charge(len(text) + text.count("%") * max(map(self._printed, inner), default=0))
+
+
+_OF_ANY_COUNT = frozenset(["default", "d", "map", "select", "reject", "selectattr", "rejectattr", "sum", "abs", "int"])
+"""Filters whose arguments do not say how much is made."""
+_OF_WHOLE_TEXTS = frozenset(
+    ["length", "count", "first", "last", "default", "d", "safe", "string", "trim", "upper", "lower", "replace", "e",
+     "escape", "forceescape", "tojson", "indent", "truncate", "format", "reverse", "capitalize"]
+)  # fmt: skip
+"""Filters that do not make a list of a text's pieces."""
+_OF_LISTS = frozenset(
+    ["length", "count", "first", "last", "default", "d", "list", "map", "select", "reject", "selectattr", "rejectattr",
+     "sort", "unique", "min", "max", "random", "reverse", "items", "dictsort", "groupby", "batch", "slice", "attr",
+     "abs", "int", "float", "round"]
+)  # fmt: skip
+"""Filters that do not make a text of a list."""
+
+
+def _is_wide(value: Any) -> bool:
+    return isinstance(value, int) and not -_WIDTH <= value <= _WIDTH
+
+
+def _width(value: Any) -> int:
+    return len(value) if isinstance(value, str) else abs(value) if isinstance(value, int) else 0

@@ -1,0 +1,48 @@
+"""Every hostile file: one clear error and an exit code of the family, bounded time and memory, nothing touched.
+
+What it costs to read a file decides how many of a format are tried here; `python -m tests.hostile` tries all.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.hostile import cases
+
+ROOT = Path(__file__).parents[2]
+EACH = {"shards": 4, "tables": 4, "checkpoints": 6, "metrics": 6, "models": 6, "gguf": 4, "onnx": 2, "devices": 2,
+        "manifests": 4, "recipes": 2, "templates": 2, "data": 2, "parquet": 2}  # fmt: skip
+"""Format → of so many files one is tried, where commands take long or files are many."""
+PROMISED = 200
+"""Files in the corpus."""
+
+
+def chosen() -> list[cases.Case]:
+    found = []
+    for format in cases.formats():
+        of_format = [case for case in cases.all_cases() if case.format == format]
+        found += of_format[:: EACH.get(format, 1)]
+    return found
+
+
+def test_the_corpus_is_what_is_promised():
+    everything = cases.all_cases()
+    assert len(everything) >= PROMISED
+    assert {case.format for case in everything} <= set(cases.formats())
+    assert all(case.path.stat().st_size < 20_000 for case in everything)
+    assert sum(case.path.stat().st_size for case in everything) < 1_500_000
+
+
+def test_hostile_files():
+    """In a process of its own: its children are forked from one that has computed nothing."""
+    command = [sys.executable, "-m", "tests.hostile", *(case.name for case in chosen())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+    found = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
+    bad = [text for text in done.stderr.split("\n") if "!!" in text]
+    assert done.returncode == 0, "\n".join([*bad, str(found), done.stderr[-6000:]])
+    assert (found["tracebacks"], found["escapes"], found["problems"]) == (0, 0, 0)
+    assert found["slowest_seconds"] < 5
+    assert found["largest_bytes"] < 1 << 30
