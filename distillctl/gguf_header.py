@@ -109,7 +109,7 @@ class _Reader:
             kind, offset = self._number("I"), self._number("Q")
             block, block_bytes = sizes.get(kind, (0, 0))
             if not block or not all(shape) or shape[0] % block:
-                raise ValueError(f"the tensor {name} has the shape {list(shape)} and the type {kind}, which no tensor has")
+                raise ValueError(f"the tensor {name} has the shape {list(shape)} and the unfit type {kind}")
             found.append(Tensor(name, shape, kind, offset, math.prod(shape) // block * block_bytes))
         alignment = keys.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
@@ -190,7 +190,7 @@ def _check(header: Header) -> None:
     if len({tensor.name for tensor in header.tensors}) < len(header.tensors):
         raise ValueError("a tensor is given twice")
     largest = max((size for tensor in header.tensors for size in tensor.shape), default=0)
-    bounds = {key: largest for key in _SIZES} | {"block_count": len(header.tensors), "context_length": _MAX_CONTEXT}
+    bounds = dict.fromkeys(_SIZES, largest) | {"block_count": len(header.tensors), "context_length": _MAX_CONTEXT}
     positions = next((max(tensor.shape) for tensor in header.tensors if tensor.name == "position_embd.weight"), None)
     if positions is not None:
         bounds["context_length"] = positions

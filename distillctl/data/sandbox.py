@@ -12,7 +12,7 @@ import functools
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -21,7 +21,6 @@ from jinja2.exceptions import SecurityError
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from markupsafe import Markup
 
 BUDGET = 1 << 24
 """Of one rendering, in characters; an item of a list counts as `_ITEM` of them."""
@@ -95,7 +94,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def render(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         """The text, with a budget of its own."""
         self._budget.left = BUDGET
-        return template.render(variables)
+        text = template.render(variables)
+        text.encode()  # half a surrogate pair is no text: a UnicodeEncodeError
+        return text
 
     # ── the budget ──
 
@@ -135,7 +136,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     # ── what the compiled template calls ──
 
-    def concat(self, texts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, texts: Iterable[str]) -> str:
         """What a template, a macro or a block yields, as one text."""
         if isinstance(texts, _Buffer):  # paid for
             return "".join(texts)
@@ -166,7 +167,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         found = super().call_binop(context, operator, left, right)
         return self.charged(found) if operator == "+" else found
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N804, B902
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             __self._check_method(owner, __obj.__name__, args, kwargs)

@@ -47,6 +47,9 @@ def read(path: Path, split: str) -> ViewTable:
     try:
         table = parquet.read(path, COLUMNS)
         table = table.filter(pc.equal(table["split"], split))
+        if not len(table) or any(table[column].null_count for column in COLUMNS if column != "reference"):
+            raise ValueError(f"it lacks rows or texts of {split}")
         return ViewTable(*(table[column].to_pylist() for column in COLUMNS if column != "split"))
     except (*parquet.ERRORS, TypeError) as error:
-        raise UpstreamError(f"damaged: {first_line(error)}", where=str(path), next="distillctl collect RECIPE") from None
+        what = f"damaged: {first_line(error)}"
+        raise UpstreamError(what, where=str(path), next="distillctl collect RECIPE") from None

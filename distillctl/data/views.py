@@ -114,9 +114,7 @@ def renderers(recipe: Recipe, shots: dict[str, list[Shot]]) -> dict[str, Rendere
     return {name: _renderer(recipe, name, context, shots.get(name, []), time) for name, context in named.items()}
 
 
-def _renderer(
-    recipe: Recipe, name: str, context: Context, shots: Sequence[Shot], time: limits.Allowance
-) -> Renderer:
+def _renderer(recipe: Recipe, name: str, context: Context, shots: Sequence[Shot], time: limits.Allowance) -> Renderer:
     where = f"contexts.{name}" if name in ("full", "simplified") else f"contexts.arms.{name}"
     template = context.template
     if context.template_file is not None:

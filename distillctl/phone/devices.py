@@ -106,9 +106,7 @@ def read(workspace: Workspace) -> list[Measured]:
             return []
         if damage := workspace.damage(STAGE, manifest):
             raise UpstreamError(damage)
-        found = [
-            Measured.model_validate_json(limits.read_bytes(folder / name, MAX_BYTES)) for name in manifest.outputs
-        ]
+        found = [Measured.model_validate_json(limits.read_bytes(folder / name, MAX_BYTES)) for name in manifest.outputs]
     except (UpstreamError, ValueError, OSError) as error:
         raise UpstreamError(str(error).splitlines()[0], where=str(folder), next=next) from None
     return sorted(found, key=lambda measured: measured.created)

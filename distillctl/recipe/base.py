@@ -16,9 +16,7 @@ Count = Annotated[int, Field(ge=1)]
 class Closed(BaseModel):
     """A recipe section: unknown keys are errors, values never change after loading."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Spec(Closed):

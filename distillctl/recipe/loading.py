@@ -17,7 +17,6 @@ from distillctl.errors import RecipeError
 from distillctl.recipe.base import specs
 from distillctl.recipe.root import Recipe
 
-
 MAX_BYTES = 1 << 20
 """Of a recipe; longer texts belong into files that it names."""
 _MAX_NODES, _MAX_DEPTH = 100_000, 64
@@ -119,7 +118,7 @@ def _check_plain(value: Any, path: str) -> None:
         for index, inner in enumerate(value):
             _check_plain(inner, f"{path}[{index}]")
     elif isinstance(value, str):
-        if "\0" in value or not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        if "\0" in value or (not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)):
             raise ValueError(f"{path}: a NUL or half a surrogate pair is no text")
     elif isinstance(value, (int, float)):
         if not (math.isfinite(value) if isinstance(value, float) else -(1 << 63) <= value < 1 << 63):

@@ -24,7 +24,9 @@ def entry(name: str, mode: int = 0o100644 << 16) -> zipfile.ZipInfo:
     return found
 
 
-def archive(*entries: tuple[str | zipfile.ZipInfo, bytes], comment: bytes = b"", method: int = zipfile.ZIP_STORED) -> bytes:
+def archive(
+    *entries: tuple[str | zipfile.ZipInfo, bytes], comment: bytes = b"", method: int = zipfile.ZIP_STORED
+) -> bytes:
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", method) as made:
         made.comment = comment
@@ -42,7 +44,11 @@ def patched(data: bytes, mark: bytes, offset: int, value: bytes, *, last: bool =
 def overlapping(copies: int) -> bytes:
     """One stored file that so many entries of the table of contents point to."""
     data = b"a" * 5000
-    local = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 33, zlib.crc32(data), len(data), len(data), 1, 0) + b"0" + data
+    local = (
+        struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 33, zlib.crc32(data), len(data), len(data), 1, 0)
+        + b"0"
+        + data
+    )
     table = b""
     for number in range(copies):
         name = f"f{number}".encode()
@@ -149,7 +155,9 @@ def inner(name: str, dims: list[int], data: bytes, kind: int = TensorProto.FLOAT
     return TensorProto(name=name, dims=dims, data_type=kind, raw_data=data)
 
 
-def graph(*tensors: onnx.TensorProto, nodes: list[onnx.NodeProto] | None = None, opset: int = 18, **other: object) -> bytes:
+def graph(
+    *tensors: onnx.TensorProto, nodes: list[onnx.NodeProto] | None = None, opset: int = 18, **other: object
+) -> bytes:
     """Logits of three labels, from the mean of the mask and what ``tensors`` hold (`weights`: [1, 3])."""
     held = list(tensors) or [numpy_helper.from_array(np.ones((1, 3), np.float32), "weights")]
     made = helper.make_graph(
@@ -172,7 +180,9 @@ def deep(levels: int) -> bytes:
     """An If within an If within an If …"""
     body = helper.make_graph([helper.make_node("Identity", ["weights"], ["logits"])], "g", [], [])
     for _ in range(levels):
-        node = helper.make_node("If", ["c"], ["logits"], then_branch=body, else_branch=helper.make_graph([], "e", [], []))
+        node = helper.make_node(
+            "If", ["c"], ["logits"], then_branch=body, else_branch=helper.make_graph([], "e", [], [])
+        )
         body = helper.make_graph([node], "g", [], [])
     return graph(nodes=list(body.node))
 
@@ -260,7 +270,10 @@ def graphs() -> dict[str, bytes]:
 
 
 def main() -> None:
-    makers: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {"bundles": (bundles, "zip"), "onnx": (graphs, "onnx")}
+    makers: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
+        "bundles": (bundles, "zip"),
+        "onnx": (graphs, "onnx"),
+    }
     for name, (maker, ending) in makers.items():
         folder = CORPUS / name
         folder.mkdir(parents=True, exist_ok=True)
