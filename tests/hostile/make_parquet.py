@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from datetime import datetime
@@ -215,8 +216,44 @@ def tables() -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def sealed(table: dict[str, Any]) -> bytes:
+    """With the checksum in its footer that `distillctl.soft_labels.seal` looks for: whoever can write the file can put
+    it there."""
+    mark, zeros = b"sha256:", b"0" * 64
+    made = pa.table(table).replace_schema_metadata({"seal": (mark + zeros).decode()})
+    data = packed(made, store_schema=False)
+    at = data.rfind(mark) + len(mark)
+    return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + len(zeros) :]
+
+
+def answers() -> dict[str, bytes]:
+    """In the place of the shard of a teacher that writes."""
+    ids = [f"row-{n}" for n in range(12)]
+    whole = {"id": ids, "sample": pa.array([0] * 12, pa.int32()), "text": ids, "cut": [False] * 12,
+             "token_ids": pa.array([[1, 2]] * 12, pa.list_(pa.int32()))}  # fmt: skip
+    good = sealed(whole)
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * 9000, pa.int32()), pa.array(["who " * 200_000]))
+    return {
+        "without-a-seal": packed(whole),
+        "seal-broken": flipped(good, 40),
+        "seal-of-zeros": packed(pa.table(whole).replace_schema_metadata({"seal": "sha256:" + "0" * 64}), store_schema=False),
+        "seal-alone": b"sha256:" + b"0" * 64,
+        "seal-cut": good[: good.rfind(b"sha256:") + 20],
+        "sealed-without-probabilities": good,
+        "sealed-without-texts": sealed({"id": ids}),
+        "sealed-tokens-a-text": sealed({**whole, "token_ids": ids}),
+        "sealed-tokens-null": sealed({**whole, "token_ids": pa.nulls(12, pa.list_(pa.int32()))}),
+        "sealed-ids-numbers": sealed({**whole, "id": list(range(12))}),
+        "sealed-one-text-for-all": sealed({"id": one, "text": one}),
+        "sealed-no-rows": sealed({name: pa.array(column)[:0] if isinstance(column, list) else column[:0] for name, column in whole.items()}),
+        "empty": b"",
+    }  # fmt: skip
+
+
 def main() -> None:
-    makers: dict[str, Callable[[], dict[str, bytes]]] = {"parquet": rows, "shards": shards, "tables": tables}
+    makers: dict[str, Callable[[], dict[str, bytes]]] = {
+        "parquet": rows, "shards": shards, "tables": tables, "answers": answers,
+    }  # fmt: skip
     for name, maker in makers.items():
         folder = CORPUS / name
         folder.mkdir(parents=True, exist_ok=True)
