@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
-from distillctl import limits
+from distillctl import facts, limits
 from distillctl.errors import Unavailable, UpstreamError, first_line
 
 MANIFEST = "manifest.json"
@@ -73,7 +73,8 @@ _MANIFEST_BYTES = 64 << 20
 
 def _inside(name: str) -> str:
     """A path below a stage's folder, whatever the system makes of it."""
-    if not name.isprintable() or len(name) > 1000 or not all(part.strip(".") for part in name.split("/")):
+    parts = name.split("/")
+    if not name.isprintable() or len(parts) > 16 or not all(p.strip(".") and len(p.encode()) < 256 for p in parts):
         raise ValueError("no path below the stage's folder")
     return name
 
@@ -278,7 +279,7 @@ class Workspace:
             manifest = Manifest.model_validate(document)
             if manifest.stage != stage:
                 raise ValueError(f"it is one of {manifest.stage}")
-            return manifest
+            return manifest.model_copy(update={"facts": facts.checked(manifest.facts)})
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, OSError) as error:
@@ -296,8 +297,11 @@ class Workspace:
                 return f"{stage}/{name} is gone"
             if not path.resolve().is_relative_to(self.folder(stage).resolve()):
                 return f"{stage}/{name} is a link that leads out of the stage's folder"
-            if path.stat().st_size != output.bytes or file_digest(path) != output.sha256:
-                return f"{stage}/{name} is damaged (its bytes are not what the manifest says)"
+            try:
+                if path.stat().st_size != output.bytes or file_digest(path) != output.sha256:
+                    return f"{stage}/{name} is damaged (its bytes are not what the manifest says)"
+            except OSError as error:
+                return f"{stage}/{name} cannot be read: {error.strerror or error}"
         return None
 
     def retract(self, stage: str) -> None:
