@@ -134,6 +134,8 @@ class Rules:
     faults: tuple[str, ...] = FAULTS
     hang: float = 30.0
     """Seconds that a request which times out is held."""
+    tempers: bool = False
+    """Its log-probabilities are those after the temperature."""
     echoes: bool = False
     """Repeat the key in every answer and refusal, as no server should."""
 
@@ -226,7 +228,7 @@ class Stub:
             scaled = log_softmax(found / temperature) if temperature else found
             token = int(scaled.argmax()) if not temperature else int(drawn.choice(len(found), p=np.exp(scaled)))
             ids.append(token)
-            log_probs.append(found)
+            log_probs.append(scaled if self.rules.tempers else found)
             text = b"".join(self.speaker.tokens[i] for i in ids if i != self.speaker.end).decode("utf-8", "replace")
             if token == self.speaker.end or any(s in text for s in stop):
                 cut = min([at for s in stop if (at := text.find(s)) >= 0], default=len(text))

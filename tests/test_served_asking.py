@@ -318,7 +318,7 @@ def test_the_budget_stops_before_it_is_passed_and_a_higher_one_goes_on(tmp_path,
 
 
 def _grants(folder, spec, **wanted):
-    return _ask(folder, spec, lambda asker: grants.ask(asker, **{"logprobs": True, "samples": False, **wanted}))
+    return _ask(folder, spec, lambda asker: grants.ask(asker, grants.Wanted(True, **wanted)))
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
@@ -340,13 +340,19 @@ def test_whether_one_request_brings_several_answers(tmp_path, samples):
         assert _grants(tmp_path, _spec(stub.url), samples=True).samples is samples
 
 
+@pytest.mark.parametrize("tempers", [True, False])
+def test_log_probabilities_after_the_temperature_are_found_out(tmp_path, tempers):
+    with stub_server.serve(tempers=tempers) as stub:
+        assert _grants(tmp_path, _spec(stub.url), temperature=0.7).untempered is not tempers
+
+
 def test_grants_are_kept_for_the_same_question_alone(tmp_path):
     with stub_server.serve() as stub:
         spec = _spec(stub.url)
         found = _grants(tmp_path, spec)
     grants.write(tmp_path / "g.json", found)
-    assert grants.read(tmp_path / "g.json", grants.wanted(spec, logprobs=True, samples=False)) == found
-    assert grants.read(tmp_path / "g.json", grants.wanted(spec, logprobs=True, samples=True)) is None
+    assert grants.read(tmp_path / "g.json", grants.Wanted(True).key(spec)) == found
+    assert grants.read(tmp_path / "g.json", grants.Wanted(True, samples=True).key(spec)) is None
     (tmp_path / "g.json").write_text("{")
     assert grants.read(tmp_path / "g.json", found.asked) is None
 

@@ -172,9 +172,8 @@ class Asker:
 
 def estimate(request: Request) -> Tokens:
     """The most tokens a request may take, by its length."""
-    prompt = request.prompt if isinstance(request.prompt, str) else "".join(m["content"] for m in request.prompt)
     frame = FRAME * (1 if isinstance(request.prompt, str) else len(request.prompt))
-    return round(len(prompt) / CHARACTERS_PER_TOKEN) + frame, request.n * request.max_tokens
+    return round(request.characters / CHARACTERS_PER_TOKEN) + frame, request.n * request.max_tokens
 
 
 def _written(answer: Answer) -> int:

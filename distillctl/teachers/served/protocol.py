@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 NEVER = -1000.0
 """Log-probabilities below are no more than marks (OpenAI and vLLM write −9999) and are left out."""
@@ -112,8 +112,9 @@ class Request:
         return found
 
     @property
-    def path(self) -> str:
-        return "/chat/completions" if self.api == "chat" else "/completions"
+    def characters(self) -> int:
+        """Of what is to be read, without the frame of a chat."""
+        return sum(map(len, [self.prompt] if isinstance(self.prompt, str) else [m["content"] for m in self.prompt]))
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
@@ -154,9 +155,12 @@ class _Choice(_Loose):
     logprobs: _Logprobs | None = None
 
 
+Count = Annotated[int, Field(ge=0, le=2**40)]
+
+
 class _Usage(_Loose):
-    prompt_tokens: int
-    completion_tokens: int = 0
+    prompt_tokens: Count
+    completion_tokens: Count = 0
 
 
 class _Answer(_Loose):
