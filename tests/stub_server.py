@@ -74,11 +74,12 @@ class Speaker:
 class Hashed(Speaker):
     """A deterministic function of the last tokens, over words, their beginnings and single characters."""
 
-    def __init__(self, words: Sequence[str] = WORDS, scale: float = 2.0) -> None:
+    def __init__(self, words: Sequence[str] = WORDS, scale: float = 2.0, end: float | None = None) -> None:
+        """end: the end token's score (default: it is rare)."""
         pieces = [*dict.fromkeys([" " + word for word in words] + list(words))]
         letters = [chr(c) for c in range(32, 127)] + ["\n"]
         self.tokens = [piece.encode() for piece in dict.fromkeys([*letters, *pieces])] + [b""]
-        self.scale = scale
+        self.scale, self.end_score = scale, end
         self._ids = {token: i for i, token in enumerate(self.tokens) if token}
 
     def encode(self, text: str) -> list[int]:
@@ -93,7 +94,7 @@ class Hashed(Speaker):
         seed = hashlib.sha256(struct.pack(f"<{len(ids)}i", *ids)).digest()
         scores = np.random.default_rng(int.from_bytes(seed[:8], "little")).normal(0, self.scale, len(self.tokens))
         scores[:96] -= 6  # single characters are rare, and so is the end
-        scores[-1] -= 4
+        scores[-1] = scores[-1] - 4 if self.end_score is None else self.end_score
         return log_softmax(scores)
 
 

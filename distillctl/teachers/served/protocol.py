@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 NEVER = -1000.0
 """Log-probabilities below are no more than marks (OpenAI and vLLM write −9999) and are left out."""
-_UNKNOWN = "\ufffd".encode()
 Message = dict[str, str]
 Prompt = str | list[Message]
 """The text of a completion, or a chat's messages."""
@@ -209,7 +208,7 @@ def _as_tokens_have_it(text: str, tokens: Sequence[bytes], stop: Sequence[str]) 
     """The text with the space that some servers take off its beginning. Malformed where it is not what the tokens say:
     all of them, but for a stop string or an end token."""
     whole, said = b"".join(tokens), text.encode()
-    if b"" in tokens or _UNKNOWN in whole:  # a part of a character: its bytes are not shown
+    if b"" in tokens or "\ufffd" in whole.decode(errors="replace"):  # tokens that are parts of characters
         return text
     if not whole.startswith(said):
         begin = whole[: len(whole) - len(whole.lstrip())]
