@@ -247,10 +247,13 @@ class Stub:
                 self._token(token, log_probs) | {"top_logprobs": [self._token(i, log_probs) for i in order]}
                 for token, log_probs, order in rows
             ]}  # fmt: skip
+        spelled = self.rules.gives_bytes
         return {
-            "tokens": [self._text(token) for token, _, _ in rows],
+            "tokens": [self._text(token, spelled) for token, _, _ in rows],
             "token_logprobs": [float(log_probs[token]) for token, log_probs, _ in rows],
-            "top_logprobs": [{self._text(i): float(log_probs[i]) for i in order} for _, log_probs, order in rows],
+            "top_logprobs": [
+                {self._text(i, spelled): float(log_probs[i]) for i in order} for _, log_probs, order in rows
+            ],
             "text_offset": [0] * len(rows),
         }
 
@@ -258,8 +261,13 @@ class Stub:
         given = list(self.speaker.tokens[token]) if self.rules.gives_bytes else None
         return {"token": self._text(token), "logprob": float(log_probs[token]), "bytes": given}
 
-    def _text(self, token: int) -> str:
-        return self.speaker.tokens[token].decode("utf-8", "replace")
+    def _text(self, token: int, spelled: bool = False) -> str:
+        """spelled: parts of characters as OpenAI writes them in completions, where there is no place for bytes."""
+        whole = self.speaker.tokens[token]
+        try:
+            return whole.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in whole) if spelled else "\ufffd"
 
 
 @dataclass(frozen=True)

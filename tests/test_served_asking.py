@@ -85,6 +85,13 @@ def test_a_space_that_the_server_took_off_is_put_back():
     assert found.choices[0].text == " a"
 
 
+def test_parts_of_characters_are_read_as_openai_writes_them():
+    logprobs = {"tokens": ["bytes:\\xe2\\x82", "bytes:\\xac"], "top_logprobs": [{"bytes:\\xe2\\x82": -0.1}, {"a": -1}]}
+    body = {"choices": [{"index": 0, "text": "€", "finish_reason": "stop", "logprobs": logprobs}]}
+    found = protocol.parse(json.dumps(body).encode(), _request()).choices[0]
+    assert [position.token for position in found.positions] == [b"\xe2\x82", b"\xac"]
+
+
 def test_marks_that_stand_for_never_are_no_probabilities():
     top = [{"token": "a", "logprob": -0.1}, {"token": "b", "logprob": -9999.0}]
     content = [{"token": "a", "logprob": -0.1, "top_logprobs": top}]

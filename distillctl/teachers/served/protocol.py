@@ -8,6 +8,7 @@ log-probabilities in the form of chats for completions, too: both forms are read
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 NEVER = -1000.0
 """Log-probabilities below are no more than marks (OpenAI and vLLM write −9999) and are left out."""
+_SPELLED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
 Message = dict[str, str]
 Prompt = str | list[Message]
 """The text of a completion, or a chat's messages."""
@@ -232,9 +234,15 @@ def _positions(found: _Logprobs | None) -> tuple[Position, ...]:
     if len(tokens) != len(top):
         raise Malformed(f"log-probabilities of {len(top)} of {len(tokens)} tokens")
     return tuple(
-        Position(token.encode(), _top([(text.encode(), log_prob) for text, log_prob in (each or {}).items()]))
+        Position(_spelled(token), _top([(_spelled(text), log_prob) for text, log_prob in (each or {}).items()]))
         for token, each in zip(tokens, top, strict=True)
     )
+
+
+def _spelled(text: str) -> bytes:
+    """A completion's token; OpenAI writes those that are parts of characters as bytes:\\xe2\\x80."""
+    found = _SPELLED.fullmatch(text)
+    return bytes.fromhex(found[1].replace("\\x", "")) if found else text.encode()
 
 
 def _bytes(token: _Token) -> bytes:
