@@ -65,7 +65,10 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
                         if not ranks.is_first():
                             interrupts.leave()  # until it has met the others it has nothing to lose
                         if ranks.count() > 1 and name != "train":
-                            raise UsageError(f"{name} runs in one process; only train takes several ranks")
+                            raise UsageError(
+                                f"{name} runs in one process; only train takes several ranks",
+                                next="start it without torchrun or accelerate launch (they set WORLD_SIZE)",
+                            )
                         body(*args, **kwargs)
                 except (Told, KeyboardInterrupt) as problem:
                     told = problem if isinstance(problem, Told) else Interrupted(signal.SIGINT)

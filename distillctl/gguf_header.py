@@ -109,9 +109,7 @@ class _Reader:
             kind, offset = self._number("I"), self._number("Q")
             block, block_bytes = sizes.get(kind, (0, 0))
             if not block or not all(shape) or shape[0] % block:
-                raise ValueError(
-                    f"the tensor {name} has the shape {list(shape)} and the type {kind}, which no tensor has"
-                )
+                raise ValueError(f"the tensor {name} has the shape {list(shape)} and the unfit type {kind}")
             found.append(Tensor(name, shape, kind, offset, math.prod(shape) // block * block_bytes))
         alignment = keys.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):

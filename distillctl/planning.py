@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from distillctl import engines, pipeline, references
 from distillctl.data import examples, responses, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
+from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, Text
 from distillctl.soft_labels import size
 from distillctl.students import early, parameters
@@ -147,7 +148,7 @@ def _answers(
 # ── tokens and weights ───────────────────────────────────────────────────────────────────────────
 
 
-def _tokens(renderer: Renderer, rows: list[examples.Example], count: Callable[[str], float]) -> tuple[float, float]:
+def _tokens(renderer: Renderer, rows: Sequence[examples.Example], count: Callable[[str], float]) -> tuple[float, float]:
     """Mean tokens per view and tokens that all views share; chat views are counted by their messages' text."""
     texts = [renderer.preview(row) for row in rows]
     shared = count(texts[0][: views.shared_length(texts)])
@@ -159,6 +160,10 @@ def _token_counter(source: references.ModelSource) -> tuple[Callable[[str], floa
     if source.path is not None and (file := source.path / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(file))
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer.encode("a ?")
+        except Exception as error:  # the tokenizers library has no kind of its own
+            raise Unavailable(f"the tokenizer cannot be read: {first_line(error)}", where=str(file)) from error
         return lambda text: len(tokenizer.encode(text).ids), tokenizer.get_vocab_size()
     return lambda text: len(text) / CHARACTERS_PER_TOKEN, None

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -25,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
-from distillctl import limits
+from distillctl import facts, limits
 from distillctl.errors import Unavailable, UpstreamError, first_line
 
 MANIFEST = "manifest.json"
@@ -71,9 +72,10 @@ _MANIFEST_BYTES = 64 << 20
 
 
 def _inside(name: str) -> str:
-    """A path below a stage's folder, whatever the system makes of it."""
-    if not name.isprintable() or len(name) > 1000 or not all(part.strip(".") for part in name.split("/")):
-        raise ValueError("no path below the stage's folder")
+    """A path below a stage's folder, or a file beside it (bundle.zip), whatever the system makes of it."""
+    parts = name.removeprefix("../").split("/")
+    if (name.startswith("../") and len(parts) > 1) or not name.isprintable() or len(parts) > 16 or not all(p.strip(".") and len(p.encode()) < 256 for p in parts):
+        raise ValueError("no path of the stage's")
     return name
 
 
@@ -192,6 +194,8 @@ _WRITE_ERRORS = (
 
 def _unwritable(path: Path, error: Exception) -> Unavailable:
     reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
+    if told := re.search(r"\(os error (\d+)\)", reason):  # safetensors' words around it say no more
+        reason = os.strerror(int(told[1]))
     if isinstance(error, OSError):
         reason = error.strerror or reason
         named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
@@ -275,7 +279,7 @@ class Workspace:
             manifest = Manifest.model_validate(document)
             if manifest.stage != stage:
                 raise ValueError(f"it is one of {manifest.stage}")
-            return manifest
+            return manifest.model_copy(update={"facts": facts.checked(manifest.facts)})
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, OSError) as error:
@@ -293,8 +297,11 @@ class Workspace:
                 return f"{stage}/{name} is gone"
             if not path.resolve().is_relative_to(self.folder(stage).resolve()):
                 return f"{stage}/{name} is a link that leads out of the stage's folder"
-            if path.stat().st_size != output.bytes or file_digest(path) != output.sha256:
-                return f"{stage}/{name} is damaged (its bytes are not what the manifest says)"
+            try:
+                if path.stat().st_size != output.bytes or file_digest(path) != output.sha256:
+                    return f"{stage}/{name} is damaged (its bytes are not what the manifest says)"
+            except OSError as error:
+                return f"{stage}/{name} cannot be read: {error.strerror or error}"
         return None
 
     def retract(self, stage: str) -> None:

@@ -5,6 +5,7 @@ Sorted names, one fixed time, nothing compressed: weights hardly are, and what i
 
 from __future__ import annotations
 
+import errno
 import shutil
 import stat
 import unicodedata
@@ -63,7 +64,17 @@ def unpack(path: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(entry) as source, target.open("xb") as sink:
                     shutil.copyfileobj(source, sink, _CHUNK)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, UnicodeError, OverflowError) as error:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        OverflowError,
+        OSError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is of a place before the beginning
+            raise
         if path.suffix != ".zip" and not _begins_like_one(path):
             raise DataError("neither a folder nor a .zip", where=str(path)) from None
         raise GateFailed(f"the archive is damaged: {error}", where=str(path)) from None

@@ -9,13 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
 from pydantic_core import from_json
 
 from distillctl.bundle import answers, archive, text_in
 from distillctl.bundle.listing import MAX_BYTES, NAME, Graph, Listing
 from distillctl.errors import DataError, DistillctlError, GateFailed, Unavailable, first_line
+from distillctl.graphs import beside
 from distillctl.workspace import MANIFEST, file_digest, writable
 
 _NEXT = "distillctl export RECIPE --bundle  makes it anew"
@@ -52,7 +51,7 @@ def _verify(path: Path) -> dict[str, Any]:
 
 def _folder(folder: Path, besides: set[str]) -> dict[str, Any]:
     listing = _listing(folder)
-    problems = list(_differences(folder, listing, besides))
+    problems = list(_differences(folder, listing, besides)) or ["there is no graph"] * (not listing.graphs)
     if not problems:
         problems = [problem for name in listing.graphs for problem in _outside(folder, name, listing)]
     if problems:
@@ -113,11 +112,10 @@ def _outside(folder: Path, name: str, listing: Listing) -> list[str]:
     if not name.endswith(".onnx"):
         return []
     try:
-        model = onnx.load(folder / name, load_external_data=False)
-        places = {ExternalDataInfo(one).location for one in _get_all_tensors(model) if uses_external_data(one)}
+        problem = beside.problem_of(folder / name)
     except Exception as error:
-        return [f"{name} is no ONNX graph: {first_line(error)}"]
-    return [f"{name} reads {place!r}, which is none of the files" for place in places if place not in listing.files]
+        problem = f"is no ONNX graph: {first_line(error)}"
+    return [] if problem is None else [f"{name}: {problem}"]
 
 
 # ── the graphs ───────────────────────────────────────────────────────────────────────────────────

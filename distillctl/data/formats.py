@@ -75,11 +75,9 @@ def _lines(path: Path, file: IO[str]) -> Iterator[str]:
     for number, line in enumerate(iter(functools.partial(file.readline, limits.TEXT_BYTES + 1), ""), 1):
         most -= len(line)
         if len(line) > limits.TEXT_BYTES or most < 0:
-            what = (
-                f"a line of more than {limits.TEXT_BYTES:,} characters"
-                if most >= 0
-                else (f"unpacked, more than {_RATIO} times its size: text is not packed like that")
-            )
+            what = f"a line of more than {limits.TEXT_BYTES:,} characters"
+            if most < 0:
+                what = f"unpacked, more than {_RATIO} times its size: text is not packed like that"
             raise DataError(what, where=f"{path}:{number}")
         yield line
 
@@ -140,6 +138,8 @@ def _parquet_rows(path: Path, wanted: Collection[str | None]) -> Iterator[tuple[
         with parquet.checked(path) as file:
             have = file.schema_arrow.names
             columns = [name for name in have if name in wanted]
+            if len(set(columns)) < len(columns):
+                raise DataError("a column name is given twice", where=str(path))
             if not columns:
                 raise DataError(f"no column is one of {', '.join(sorted(filter(None, wanted)))}", where=str(path))
             for number, row in enumerate(parquet.rows(file, columns), 1):

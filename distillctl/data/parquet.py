@@ -108,7 +108,8 @@ def _check(
     """ValueError where the pages are not in the file, or too much for it. whole: columns that are no lists."""
     most_bytes = _BYTES + _RATIO * size
     most_values = _VALUES + _VALUES_PER_BYTE * size
-    if not 0 <= metadata.num_rows <= most_values:
+    rows = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    if not 0 <= metadata.num_rows <= most_values or rows != metadata.num_rows:
         raise ValueError(f"{metadata.num_rows:,} rows in {size:,} bytes")
     total = 0
     for group in range(metadata.num_row_groups):

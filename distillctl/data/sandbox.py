@@ -94,7 +94,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def render(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         """The text, with a budget of its own."""
         self._budget.left = BUDGET
-        return template.render(variables)
+        text = template.render(variables)
+        text.encode()  # half a surrogate pair is no text: a UnicodeEncodeError
+        return text
 
     # ── the budget ──
 
@@ -134,7 +136,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     # ── what the compiled template calls ──
 
-    def concat(self, texts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, texts: Iterable[str]) -> str:
         """What a template, a macro or a block yields, as one text."""
         if isinstance(texts, _Buffer):  # paid for
             return "".join(texts)

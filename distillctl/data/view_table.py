@@ -60,15 +60,20 @@ def parts(path: Path, split: str, *columns: str) -> Iterator[tuple[list[Any], ..
     wanted = ["split", *columns]
     try:
         with parquet.checked(path, wanted) as file:
+            empty = True
             for batch in file.iter_batches(_PART, columns=wanted):
                 table = parquet.plain(pa.Table.from_batches([batch]))
                 found = table.filter(pc.equal(table["split"], split))
+                if any(found[name].null_count for name in columns if name != "reference"):
+                    raise ValueError(f"it lacks texts of {split}")
                 if len(found):
+                    empty = False
                     yield tuple(found[name].to_pylist() for name in columns)
+            if empty:
+                raise ValueError(f"it has no rows of {split}")
     except (*parquet.ERRORS, TypeError) as error:
-        raise UpstreamError(
-            f"damaged: {first_line(error)}", where=str(path), next="distillctl collect RECIPE"
-        ) from None
+        what = f"damaged: {first_line(error)}"
+        raise UpstreamError(what, where=str(path), next="distillctl collect RECIPE") from None
 
 
 def column(path: Path, split: str, name: str) -> list[Any]:

@@ -92,7 +92,8 @@ class _Actors:
             options = {"address": "local", "num_cpus": cpus, "object_store_memory": STORE_BYTES}
             options["include_dashboard"] = False
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _no_stderr():  # of Ray's core, which says there how much it will log
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
             what = "Ray cannot be started" if here else f"no Ray cluster at {spec.address}"
             raise Unavailable(f"{what}: {first_line(error)}", where="collect.address") from error
@@ -111,6 +112,19 @@ class _Actors:
                     where="collect",
                     next="ask for fewer workers, or for less of each",
                 )
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """What native code writes there is dropped."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class _Labeller:

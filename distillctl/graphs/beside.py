@@ -1,12 +1,20 @@
-"""What lies beside a graph: config and tokenizer, in words that other tools know too."""
+"""What lies beside a graph: config and tokenizer, in words that other tools know too; and weights, if anywhere."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
+from onnx.helper import tensor_dtype_to_np_dtype
+
+from distillctl.errors import UpstreamError, first_line
 
 _COPIED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 _TOKENIZER_KEYS = (
@@ -38,3 +46,56 @@ def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int |
     config |= {} if max_length is None else {"model_max_length": max_length}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (target / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+# ── weights in files of their own ────────────────────────────────────────────────────────────────
+
+_ENDLESS = ("Loop", "Scan")
+
+
+def check(folder: Path, next: str) -> None:
+    """UpstreamError unless every graph of a folder is one, and reads nothing but regular files that lie beside it.
+
+    next: the command that makes the folder anew.
+    """
+    for path in sorted(folder.glob("*.onnx")):
+        try:
+            problem = problem_of(path)
+            if problem is None:
+                onnx.checker.check_model(str(path))
+        except Exception as error:  # of any kind: protobuf's, onnx's, Python's
+            # ONNX Runtime keeps operators of its own under the standard's name; whether one is, it says on opening.
+            foreign = isinstance(error, onnx.checker.ValidationError) and "No Op registered for" in str(error)
+            problem = None if foreign else f"is no ONNX graph: {first_line(error)}"
+        if problem:
+            raise UpstreamError(problem, where=str(path), next=next)
+
+
+def problem_of(path: Path) -> str | None:
+    """What is wrong with what a graph would read or do, or None; some exception where it is no graph."""
+    model = onnx.load(path, load_external_data=False)
+    for tensor in _get_all_tensors(model):
+        if uses_external_data(tensor) and (problem := _outside(tensor, path.parent)):
+            return f"the weights {tensor.name!r}: {problem}"
+    nodes = [node for graph in (model.graph, *model.functions) for node in graph.node]
+    if endless := next((node.op_type for node in nodes if node.op_type in _ENDLESS), None):
+        return f"it has a {endless}, which need not end; none that is exported here has one"
+    return None
+
+
+def _outside(tensor: onnx.TensorProto, folder: Path) -> str | None:
+    info = ExternalDataInfo(tensor)
+    name = info.location
+    if not name or name != Path(name).name or not name.isprintable() or "\\" in name or len(name.encode()) > 255:
+        return f"{name!r} is no file beside the graph"
+    try:
+        state = (folder / name).lstat()
+    except FileNotFoundError:
+        return f"{name} is missing"
+    if not stat.S_ISREG(state.st_mode):
+        return f"{name} is a link or a device, not a file"
+    start, needed = int(info.offset or 0), math.prod(tensor.dims) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    length = needed if info.length is None else int(info.length)
+    if min(start, needed, length, *tensor.dims) < 0 or start + max(length, needed // 2) > state.st_size:
+        return f"{name} is too short for them"  # two 4-bit weights are a byte
+    return None

@@ -16,7 +16,8 @@ from distillctl.soft_labels import shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.workspace import Workspace, replacing
 
-_COLUMNS = ("id", "label_log_probs", "label_mass")
+_AGAIN = "distillctl collect RECIPE"
+_COLUMNS = ("id", "label_log_probs", "label_mass", "label_seen")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def read_shards(folder: Path, parts: Sequence[Shard]) -> tuple[np.ndarray, np.nd
         found = _read(folder / shard.file)
         if log_probs is None:
             log_probs = np.empty((count, found.log_probs.shape[1]), np.float32)
+        if found.log_probs.shape != (len(shard.ids), log_probs.shape[1]):
+            raise UpstreamError("the shard is of other rows or labels", where=str(folder / shard.file), next=_AGAIN)
         log_probs[shard.places], mass[shard.places] = found.log_probs, found.mass
     assert log_probs is not None
     return log_probs, mass
@@ -93,6 +96,10 @@ def bounds(folder: Path, parts: Sequence[Shard]) -> tuple[float, float] | None:
 def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
     """One table of several, its rows in the order of ``ids``."""
     place = {row: index for index, row in enumerate(row for part in parts for row in part.ids)}
+    if missing := [row for row in ids if row not in place]:
+        raise UpstreamError(f"row {missing[0]} has no soft labels", next=_AGAIN)
+    if len({part.log_probs.shape[1] for part in parts}) > 1:
+        raise UpstreamError("the shards are not of as many labels", next=_AGAIN)
     order = [place[row] for row in ids]
     bounded = all(part.seen is not None for part in parts)
     return SoftLabels(
@@ -108,16 +115,17 @@ def _read(path: Path) -> SoftLabels:
         table = parquet.read(path, _COLUMNS)
         log_probs = table["label_log_probs"].combine_chunks()
         width = log_probs.type.list_size
-        return SoftLabels(
+        found = SoftLabels(
             table["id"].to_pylist(),
             log_probs.flatten().to_numpy().reshape(-1, width).copy(),
             table["label_mass"].to_numpy().copy(),
             _seen(table),
         )
+        if len(found.log_probs) != len(found.ids) or np.isnan(found.log_probs).any():
+            raise ValueError("not a log-probability for each row and label")
+        return found
     except (*parquet.ERRORS, AttributeError, TypeError) as error:
-        raise UpstreamError(
-            f"the shard is damaged: {first_line(error)}", where=str(path), next="distillctl collect RECIPE"
-        ) from None
+        raise UpstreamError(f"the shard is damaged: {first_line(error)}", where=str(path), next=_AGAIN) from None
 
 
 def _seen(table: pa.Table) -> np.ndarray | None:

@@ -16,13 +16,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from distillctl import console
+from distillctl import console, model_files
 from distillctl.errors import RecipeError, Unavailable, first_line
 from distillctl.gguf import dequantized
 from distillctl.recipe import Classify, Recipe, Task
 from distillctl.references import ModelSource
 
-_LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
+_LOAD_ERRORS = (
+    OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def auto_class(task: Task, config: Any, *, where: str) -> Any:
@@ -60,6 +63,8 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
             f"student.trust_remote_code: Python code that comes with {source.reference} is run on this machine"
         )
     arguments = options(source, revision, trust_remote_code)
+    if source.path is not None and not source.is_gguf:
+        model_files.check(source.path)
     try:
         config = AutoConfig.from_pretrained(folder(source), **arguments)
     except _LOAD_ERRORS as error:

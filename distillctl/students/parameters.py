@@ -6,11 +6,9 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from distillctl import gguf_header
+from distillctl import gguf_header, model_files
 from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
 from distillctl.references import ModelSource
@@ -72,21 +70,8 @@ def _tensors(source: ModelSource) -> list[_Tensor]:
     if source.path is None:
         return []
     try:
-        return list(_gguf(source.path) if source.is_gguf else _safetensors(source.path))
+        if source.is_gguf:
+            return [_Tensor(tensor.name, tensor.shape) for tensor in gguf_header.read(source.path).tensors]
+        return [_Tensor(*entry) for entry in model_files.shapes(source.path)]
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise Unavailable(f"the weights cannot be read: {first_line(error)}", where=str(source.path)) from error
-
-
-def _gguf(path: Path) -> Iterator[_Tensor]:
-    for tensor in gguf_header.read(path).tensors:
-        yield _Tensor(tensor.name, tensor.shape)
-
-
-def _safetensors(folder: Path) -> Iterator[_Tensor]:
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                yield _Tensor(name, tuple(entry["shape"]))

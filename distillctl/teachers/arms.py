@@ -120,7 +120,7 @@ def write_views(folder: Path, dataset: Dataset, found: Sequence[Arm]) -> None:
     def parts() -> Iterator[tuple[str, view_table.ViewTable]]:
         for split, examples in dataset.splits.items():
             for start in range(0, len(examples), GROUP_ROWS):
-                rows = examples[start : start + GROUP_ROWS]
+                rows = list(examples[start : start + GROUP_ROWS])
                 places = range(start, start + len(rows))
                 yield (
                     split,

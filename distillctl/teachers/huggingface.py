@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from distillctl import console
+from distillctl import console, model_files
 from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import HuggingFaceTeacher, Sampling
 from distillctl.references import ModelSource
@@ -166,6 +166,8 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
     if spec.trust_remote_code:
         console.warn(f"teacher.trust_remote_code: Python code that comes with {spec.model} is run on this machine")
     given = options(spec, source)
+    if source.path is not None and not source.is_gguf:
+        model_files.check(source.path)
     try:
         with console.libraries_quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from distillctl import console
+from distillctl import console, model_files
 from distillctl.data import responses
 from distillctl.data.examples import Example
 from distillctl.data.views import Renderer
@@ -19,7 +19,10 @@ from distillctl.gguf import dequantized
 from distillctl.recipe import Classify, HuggingFaceTeacher
 from distillctl.references import ModelSource
 
-LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
+LOAD_ERRORS = (
+    OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError,
+    SafetensorError,
+)  # fmt: skip
 
 
 class Reader:
@@ -51,7 +54,10 @@ class Reader:
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Token ids of a view; a chat template has written its special tokens already."""
-        ids = list(self.tokenizer(text, add_special_tokens=not chat).input_ids)
+        try:
+            ids = list(self.tokenizer(text, add_special_tokens=not chat).input_ids)
+        except Exception as error:  # the tokenizers library has no kind of its own
+            raise unavailable(self.spec, error) from error
         if not chat and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id and not text.endswith("</s>"):
             ids.pop()  # the answer goes on where the view ends
         return ids
@@ -124,6 +130,8 @@ def options(spec: HuggingFaceTeacher, source: ModelSource) -> dict[str, Any]:
 def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
     """Tokenizer and config, of weights none. Unavailable when they cannot be had."""
     given = options(spec, source)
+    if source.path is not None and not source.is_gguf:
+        model_files.check(source.path)
     try:
         with console.libraries_quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)

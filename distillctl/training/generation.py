@@ -82,6 +82,7 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
     """
     model.eval()
     means, known = np.zeros((3, len(rows.views))), np.zeros(len(rows.views))
+    tokens = rows.positions
     batches = batching.by_length(rows.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens)
     for batch in ranks.share(batches):
         targets = rows.targets(batch).to(model.device)
@@ -91,10 +92,10 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
             lambda logits, part, targets=targets: token_figures(targets.rows(part), logits),  # type: ignore[misc]
         )
         known[batch] = len(figures) == 3
-        parts = torch.stack(figures).double().cpu().split([len(rows.responses[row]) for row in batch], -1)
+        parts = torch.stack(figures).double().cpu().split(tokens[batch].tolist(), -1)
         means[: len(figures), batch] = torch.stack([part.mean(-1) for part in parts], -1).numpy()
     nll, same_top, kl = group.summed(means)
-    return Scores(kl if group.summed(known).all() else None, nll, same_top, rows.positions)
+    return Scores(kl if group.summed(known).all() else None, nll, same_top, tokens)
 
 
 def response_states(model: PreTrainedModel, rows: ResponseRows, batch: Batch) -> Tensor:

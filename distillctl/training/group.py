@@ -18,7 +18,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import distributed
 
 from distillctl import console, interrupts, ranks
-from distillctl.errors import Unavailable
+from distillctl.errors import Unavailable, UsageError
 
 _PATIENCE = timedelta(days=1)
 """Others wait while the first rank reads and writes. A rank that ends is noticed at once: its connections close."""
@@ -34,6 +34,11 @@ def join() -> None:
     global _group
     if ranks.count() == 1 or _group is not None:
         return
+    if "MASTER_ADDR" not in os.environ:
+        raise UsageError(
+            "WORLD_SIZE is set, but nothing says where the other ranks are",
+            next="start with torchrun or accelerate launch, or unset WORLD_SIZE",
+        )
     interrupts.leave()
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     with console.libraries_quiet():

@@ -96,12 +96,11 @@ def rows(
     if len(missing := np.setdiff1d(np.arange(len(number)), example)):
         name = list(number)[missing[0]]
         raise UpstreamError(f"row {name} has no response", where=str(folder), next="distillctl collect RECIPE")
-    order = np.lexsort((sample, example))
+    order, remap = np.lexsort((sample, example)), student.remap if shared_tokenizer else None
 
     def targets(some: Batch) -> Targets:
         places = order[np.asarray(some)].tolist()
         token_ids = [theirs[place] for place in places]
-        remap = student.remap if shared_tokenizer else None
         made = profile.targets(labels.some(places), token_ids, remap)
         if shared_tokenizer:
             return made

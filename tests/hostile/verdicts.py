@@ -57,9 +57,8 @@ class Verdict:
 
     def __str__(self) -> str:
         ended = self.ended
-        told = [line for line in ended.stderr.splitlines() if line.startswith("error:")] or ended.stderr.splitlines()[
-            -3:
-        ]
+        lines = ended.stderr.splitlines()
+        told = [line for line in lines if line.startswith("error:")] or lines[-3:]
         return (
             f"{self.case.name} [{self.command[0]}]: {ended.code}, {ended.seconds:.2f} s, "
             f"{ended.peak_bytes / 1e6:.0f} MB: {' / '.join(told)[:300]}"
@@ -75,6 +74,8 @@ def warm() -> None:
     """Import what the commands import, once for all children; nothing is computed, so that no threads are left."""
     os.environ |= {"CI": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     os.environ |= {"MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    import transformers.models.bert.modeling_bert
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
     from distillctl import cli, gguf, pipeline, planning, summaries  # noqa: F401
     from distillctl.bundle import verify  # noqa: F401
@@ -160,12 +161,12 @@ def main(wanted: Sequence[str]) -> int:
     for verdict in judge(chosen):
         found.append(verdict)
         bad += bool(verdict.problems)
-        print(verdict, *[f"\n   !! {problem}" for problem in verdict.problems], file=sys.stderr)
+        sys.stderr.write("\n   !! ".join([str(verdict), *verdict.problems]) + "\n")
     for case in chosen:
         if refused([v for v in found if v.case == case]) == case.is_odd:
             bad += 1
-            print(f"{case.name}: {'refused' if case.is_odd else 'taken'}\n   !! it should not be", file=sys.stderr)
-    print(json.dumps(figures(chosen, found) | {"problems": bad}))
+            sys.stderr.write(f"{case.name}: {'refused' if case.is_odd else 'taken'}\n   !! it should not be\n")
+    sys.stdout.write(json.dumps(figures(chosen, found) | {"problems": bad}) + "\n")
     return int(bad > 0)
 
 

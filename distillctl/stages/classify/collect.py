@@ -26,10 +26,10 @@ from distillctl.workspace import Outcome, Workspace
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Have every arm scored shard by shard; shards that are there already are reused."""
-    dataset = examples.load(recipe)
+    folder = workspace.folder("collect")
+    dataset = examples.load(recipe, folder)
     contexts = views.renderers(recipe, dataset.shots)
     source = references.teacher(recipe)
-    folder = workspace.folder("collect")
     with crews.crew(recipe, source, folder) as crew:
         answers = crew.reader.answers(recipe.classify)
         longest = max(map(len, answers))
@@ -41,7 +41,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             (arm.name, split): shards.plan(
                 arm.name,
                 split,
-                [example.id for example in dataset.splits[split]],
+                dataset.splits[split].ids,
                 arm.lengths(split),
                 partial(arm.seen, split),
                 [fingerprint, spec, answers, arm.shared],

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from distillctl import console
 from distillctl.data import eval_table, view_table
-from distillctl.graphs import card
+from distillctl.graphs import beside, card
 from distillctl.quantizers import labels, search
 from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.quantizers.search import FP32
@@ -29,6 +29,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
     ids, rows = _held_out(recipe, workspace, collect["log_prior"])
     exported = workspace.folder("export")
+    beside.check(exported, "distillctl export RECIPE")
     with replacing_folder(workspace.folder("quantize")) as staged:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = labels.LabelCalibration(exported, _calibration_texts(workspace))

@@ -39,11 +39,11 @@ MAY_BE_ODD = 0.02
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Have every arm's rows answered shard by shard; shards that are there already are reused."""
-    dataset = examples.load(recipe)
+    folder = workspace.folder("collect")
+    dataset = examples.load(recipe, folder)
     check_given(recipe, dataset)
     contexts = views.renderers(recipe, dataset.shots)
     source = references.teacher(recipe)
-    folder = workspace.folder("collect")
     with crews.crew(recipe, source, folder) as crew:
         stop_ids = crew.reader.stop_ids(recipe.generate.stop)
         longest = recipe.generate.max_new_tokens
@@ -127,7 +127,7 @@ class _Work:
                         how.append(self.recipe.seed)
                 if arm.name == FLOOR:
                     how += [shard.key for shard in self.shards[CEILING, split]]
-                rows = [example.id for example in self.dataset.splits[split]]
+                rows = self.dataset.splits[split].ids
                 self.shards[arm.name, split] = shards.plan(
                     arm.name, split, rows, *self._seen(arm, split), how, self.recipe.shard_rows
                 )

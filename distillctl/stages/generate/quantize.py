@@ -15,7 +15,7 @@ from distillctl import console
 from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.data.view_table import ViewTable
-from distillctl.graphs import text_card
+from distillctl.graphs import beside, text_card
 from distillctl.metrics import text as text_metrics
 from distillctl.quantizers import search, texts
 from distillctl.quantizers.search import FP32
@@ -40,6 +40,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     collect, train, export = (m.facts for name in ("collect", "train", "export") if (m := workspace.manifest(name)))
     held_out = _HeldOut.read(recipe, workspace, train)
     exported = workspace.folder("export")
+    beside.check(exported, "distillctl export RECIPE")
     kind = "encoder_decoder" if train["encoder_decoder"] else "decoder"
     with replacing_folder(workspace.folder("quantize")) as staged:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
