@@ -335,6 +335,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(429, "slow down", headers={"Retry-After": "0.02"})
             case "429", _:
                 self._refuse(429, "slow down", headers={"Retry-After": email.utils.formatdate(usegmt=True)})
+            case "503", "503 later":
+                self._refuse(503, "not now", headers={"Retry-After": "500"})
             case ("500" | "503") as status, _:
                 self._refuse(int(status), f"broken {self.headers.get('Authorization')}")
             case "502", _:

@@ -321,6 +321,21 @@ def test_the_budget_stops_before_it_is_passed_and_a_higher_one_goes_on(tmp_path,
         assert len(stub.bodies) == 30  # what was paid for is not paid for again
 
 
+def test_a_stop_does_not_wait_for_who_was_told_to_come_back_later(tmp_path):
+    with stub_server.serve(fault_rate=1.0, faults=("503 later",)) as stub:
+
+        async def work(asker):
+            asking = asyncio.create_task(asker.ask(_request()))
+            while not asker.faults:
+                await asyncio.sleep(0.01)
+            asker.stop(Unavailable("enough"))
+            with pytest.raises(Stopped, match="enough"):
+                await asking
+
+        _ask(tmp_path, _spec(stub.url), work)
+        assert len(stub.bodies) == 1
+
+
 # ── what the server grants ───────────────────────────────────────────────────────────────────────
 
 

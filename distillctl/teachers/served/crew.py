@@ -56,7 +56,8 @@ class Crew:
     def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
         """Each shard that could be answered whole, as it is finished."""
         waiting, under_way = iter(tasks), dict[asyncio.Task[Any], tuple[Key, Task]]()
-        more, ended = True, None
+        more = True
+        ended: BaseException | None = None
         while True:
             while more and sum(len(task.rows) for _, task in under_way.values()) <= self._served.spec.concurrency:
                 following = next(waiting, None)
@@ -125,9 +126,9 @@ class Crew:
             if isinstance(one, Fault):
                 where = {"id": row, "split": task.split, "context": task.arm}
                 self._failed.append({**where, "error": one.kind, "detail": one.detail})
-        others = [one for one in found if isinstance(one, BaseException) and not isinstance(one, Fault)]
-        bugs = [one for one in others if not isinstance(one, Stopped)]
-        return bugs[0] if bugs else others[0].reason if others else None
+        stopped = [one.reason for one in found if isinstance(one, Stopped)]
+        others = [one for one in found if isinstance(one, BaseException) and not isinstance(one, Fault | Stopped)]
+        return next(iter([*others, *stopped]), None)
 
     def _write_failed(self) -> Path:
         path = self._served.folder / FAILED
