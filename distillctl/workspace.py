@@ -74,7 +74,12 @@ _MANIFEST_BYTES = 64 << 20
 def _inside(name: str) -> str:
     """A path below a stage's folder, or a file beside it (bundle.zip), whatever the system makes of it."""
     parts = name.removeprefix("../").split("/")
-    if (name.startswith("../") and len(parts) > 1) or not name.isprintable() or len(parts) > 16 or not all(p.strip(".") and len(p.encode()) < 256 for p in parts):
+    if (
+        (name.startswith("../") and len(parts) > 1)
+        or not name.isprintable()
+        or len(parts) > 16
+        or not all(p.strip(".") and len(p.encode()) < 256 for p in parts)
+    ):
         raise ValueError("no path of the stage's")
     return name
 
