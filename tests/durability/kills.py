@@ -164,9 +164,8 @@ class Trial:
         self.found.ends += 1
         if ended.code or (others := [*self.lab.other_bits(self.stage, self.run), *lab.altered(self.run)]):
             self.found.unequal.append(f"{self.where}: {ended.err[-2000:] if ended.code else others}")
-        torn = [p for p in self.run.rglob(".*") if p.name.endswith((".tmp", ".aside"))]
-        if torn:
-            self.found.left_behind.append(f"{self.where}: {torn[0].name}")
+        if surplus := self.lab.surplus(self.stage, self.run):
+            self.found.left_behind.append(f"{self.where}: {surplus}")
 
 
 def _after(seconds: float) -> Callable[[Operation], None]:
