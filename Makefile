@@ -25,8 +25,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo tickets translate test check docs clean
-.PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss bench-vocabulary bench-decode
+.PHONY: help demo tickets translate test test-durability check docs clean
+.PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
+.PHONY: bench-vocabulary bench-decode
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,6 +43,9 @@ translate: $(VENV)/.core $(VENV)/.catalogs $(GEMMA_FILE)  ## from English to Fre
 
 test: $(VENV)/.demo $(VENV)/.dev  ## all tests
 	$(BIN)/python -m pytest
+
+test-durability: $(VENV)/.dev  ## kills, full and failing disks, losses of power: nothing is lost (half an hour)
+	$(BIN)/python -m tests.durability
 
 check: $(VENV)/.dev  ## lint, types, import contracts
 	$(BIN)/ruff check .

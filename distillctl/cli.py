@@ -62,8 +62,13 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
             with interrupts.restored():
                 try:
                     with interrupts.handled(console.from_handler):
+                        if not ranks.is_first():
+                            interrupts.leave()  # until it has met the others it has nothing to lose
                         if ranks.count() > 1 and name != "train":
-                            raise UsageError(f"{name} runs in one process; only train takes several ranks")
+                            raise UsageError(
+                                f"{name} runs in one process; only train takes several ranks",
+                                next="start it without torchrun or accelerate launch (they set WORLD_SIZE)",
+                            )
                         body(*args, **kwargs)
                 except (Told, KeyboardInterrupt) as problem:
                     told = problem if isinstance(problem, Told) else Interrupted(signal.SIGINT)
@@ -88,9 +93,11 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
 def _tells() -> bool:
     """Whether this rank says what went wrong. One that failed alone meets the others first, which shows it."""
     if not ranks.is_first():
+        interrupts.leave()
         from distillctl.training import group
 
         group.join()
+        interrupts.ignore()
     return ranks.tells()
 
 

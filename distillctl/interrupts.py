@@ -69,6 +69,13 @@ def install() -> None:
             signal.signal(number, _came)
 
 
+def leave() -> None:
+    """Signals do what they do to any program: end it, without a word. For waits that Python cannot interrupt."""
+    if _state.say is not None and _is_main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def ignore() -> None:
     """Nothing ends the command any more: its result is being told. Without effect outside of `handled`."""
     if _state.say is not None and _is_main_thread():

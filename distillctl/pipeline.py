@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import console, interrupts, ranks, references
+from distillctl import console, engines, interrupts, ranks, references
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, views
 from distillctl.errors import UpstreamError
@@ -56,6 +56,7 @@ def _collect_files(recipe: Recipe) -> dict[str, str]:
 
 
 def _check_data(recipe: Recipe) -> None:
+    engines.check(recipe.collect)
     dataset = examples.load(recipe)
     responses.check_given(recipe, dataset)
     for renderer in views.renderers(recipe, dataset.shots).values():
@@ -126,7 +127,10 @@ class Ran:
 
 def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """The part of the recipe a stage depends on."""
-    return recipe.model_dump(mode="json", include=set(stage.keys))
+    found = recipe.model_dump(mode="json", include=set(stage.keys))
+    if "teacher" in found:  # what an answer costs and how long it takes makes nothing stale
+        found["teacher"] = {k: v for k, v in found["teacher"].items() if k not in recipe.teacher.operational}
+    return found
 
 
 def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:

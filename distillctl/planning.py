@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import pipeline, references
+from distillctl import engines, pipeline, references
 from distillctl.data import examples, responses, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
 from distillctl.errors import Unavailable, first_line
-from distillctl.recipe import Generate, Given, Recipe, Sampling, Text
+from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, Text
 from distillctl.soft_labels import size
 from distillctl.students import early, parameters
 from distillctl.workspace import Workspace
@@ -26,11 +26,13 @@ SAMPLE = 64
 def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
     """Rows, tokens, bytes on disk and floating-point work of the named stages; fails as the stages would."""
     states = [s for s in pipeline.status(recipe, workspace, stages) if s.stage in stages]
+    engines.check(recipe.collect)
     dataset = examples.load(recipe)
     early.check(recipe)
     responses.check_given(recipe, dataset)
     source = references.teacher(recipe)
-    count, vocabulary = _token_counter(source)
+    known = source.tokenizer or source if isinstance(source, references.ServedSource) else source
+    count, vocabulary = _token_counter(known)
     arms = {}
     for name, renderer in views.renderers(recipe, dataset.shots).items():
         rows = len(dataset.eval) + (len(dataset.train) if name == "full" else 0)
@@ -42,6 +44,7 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
     forward = answers.forward + sum(
         a["rows"] * (a["tokens_per_row"] - a["shared_tokens"]) + a["shared_tokens"] for a in arms.values()
     )
+    served = _served(recipe, arms, answers) if isinstance(recipe.teacher, OpenAITeacher) else None
     train_tokens = (
         answers.train_rows * (arms["simplified"]["tokens_per_row"] + answers.train_tokens) * recipe.train.epochs
     )
@@ -61,6 +64,8 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
             "forward_tokens": forward,
             "flop": None if of_teacher is None else 2 * of_teacher * forward,
             "soft_label_bytes": answers.bytes,
+            "engine": recipe.collect.model_dump(mode="json"),
+            **({} if served is None else {"served": served}),
         },
         "train": {
             "student_parameters": student,
@@ -71,6 +76,24 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
         },
         "graph_bytes": None if student is None else {"fp32": 4 * student, "int8": student},
     }
+
+
+def _served(recipe: Recipe, arms: dict[str, Any], answers: _Answers) -> dict[str, Any]:
+    """Requests, tokens and their price at most; every request brings its whole view. Labels of several tokens take
+    further requests, which only the tokenizer could tell."""
+    teacher, task = recipe.teacher, recipe.task
+    assert isinstance(teacher, OpenAITeacher)
+    read = sum(arm["rows"] * arm["tokens_per_row"] for arm in arms.values())
+    rows = sum(arm["rows"] for arm in arms.values())
+    written = rows
+    if isinstance(task, Generate):
+        train = arms["full"]["rows"] - arms["simplified"]["rows"]
+        written = answers.train_rows * answers.train_tokens + (rows - train) * task.max_new_tokens
+        if isinstance(task.responses, Given):
+            rows, written = rows - train, (rows - train) * task.max_new_tokens
+    prices = teacher.prices
+    cost = None if prices is None else (read * prices.input + written * prices.output) / 1e6
+    return {"requests": rows, "tokens_read": read, "tokens_written": written, "cost": cost}
 
 
 # ── what is said and kept ────────────────────────────────────────────────────────────────────────
@@ -104,8 +127,10 @@ def _answers(
         in_train = min(longest, round(sum(given) / len(given)))
         told = f"; the teacher's responses by their upper bound, {longest} tokens (task.max_new_tokens)"
     full, floor = arms["full"], arms["simplified"]
-    # The ceiling's eval answers are read once more under both contexts: how much each token needs the full one.
+    # The ceiling's eval answers are read once more under both contexts: how much each token needs the full one. A
+    # server does not do that.
     again = sum(arm["tokens_per_row"] - arm["shared_tokens"] + longest for arm in (full, floor))
+    again *= not isinstance(recipe.teacher, OpenAITeacher)
     others = rows - len(dataset.train)
     kept, text = (size.bytes_per_token(labels, vocabulary) for labels in (task.soft_labels, Text()))
     in_ceiling = said * in_train + len(dataset.eval) * longest
@@ -123,7 +148,7 @@ def _answers(
 # ── tokens and weights ───────────────────────────────────────────────────────────────────────────
 
 
-def _tokens(renderer: Renderer, rows: list[examples.Example], count: Callable[[str], float]) -> tuple[float, float]:
+def _tokens(renderer: Renderer, rows: Sequence[examples.Example], count: Callable[[str], float]) -> tuple[float, float]:
     """Mean tokens per view and tokens that all views share; chat views are counted by their messages' text."""
     texts = [renderer.preview(row) for row in rows]
     shared = count(texts[0][: views.shared_length(texts)])

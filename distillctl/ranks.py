@@ -8,10 +8,11 @@ fails first. Nothing here imports torch; what ranks tell each other is in `disti
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+"""A sequence or an array."""
 
 
 def count() -> int:
@@ -28,9 +29,9 @@ def is_first() -> bool:
     return number() == 0
 
 
-def share(rows: Sequence[T]) -> Sequence[T]:
+def share(rows: T) -> T:
     """What of ``rows`` is this rank's: each in turn, so that of rows in order of length all ranks get like ones."""
-    return rows if count() == 1 else rows[number() :: count()]
+    return rows if count() == 1 else rows[number() :: count()]  # type: ignore[index]
 
 
 tells: Callable[[], bool] = is_first

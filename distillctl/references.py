@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,21 @@ class ModelSource:
         return digest([self.reference, commit])
 
 
+@dataclass(frozen=True)
+class ServedSource(ModelSource):
+    """A model behind a server, by its name there; ``tokenizer``: where the recipe says that its tokenizer is."""
+
+    base_url: str = ""
+    api: str = ""
+    identity: str = ""
+    """What its answers depend on, as JSON."""
+    tokenizer: ModelSource | None = None
+
+    def fingerprint(self) -> str:
+        """Of how it is asked; what the server calls its weights is known only once it has answered."""
+        return digest([self.identity, self.tokenizer.fingerprint() if self.tokenizer else None])
+
+
 def _local(reference: str, folder: Path, *, where: str) -> Path:
     """The path that a reference would be; RecipeError for one that no file system has."""
     try:
@@ -100,6 +116,12 @@ def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
 def teacher(recipe: recipes.Recipe) -> ModelSource:
     """The recipe's teacher."""
     spec = recipe.teacher
+    if isinstance(spec, recipes.OpenAITeacher):
+        tokenizer = None
+        if spec.tokenizer is not None:
+            tokenizer = model(spec.tokenizer, recipe.folder, revision=None, where="teacher.tokenizer")
+        identity = json.dumps(spec.identity, sort_keys=True)
+        return ServedSource(spec.model, None, None, spec.base_url, spec.api, identity, tokenizer)
     return model(spec.model, recipe.folder, revision=spec.revision, where="teacher.model")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from distillctl.data.views import PUBLIC
 from distillctl.pipeline import Ran, State
 from distillctl.workspace import Workspace
 
@@ -86,6 +87,14 @@ def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
     )
     if responses := facts.get("responses"):
         yield from _responses(responses, facts["necessity"])
+    if "requests" in (served := facts["teacher"].get("served", {})):
+        yield _served(served)
+    if unseen := facts.get("unseen"):
+        yield "; ".join(
+            f"{PUBLIC.get(arm, arm)}: label mass {facts['label_mass'][arm]:.3f} in the median, {one['pairs']:.1%} of "
+            f"the (row, label) pairs not shown, by upper bounds {one['mass']:.1%} of the mass"
+            for arm, one in unseen.items()
+        )
     yield _arms(facts)
     if metrics := facts.get("metrics"):
         yield _corpus(metrics)
@@ -93,17 +102,32 @@ def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
         yield "without the prior: " + ", ".join(f"{arm} {score:.3f}" for arm, score in facts["without_prior"].items())
 
 
-def _responses(found: Mapping[str, Any], necessity: Mapping[str, float]) -> Iterator[str]:
+def _responses(found: Mapping[str, Any], necessity: Mapping[str, float] | None) -> Iterator[str]:
     """What the teacher said, what is kept of it, and how much of it hangs on the context."""
     mass = found["captured_mass"]
     kept = f", {mass['median']:.2%} of the probability kept in the median ({mass['p5']:.2%} at p5)" if mass else ""
-    yield (
-        f"{found['count']:,} responses of {found['tokens']:.1f} tokens in the mean, {found['cut']:,} cut off; "
-        f"{found['bytes_per_token']:.0f} bytes per token on disk{kept}"
-    )
+    if found["tokens"] is None:  # the tokens of a served text are not known
+        yield f"{found['count']:,} responses, {found['cut']:,} cut off"
+    else:
+        yield (
+            f"{found['count']:,} responses of {found['tokens']:.1f} tokens in the mean, {found['cut']:,} cut off; "
+            f"{found['bytes_per_token']:.0f} bytes per token on disk{kept}"
+        )
+    if necessity is None:
+        return
     yield (
         f"each token needs the context by {necessity['mean']:.3f} nats in the mean, "
         f"{necessity['median']:.3f} in the median (KL of full to simplified)"
+    )
+
+
+def _served(found: Mapping[str, Any]) -> str:
+    """What asking took."""
+    tokens, faults = found["tokens"], sum(found["faults"].values())
+    cost = "" if found["cost"] is None else f", cost {found['cost']:.4g}"
+    return (
+        f"{found['requests']:,} requests, {faults:,} of them in vain, {found['kept_answers']:,} answers there already; "
+        f"{tokens['read']:,} tokens read and {tokens['written']:,} written in this run directory{cost}"
     )
 
 
@@ -341,14 +365,30 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
     yield table
     yield f"tokens are {found['tokens']}"
     collect, train = found["collect"], found["train"]
-    yield (
-        f"collect: {collect['forward_tokens']:,} tokens through the teacher ({_flop(collect['flop'])}), "
-        f"{size(collect['soft_label_bytes'])} of soft labels"
-    )
+    kept = f"{size(collect['soft_label_bytes'])} of soft labels"
+    if served := collect.get("served"):
+        cost = "" if served["cost"] is None else f", cost {served['cost']:.4g}"
+        yield (
+            f"collect: at least {served['requests']:,} requests, {served['tokens_read']:,} tokens read and at most "
+            f"{served['tokens_written']:,} written{cost}; {kept}"
+        )
+    else:
+        yield (
+            f"collect: {collect['forward_tokens']:,} tokens through the teacher ({_flop(collect['flop'])}), {kept}, "
+            f"by {_engine(collect['engine'])}"
+        )
     yield (
         f"train: about {train['steps']:,} steps, {train['tokens']:,} tokens ({_flop(train['flop'])}), "
         f"checkpoints of {size(train['checkpoint_bytes'])}"
     )
+
+
+def _engine(asked: Mapping[str, Any]) -> str:
+    if asked["engine"] == "local":
+        return "one teacher in this process"
+    where = f"the Ray cluster at {asked['address']}" if asked["address"] else "Ray on this machine"
+    each = " and ".join(f"{asked[kind]:g} {kind.upper()[:-1]}s" for kind in ("cpus", "gpus") if asked[kind])
+    return f"{asked['workers']} workers with {each} each, {where}"
 
 
 def _flop(count: float | None) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -71,10 +72,10 @@ _MANIFEST_BYTES = 64 << 20
 
 
 def _inside(name: str) -> str:
-    """A path below a stage's folder, whatever the system makes of it."""
-    parts = name.split("/")
-    if not name.isprintable() or len(parts) > 16 or not all(p.strip(".") and len(p.encode()) < 256 for p in parts):
-        raise ValueError("no path below the stage's folder")
+    """A path below a stage's folder, or a file beside it (bundle.zip), whatever the system makes of it."""
+    parts = name.removeprefix("../").split("/")
+    if (name.startswith("../") and len(parts) > 1) or not name.isprintable() or len(parts) > 16 or not all(p.strip(".") and len(p.encode()) < 256 for p in parts):
+        raise ValueError("no path of the stage's")
     return name
 
 
@@ -193,6 +194,8 @@ _WRITE_ERRORS = (
 
 def _unwritable(path: Path, error: Exception) -> Unavailable:
     reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
+    if told := re.search(r"\(os error (\d+)\)", reason):  # safetensors' words around it say no more
+        reason = os.strerror(int(told[1]))
     if isinstance(error, OSError):
         reason = error.strerror or reason
         named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path

@@ -1,4 +1,4 @@
-"""The memory benchmark: each stage does its work on what was made for it, and the figures are those of the processes."""
+"""The memory benchmark: each stage works on what was made for it, and the figures are those of the processes."""
 
 import subprocess
 import sys

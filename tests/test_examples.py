@@ -60,7 +60,7 @@ def test_formats_give_the_same_rows(make, tmp_path):
 def test_tables_do_not_guess_types(make):
     text = "input,reference\n007,yes\nNA,no\nnull,yes\n1e5,no\n"
     found = examples.load(make(text, "rows.csv", eval_rows=1))
-    assert inputs(found.train + found.eval) == {"007", "NA", "null", "1e5"}
+    assert inputs([*found.train, *found.eval]) == {"007", "NA", "null", "1e5"}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_few_shot_rows_leave_the_train_split_one_label_after_the_other(make):
     found = examples.load(make(ROWS, contexts=contexts))
     shots = found.shots["full"]
     assert [shot.answer for shot in shots] == ["yes", "no"] * 3
-    assert not {shot.input for shot in shots} & inputs(found.train + found.eval)
+    assert not {shot.input for shot in shots} & inputs([*found.train, *found.eval])
 
 
 def test_more_rows_asked_for_than_there_are(make):
@@ -156,7 +156,7 @@ def test_splits_are_disjoint_whole_and_repeatable(tmp_path_factory, rows, seed):
     train, held = ({" ".join(e.input.split()) for e in part} for part in (found.train, found.eval))
     assert train | held == distinct
     assert not train & held
-    assert len({e.id for e in found.train + found.eval}) == len(found.train) + len(found.eval)
+    assert len({e.id for e in [*found.train, *found.eval]}) == len(found.train) + len(found.eval)
     again = examples.load(recipe)
     assert (again.train, again.eval) == (found.train, found.eval)
 

@@ -1,7 +1,9 @@
 """Learning to write: where labels stand, what gradients depend on, exact resume, answers, tokenizers that differ."""
 
 import itertools
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +22,11 @@ from distillctl.soft_labels.responses import Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.soft_labels.top_k import TopKLabels
 from distillctl.students.student import Student
+from distillctl.training import response_rows
 from distillctl.training.checkpoints import Checkpoints
 from distillctl.training.generation import Generation, answers, greedy_config, score
 from distillctl.training.loop import Run
-from distillctl.training.response_rows import ResponseRows, check_terms, rows
+from distillctl.training.response_rows import ResponseRows, check_terms
 from tests import tiny_text
 
 SPEC = Train(
@@ -298,15 +301,21 @@ def test_the_saved_generation_config_is_greedy_and_knows_where_to_stop():
 
 
 def spoken(tokenizer, texts, cut=()):
-    """Responses to the views "a" and "the" in turn, with no more than their text kept."""
+    """Responses to the views "a" and "the", with no more than their text kept."""
     ends = [[] if row in cut else [tiny_text.EOS_ID] for row in range(len(texts))]
     ids = [np.array([*tokenizer(text).input_ids, *end]) for text, end in zip(texts, ends, strict=True)]
-    names = [str(row % 2) for row in range(len(texts))]
-    return Responses(names, [0] * len(texts), list(texts), ids, np.array([not end for end in ends]), {})
+    names = sorted(str(row % 2) for row in range(len(texts)))
+    samples = [names[:row].count(name) for row, name in enumerate(names)]
+    return Responses(names, samples, list(texts), ids, np.array([not end for end in ends]), {})
 
 
 VIEWS = ViewTable(["0", "1"], ["a", "the"], [None, None], ["so a", "so the"], ["a", "the"])
 TEXT = TextLabels(Text())
+
+
+def rows(who, views, said, profile, **options):
+    parts = [(views.id[:1], views.simplified[:1]), (views.id[1:], views.simplified[1:])]
+    return response_rows.rows(who, parts, [said], profile, Path(tempfile.gettempdir()), **options)
 
 
 def test_shared_tokens_are_taken_as_they_are():
@@ -314,11 +323,11 @@ def test_shared_tokens_are_taken_as_they_are():
     said = spoken(tokenizer, ["river king", "old sea", "book"], cut=[1])
     who = Student(tiny_text.decoder(), tokenizer, 128)
     made = rows(who, VIEWS, said, TEXT, shared_tokenizer=True, cut=False)
-    assert made.responses == [ids.tolist() for ids in said.token_ids]
-    assert made.views == [tokenizer(text).input_ids for text in ("a", "the", "a")]
-    assert made.take([2, 0]).responses == [made.responses[2], made.responses[0]]
+    assert list(made.responses) == [ids.tolist() for ids in said.token_ids]
+    assert list(made.views) == [tokenizer(text).input_ids for text in ("a", "a", "the")]
+    assert list(made.take([2, 0]).responses) == [made.responses[2], made.responses[0]]
     assert made.take([2, 0]).targets([1, 0]).token_ids.tolist() == made.responses[0] + made.responses[2]
-    assert made.positions == [len(ids) for ids in made.responses]
+    assert made.positions.tolist() == [len(ids) for ids in made.responses]
     assert made.lengths[1] == len(made.views[1]) + len(made.responses[1])
 
 
@@ -327,7 +336,7 @@ def test_other_tokens_are_those_of_the_text_and_end_unless_the_response_was_cut(
     said = spoken(theirs, ["river king", "old sea", ""], cut=[1, 2])
     made = rows(Student(tiny_text.decoder(), own, 128), VIEWS, said, TEXT, shared_tokenizer=False, cut=False)
     plain = [own(text, add_special_tokens=False).input_ids for text in said.text]
-    assert made.responses == [[*plain[0], tiny_text.EOS_ID], plain[1], [tiny_text.EOS_ID]]
+    assert list(made.responses) == [[*plain[0], tiny_text.EOS_ID], plain[1], [tiny_text.EOS_ID]]
     assert made.responses[0][:-1] != said.token_ids[0][:-1].tolist()
     assert made.targets([1, 0]).token_ids.tolist() == made.responses[1] + made.responses[0]
 
@@ -374,7 +383,7 @@ def test_dense_and_top_k_of_the_whole_vocabulary_learn_the_same(tmp_path, terms)
     said = spoken(tokenizer, ["river king", "old sea", "book"])
     found = []
     for profile in (DenseLabels(Dense()), TopKLabels(TopK(k=tiny_text.VOCABULARY, temperatures=(2.0,)))):
-        views = tokenizer(["a", "the", "a"]).input_ids
+        views = tokenizer(["a", "a", "the"]).input_ids
         kept = [
             profile.keep(log_probs(teacher, view, ids.tolist()), torch.Generator())
             for view, ids in zip(views, said.token_ids, strict=True)

@@ -42,6 +42,7 @@ from distillctl.students.truncated import keep_layers
 from distillctl.teachers.huggingface import Teacher
 from distillctl.teachers.shared_context import common_prefix
 from distillctl.training import generation
+from distillctl.training.learner import Batch
 from distillctl.training.response_rows import ResponseRows
 from distillctl.workspace import Workspace
 
@@ -68,7 +69,7 @@ class Said:
     def tokens(self) -> int:
         return sum(len(response.token_ids) for response in self.responses)
 
-    def dense(self, rows: Sequence[int]) -> DenseTargets:
+    def dense(self, rows: Batch) -> DenseTargets:
         """All positions of some rows. Rounding a logarithm to half precision changes a probability by 2^−11 log p."""
         token_ids = [token for row in rows for token in self.responses[row].token_ids]
         return DenseTargets(torch.tensor(token_ids), torch.cat([self.exact(row) for row in rows]))
@@ -233,7 +234,7 @@ def _generator(seed: int, row: int) -> torch.Generator:
 def _rows(said: Said, vocabulary: int, profile: Profile | None = None, kept: Responses | None = None) -> ResponseRows:
     """For training: the whole distributions, or what was kept of them."""
 
-    def targets(some: Sequence[int]) -> Any:
+    def targets(some: Batch) -> Any:
         if profile is None or kept is None:
             return said.dense(some)
         labels = {name: [column[row] for row in some] for name, column in kept.labels.items()}
@@ -269,7 +270,7 @@ def _fit(name: str, teacher: PreTrainedModel, train: ResponseRows, held_out: Res
     return problem.held_out(model)[1]["kl"]
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
+def _batches(lengths: np.ndarray) -> list[list[int]]:
     """`STEPS` batches, the same for every student."""
     found: list[list[int]] = []
     epoch = 0

@@ -5,24 +5,28 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 
-def by_length(lengths: Sequence[int], *, max_rows: int, max_tokens: int) -> list[list[int]]:
+
+def by_length(lengths: Sequence[int] | np.ndarray, *, max_rows: int, max_tokens: int) -> list[list[int]]:
     """Row indices in batches, shortest first; rows × longest ≤ max_tokens unless a single row is longer than that."""
-    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    return list(_cut(order, lengths, max_rows, max_tokens))
+    known = np.asarray(lengths).tolist()
+    order = sorted(range(len(known)), key=lambda index: (known[index], index))
+    return list(_cut(order, known, max_rows, max_tokens))
 
 
 def shuffled(
-    lengths: Sequence[int], *, max_rows: int, max_tokens: int, seed: int, epoch: int, pool: int = 50
+    lengths: Sequence[int] | np.ndarray, *, max_rows: int, max_tokens: int, seed: int, epoch: int, pool: int = 50
 ) -> list[list[int]]:
     """As `by_length`, but rows meet new neighbours every epoch: shuffle, sort inside pools, cut, shuffle batches."""
+    known = np.asarray(lengths).tolist()
     generator = random.Random(f"{seed}:{epoch}")
-    order = list(range(len(lengths)))
+    order = list(range(len(known)))
     generator.shuffle(order)
     batches: list[list[int]] = []
     for start in range(0, len(order), pool * max_rows):
-        part = sorted(order[start : start + pool * max_rows], key=lambda index: lengths[index])
-        batches += _cut(part, lengths, max_rows, max_tokens)
+        part = sorted(order[start : start + pool * max_rows], key=lambda index: known[index])
+        batches += _cut(part, known, max_rows, max_tokens)
     generator.shuffle(batches)
     return batches
 

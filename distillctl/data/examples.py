@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -13,86 +14,67 @@ from typing import Any
 
 from distillctl import limits, references
 from distillctl.data import formats
+from distillctl.data.rows import Dataset, Example, Rows, Writer
 from distillctl.errors import DataError
 from distillctl.recipe import Data, Generate, Recipe, Shot, Shots
 from distillctl.workspace import digest, file_digest
 
-
-@dataclass(frozen=True)
-class Example:
-    """One row. ``reference`` is a label name, or the text wanted; it is used to evaluate, and in few-shot examples."""
-
-    id: str
-    input: str
-    reference: str | None = None
-    documents: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The splits, the few-shot examples of each context, and what was left out on the way."""
-
-    train: list[Example]
-    eval: list[Example]
-    shots: dict[str, list[Shot]]
-    """Context name (full, simplified, an arm) → its few-shot examples."""
-    counts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def splits(self) -> dict[str, list[Example]]:
-        return {"train": self.train, "eval": self.eval}
-
-
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def load(recipe: Recipe) -> Dataset:
-    """Read, check and split the recipe's data. DataError names file, line and what is wrong."""
-    data = recipe.data
+def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
+    """Read, check and split the recipe's data. DataError names file, line and what is wrong.
+
+    folder: where the rows are kept meanwhile, in files without a name (default: where temporary files are).
+    """
+    data, folder = recipe.data, folder or Path(tempfile.gettempdir())
     if data.train is not None and data.eval is not None:
-        train, dropped_train = _distinct(_examples(recipe, [data.train], "data.train"), data)
-        held_out, dropped_eval = _distinct(_examples(recipe, [data.eval], "data.eval"), data)
+        train, train_keys, dropped_train = _distinct(_examples(recipe, [data.train], "data.train"), data, folder)
+        held_out, eval_keys, dropped_eval = _distinct(_examples(recipe, [data.eval], "data.eval"), data, folder)
         duplicates = dropped_train + dropped_eval
-        held_out = held_out[: data.eval_rows]
+        held_out, eval_keys = held_out[: data.eval_rows], eval_keys[: data.eval_rows]
     else:
-        rows, duplicates = _distinct(_examples(recipe, data.sources, "data.source"), data)
-        rows.sort(key=lambda example: _rank(data.seed, example))
+        rows, keys, duplicates = _distinct(_examples(recipe, data.sources, "data.source"), data, folder)
+        order = sorted(range(len(rows)), key=lambda row: _rank(data.seed, rows.ids[row]))
         size = data.eval_rows or max(1, len(rows) // 5)
-        held_out, train = rows[:size], rows[size:]
-    seen = {_normal(example.input) for example in held_out}
-    kept = [example for example in train if _normal(example.input) not in seen]
+        held_out, train = rows.take(order[:size]), rows.take(order[size:])
+        eval_keys, train_keys = ([keys[row] for row in part] for part in (order[:size], order[size:]))
+    seen = set(eval_keys)
+    kept = train.take([row for row, key in enumerate(train_keys) if key not in seen])
     counts = {"duplicates": duplicates, "overlap": len(train) - len(kept)}
     shots, kept = _take_shots(recipe, kept)
     kept = kept[: data.train_rows]
-    for name, rows, wanted in (("train", kept, data.train_rows), ("eval", held_out, data.eval_rows)):
-        if not rows:
+    for name, part, wanted in (("train", kept, data.train_rows), ("eval", held_out, data.eval_rows)):
+        if not part:
             raise DataError(f"no rows are left for the {name} split", where="data")
-        if wanted is not None and len(rows) < wanted:
+        if wanted is not None and len(part) < wanted:
             raise DataError(
-                f"only {len(rows)} rows for {name}, the recipe asks for {wanted}", where=f"data.{name}_rows"
+                f"only {len(part)} rows for {name}, the recipe asks for {wanted}", where=f"data.{name}_rows"
             )
     counts |= {"train": len(kept), "eval": len(held_out), "shots": sum(map(len, shots.values()))}
     return Dataset(kept, held_out, shots, counts)
 
 
-def _rank(seed: int, example: Example) -> bytes:
+def _rank(seed: int, identifier: str) -> bytes:
     """A seeded order that a row keeps when others come or go."""
-    return hashlib.sha256(f"{seed}:{example.id}".encode()).digest()
+    return hashlib.sha256(f"{seed}:{identifier}".encode()).digest()
 
 
 def _normal(text: str) -> str:
     return " ".join(text.split())
 
 
-def _distinct(examples: Iterable[Example], data: Data) -> tuple[list[Example], int]:
-    """Drop repeated inputs (or, when they are kept, make their ids differ)."""
-    kept: list[Example] = []
-    seen: dict[str, int] = {}
+def _distinct(examples: Iterable[Example], data: Data, folder: Path) -> tuple[Rows, list[bytes], int]:
+    """Drop repeated inputs (or, when they are kept, make their ids differ). Returns the rows, a digest of each one's
+    input, and how many were dropped."""
+    kept = Writer(folder)
+    keys: list[bytes] = []
+    seen: dict[bytes, int] = {}
     ids: set[str] = set()
     total = 0
     for example in examples:
         total += 1
-        key = _normal(example.input)
+        key = hashlib.sha256(_normal(example.input).encode()).digest()[:16]
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 1 and data.duplicates == "drop":
             continue
@@ -102,12 +84,13 @@ def _distinct(examples: Iterable[Example], data: Data) -> tuple[list[Example], i
             example = replace(example, id=f"{example.id}-{seen[key]}")
         ids.add(example.id)
         kept.append(example)
-    return kept, total - len(kept)
+        keys.append(key)
+    return kept.rows, keys, total - len(keys)
 
 
-def _take_shots(recipe: Recipe, train: list[Example]) -> tuple[dict[str, list[Shot]], list[Example]]:
+def _take_shots(recipe: Recipe, train: Rows) -> tuple[dict[str, list[Shot]], Rows]:
     """Few-shot examples per context; those that are train rows leave the train split."""
-    taken: set[str] = set()
+    taken: set[int] = set()
     shots: dict[str, list[Shot]] = {}
     contexts = {"full": recipe.contexts.full, "simplified": recipe.contexts.simplified, **recipe.contexts.arms}
     for name, context in contexts.items():
@@ -115,23 +98,24 @@ def _take_shots(recipe: Recipe, train: list[Example]) -> tuple[dict[str, list[Sh
             continue
         where = f"contexts.{name if name in ('full', 'simplified') else 'arms.' + name}.examples"
         if context.examples.train is not None:
-            chosen = _shot_rows(recipe, train, context.examples, where)
-            taken |= {example.id for example in chosen}
+            rows = _shot_rows(recipe, train, context.examples, where)
+            taken |= set(rows)
+            chosen = [train[row] for row in rows]
             words = {} if isinstance(recipe.task, Generate) else recipe.classify.labels
             shots[name] = [Shot(input=e.input, answer=words.get(e.reference or "", e.reference or "")) for e in chosen]
         elif context.examples.file is not None:
             shots[name] = list(_shots_of_file(recipe, context.examples.file, where))
         else:
             shots[name] = list(context.examples.rows)
-    return shots, [example for example in train if example.id not in taken]
+    return shots, train.take([row for row in range(len(train)) if row not in taken]) if taken else train
 
 
-def _shot_rows(recipe: Recipe, train: list[Example], spec: Shots, where: str) -> list[Example]:
+def _shot_rows(recipe: Recipe, train: Rows, spec: Shots, where: str) -> list[int]:
     """``spec.train`` rows in a seeded order; of labels, one after the other."""
-    by_label: dict[str, list[Example]] = {name: [] for name in recipe.task.names or [""]}
-    for example in sorted(train, key=lambda e: _rank(spec.seed, e)):
-        if example.reference is not None:
-            by_label[example.reference if recipe.task.names else ""].append(example)
+    by_label: dict[str, list[int]] = {name: [] for name in recipe.task.names or [""]}
+    for row in sorted(range(len(train)), key=lambda row: _rank(spec.seed, train.ids[row])):
+        if (reference := train[row].reference) is not None:
+            by_label[reference if recipe.task.names else ""].append(row)
     count = spec.train or 0
     turns = max(map(len, by_label.values()))
     chosen = [rows[turn] for turn in range(turns) for rows in by_label.values() if turn < len(rows)][:count]

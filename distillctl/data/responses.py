@@ -36,7 +36,7 @@ def stop_ids(tokenizer: Any, eos: Iterable[int], stop: Sequence[str]) -> list[in
     RecipeError for a stop string that no single token contains: generation looks at one token at a time.
     """
     found = set(eos)
-    texts = _token_texts(tokenizer) if stop else []
+    texts = token_texts(tokenizer) if stop else []
     for string in stop:
         ends = {token for token, text in enumerate(texts) if string in text}
         if not ends:
@@ -74,7 +74,7 @@ def given_ids(tokenizer: Any, text: str, stop: Sequence[str], ends: Sequence[int
     return ids[:max_new_tokens]
 
 
-def _token_texts(tokenizer: Any) -> list[str]:
+def token_texts(tokenizer: Any) -> list[str]:
     """Every token as it reads in the middle of a text: some tokenizers drop the space of a text's first token."""
     anchor = tokenizer("a", add_special_tokens=False).input_ids[-1:]
     head = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)

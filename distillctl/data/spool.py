@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from distillctl.workspace import writable
 _BUFFER = 2**16
 
 
-class Spool:
+class Spool(Sequence[np.ndarray]):
     """Rows of numbers of one type, in the order they came; of each the file holds what comes after the numbers that it
     begins with in common with the first row: views that share a long context take little."""
 
@@ -53,7 +54,7 @@ class Spool:
     def __len__(self) -> int:
         return len(self._common)
 
-    def __getitem__(self, row: int) -> np.ndarray:
+    def __getitem__(self, row: int) -> np.ndarray:  # type: ignore[override]
         if self._unread:
             with writable(self._folder):
                 self._file.flush()
@@ -75,6 +76,31 @@ class Spool:
     def shared(self) -> int:
         """How many numbers all rows begin with in common."""
         return min(self._common, default=0)
+
+
+class Picked(Sequence[Any]):
+    """Some rows of a sequence, in an order of their own; each as ``made`` of it."""
+
+    def __init__(self, of: Sequence[Any], rows: Sequence[int] | np.ndarray, made: Callable[[Any], Any] | None = None):
+        self._of, self._rows, self._made = of, np.asarray(rows, np.int64), made
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Any:  # type: ignore[override]
+        found = self._of[self._rows[row]]
+        return found if self._made is None else self._made(found)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [N]."""
+        return lengths(self._of)[self._rows]
+
+
+def lengths(rows: Sequence[Sized]) -> np.ndarray:
+    """Of each row, int64 [N]; of those in a file without reading it."""
+    known = getattr(rows, "lengths", None)
+    return np.fromiter(map(len, rows), np.int64, len(rows)) if known is None else np.asarray(known)
 
 
 def shared_start(a: np.ndarray, b: np.ndarray) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +17,8 @@ from distillctl.workspace import replacing
 
 COLUMNS = ("id", "split", "input", "reference", "full", "simplified")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+_PART = 1024
+"""Rows."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,40 @@ def write(path: Path, splits: Mapping[str, ViewTable] | Iterable[tuple[str, View
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for split, views in splits.items() if isinstance(splits, Mapping) else splits:
             columns = {"split": [split] * len(views.id)} | {c: getattr(views, c) for c in COLUMNS if c != "split"}
-            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=1024)
+            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=_PART)
 
 
 def read(path: Path, split: str) -> ViewTable:
     """One split of views.parquet; UpstreamError when it is damaged."""
+    wanted = [name for name in COLUMNS if name != "split"]
+    columns: list[list[Any]] = [[] for _ in wanted]
+    for part in parts(path, split, *wanted):
+        for whole, values in zip(columns, part, strict=True):
+            whole += values
+    return ViewTable(*columns)
+
+
+def parts(path: Path, split: str, *columns: str) -> Iterator[tuple[list[Any], ...]]:
+    """Some columns of a split, some rows at a time; UpstreamError when the file is damaged."""
+    wanted = ["split", *columns]
     try:
-        table = parquet.read(path, COLUMNS)
-        table = table.filter(pc.equal(table["split"], split))
-        if not len(table) or any(table[column].null_count for column in COLUMNS if column != "reference"):
-            raise ValueError(f"it lacks rows or texts of {split}")
-        return ViewTable(*(table[column].to_pylist() for column in COLUMNS if column != "split"))
+        with parquet.checked(path, wanted) as file:
+            empty = True
+            for batch in file.iter_batches(_PART, columns=wanted):
+                table = parquet.plain(pa.Table.from_batches([batch]))
+                found = table.filter(pc.equal(table["split"], split))
+                if any(found[name].null_count for name in columns if name != "reference"):
+                    raise ValueError(f"it lacks texts of {split}")
+                if len(found):
+                    empty = False
+                    yield tuple(found[name].to_pylist() for name in columns)
+            if empty:
+                raise ValueError(f"it has no rows of {split}")
     except (*parquet.ERRORS, TypeError) as error:
         what = f"damaged: {first_line(error)}"
         raise UpstreamError(what, where=str(path), next="distillctl collect RECIPE") from None
+
+
+def column(path: Path, split: str, name: str) -> list[Any]:
+    """One column of a split."""
+    return [value for (part,) in parts(path, split, name) for value in part]

@@ -20,6 +20,9 @@ CEILING, FLOOR = "full", "simplified"
 PUBLIC = {CEILING: "ceiling", FLOOR: "floor"}
 """Their arms' names in reports."""
 
+MESSAGE = "\x1e"
+"""Begins each message where messages are written as one text: the record separator, which no template's text has."""
+
 _SANDBOX = Sandbox(
     undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -79,6 +82,13 @@ class Renderer:
         """The view's text without any tokenizer: of messages, their contents one after the other."""
         content = self._content(example)
         return content if isinstance(content, str) else "\n".join(message["content"] for message in content)
+
+    def as_text(self, example: Example) -> str:
+        """The view's text where its chat template is not known: of messages, `MESSAGE`, role and content of each."""
+        content = self._content(example)
+        if isinstance(content, str):
+            return content.replace(MESSAGE, " ")
+        return "".join(f"{MESSAGE}{one['role']}\n{one['content'].replace(MESSAGE, ' ')}\n" for one in content)
 
     def _content(self, example: Example) -> str | list[dict[str, str]]:
         """The rendered template, or the rendered messages."""

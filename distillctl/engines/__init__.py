@@ -16,5 +16,31 @@ To write a worker for another kind of teacher:
   ``view`` says what one row looks like to the teacher: text and token ids, or text alone where a server does the
   tokenizing. A task then carries ``ids`` or ``texts``, whichever the reader's views have.
 
-Nothing here imports torch.
+Nothing here imports torch, and only `engines.ray` imports Ray.
 """
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import AbstractContextManager
+
+from distillctl.engines import local
+from distillctl.engines.tasks import Crew, Description
+from distillctl.errors import Unavailable
+from distillctl.recipe import Collect
+
+
+def check(spec: Collect) -> None:
+    """Unavailable when the engine is not installed; nothing is imported."""
+    if spec.engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise Unavailable("Ray is not installed", where="collect.engine", next="pip install 'distillctl[ray]'")
+
+
+def crew(spec: Collect, description: Description) -> AbstractContextManager[Crew]:
+    """Workers of the recipe's engine; behind the block they are gone."""
+    check(spec)
+    if spec.engine == "ray":
+        from distillctl.engines import ray  # only now: it takes seconds, and need not be installed
+
+        return ray.crew(description, spec)
+    return local.crew(description)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -73,6 +72,9 @@ class Reader(Protocol):
     def view(self, renderer: Renderer, example: Example, *, answer_tokens: int, cut: bool) -> View:
         """The row's view. DataError where it leaves no room for ``answer_tokens`` and the input may not be ``cut``."""
 
+    def tokens(self, text: str) -> int:
+        """How many tokens a text has, near enough."""
+
     def facts(self) -> dict[str, Any]:
         """What collect's manifest says of it: ``parameters`` and ``bytes``, and what else its kind has to tell."""
 
@@ -102,7 +104,3 @@ class Crew(Protocol):
 
     def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
         """Each task's key with its answer as they are finished, in any order; a task is taken when it can be begun."""
-
-
-Engine = Callable[[Description], AbstractContextManager[Crew]]
-"""Starts a crew; when the block ends, however it does, its workers are gone."""

@@ -11,7 +11,7 @@ import yaml
 
 from distillctl import gguf_header, references
 from distillctl.errors import DistillctlError
-from distillctl.recipe import FromConfigStudent, Recipe
+from distillctl.recipe import FromConfigStudent, OpenAITeacher, Recipe
 
 _NOT_STATED = "not stated"
 
@@ -115,7 +115,7 @@ def form(recipe: Recipe) -> str:
 
 def sources(recipe: Recipe) -> list[dict[str, str]]:
     """Student, teacher and data: part, source, licence as it is stated there."""
-    student, teacher, data = recipe.student, recipe.teacher, recipe.data
+    student, data = recipe.student, recipe.data
     if not isinstance(student, FromConfigStudent):
         part, reference = "student's first weights", student.model
     elif isinstance(student.tokenizer, str):
@@ -125,9 +125,16 @@ def sources(recipe: Recipe) -> list[dict[str, str]]:
     licence = _licence(recipe, reference, student.revision) if reference else _NOT_STATED
     return [
         {"part": part, "source": reference or "this recipe's data", "licence": licence},
-        {"part": "teacher", "source": teacher.model, "licence": _licence(recipe, teacher.model, teacher.revision)},
+        _teacher(recipe),
         {"part": "data", "source": ", ".join(data.sources) or f"{data.train}, {data.eval}", "licence": _NOT_STATED},
     ]
+
+
+def _teacher(recipe: Recipe) -> dict[str, str]:
+    teacher = recipe.teacher
+    if isinstance(teacher, OpenAITeacher):
+        return {"part": "teacher", "source": f"{teacher.model}, served by {teacher.base_url}", "licence": _NOT_STATED}
+    return {"part": "teacher", "source": teacher.model, "licence": _licence(recipe, teacher.model, teacher.revision)}
 
 
 def _licence(recipe: Recipe, reference: str, revision: str | None) -> str:

@@ -118,10 +118,10 @@ def _forced(graphs: Mapping[str, OnnxGenerator], rows: ResponseRows, row: int) -
     return found
 
 
-def _columns(means: Sequence[np.ndarray], tokens: Sequence[int]) -> Forced:
+def _columns(means: Sequence[np.ndarray], tokens: np.ndarray) -> Forced:
     columns = np.stack(means, -1)
     kl, same_top, nll, teacher_top = columns[:4]
-    return Forced(kl, same_top, nll, teacher_top, columns[4] if len(columns) > 4 else None, np.array(tokens))
+    return Forced(kl, same_top, nll, teacher_top, columns[4] if len(columns) > 4 else None, tokens)
 
 
 class TextCalibration(Calibration):

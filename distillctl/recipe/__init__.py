@@ -4,6 +4,7 @@ A spec that can be chosen by ``kind`` names its implementation in ``target``; `i
 """
 
 from distillctl.recipe.base import Closed, Spec, implementation
+from distillctl.recipe.collecting import Collect
 from distillctl.recipe.contexts import Context, Contexts, Message, Shot, Shots
 from distillctl.recipe.data import Data
 from distillctl.recipe.graphs import (
@@ -25,10 +26,12 @@ from distillctl.recipe.models import (
     NewTokenizer,
     PretrainedStudent,
     Student,
+    Teacher,
     TruncatedStudent,
     Vocabulary,
 )
 from distillctl.recipe.root import Recipe
+from distillctl.recipe.served import OpenAITeacher, Prices
 from distillctl.recipe.task import (
     Classify,
     Dense,
@@ -57,10 +60,10 @@ from distillctl.recipe.training import (
 )
 
 __all__ = [
-    "CANDIDATES", "JSD", "TVD", "ULD", "Bench", "Classify", "Closed", "Context", "Contexts", "CrossEntropy", "Data",
-    "Dense", "DynamicInt8", "Export", "Float16", "ForwardKL", "FromConfigStudent", "Gate", "Generate", "Given",
-    "Greedy", "HuggingFaceTeacher", "Loss", "LossTerm", "Message", "Metric", "NewTokenizer", "PretrainedStudent",
-    "Quantize", "Recipe", "Report", "ReverseKL", "Sampled", "Sampling", "Shot", "Shots", "SkewKL", "SoftLabels",
-    "Spec", "StaticInt8", "Student", "Task", "Text", "TopK", "Train", "TruncatedStudent", "Vocabulary",
-    "WeightOnly", "dump", "flatten", "implementation", "load", "schema",
+    "CANDIDATES", "JSD", "TVD", "ULD", "Bench", "Classify", "Closed", "Collect", "Context", "Contexts", "CrossEntropy",
+    "Data", "Dense", "DynamicInt8", "Export", "Float16", "ForwardKL", "FromConfigStudent", "Gate", "Generate", "Given",
+    "Greedy", "HuggingFaceTeacher", "Loss", "LossTerm", "Message", "Metric", "NewTokenizer", "OpenAITeacher",
+    "PretrainedStudent", "Prices", "Quantize", "Recipe", "Report", "ReverseKL", "Sampled", "Sampling", "Shot", "Shots",
+    "SkewKL", "SoftLabels", "Spec", "StaticInt8", "Student", "Task", "Teacher", "Text", "TopK", "Train",
+    "TruncatedStudent", "Vocabulary", "WeightOnly", "dump", "flatten", "implementation", "load", "schema",
 ]  # fmt: skip

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from distillctl.recipe.base import Closed, Count, Spec
+from distillctl.recipe.served import OpenAITeacher
 
 
 class HuggingFaceTeacher(Spec):
     """A causal language model run here by transformers."""
 
     target: ClassVar[str] = "distillctl.teachers.huggingface:load"
+    operational: ClassVar[frozenset[str]] = frozenset()
 
     kind: Literal["huggingface"] = "huggingface"
     model: str
@@ -26,6 +28,22 @@ class HuggingFaceTeacher(Spec):
     share_context: bool = True
     """Run what all rows have in common once and reuse its keys and values."""
     threads: Count | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an answer depends on, besides the model's files."""
+        return self.model_dump(mode="json", exclude={"model"})
+
+
+def _teacher_kind(value: Any) -> str:
+    kind = value.get("kind", "huggingface") if isinstance(value, dict) else getattr(value, "kind", "huggingface")
+    return str(kind)
+
+
+Teacher = Annotated[
+    Annotated[HuggingFaceTeacher, Tag("huggingface")] | Annotated[OpenAITeacher, Tag("openai")],
+    Discriminator(_teacher_kind),
+]
 
 
 class Vocabulary(Closed):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from distillctl.recipe.base import Closed, Count
 from distillctl.recipe.bundle import Bundle
+from distillctl.recipe.collecting import Collect
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.graphs import Bench, Export, Quantize, Report
-from distillctl.recipe.models import HuggingFaceTeacher, Student
+from distillctl.recipe.models import HuggingFaceTeacher, Student, Teacher
+from distillctl.recipe.served import OpenAITeacher, misses, with_defaults
 from distillctl.recipe.task import Classify, Generate, Sampled, Task, Text, TopK
 from distillctl.recipe.training import Loss, Train
 
@@ -23,8 +25,9 @@ class Recipe(Closed):
     task: Task
     data: Data
     contexts: Contexts
-    teacher: HuggingFaceTeacher
+    teacher: Teacher
     student: Student
+    collect: Collect = Collect()
     shard_rows: Count = 128
     """Rows of soft labels committed at a time by collect."""
     train: Train = Train()
@@ -34,11 +37,33 @@ class Recipe(Closed):
     report: Report = Report()
     bundle: Bundle = Bundle()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _soft_labels_a_server_gives(cls, sections: Any) -> Any:
+        return with_defaults(sections) if isinstance(sections, dict) else sections
+
+    @model_validator(mode="after")
+    def _a_server_gives_it(self) -> Recipe:
+        if isinstance(self.teacher, OpenAITeacher):
+            if problem := misses(self.teacher, self.task, self.contexts):
+                raise ValueError(problem)
+            if self.collect.engine != "local":
+                raise ValueError(f"collect.engine: {self.collect.engine} is for a teacher that runs here")
+        return self
+
     @model_validator(mode="after")
     def _losses_have_what_they_need(self) -> Recipe:
         for index, term in enumerate(self.train.loss):
             if problem := _misses(self.task, term):
                 raise ValueError(f"train.loss[{index}]: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_hold_the_teacher(self) -> Recipe:
+        if self.collect.engine == "ray" and isinstance(self.teacher, OpenAITeacher):
+            raise ValueError(
+                "collect.engine: ray starts teachers that run here; a served one is asked from one process"
+            )
         return self
 
     @model_validator(mode="after")
@@ -74,6 +99,12 @@ class Recipe(Closed):
         """The task of a recipe that is known to generate."""
         assert isinstance(self.task, Generate)
         return self.task
+
+    @property
+    def local_teacher(self) -> HuggingFaceTeacher:
+        """The teacher of a recipe that is known to run it here."""
+        assert isinstance(self.teacher, HuggingFaceTeacher)
+        return self.teacher
 
     @property
     def overrides(self) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ def _milliseconds(path: Path) -> np.ndarray:
 def headline(facts: dict[str, Any]) -> str:
     """The whole run in one sentence, good or bad."""
     tokens, model = facts["context_tokens"]["teacher"], numbers.size(facts["models"]["deployed"]["bytes"])
-    recovered, ratio = facts["recovered"]["deployed"], facts["ratios"]["teacher"]
+    recovered, ratio = facts["recovered"]["deployed"], facts["ratios"].get("teacher")
     if recovered is None:
         kept = "the prompt made no difference that could be measured"
     elif recovered["value"] <= 0:
@@ -123,7 +123,10 @@ def headline(facts: dict[str, Any]) -> str:
         kept = f"{share} of what the context did survives"
         if recovered["value"] > 1:
             kept = f"all of what the context did survives ({share})"
-    speed = f"{numbers.times(ratio)} faster" if ratio >= 1 else f"{numbers.times(1 / ratio)} slower"
+    if ratio is None:  # a served teacher is not timed
+        speed = f"{numbers.duration(facts['models']['deployed']['p50_ms'])} a query"
+    else:
+        speed = f"{numbers.times(ratio)} faster" if ratio >= 1 else f"{numbers.times(1 / ratio)} slower"
     return f"A prompt of {tokens:,} tokens now lives in a {model} model: {kept}, {speed}"
 
 

@@ -51,7 +51,8 @@ def _charts(facts: dict[str, Any], series: Series) -> dict[str, Markup]:
     }
     if facts["task"] == "generate":
         found["speeds"] = charts.speeds(facts["models"])
-        found["necessity"] = charts.necessity(facts["necessity"])
+        if facts["necessity"]:
+            found["necessity"] = charts.necessity(facts["necessity"])
     return found
 
 

@@ -72,7 +72,8 @@ def compare(
         },
         "responses": collect["responses"],
         "per_token": _per_token(train, quantize, lengths, facts["train"]["control"]),
-        "necessity": collect["necessity"] | necessity.spread(teacher["floor"].context_kl or []),
+        "necessity": collect["necessity"]
+        and collect["necessity"] | necessity.spread(teacher["floor"].context_kl or []),
         "leakage": _leakage(recipe, workspace, views, own),
         "verdicts": {
             "rows": len(views.id),
@@ -111,7 +112,9 @@ def _per_token(
 
 def _mean(per_row: np.ndarray | None, lengths: np.ndarray) -> float | None:
     """Per token of the teacher's responses, of means [N] over each response's ``lengths`` tokens."""
-    return None if per_row is None else float(np.average(per_row, weights=lengths))
+    if per_row is None:
+        return None
+    return float(np.average(per_row, weights=lengths if lengths.any() else None))  # of a served text none are known
 
 
 def _different(one: list[str], other: list[str]) -> int:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from distillctl import console, references
 from distillctl.data import view_table
-from distillctl.recipe import Recipe
+from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.runtimes import lengths, loadgen, machine, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
@@ -71,7 +71,10 @@ class Bench:
         return manifest.facts
 
     def teachers(self, **task: Any) -> dict[str, Job]:
-        """task: what the worker wants to know of the task."""
+        """task: what the worker wants to know of the task. None for a served teacher: what its requests took while
+        it was collected from depends on network and load, and is told apart (`teacher.served` in collect's facts)."""
+        if not isinstance(self.recipe.teacher, HuggingFaceTeacher):
+            return {}
         source, threads = references.teacher(self.recipe), self.recipe.bench.used_threads
         job = {
             "runtime": "torch",
@@ -112,7 +115,7 @@ class Bench:
         """
         before, settings = machine.facts(), self.recipe.bench
         console.note(
-            f"timing {len(jobs)} models in {self.plan.processes} fresh processes each (the teacher in fewer), "
+            f"timing {len(jobs)} models in {self.plan.processes} fresh processes each (a local teacher in fewer), "
             f"{settings.used_threads} thread(s)"
         )
         passes = self._memory() if reads else []
@@ -183,9 +186,12 @@ class Bench:
 
     def _agreement(self, runs: dict[str, list[Run]], expected: Mapping[str, Answers]) -> dict[str, float | None]:
         """The share of each model's timed queries with the answer that is expected."""
-        uncached = {q: answer for run in runs["teacher"] for q, answer in zip(run.queries, run.answers, strict=True)}
-        shares = {"teacher_cached": agreement(runs["teacher_cached"], uncached)}
+        shares: dict[str, float | None] = {}
+        if "teacher" in runs:
+            shares["teacher_cached"] = agreement(runs["teacher_cached"], _by_query(runs["teacher"]))
         for name, answers in expected.items():
+            if name not in runs:
+                continue
             by_query = {query: answers[row] for query, row in enumerate(self.rows)}
             shares[name] = agreement(runs[name], by_query)
         return shares
@@ -229,3 +235,8 @@ class Bench:
                 pq.write_table(pa.table(table), staged / "samples" / f"{name}.parquet")
             (staged / "results.json").write_text(text, encoding="utf-8")
         return ["results.json", "samples", *([LOGS] if logs else [])]
+
+
+def _by_query(runs: Sequence[Run]) -> dict[int, Any]:
+    """What was answered to each query."""
+    return {query: answer for run in runs for query, answer in zip(run.queries, run.answers, strict=True)}

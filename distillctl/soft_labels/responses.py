@@ -104,8 +104,13 @@ def present(folder: Path, shard: Shard) -> bool:
 def read(workspace: Workspace, arm: str, split: str, profile: Profile) -> Responses:
     """All responses of an arm in the order of views.parquet, samples ascending, from the shards that collect's manifest
     names; of ``profile``'s columns alone."""
-    ids = view_table.read(workspace.folder("collect") / "views.parquet", split).id
+    ids = view_table.column(workspace.folder("collect") / "views.parquet", split, "id")
     return _in_order(shards.files(workspace, arm, split), ids, profile)
+
+
+def read_parts(workspace: Workspace, arm: str, split: str, profile: Profile) -> Iterator[Responses]:
+    """All responses of an arm, a shard at a time; of ``profile``'s columns alone."""
+    return (_read(path, profile) for path in shards.files(workspace, arm, split))
 
 
 def read_each(folder: Path, parts: Sequence[Shard], profile: Profile) -> Iterator[tuple[Shard, Responses]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +17,18 @@ from distillctl.soft_labels.shards import Shard
 from distillctl.workspace import Workspace, replacing
 
 _AGAIN = "distillctl collect RECIPE"
-_COLUMNS = ("id", "label_log_probs", "label_mass")
+_COLUMNS = ("id", "label_log_probs", "label_mass", "label_seen")
 
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Rows of one arm: log_probs float32 [N, K] (raw, natural logs), mass float32 [N] (Σ_k Pr(label k))."""
+    """Rows of one arm: log_probs float32 [N, K] (raw, natural logs), mass float32 [N] (Σ_k Pr(label k)). seen: bool
+    [N, K], False where a log-probability is an upper bound and no part of the mass; None: all are exact."""
 
     ids: list[str]
     log_probs: np.ndarray
     mass: np.ndarray
+    seen: np.ndarray | None = None
 
 
 def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
@@ -38,6 +40,9 @@ def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
             "label_mass": pa.array(labels.mass, pa.float32()),
         }
     )
+    if labels.seen is not None:
+        seen = pa.array(list(labels.seen), pa.list_(pa.bool_(), labels.seen.shape[1]))
+        table = table.append_column("label_seen", seen)
     with replacing(folder / shard.file) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
@@ -53,8 +58,13 @@ def present(folder: Path, shard: Shard) -> bool:
 def read(workspace: Workspace, arm: str, split: str) -> SoftLabels:
     """All rows of an arm in the order of views.parquet, from the shards that collect's manifest names."""
     parts = [_read(path) for path in shards.files(workspace, arm, split)]
-    folder = workspace.folder("collect")
-    return in_order(parts, view_table.read(folder / "views.parquet", split).id)
+    path = workspace.folder("collect") / "views.parquet"
+    return in_order(parts, view_table.column(path, split, "id"))
+
+
+def read_each(workspace: Workspace, arm: str, split: str) -> Iterator[SoftLabels]:
+    """All rows of an arm, a shard at a time."""
+    return (_read(path) for path in shards.files(workspace, arm, split))
 
 
 def read_shards(folder: Path, parts: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:
@@ -72,6 +82,17 @@ def read_shards(folder: Path, parts: Sequence[Shard]) -> tuple[np.ndarray, np.nd
     return log_probs, mass
 
 
+def bounds(folder: Path, parts: Sequence[Shard]) -> tuple[float, float] | None:
+    """Of a finished plan: the share of the (row, label) pairs whose log-probability is an upper bound, and the mean
+    share that these have of a row's label mass. None where all are exact."""
+    found = [part for shard in parts if (part := _read(folder / shard.file)).seen is not None]
+    if not found:
+        return None
+    seen = np.concatenate([part.seen for part in found if part.seen is not None])
+    probs = np.exp(np.concatenate([part.log_probs for part in found]).astype(np.float64))
+    return float((~seen).mean()), float(((probs * ~seen).sum(-1) / probs.sum(-1)).mean())
+
+
 def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
     """One table of several, its rows in the order of ``ids``."""
     place = {row: index for index, row in enumerate(row for part in parts for row in part.ids)}
@@ -80,10 +101,12 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
     if len({part.log_probs.shape[1] for part in parts}) > 1:
         raise UpstreamError("the shards are not of as many labels", next=_AGAIN)
     order = [place[row] for row in ids]
+    bounded = all(part.seen is not None for part in parts)
     return SoftLabels(
         list(ids),
         np.concatenate([part.log_probs for part in parts])[order],
         np.concatenate([part.mass for part in parts])[order],
+        np.concatenate([one for part in parts if (one := part.seen) is not None])[order] if bounded else None,
     )
 
 
@@ -96,9 +119,17 @@ def _read(path: Path) -> SoftLabels:
             table["id"].to_pylist(),
             log_probs.flatten().to_numpy().reshape(-1, width).copy(),
             table["label_mass"].to_numpy().copy(),
+            _seen(table),
         )
         if len(found.log_probs) != len(found.ids) or np.isnan(found.log_probs).any():
             raise ValueError("not a log-probability for each row and label")
         return found
     except (*parquet.ERRORS, AttributeError, TypeError) as error:
         raise UpstreamError(f"the shard is damaged: {first_line(error)}", where=str(path), next=_AGAIN) from None
+
+
+def _seen(table: pa.Table) -> np.ndarray | None:
+    if "label_seen" not in table.column_names:
+        return None
+    column = table["label_seen"].combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)

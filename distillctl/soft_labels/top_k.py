@@ -6,6 +6,7 @@ a student that is only told how large it is learns nothing of it. Drawn tokens t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,18 @@ class TopKLabels:
             "log_probs": np.split(short(values[there].cpu().numpy()), ends),
         } | {name: short((others / T).logsumexp(-1).cpu().numpy()) for T, name in self.tails.items()}
         return kept | self._drawn(others, generator) if self.draws else kept
+
+    def of_shown(self, positions: Sequence[Sequence[tuple[int, float]]]) -> dict[str, Any]:
+        """Of the likeliest tokens that are shown at each position, the likeliest first, as (id, log-probability): all
+        others are the tail. Nothing can be drawn from it, nor its mass told at another temperature."""
+        kept = [shown[: self.k] for shown in positions]
+        left = [1.0 - math.fsum(math.exp(value) for _, value in shown) for shown in kept]
+        tails = [math.log(mass) if mass > 0 else -math.inf for mass in left]
+        return {
+            "ids": [np.array([token for token, _ in shown], np.int32) for shown in kept],
+            "log_probs": [short(np.array([value for _, value in shown], np.float32)) for shown in kept],
+            "log_tail": short(np.array(tails, np.float32)),
+        }
 
     def _drawn(self, others: Tensor, generator: torch.Generator) -> dict[str, Any]:
         """Of log-probabilities [T, V] of the tail alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -27,7 +27,7 @@ def frame_for(task: Task, config: Any) -> Frame:
     return "encoder_decoder" if config.is_encoder_decoder else "decoder"
 
 
-def train(spec: NewTokenizer, texts: Sequence[str], frame: Frame) -> PreTrainedTokenizerFast:
+def train(spec: NewTokenizer, texts: Iterable[str], frame: Frame) -> PreTrainedTokenizerFast:
     """A tokenizer with at most ``spec.vocabulary`` tokens; the same texts give the same tokenizer.json.
 
     decode(encode(text)) is the text in Unicode's NFC, spaces and all: é as one character or two becomes é, and nothing
@@ -39,10 +39,10 @@ def train(spec: NewTokenizer, texts: Sequence[str], frame: Frame) -> PreTrainedT
     options: dict[str, Any] = {"vocab_size": spec.vocabulary, "special_tokens": _SPECIAL, "show_progress": False}
     if spec.model == "bpe":
         backend = _bytes(Tokenizer(models.BPE()))
-        backend.train_from_iterator(texts, trainers.BpeTrainer(initial_alphabet=alphabet, **options))
+        backend.train_from_iterator(iter(texts), trainers.BpeTrainer(initial_alphabet=alphabet, **options))
     else:
         backend = _bytes(Tokenizer(models.Unigram()))
-        backend.train_from_iterator(texts, trainers.UnigramTrainer(initial_alphabet=alphabet, **options))
+        backend.train_from_iterator(iter(texts), trainers.UnigramTrainer(initial_alphabet=alphabet, **options))
         backend = _settled(backend)
     ids = [(token, backend.token_to_id(token)) for token in _SPECIAL]
     backend.post_processor = processors.TemplateProcessing(single=_FRAMES[frame], special_tokens=ids)

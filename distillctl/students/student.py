@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -13,10 +13,23 @@ from distillctl.errors import DataError
 from distillctl.students.early import no_room
 from distillctl.students.tokenization import pad
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Again(Iterable[T], Generic[T]):
+    """What is read from its files again each time somebody iterates."""
+
+    start: Callable[[], Iterator[T]]
+
+    def __iter__(self) -> Iterator[T]:
+        return self.start()
+
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a student's vocabulary has to cover: the train rows, and apart from them the eval rows.
+    """What a student's vocabulary has to cover: the train rows, and apart from them the eval rows. It is iterated
+    several times.
 
     texts: simplified views; to generate, also the responses. token_ids: the teacher's response tokens.
     teacher_tokenizer: `vocabulary_digest` of the teacher's; token ids are of use only to a student with the same one
@@ -24,8 +37,8 @@ class Corpus:
     scored, and says how much of it the train rows did not have; a new tokenizer is trained without it.
     """
 
-    texts: list[str]
-    token_ids: list[list[int]]
+    texts: Iterable[str]
+    token_ids: Iterable[list[int]]
     held_out: Corpus | None = None
     teacher_tokenizer: str | None = None
 

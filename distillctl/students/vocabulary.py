@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,9 @@ def trim(
     unseen = _used(full, corpus.held_out, shared) if corpus.held_out else set()
     kept = np.array(sorted(needed(seen | unseen)), np.int64)
     trimmed = Tokenizer.from_str(json.dumps(_renumbered(document, {int(old): new for new, old in enumerate(kept)})))
-    _check(full, trimmed, kept, [*corpus.texts, *(corpus.held_out.texts if corpus.held_out else [])])
+    for part in (corpus, corpus.held_out):
+        if part is not None:
+            _check(full, trimmed, kept, part.texts)
     before = model.num_parameters()
     gone = embeddings.cut(model, kept)
     return (
@@ -73,22 +76,23 @@ def trim(
 def _used(tokenizer: Tokenizer, corpus: Corpus, shared: bool) -> set[int]:
     """The tokens of a corpus; the teacher's ids too, where both mean the same tokens."""
     used = {token for ids in _encoded(tokenizer, corpus.texts) for token in ids}
-    return used.union(*corpus.token_ids) if shared else used
+    return used.union(itertools.chain.from_iterable(corpus.token_ids)) if shared else used
 
 
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterable[list[int]]:
-    for start in range(0, len(texts), _BATCH):
-        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + _BATCH])):
+def _encoded(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterable[list[int]]:
+    left = iter(texts)
+    while batch := list(itertools.islice(left, _BATCH)):
+        for encoding in tokenizer.encode_batch_fast(batch):
             yield encoding.ids
 
 
 def _unseen_share(tokenizer: Tokenizer, corpus: Corpus, known: set[int]) -> float | None:
     if corpus.held_out is None:
         return None
-    counts = [
-        (len(ids), sum(token not in known for token in ids)) for ids in _encoded(tokenizer, corpus.held_out.texts)
-    ]
-    total, unknown = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    total = unknown = 0
+    for ids in _encoded(tokenizer, corpus.held_out.texts):
+        total += len(ids)
+        unknown += sum(token not in known for token in ids)
     return unknown / total if total else None
 
 
@@ -123,7 +127,7 @@ def _renumbered_frame(frame: Any, new_ids: dict[int, int]) -> Any:
     return frame
 
 
-def _check(full: Tokenizer, trimmed: Tokenizer, kept: np.ndarray, texts: Sequence[str]) -> None:
+def _check(full: Tokenizer, trimmed: Tokenizer, kept: np.ndarray, texts: Iterable[str]) -> None:
     """That the corpus tokenizes as before: a tokenizer may have parts that nobody here thought of."""
     for text, before, after in zip(texts, _encoded(full, texts), _encoded(trimmed, texts), strict=True):
         if kept[after].tolist() != before:

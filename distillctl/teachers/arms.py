@@ -11,7 +11,7 @@ import numpy as np
 from distillctl.data import view_table
 from distillctl.data.examples import Dataset
 from distillctl.data.spool import Spool, shared_start
-from distillctl.data.views import CEILING, FLOOR, Renderer
+from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer
 from distillctl.engines.tasks import Opening, Reader, View, Views
 from distillctl.recipe import Recipe
 
@@ -49,6 +49,11 @@ class Arm:
     def scored(self) -> tuple[str, ...]:
         """The splits it is scored on: of the train rows, only the full context's labels are wanted."""
         return ("train", "eval") if self.name == CEILING else ("eval",)
+
+    @property
+    def tokenized(self) -> bool:
+        """Whether its views are token ids; otherwise a server does the tokenizing."""
+        return bool(self._ids)
 
     def text(self, split: str, row: int) -> str:
         return self._texts[split][row].tobytes().decode()
@@ -115,7 +120,7 @@ def write_views(folder: Path, dataset: Dataset, found: Sequence[Arm]) -> None:
     def parts() -> Iterator[tuple[str, view_table.ViewTable]]:
         for split, examples in dataset.splits.items():
             for start in range(0, len(examples), GROUP_ROWS):
-                rows = examples[start : start + GROUP_ROWS]
+                rows = list(examples[start : start + GROUP_ROWS])
                 places = range(start, start + len(rows))
                 yield (
                     split,
@@ -131,15 +136,23 @@ def write_views(folder: Path, dataset: Dataset, found: Sequence[Arm]) -> None:
     view_table.write(folder / "views.parquet", parts())
 
 
+def _tokens(reader: Reader, arm: Arm) -> np.ndarray:
+    """Of each eval row's view, int [N]."""
+    lengths = arm.lengths("eval")
+    if arm.tokenized:
+        return lengths
+    return np.array([reader.tokens(arm.text("eval", row)) for row in range(len(lengths))])
+
+
 def facts(recipe: Recipe, reader: Reader, dataset: Dataset, found: Sequence[Arm], fingerprint: str) -> dict[str, Any]:
     """What collect's manifest says of the data, the contexts and the teacher, whatever is asked of it."""
     ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
     return {
         "counts": dataset.counts,
         "context_tokens": {
-            side: int(np.median(arm.lengths("eval"))) for side, arm in (("teacher", ceiling), ("student", floor))
+            side: int(np.median(_tokens(reader, arm))) for side, arm in (("teacher", ceiling), ("student", floor))
         },
-        "shared_tokens": ceiling.shared,
-        "context_text": ceiling.shared_text,
+        "shared_tokens": ceiling.shared or reader.tokens(ceiling.shared_text),
+        "context_text": ceiling.shared_text.replace(MESSAGE, ""),
         "teacher": {"reference": recipe.teacher.model, **reader.facts(), "fingerprint": fingerprint},
     }

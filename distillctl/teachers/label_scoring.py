@@ -21,11 +21,13 @@ MIN_SHARED = 16
 @dataclass(frozen=True)
 class LabelScores:
     """log_probs: float32 [N, K], natural logs, not normalised over labels. mass: float32 [N], Σ_k Pr(label k). tokens:
-    of the views, as many as were run."""
+    of the views, as many as were run. seen: bool [N, K], False where the log-probability is an upper bound and is left
+    out of the mass; None where all are exact."""
 
     log_probs: np.ndarray
     mass: np.ndarray
     tokens: int
+    seen: np.ndarray | None = None
 
 
 @torch.inference_mode()

@@ -22,11 +22,6 @@ from distillctl.teachers.response_scoring import Use, context_kl
 from distillctl.teachers.shared_context import SharedContext
 
 
-def answer_ids(reader: Reader, task: Classify) -> list[list[int]]:
-    """The labels' words as token ids."""
-    return [reader.encode_answer(task.answer_prefix + words) for words in task.labels.values()]
-
-
 @dataclass(frozen=True)
 class Local:
     """A `tasks.Description` of these workers."""
@@ -48,7 +43,7 @@ class LabelWorker:
 
     def __init__(self, teacher: Teacher, task: Classify) -> None:
         self.reader = teacher
-        self._answers = answer_ids(teacher, task)
+        self._answers = teacher.answers(task)
         self._contexts: dict[str, SharedContext | None] = {}
 
     def label(self, task: Task) -> LabelScores:

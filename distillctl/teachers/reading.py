@@ -17,7 +17,7 @@ from distillctl.data.views import Renderer
 from distillctl.engines.tasks import View
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.gguf import dequantized
-from distillctl.recipe import HuggingFaceTeacher
+from distillctl.recipe import Classify, HuggingFaceTeacher
 from distillctl.references import ModelSource
 
 LOAD_ERRORS = (
@@ -63,6 +63,10 @@ class Reader:
             ids.pop()  # the answer goes on where the view ends
         return ids
 
+    def tokens(self, text: str) -> int:
+        """How many there are in a text, without special ones."""
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
     def encode_answer(self, words: str) -> list[int]:
         """Token ids of label words; RecipeError when the vocabulary cannot say them."""
         ids = list(self.tokenizer(words, add_special_tokens=False).input_ids)
@@ -73,6 +77,10 @@ class Reader:
                 f"the teacher's tokenizer cannot write {words!r} (it reads back as {back!r})", where="task.labels"
             )
         return ids
+
+    def answers(self, task: Classify) -> list[list[int]]:
+        """The labels' words as token ids."""
+        return [self.encode_answer(task.answer_prefix + words) for words in task.labels.values()]
 
     def stop_ids(self, stop: Sequence[str]) -> list[int]:
         """The tokens at which an answer ends, sorted: the model's own, and those that contain a string of ``stop``."""

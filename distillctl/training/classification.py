@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,27 @@ from transformers import PreTrainedModel
 
 from distillctl import ranks
 from distillctl.data import batching
+from distillctl.data.spool import Picked, lengths
 from distillctl.losses.objective import objective
 from distillctl.metrics import scores
 from distillctl.recipe import LossTerm, Train
 from distillctl.training import group
+from distillctl.training.learner import Batch
 
 
 @dataclass(frozen=True)
 class Rows:
-    """ids: token ids per row; teacher: normalised label log-probabilities, float32 [N, K]."""
+    """ids: token ids per row; teacher: normalised label log-probabilities, float32 [N, K]. In memory or in files."""
 
-    ids: list[list[int]]
-    teacher: np.ndarray
+    ids: Sequence[Sequence[int]] | Sequence[np.ndarray]
+    teacher: Sequence[np.ndarray] | np.ndarray
 
     def take(self, rows: Sequence[int]) -> Rows:
-        return Rows([self.ids[row] for row in rows], self.teacher[list(rows)])
+        return Rows(Picked(self.ids, rows), Picked(self.teacher, rows))  # type: ignore[arg-type]
+
+    def distributions(self, rows: Iterable[int] | None = None) -> np.ndarray:
+        """The teacher's of some rows, or of all, float32 [N, K]."""
+        return np.stack([self.teacher[row] for row in (range(len(self.ids)) if rows is None else rows)])
 
 
 class Classification:
@@ -36,16 +42,16 @@ class Classification:
     def __init__(self, train: Rows, validation: Rows, terms: Sequence[LossTerm], tokenizer: Any, spec: Train) -> None:
         self.train, self.validation, self.terms = train, validation, terms
         self.tokenizer, self.spec = tokenizer, spec
-        self.lengths = [len(ids) for ids in train.ids]
-        self.positions = [1] * len(train.ids)
+        self.lengths = lengths(train.ids)
+        self.positions = np.ones_like(self.lengths)
 
-    def loss(self, model: PreTrainedModel, batch: Sequence[int]) -> Tensor:
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         inputs, teacher = collate(self.tokenizer, self.train, batch, model.device)
         return objective(self.terms, teacher, model(**inputs).logits).sum()
 
     def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
         """Held-out KL; a run on hard labels alone, which knows no distribution, is led by its own loss."""
-        teacher, found = self.validation.teacher, predict(model, self.tokenizer, self.validation, self.spec)
+        teacher, found = self.validation.distributions(), predict(model, self.tokenizer, self.validation, self.spec)
         figures = {"kl": scores.kl(teacher, found), "agreement": scores.same_top(teacher, found)}
         if any(term.needs_distribution for term in self.terms):
             return figures["kl"], figures
@@ -59,16 +65,16 @@ def predict(model: PreTrainedModel, tokenizer: Any, rows: Rows, spec: Train) -> 
     Ranks share the batches, and all get all results.
     """
     model.eval()
-    out = np.zeros(rows.teacher.shape, dtype=np.float32)
-    lengths = [len(ids) for ids in rows.ids]
-    batches = batching.by_length(lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens)
+    out = np.zeros((len(rows.ids), len(rows.teacher[0])), dtype=np.float32)
+    batches = batching.by_length(lengths(rows.ids), max_rows=spec.batch_rows, max_tokens=spec.batch_tokens)
     for batch in ranks.share(batches):
         inputs, _ = collate(tokenizer, rows, batch, model.device)
         out[batch] = model(**inputs).logits.float().log_softmax(-1).cpu().numpy()
     return group.summed(out)
 
 
-def collate(tokenizer: Any, rows: Rows, batch: Sequence[int], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+def collate(tokenizer: Any, rows: Rows, batch: Batch, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """Right-padded model inputs, int64 [B, T], and the teacher's log-probabilities [B, K]."""
-    padded = tokenizer.pad({"input_ids": [rows.ids[row] for row in batch]}, return_tensors="pt")
-    return {name: value.to(device) for name, value in padded.items()}, torch.from_numpy(rows.teacher[batch]).to(device)
+    padded = tokenizer.pad({"input_ids": [np.asarray(rows.ids[row]).tolist() for row in batch]}, return_tensors="pt")
+    teacher = torch.from_numpy(rows.distributions(batch))
+    return {name: value.to(device) for name, value in padded.items()}, teacher.to(device)

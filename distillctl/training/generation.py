@@ -25,6 +25,7 @@ from distillctl.losses.targets import DenseTargets, SampledTargets, Targets, Top
 from distillctl.recipe import CrossEntropy, LossTerm, Train
 from distillctl.students.student import Student
 from distillctl.training import group
+from distillctl.training.learner import Batch
 from distillctl.training.response_rows import ResponseRows, decoder_positions
 
 
@@ -35,7 +36,7 @@ class Generation:
         self.train, self.validation, self.terms, self.spec = train, validation, terms, spec
         self.lengths, self.positions = train.lengths, train.positions
 
-    def loss(self, model: PreTrainedModel, batch: Sequence[int]) -> Tensor:
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         targets = self.train.targets(batch).to(model.device)
         total, *_ = chunked(
             response_states(model, self.train, batch),
@@ -81,6 +82,7 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
     """
     model.eval()
     means, known = np.zeros((3, len(rows.views))), np.zeros(len(rows.views))
+    tokens = rows.positions
     batches = batching.by_length(rows.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens)
     for batch in ranks.share(batches):
         targets = rows.targets(batch).to(model.device)
@@ -90,19 +92,19 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
             lambda logits, part, targets=targets: token_figures(targets.rows(part), logits),  # type: ignore[misc]
         )
         known[batch] = len(figures) == 3
-        parts = torch.stack(figures).double().cpu().split([len(rows.responses[row]) for row in batch], -1)
+        parts = torch.stack(figures).double().cpu().split(tokens[batch].tolist(), -1)
         means[: len(figures), batch] = torch.stack([part.mean(-1) for part in parts], -1).numpy()
     nll, same_top, kl = group.summed(means)
-    return Scores(kl if group.summed(known).all() else None, nll, same_top, np.array(rows.positions))
+    return Scores(kl if group.summed(known).all() else None, nll, same_top, tokens)
 
 
-def response_states(model: PreTrainedModel, rows: ResponseRows, batch: Sequence[int]) -> Tensor:
+def response_states(model: PreTrainedModel, rows: ResponseRows, batch: Batch) -> Tensor:
     """The hidden states [N, D] that predict the response tokens of a batch, one row's after the other."""
     inputs, places = model_inputs(model, rows, batch)
     return hidden_states(model, inputs).flatten(0, 1)[places]
 
 
-def model_inputs(model: PreTrainedModel, rows: ResponseRows, batch: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+def model_inputs(model: PreTrainedModel, rows: ResponseRows, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
     """What the model reads of a batch, int64 [B, T]; and where in the B · T states those of `response_states` stand."""
     views, responses = [rows.views[row] for row in batch], [rows.responses[row] for row in batch]
     if model.config.is_encoder_decoder:

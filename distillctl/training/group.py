@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -18,8 +17,8 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import distributed
 
-from distillctl import console, ranks
-from distillctl.errors import Unavailable
+from distillctl import console, interrupts, ranks
+from distillctl.errors import Unavailable, UsageError
 
 _PATIENCE = timedelta(days=1)
 """Others wait while the first rank reads and writes. A rank that ends is noticed at once: its connections close."""
@@ -30,19 +29,24 @@ def join() -> None:
     """Meet the other ranks; only the first call does anything.
 
     A rank that waits for others has nothing to lose, and Python cannot interrupt it there: a signal just ends it.
+    Models are loaded whole on every rank, whatever the launcher asks transformers for.
     """
     global _group
     if ranks.count() == 1 or _group is not None:
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    if "MASTER_ADDR" not in os.environ:
+        raise UsageError(
+            "WORLD_SIZE is set, but nothing says where the other ranks are",
+            next="start with torchrun or accelerate launch, or unset WORLD_SIZE",
+        )
+    interrupts.leave()
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     with console.libraries_quiet():
         PartialState(cpu=on_cpu())
     _group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     ranks.tells = lambda: _fails_first(store)
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
+    interrupts.install()
 
 
 def on_cpu() -> bool:

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
@@ -25,9 +26,12 @@ from distillctl import console, ranks
 from distillctl.recipe import Train
 from distillctl.training import group
 
+Batch = Sequence[int] | np.ndarray
+"""Row numbers."""
+
 
 class Loss(Protocol):
-    def loss(self, model: PreTrainedModel, batch: Sequence[int]) -> Tensor:
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The SUM of the loss over the positions of some train rows, in nats; a scalar to differentiate."""
 
 
@@ -41,7 +45,7 @@ class Learner:
         with console.libraries_quiet():
             self.accelerator = Accelerator(cpu=group.on_cpu(), mixed_precision=spec.mixed_precision)
         self.device = self.accelerator.device
-        self.model, self.clip_norm = model.to(self.device), spec.clip_norm  # type: ignore[arg-type]
+        self.model, self.clip_norm = model.to(self.device), spec.clip_norm
         self.in_shards = ranks.count() > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
         step = _Step(copy.deepcopy(model) if self.in_shards else model, problem)
         self._trained = step.model
@@ -57,7 +61,8 @@ class Learner:
             for module in list(step.modules()):
                 if type(module).__name__ in layers:
                     fully_shard(module, mesh=mesh)
-            return fully_shard(step, mesh=mesh)
+            fully_shard(step, mesh=mesh)
+            return step
         if ranks.count() > 1:
             devices = None if self.device.type == "cpu" else [self.device]
             return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)
@@ -65,12 +70,12 @@ class Learner:
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────
 
-    def gradients(self, batches: Sequence[Sequence[int]], count: int) -> tuple[float, float]:
+    def gradients(self, batches: Sequence[Batch], count: int) -> tuple[float, float]:
         """Of one mean over all ``count`` positions of ``batches``, however they are batched: (the mean, their norm)."""
         self._step.train()
         total = 0.0
         for number, batch in enumerate(batches):
-            mine = ranks.share(batch)
+            mine: Batch = ranks.share(batch)
             counts = len(mine) > 0
             with self._unless_last(number == len(batches) - 1), self._quiet():
                 with self.accelerator.autocast():
@@ -152,7 +157,7 @@ class _Step(nn.Module):
         super().__init__()
         self.model, self.problem = model, problem
 
-    def forward(self, batch: Sequence[int]) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         return self.problem.loss(self.model, batch)
 
 
@@ -177,7 +182,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach()
 
 
 def _on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

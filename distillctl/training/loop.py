@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -26,7 +26,7 @@ from distillctl.errors import GateFailed, Interrupted
 from distillctl.recipe import Train
 from distillctl.training import group, metrics_log
 from distillctl.training.checkpoints import Checkpoints, Progress
-from distillctl.training.learner import Learner, Loss, put
+from distillctl.training.learner import Batch, Learner, Loss, put
 
 
 class Problem(Loss, Protocol):
@@ -36,15 +36,15 @@ class Problem(Loss, Protocol):
     """
 
     @property
-    def lengths(self) -> Sequence[int]:
-        """Tokens of each train row, for batching."""
+    def lengths(self) -> np.ndarray:
+        """Tokens of each train row, int64 [N], for batching."""
 
     @property
-    def positions(self) -> Sequence[int]:
-        """Of each train row, the positions that the mean is over."""
+    def positions(self) -> np.ndarray:
+        """Of each train row, the positions that the mean is over, int64 [N]."""
 
     def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
-        """Of the held-out rows: what the best weights have least of, and figures for the log; the same on every rank."""
+        """Of the held-out rows: what the best weights have least of, and figures for the log; the same on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,12 @@ class Fit:
         return asdict(self)
 
 
-def hold_out(of: Sequence[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(of: Iterable[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Row numbers to train on, and those held out for early stopping; both in order.
 
     ``of``: what each row belongs to; a seeded share of that is held out with all its rows.
     """
+    of = list(of)
     names = list(dict.fromkeys(of))
     order = np.random.default_rng(seed).permutation(len(names))
     held = {names[index] for index in order[: max(1, round(share * len(names)))]}
@@ -138,7 +139,7 @@ class Run:
         speed_or_none = round(tokens / (time.perf_counter() - started), 1) if tokens else None
         return Fit(progress.step, progress.best_step, resumed, stopped, speed_or_none, ranks.count())
 
-    def _step(self, batches: Sequence[Sequence[int]]) -> tuple[float, float]:
+    def _step(self, batches: Sequence[Batch]) -> tuple[float, float]:
         """Gradients of one optimizer step: one mean over all its positions, however they are batched."""
         count = sum(int(self.problem.positions[row]) for batch in batches for row in batch)
         loss, norm = self.learner.gradients(batches, count)
@@ -174,8 +175,8 @@ Plan = list[tuple[float, list[np.ndarray]]]
 """Every optimizer step: (epoch reached, its batches of row numbers)."""
 
 
-def _plan(lengths: Sequence[int], spec: Train, seed: int) -> Plan:
-    lengths, plan = np.asarray(lengths).tolist(), []
+def _plan(lengths: np.ndarray, spec: Train, seed: int) -> Plan:
+    plan: Plan = []
     for epoch in range(spec.epochs):
         found = batching.shuffled(
             lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens, seed=seed, epoch=epoch

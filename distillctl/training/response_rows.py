@@ -7,80 +7,116 @@ the distributions can only be compared by rank (`losses.cross_tokenizer`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from distillctl.data.view_table import ViewTable
-from distillctl.errors import DataError, RecipeError
+from distillctl.data.spool import Picked, Spool, lengths
+from distillctl.errors import DataError, RecipeError, UpstreamError
 from distillctl.losses.cross_tokenizer import align
 from distillctl.losses.targets import DenseTargets, Targets, TopKTargets
 from distillctl.recipe import LossTerm
 from distillctl.soft_labels.responses import Profile, Responses
+from distillctl.soft_labels.spooled import SpooledLabels
 from distillctl.students.student import Student
+from distillctl.training.learner import Batch
 
 
 @dataclass(frozen=True)
 class ResponseRows:
     """One row a response. views, responses: the student's token ids, the responses' with the token that ended them;
-    targets: of some rows, for all their response tokens in order; vocabulary: how many ids are tokens."""
+    targets: of some rows, for all their response tokens in order; vocabulary: how many ids are tokens; examples: the
+    number of the view that each row answers."""
 
-    views: list[list[int]]
-    responses: list[list[int]]
-    targets: Callable[[Sequence[int]], Targets]
+    views: Sequence[list[int]]
+    responses: Sequence[list[int]]
+    targets: Callable[[Batch], Targets]
     vocabulary: int
+    examples: Batch = ()
 
-    def take(self, rows: Sequence[int]) -> ResponseRows:
+    def take(self, rows: Batch) -> ResponseRows:
         """Some of the rows, in that order."""
         return ResponseRows(
-            [self.views[row] for row in rows],
-            [self.responses[row] for row in rows],
+            Picked(self.views, rows),
+            Picked(self.responses, rows),
             lambda some: self.targets([rows[row] for row in some]),
             self.vocabulary,
         )
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens of view and response."""
-        return [len(view) + len(response) for view, response in zip(self.views, self.responses, strict=True)]
+    def lengths(self) -> np.ndarray:
+        """Tokens of view and response, int64 [N]."""
+        return lengths(self.views) + lengths(self.responses)
 
     @property
-    def positions(self) -> list[int]:
-        """Tokens of the response."""
-        return [len(response) for response in self.responses]
+    def positions(self) -> np.ndarray:
+        """Tokens of the response, int64 [N]."""
+        return lengths(self.responses)
 
 
 def rows(
-    student: Student, views: ViewTable, responses: Responses, profile: Profile, *, shared_tokenizer: bool, cut: bool
+    student: Student,
+    views: Iterable[tuple[Sequence[str], ...]],
+    responses: Iterable[Responses],
+    profile: Profile,
+    folder: Path,
+    *,
+    shared_tokenizer: bool,
+    cut: bool,
 ) -> ResponseRows:
-    """One row for each of ``responses``, whose ids are among those of ``views``.
+    """One row for each response, in the order of the views they answer, samples ascending.
 
-    ``profile``: of the soft labels; ``shared_tokenizer``: whether the teacher's token ids mean the same to the student.
-    What is too long for the student, or (a trimmed vocabulary) cannot be said by it: DataError naming the row; with
-    ``cut`` what is too long loses its end.
+    views: ids and simplified texts, in parts; ``responses``: in parts, in any order, of the soft labels' ``profile``;
+    ``folder``: where the files lie that the rows are kept in; shared_tokenizer: whether the teacher's token ids mean
+    the same to the student. What is too long for the student, or (a trimmed vocabulary) cannot be said by it: DataError
+    naming the row; with ``cut`` what is too long loses its end.
     """
-    encoded = dict(zip(views.id, student.encode(views.simplified, views.id, cut=cut), strict=True))
-    own = [encoded[row] for row in responses.id]
-    said = _remapped(student, responses) if shared_tokenizer else _tokenized_again(student, responses)
-    said = [
-        _fitted(student, row, view, response, cut=cut)
-        for row, view, response in zip(responses.id, own, said, strict=True)
-    ]
+    number: dict[str, int] = {}
+    own, said, theirs = (Spool(folder, np.int32) for _ in range(3))
+    labels = SpooledLabels(folder, profile.fields)
+    for names, texts in views:
+        for name, ids in zip(names, student.encode(texts, names, cut=cut), strict=True):
+            number[name] = len(number)
+            own.append(ids)
+    room, example, sample = own.lengths, array("q"), array("q")
+    for part in responses:
+        found = _remapped(student, part) if shared_tokenizer else _tokenized_again(student, part)
+        for row, name in enumerate(part.id):
+            response = _fitted(student, name, int(room[number[name]]), found[row], cut=cut)
+            # In shared tokens a response that was cut here is a beginning of the teacher's.
+            end = len(response) if shared_tokenizer else len(part.token_ids[row])
+            said.append(response)
+            theirs.append(part.token_ids[row][:end])
+            labels.append({column: values[row][:end] for column, values in part.labels.items()})
+            example.append(number[name])
+            sample.append(part.sample[row])
+    if len(missing := np.setdiff1d(np.arange(len(number)), example)):
+        name = list(number)[missing[0]]
+        raise UpstreamError(f"row {name} has no response", where=str(folder), next="distillctl collect RECIPE")
+    order, remap = np.lexsort((sample, example)), student.remap if shared_tokenizer else None
 
-    def targets(some: Sequence[int]) -> Targets:
-        # In shared tokens a response that was cut here is a beginning of the teacher's.
-        ends = {row: len(said[row]) if shared_tokenizer else len(responses.token_ids[row]) for row in some}
-        token_ids = [responses.token_ids[row][: ends[row]] for row in some]
-        labels = {name: [column[row][: ends[row]] for row in some] for name, column in responses.labels.items()}
-        found = profile.targets(labels, token_ids, student.remap if shared_tokenizer else None)
+    def targets(some: Batch) -> Targets:
+        places = order[np.asarray(some)].tolist()
+        token_ids = [theirs[place] for place in places]
+        made = profile.targets(labels.some(places), token_ids, remap)
         if shared_tokenizer:
-            return found
-        if isinstance(found, DenseTargets | TopKTargets):
-            return align(found, [len(ids) for ids in token_ids], [said[row] for row in some])
-        return Targets(found.token_ids.new_tensor([token for row in some for token in said[row]]))
+            return made
+        again = [said[place].tolist() for place in places]
+        if isinstance(made, DenseTargets | TopKTargets):
+            return align(made, [len(ids) for ids in token_ids], again)
+        return Targets(made.token_ids.new_tensor([token for ids in again for token in ids]))
 
-    return ResponseRows(own, said, targets, len(student.tokenizer))
+    examples = np.array(example)[order]
+    return ResponseRows(
+        Picked(own, examples, np.ndarray.tolist),
+        Picked(said, order, np.ndarray.tolist),
+        targets,
+        len(student.tokenizer),
+        examples,
+    )
 
 
 def check_terms(terms: Sequence[LossTerm], *, shared_tokenizer: bool) -> None:
@@ -128,8 +164,9 @@ def _tokenized_again(student: Student, responses: Responses) -> list[list[int]]:
     return [list(ids) if was_cut and ids else [*ids, end] for ids, was_cut in zip(encoded, responses.cut, strict=True)]
 
 
-def _fitted(student: Student, row: str, view: list[int], response: list[int], *, cut: bool) -> list[int]:
-    room = decoder_positions(student) if student.is_encoder_decoder else student.max_length - len(view)
+def _fitted(student: Student, row: str, view: int, response: list[int], *, cut: bool) -> list[int]:
+    """view: its tokens."""
+    room = decoder_positions(student) if student.is_encoder_decoder else student.max_length - view
     if len(response) <= room:
         return response
     if cut:

@@ -1,36 +1,91 @@
-"""The command line in a process of its own that gets a signal as soon as something is seen."""
+"""SIGINT and SIGTERM at random moments: the right exit code, one JSON object, no traceback, nothing torn is left, and
+the same command ends with the same bits."""
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import shutil
 import signal
-import subprocess
-import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from tests import project
+from tests.durability import forks, lab, operations
+from tests.durability.kills import COST
+from tests.durability.lab import Lab
+from tests.durability.operations import Operation
 
 
-def send_when(
-    seen: Callable[[], Any], *args: Any, number: int = signal.SIGKILL, times: int = 1, group: bool = False
-) -> subprocess.CompletedProcess[str]:
-    """Start the command, and send it a signal (``times``) as soon as ``seen`` says so; it must not have ended by itself
-    before. group: to all of its process group, as a terminal does."""
-    process = subprocess.Popen(
-        project.command(*args),
-        env=project.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not seen() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[1]
-    for _ in range(times):
-        (os.killpg if group else os.kill)(process.pid, number)
-        time.sleep(0.001)
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+@dataclass
+class Found:
+    """signals: that ended a command, by stage. problems: what should not have come of it."""
+
+    signals: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "signals": self.signals.total(),
+            "problems": len(self.problems),
+            "stages": dict(sorted(self.signals.items())),
+        }
+
+
+def interrupt(one: Lab, stage: str, draw: random.Random, found: Found) -> None:
+    """One signal, or two, to a stage under work."""
+    run, unbroken = one.begin(stage, "interrupted", done=False), one.unbroken[stage]
+    number, times = draw.choice([signal.SIGINT, signal.SIGTERM]), draw.choice([1, 1, 2])
+    if draw.random() < 0.5:
+        at = draw.randint(1, len(unbroken.operations))
+        prepare, moment = partial(_at, run, at, number, times), f"at operation {at}"
+    else:
+        seconds, times = draw.uniform(0, unbroken.cpu_seconds), 1
+        prepare, moment = partial(forks.signal_after, seconds, number), f"after {seconds:.2f} s"
+    ended = one.run(stage, run, "--json", prepare=prepare)
+    where = f"{one.task} {stage}: {times} × {signal.Signals(number).name} {moment}"
+    if forks.orphans():
+        found.problems.append(f"{where}: workers are left behind")
+    begun = ended.code != -number and bool(ended.out or ended.err)
+    if begun and ended.code:
+        found.signals[stage] += 1
+        if ended.code != 128 + number or "Traceback" in ended.err or ended.out.count("\n") != 1:
+            found.problems.append(f"{where}: exit {ended.code}: {ended.out[-500:]}{ended.err[-1500:]}")
+        elif json.loads(ended.out)["error"]["exit_code"] != ended.code:
+            found.problems.append(f"{where}: {ended.out}")
+        torn = [path.name for path in run.rglob(".*") if path.name.endswith((".tmp", ".aside"))]
+        if torn and times == 1:
+            found.problems.append(f"{where}: {torn} is left")
+    found.problems += [f"{where}: {name} is not as its manifest says" for name in lab.altered(run)]
+    again = one.run(stage, run)
+    if again.code or (others := one.other_bits(stage, run)):
+        found.problems.append(f"{where}: afterwards {again.err[-1500:] if again.code else others}")
+    shutil.rmtree(run, ignore_errors=True)
+
+
+def _at(run: Path, at: int, number: int, times: int) -> None:
+    """In the victim."""
+    count = 0
+
+    def before(one: Operation) -> None:
+        nonlocal count
+        count += 1
+        if at <= count < at + times:
+            os.kill(os.getpid(), number)
+
+    operations.install(run, before)
+
+
+def run(labs: list[Lab], count: int, seed: int, progress: Callable[[Found], None] = lambda found: None) -> Found:
+    """So many trials over all stages."""
+    found = Found()
+    turns = [(one, stage) for one in labs for stage in one.stages for _ in range(COST[stage])]
+    random.Random(seed).shuffle(turns)
+    for turn in range(count):
+        interrupt(*turns[turn % len(turns)], random.Random(f"{seed} {turn}"), found)
+        progress(found)
+    return found

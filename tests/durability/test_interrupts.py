@@ -14,7 +14,7 @@ from distillctl import interrupts
 from distillctl.errors import Interrupted
 from distillctl.workspace import MANIFEST, Workspace
 from tests import project
-from tests.durability.signals import send_when
+from tests.durability.sending import send_when
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from distillctl import console, references
 from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import CEILING, PUBLIC
-from distillctl.engines import local
 from distillctl.engines.tasks import Task
 from distillctl.metrics import comparison, scores
 from distillctl.recipe import Recipe
@@ -21,28 +20,28 @@ from distillctl.soft_labels.committing import Committing
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.store import SoftLabels
 from distillctl.teachers import arms as teacher_arms
-from distillctl.teachers import labelling
+from distillctl.teachers import crews
 from distillctl.workspace import Outcome, Workspace
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Have every arm scored shard by shard; shards that are there already are reused."""
-    dataset = examples.load(recipe)
+    folder = workspace.folder("collect")
+    dataset = examples.load(recipe, folder)
     contexts = views.renderers(recipe, dataset.shots)
     source = references.teacher(recipe)
-    folder = workspace.folder("collect")
-    with local.crew(labelling.Local(recipe.teacher, source, recipe.classify)) as crew:
-        answers = labelling.answer_ids(crew.reader, recipe.classify)
+    with crews.crew(recipe, source, folder) as crew:
+        answers = crew.reader.answers(recipe.classify)
         longest = max(map(len, answers))
         arms = teacher_arms.arms(recipe, crew.reader, dataset, contexts, answer_tokens=longest, folder=folder)
         fingerprint = source.fingerprint()
         workspace.retract("collect")
-        spec = recipe.teacher.model_dump(mode="json", exclude={"model"})
+        spec = recipe.teacher.identity
         plan = {
             (arm.name, split): shards.plan(
                 arm.name,
                 split,
-                [example.id for example in dataset.splits[split]],
+                dataset.splits[split].ids,
                 arm.lengths(split),
                 partial(arm.seen, split),
                 [fingerprint, spec, answers, arm.shared],
@@ -59,7 +58,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             return Task(shard.arm, shard.split, shard.ids, seen)
 
         def commit(shard: Shard, found: Any) -> int:
-            store.write(folder, shard, SoftLabels(shard.ids, found.log_probs, found.mass))
+            store.write(folder, shard, SoftLabels(shard.ids, found.log_probs, found.mass, found.seen))
             return int(found.tokens)
 
         with console.progress("collect", total=sum(len(shard.ids) for shard in every)) as bar:
@@ -69,7 +68,14 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     teacher_arms.write_views(folder, dataset, arms)
     shards.drop_others(folder, every)
     facts = _findings(recipe, dataset, {key: store.read_shards(folder, part) for key, part in plan.items()})
+    facts["unseen"] = _unseen(
+        {arm: store.bounds(folder, part) for (arm, split), part in plan.items() if split == "eval"}
+    )
     return Outcome(outputs=["views.parquet", "shards"], facts=facts | told | work.facts)
+
+
+MAY_BE_UNKNOWN = 0.02
+"""Mean share of a row's label mass that may be upper bounds before it is said."""
 
 
 # ── what was found ───────────────────────────────────────────────────────────────────────────────
@@ -110,3 +116,19 @@ def _findings(
         "gaps": gaps,
         "label_mass": {arm: float(np.median(mass)) for arm, (_, mass) in held_out.items()},
     }
+
+
+def _unseen(found: dict[str, tuple[float, float] | None]) -> dict[str, dict[str, float]] | None:
+    """Of a served teacher, per arm: the share of the (row, label) pairs that were not among the tokens it showed, whose
+    probabilities are upper bounds, and the mean share that these have of a row's label mass. None where all are exact.
+    """
+    if not (known := {arm: one for arm, one in found.items() if one is not None}):
+        return None
+    pairs, mass = known[CEILING]
+    if mass > MAY_BE_UNKNOWN:
+        console.warn(
+            f"{pairs:.0%} of the (row, label) pairs were not among the tokens the server showed; their probabilities "
+            f"are upper bounds, and {mass:.1%} of the label mass: ask for more (teacher.top_logprobs), use words that "
+            "the teacher would say, or end the template where they follow"
+        )
+    return {arm: {"pairs": one[0], "mass": one[1]} for arm, one in known.items()}

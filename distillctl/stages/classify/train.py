@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from accelerate.utils import set_seed
 
 from distillctl import ranks
 from distillctl.data import view_table
-from distillctl.data.view_table import ViewTable
+from distillctl.data.spool import Picked, Spool
+from distillctl.errors import UpstreamError
 from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, implementation
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels import store
-from distillctl.students.student import Corpus, Student
+from distillctl.students.student import Again, Corpus, Student
 from distillctl.training import folder as train_folder
 from distillctl.training.classification import Classification, Rows, predict
 from distillctl.training.loop import Fit, Run, hold_out
@@ -27,9 +29,9 @@ from distillctl.workspace import Outcome, Workspace, replacing
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Train, measure on the eval rows, save the best weights."""
     folder = train_folder.prepare(recipe, workspace)
-    path = workspace.folder("collect") / "views.parquet"
-    views = {split: view_table.read(path, split) for split in ("train", "eval")}
-    student, fit, predictions, facts = _train(recipe, workspace, views, "student", recipe.train.loss)
+    student = _student(recipe, workspace)
+    data = {split: _rows(recipe, workspace, student, split) for split in ("train", "eval")}
+    fit, predictions, facts = _train(recipe, workspace, student, data, "student", recipe.train.loss)
     facts |= fit.facts | {
         "parameters": sum(p.numel() for p in student.model.parameters()),
         "max_length": student.max_length,
@@ -37,40 +39,70 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     }
     columns: dict[str, np.ndarray | None] = {"student": predictions, "control": None}
     if recipe.train.control:
-        _, _, columns["control"], facts["control"] = _train(recipe, workspace, views, "control", (CrossEntropy(),))
+        again = _student(recipe, workspace)  # with the same tokens
+        _, columns["control"], facts["control"] = _train(recipe, workspace, again, data, "control", (CrossEntropy(),))
     if ranks.is_first():
         train_folder.save(student, folder / "model", cut=recipe.contexts.truncate == "input")
-        _write_predictions(folder / "eval.parquet", views["eval"].id, columns)
+        ids = view_table.column(_views(workspace), "eval", "id")
+        _write_predictions(folder / "eval.parquet", ids, columns)
     return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet"], facts=facts)
 
 
-def _train(
-    recipe: Recipe, workspace: Workspace, views: dict[str, ViewTable], name: str, terms: tuple[LossTerm, ...]
-) -> tuple[Student, Fit, np.ndarray, dict[str, Any]]:
+def _views(workspace: Workspace) -> Path:
+    return workspace.folder("collect") / "views.parquet"
+
+
+def _student(recipe: Recipe, workspace: Workspace) -> Student:
+    """As it stands before training."""
     set_seed(recipe.seed)
-    corpus = Corpus(views["train"].simplified, [], Corpus(views["eval"].simplified, []))
-    student: Student = implementation(recipe.student)(recipe.student, recipe, corpus)
-    rows, held_out = (_rows(recipe, workspace, views[split], student, split) for split in ("train", "eval"))
+
+    def texts(split: str) -> Iterator[str]:
+        return (text for (part,) in view_table.parts(_views(workspace), split, "simplified") for text in part)
+
+    train, held_out = (Again(lambda split=split: texts(split)) for split in ("train", "eval"))  # type: ignore[misc]
+    student: Student = implementation(recipe.student)(recipe.student, recipe, Corpus(train, [], Corpus(held_out, [])))
+    return student
+
+
+def _train(
+    recipe: Recipe,
+    workspace: Workspace,
+    student: Student,
+    data: dict[str, Rows],
+    name: str,
+    terms: tuple[LossTerm, ...],
+) -> tuple[Fit, np.ndarray, dict[str, Any]]:
+    rows, held_out = data["train"], data["eval"]
     train, validation = map(rows.take, hold_out(range(len(rows.ids)), recipe.train.validation, recipe.seed))
     problem = Classification(train, validation, terms, student.tokenizer, recipe.train)
     checkpoints = train_folder.checkpoints(recipe, workspace, name)
     fit = Run(name, student.model, problem, recipe.train, recipe.seed, checkpoints).fit(
         workspace.folder("train") / "metrics.jsonl"
     )
-    found = predict(student.model, student.tokenizer, held_out, recipe.train)
-    figures: dict[str, Any] = {
-        "kl": scores.kl(held_out.teacher, found),
-        "agreement": scores.same_top(held_out.teacher, found),
-    }
-    return student, fit, found, figures
+    found, teacher = predict(student.model, student.tokenizer, held_out, recipe.train), held_out.distributions()
+    return fit, found, {"kl": scores.kl(teacher, found), "agreement": scores.same_top(teacher, found)}
 
 
-def _rows(recipe: Recipe, workspace: Workspace, views: ViewTable, student: Student, split: str) -> Rows:
+def _rows(recipe: Recipe, workspace: Workspace, student: Student, split: str) -> Rows:
+    """In files, whatever order the shards have, in that of the views."""
     collect = workspace.manifest("collect")
     assert collect is not None
-    labels = store.read(workspace, "full", split)
-    ids = student.encode(views.simplified, views.id, cut=recipe.contexts.truncate == "input")
-    return Rows(ids, soft_labels.calibrate(labels.log_probs, collect.facts["log_prior"]))
+    folder, number = workspace.folder("train"), dict[str, int]()
+    ids, teacher = Spool(folder, np.int32), Spool(folder, np.float32)
+    for names, texts in view_table.parts(_views(workspace), split, "id", "simplified"):
+        for name, tokens in zip(
+            names, student.encode(texts, names, cut=recipe.contexts.truncate == "input"), strict=True
+        ):
+            number[name] = len(number)
+            ids.append(tokens)
+    places = np.full(len(number), -1)
+    for part in store.read_each(workspace, "full", split):
+        for name, row in zip(part.ids, soft_labels.calibrate(part.log_probs, collect.facts["log_prior"]), strict=True):
+            places[number[name]] = len(teacher)
+            teacher.append(row)
+    if missing := next((name for name, place in number.items() if places[place] < 0), None):
+        raise UpstreamError(f"row {missing} has no soft label", where=str(folder), next="distillctl collect RECIPE")
+    return Rows(ids, Picked(teacher, places))
 
 
 def _write_predictions(path: Path, ids: list[str], columns: dict[str, np.ndarray | None]) -> None:

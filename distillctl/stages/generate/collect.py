@@ -16,12 +16,11 @@ from distillctl.data.examples import Dataset
 from distillctl.data.responses import Response, check_given, given_ids
 from distillctl.data.spool import Spool
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
-from distillctl.engines import local
 from distillctl.engines.tasks import Compared, Crew, Task
 from distillctl.metrics import comparison
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import Tally
-from distillctl.recipe import Given, Greedy, Recipe, Sampled, Sampling, Text, implementation
+from distillctl.recipe import Given, Greedy, HuggingFaceTeacher, Recipe, Sampled, Sampling, Text, implementation
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels import shards
 from distillctl.soft_labels.committing import Committing
@@ -30,7 +29,7 @@ from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.vocabulary import vocabulary_digest
 from distillctl.teachers import arms as teacher_arms
-from distillctl.teachers import labelling
+from distillctl.teachers import crews
 from distillctl.teachers.arms import Arm
 from distillctl.workspace import Outcome, Workspace, digest
 
@@ -40,12 +39,12 @@ MAY_BE_ODD = 0.02
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Have every arm's rows answered shard by shard; shards that are there already are reused."""
-    dataset = examples.load(recipe)
+    folder = workspace.folder("collect")
+    dataset = examples.load(recipe, folder)
     check_given(recipe, dataset)
     contexts = views.renderers(recipe, dataset.shots)
     source = references.teacher(recipe)
-    folder = workspace.folder("collect")
-    with local.crew(labelling.Local(recipe.teacher, source, recipe.generate)) as crew:
+    with crews.crew(recipe, source, folder) as crew:
         stop_ids = crew.reader.stop_ids(recipe.generate.stop)
         longest = recipe.generate.max_new_tokens
         arms = teacher_arms.arms(recipe, crew.reader, dataset, contexts, answer_tokens=longest, folder=folder)
@@ -63,7 +62,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             **teacher_arms.facts(recipe, crew.reader, dataset, arms, fingerprint),
             "stop_ids": stop_ids,
             "vocabulary": crew.reader.vocabulary,
-            "teacher_tokenizer": vocabulary_digest(crew.reader.tokenizer),
+            "teacher_tokenizer": crew.reader.tokenizer and vocabulary_digest(crew.reader.tokenizer),
             **loop.facts,
         }
     teacher_arms.write_views(folder, dataset, arms)
@@ -117,7 +116,7 @@ class _Work:
 
         teacher: what its numbers depend on.
         """
-        task, spec = self.recipe.generate, self.recipe.teacher.model_dump(mode="json", exclude={"model"})
+        task, spec = self.recipe.generate, self.recipe.teacher.identity
         for arm in self.arms.values():
             for split in arm.scored:
                 how = [*teacher, spec, list(task.stop), task.max_new_tokens, arm.shared]
@@ -128,7 +127,7 @@ class _Work:
                         how.append(self.recipe.seed)
                 if arm.name == FLOOR:
                     how += [shard.key for shard in self.shards[CEILING, split]]
-                rows = [example.id for example in self.dataset.splits[split]]
+                rows = self.dataset.splits[split].ids
                 self.shards[arm.name, split] = shards.plan(
                     arm.name, split, rows, *self._seen(arm, split), how, self.recipe.shard_rows
                 )
@@ -144,7 +143,7 @@ class _Work:
     def task(self, shard: Shard) -> Task:
         """What a shard asks; one of the floor's also asks what the ceiling's answers needed the full context for."""
         compared = None
-        if shard.arm == FLOOR:
+        if shard.arm == FLOOR and isinstance(self.recipe.teacher, HuggingFaceTeacher):  # a server does not score texts
             said, order = self._ceiling
             tokens = [said[order[place]].tolist() for place in shard.places]
             compared = Compared(tokens, self.arms[CEILING].views("eval", shard.places))
@@ -246,8 +245,8 @@ def _responses(work: _Work) -> dict[str, Any]:
     return {
         "count": count,
         "cut": cut,
-        "tokens": tokens / count,
+        "tokens": tokens / count if tokens else None,
         "captured_mass": {"median": masses.percentile(50), "p5": masses.percentile(5)} if masses.count else None,
         "entropy": entropy_sum / entropy_count if entropy_count else None,
-        "bytes_per_token": size / tokens,
+        "bytes_per_token": size / tokens if tokens else None,
     }

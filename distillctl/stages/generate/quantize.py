@@ -80,8 +80,10 @@ class _HeldOut:
 
     @classmethod
     def read(cls, recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> _HeldOut:
+        views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+        said = responses.read(workspace, "full", "eval", TextLabels(Text()))
         spec = recipe.generate.soft_labels
-        return cls(recipe, *_rows(recipe, workspace, train, "eval", implementation(spec)(spec)))
+        return cls(recipe, views, said, _rows(recipe, workspace, train, "eval", implementation(spec)(spec)))
 
     def texts(self, graph: OnnxGenerator, answers: Answers) -> list[str]:
         return [clean(graph.decode(ids), self.recipe.generate.stop) for ids in answers.ids]
@@ -94,18 +96,20 @@ class _HeldOut:
 
 
 def _some_train_rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> ResponseRows:
-    *_, found = _rows(recipe, workspace, train, "train", TextLabels(Text()))
+    found = _rows(recipe, workspace, train, "train", TextLabels(Text()))
     return found.take(range(min(CALIBRATION_ROWS, len(found.views))))
 
 
-def _rows(
-    recipe: Recipe, workspace: Workspace, train: Mapping[str, Any], split: str, profile: Profile
-) -> tuple[ViewTable, Responses, ResponseRows]:
-    views = view_table.read(workspace.folder("collect") / "views.parquet", split)
-    said = responses.read(workspace, "full", split, profile)
-    student = without_weights(recipe, workspace.folder("train") / "model", train)
-    cut = recipe.contexts.truncate == "input"
-    return views, said, rows(student, views, said, profile, shared_tokenizer=train["shared_tokenizer"], cut=cut)
+def _rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any], split: str, profile: Profile) -> ResponseRows:
+    return rows(
+        without_weights(recipe, workspace.folder("train") / "model", train),
+        view_table.parts(workspace.folder("collect") / "views.parquet", split, "id", "simplified"),
+        responses.read_parts(workspace, "full", split, profile),
+        profile,
+        workspace.folder("quantize"),
+        shared_tokenizer=train["shared_tokenizer"],
+        cut=recipe.contexts.truncate == "input",
+    )
 
 
 def _write_eval(path: Path, ids: list[str], said: list[str], answers: Answers) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from accelerate.utils import set_seed
 from distillctl import ranks
 from distillctl.data import responses as response_texts
 from distillctl.data import view_table
-from distillctl.data.view_table import ViewTable
 from distillctl.losses.heads import check_head
 from distillctl.metrics import text as text_metrics
-from distillctl.recipe import CrossEntropy, LossTerm, Recipe, implementation
+from distillctl.recipe import CrossEntropy, LossTerm, Recipe, Text, implementation
 from distillctl.soft_labels import responses as response_store
 from distillctl.soft_labels.responses import Profile, Responses
-from distillctl.students.student import Corpus, Student
+from distillctl.soft_labels.text import TextLabels
+from distillctl.students.student import Again, Corpus, Student
 from distillctl.training import folder as train_folder
 from distillctl.training.generation import Generation, Scores, answers, greedy_config, model_inputs, score
 from distillctl.training.loop import Fit, Run, hold_out
@@ -31,14 +32,19 @@ from distillctl.workspace import Outcome, Workspace, replacing
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Train, measure and answer the eval rows, save the best weights."""
     folder = train_folder.prepare(recipe, workspace)
-    collected = _Collected.read(recipe, workspace)
-    done = _train(recipe, workspace, collected, "student", recipe.train.loss)
-    student = done.student
-    control = _train(recipe, workspace, collected, "control", (CrossEntropy(),)) if recipe.train.control else None
+    collected = _Collected.of(recipe, workspace)
+    student = collected.student()
+    shares_tokenizer = collected.shares_tokenizer(student)
+    check_terms(recipe.train.loss, shared_tokenizer=shares_tokenizer)
+    data = {split: collected.rows(student, split) for split in ("train", "eval")}
+    done = _train(collected, student, data, "student", recipe.train.loss)
+    control = None
+    if recipe.train.control:  # with the same tokens
+        control = _train(collected, collected.student(), data, "control", (CrossEntropy(),))
     if ranks.is_first():
         student.model.generation_config = greedy_config(student.model, done.stop_ids, recipe.generate.max_new_tokens)
         train_folder.save(student, folder / "model", cut=recipe.contexts.truncate == "input")
-        _write(folder, collected.views["eval"].id, done, control)
+        _write(folder, view_table.column(collected.views, "eval", "id"), done, control)
     facts = done.figures | done.fit.facts | {
         "parameters": student.model.num_parameters(),
         "max_length": student.max_length,
@@ -46,41 +52,64 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         "vocabulary": student.vocabulary_facts,
         "stop_ids": done.stop_ids,
         "encoder_decoder": student.is_encoder_decoder,
-        "shared_tokenizer": collected.shares_tokenizer(student),
+        "shared_tokenizer": shares_tokenizer,
     }  # fmt: skip
     return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet"], facts=facts)
 
 
 @dataclass(frozen=True)
 class _Collected:
-    """What collect left: views and the teacher's responses by split, and its facts."""
+    """What collect left, read a part at a time: views and the teacher's responses by split, and its facts."""
 
-    views: dict[str, ViewTable]
-    responses: dict[str, Responses]
-    profile: Profile
+    recipe: Recipe
+    workspace: Workspace
     facts: dict[str, Any]
 
     @classmethod
-    def read(cls, recipe: Recipe, workspace: Workspace) -> _Collected:
+    def of(cls, recipe: Recipe, workspace: Workspace) -> _Collected:
         collect = workspace.manifest("collect")
         assert collect is not None
-        path = workspace.folder("collect") / "views.parquet"
-        profile: Profile = implementation(recipe.generate.soft_labels)(recipe.generate.soft_labels)
-        return cls(
-            {split: view_table.read(path, split) for split in ("train", "eval")},
-            {split: response_store.read(workspace, "full", split, profile) for split in ("train", "eval")},
+        return cls(recipe, workspace, collect.facts)
+
+    @property
+    def views(self) -> Path:
+        return self.workspace.folder("collect") / "views.parquet"
+
+    def student(self) -> Student:
+        """As it stands before training."""
+        set_seed(self.recipe.seed)
+        spec = self.recipe.student
+        student: Student = implementation(spec)(spec, self.recipe, self._corpus("train", self._corpus("eval")))
+        return student
+
+    def rows(self, student: Student, split: str) -> ResponseRows:
+        spec = self.recipe.generate.soft_labels
+        profile: Profile = implementation(spec)(spec)
+        return rows(
+            student,
+            view_table.parts(self.views, split, "id", "simplified"),
+            response_store.read_parts(self.workspace, "full", split, profile),
             profile,
-            collect.facts,
+            self.workspace.folder("train"),
+            shared_tokenizer=self.shares_tokenizer(student),
+            cut=self.recipe.contexts.truncate == "input",
         )
 
-    def corpus(self, split: str = "train") -> Corpus:
-        said = self.responses[split]
-        return Corpus(
-            [*self.views[split].simplified, *said.text],
-            [list(map(int, ids)) for ids in said.token_ids],
-            self.corpus("eval") if split == "train" else None,
-            self.facts["teacher_tokenizer"],
-        )
+    def responses(self, split: str) -> Iterator[Responses]:
+        """Without what was kept of the distributions."""
+        return response_store.read_parts(self.workspace, "full", split, TextLabels(Text()))
+
+    def _corpus(self, split: str, held_out: Corpus | None = None) -> Corpus:
+        def texts() -> Iterator[str]:
+            for (part,) in view_table.parts(self.views, split, "simplified"):
+                yield from part
+            for said in self.responses(split):
+                yield from said.text
+
+        def token_ids() -> Iterator[list[int]]:
+            return (ids.tolist() for said in self.responses(split) for ids in said.token_ids)
+
+        return Corpus(Again(texts), Again(token_ids), held_out, self.facts["teacher_tokenizer"])
 
     def shares_tokenizer(self, student: Student) -> bool:
         return bool(student.vocabulary_digest == self.facts["teacher_tokenizer"])
@@ -88,9 +117,8 @@ class _Collected:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A student with its best weights, and what it made of the eval rows."""
+    """What came of a run: the student has its best weights; and what it made of the eval rows."""
 
-    student: Student
     fit: Fit
     stop_ids: list[int]
     scores: Scores
@@ -100,14 +128,12 @@ class _Trained:
 
 
 def _train(
-    recipe: Recipe, workspace: Workspace, collected: _Collected, name: str, terms: tuple[LossTerm, ...]
+    collected: _Collected, student: Student, data: dict[str, ResponseRows], name: str, terms: tuple[LossTerm, ...]
 ) -> _Trained:
-    set_seed(recipe.seed)
-    student: Student = implementation(recipe.student)(recipe.student, recipe, collected.corpus())
-    check_terms(terms, shared_tokenizer=collected.shares_tokenizer(student))
-    every, held_out = (_rows(recipe, collected, student, split) for split in ("train", "eval"))
+    recipe, workspace = collected.recipe, collected.workspace
+    every, held_out = data["train"], data["eval"]
     check_head(student.model, model_inputs(student.model, every, [0, len(every.views) - 1])[0])
-    train, validation = map(every.take, hold_out(collected.responses["train"].id, recipe.train.validation, recipe.seed))
+    train, validation = map(every.take, hold_out(every.examples, recipe.train.validation, recipe.seed))
     run = Run(
         name, student.model, Generation(train, validation, terms, recipe.train), recipe.train, recipe.seed,
         train_folder.checkpoints(recipe, workspace, name),
@@ -120,22 +146,14 @@ def _train(
     decoded = student.tokenizer.batch_decode(ids, skip_special_tokens=True)
     texts = [response_texts.clean(text, recipe.generate.stop) for text in decoded]
     metrics = text_metrics.corpus(
-        recipe.generate.metrics, texts, collected.views["eval"].reference, collected.responses["eval"].text,
+        recipe.generate.metrics,
+        texts,
+        view_table.column(collected.views, "eval", "reference"),
+        response_store.read(workspace, "full", "eval", TextLabels(Text())).text,
         recipe.generate.format,
-    )  # fmt: skip
-    figures = {"kl": None, **scores.figures, "metrics": metrics}
-    return _Trained(student, fit, stop_ids, scores, ids, texts, figures)
-
-
-def _rows(recipe: Recipe, collected: _Collected, student: Student, split: str) -> ResponseRows:
-    return rows(
-        student,
-        collected.views[split],
-        collected.responses[split],
-        collected.profile,
-        shared_tokenizer=collected.shares_tokenizer(student),
-        cut=recipe.contexts.truncate == "input",
     )
+    figures = {"kl": None, **scores.figures, "metrics": metrics}
+    return _Trained(fit, stop_ids, scores, ids, texts, figures)
 
 
 def _stop_ids(collected: _Collected, student: Student) -> list[int]:

@@ -1,0 +1,91 @@
+"""Examples, kept in a file: of each row its id stays in memory, and some bytes of where the rest is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from distillctl.data.spool import Spool
+from distillctl.recipe import Shot
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row. ``reference`` is a label name, or the text wanted; it is used to evaluate, and in few-shot examples."""
+
+    id: str
+    input: str
+    reference: str | None = None
+    documents: tuple[str, ...] = ()
+
+
+class Rows(Sequence[Example]):
+    """Examples in a file that goes with the last of those who read it; read one at a time."""
+
+    def __init__(self, spool: Spool, ids: Sequence[str], places: np.ndarray) -> None:
+        """places: int [N], where in ``spool`` each row is; ids: the rows' own."""
+        self._spool, self.ids, self._places = spool, ids, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: int | slice) -> Example | Rows:
+        if isinstance(index, slice):
+            return self.take(range(*index.indices(len(self))))
+        identifier, text, reference, documents = json.loads(self._spool[self._places[index]].tobytes())
+        return Example(identifier, text, reference, tuple(documents))
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[row] for row in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """These rows, in this order."""
+        return Rows(self._spool, [self.ids[row] for row in rows], self._places[np.asarray(rows, np.int64)])
+
+
+class Writer:
+    """Rows as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: where the file lies."""
+        self._spool = Spool(folder, np.uint8)
+        self._ids: list[str] = []
+
+    def append(self, example: Example) -> None:
+        row = json.dumps([example.id, example.input, example.reference, example.documents])
+        self._spool.append(np.frombuffer(row.encode(), np.uint8))
+        self._ids.append(example.id)
+
+    @property
+    def rows(self) -> Rows:
+        """All of them, in the order they came."""
+        return Rows(self._spool, self._ids, np.arange(len(self._ids)))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The splits, the few-shot examples of each context, and what was left out on the way."""
+
+    train: Rows
+    eval: Rows
+    shots: dict[str, list[Shot]]
+    """Context name (full, simplified, an arm) → its few-shot examples."""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, Rows]:
+        return {"train": self.train, "eval": self.eval}

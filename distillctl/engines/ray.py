@@ -1,0 +1,146 @@
+"""Workers on many machines: each is an actor of Ray Data with a teacher of its own.
+
+The tasks go into Ray's object store, and actors take them as they become free. An actor that dies is started anew,
+there or on another machine, and its task is done again. What comes back is one answer per task, in the order in which
+they are finished; it is handed on in this process, which is the one that writes.
+
+Machines of a cluster need this package, and the teacher under the same name or path.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+# Read when it is imported, or started. What its processes have to say is in its log files.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from distillctl import console, interrupts
+from distillctl.engines.tasks import Crew, Description, Key, Task
+from distillctl.errors import Told, Unavailable, first_line
+from distillctl.recipe import Collect
+
+STORE_BYTES = 2**28
+"""Of the object store of workers on this machine: tasks and answers are small."""
+
+
+@contextmanager
+def crew(description: Description, spec: Collect) -> Iterator[Crew]:
+    """Ray is started, or connected to, when there is a task; behind the block it is left."""
+    with console.libraries_quiet():  # a thread of Ray's tells on stdout of workers that died
+        try:
+            yield _Actors(description, spec)
+        finally:
+            if ray.is_initialized():
+                ray.shutdown()
+
+
+class _Actors:
+    def __init__(self, description: Description, spec: Collect) -> None:
+        self._description = description
+        self._spec = spec
+
+    @cached_property
+    def reader(self) -> Any:
+        return self._description.reader()
+
+    def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
+        """As they are finished. An answer that tells of a user's mistake is raised here."""
+        keys: list[Key] = []
+        refs: list[Any] = []
+        for key, task in tasks:
+            if not keys:
+                self._start()
+            refs.append(ray.put(pa.table({"number": [len(keys)], "pickled": [pickle.dumps(task)]})))
+            keys.append(key)
+        if not keys:
+            return
+        answers = ray.data.from_arrow_refs(refs).map_batches(
+            _Labeller,
+            fn_constructor_args=(self._description,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(self._spec.workers, len(keys))),
+            num_cpus=self._spec.cpus,
+            num_gpus=self._spec.gpus,
+        )
+        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in batch.to_pylist():  # type: ignore[union-attr]
+                found = pickle.loads(row["pickled"])
+                if isinstance(found, Told):
+                    raise found
+                yield keys[row["number"]], found
+
+    def _start(self) -> None:
+        if ray.is_initialized():
+            return
+        spec, here = self._spec, self._spec.address is None
+        options: dict[str, Any] = {"address": spec.address}
+        if here:
+            cpus = max(1, round(spec.workers * spec.cpus + 0.5))
+            options = {"address": "local", "num_cpus": cpus, "object_store_memory": STORE_BYTES}
+            options["include_dashboard"] = False
+        try:
+            with _no_stderr():  # of Ray's core, which says there how much it will log
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            what = "Ray cannot be started" if here else f"no Ray cluster at {spec.address}"
+            raise Unavailable(f"{what}: {first_line(error)}", where="collect.address") from error
+        finally:
+            interrupts.install()  # Ray has put its own handler of SIGTERM in place
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        there = ray.cluster_resources()
+        for name, wanted in (("CPU", spec.cpus), ("GPU", spec.gpus)):
+            if there.get(name, 0) < wanted * spec.workers:
+                raise Unavailable(
+                    f"{spec.workers} workers with {wanted:g} {name}s each are asked for, and there are "
+                    f"{there.get(name, 0):g} {name}s",
+                    where="collect",
+                    next="ask for fewer workers, or for less of each",
+                )
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """What native code writes there is dropped."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+class _Labeller:
+    """One actor: a worker with its teacher, which is loaded with the first task."""
+
+    def __init__(self, description: Description) -> None:
+        self._description = description
+
+    @cached_property
+    def _worker(self) -> Any:
+        return self._description.worker()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One task's answer, or what is to be told instead."""
+        try:
+            found = self._worker.label(pickle.loads(batch["pickled"][0].as_buffer()))
+        except Told as problem:
+            found = problem
+        return pa.table({"number": batch["number"], "pickled": [pickle.dumps(found)]})

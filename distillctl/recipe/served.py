@@ -1,0 +1,172 @@
+"""A teacher behind an API: how it is asked, and what it may cost."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from distillctl.recipe.base import Closed, Count, Positive, Spec
+from distillctl.recipe.contexts import Contexts
+from distillctl.recipe.task import Classify, Given, Task, Text, TopK
+
+Price = Annotated[float, Field(ge=0)]
+
+
+class Prices(Closed):
+    """What a million tokens cost, in any one currency."""
+
+    input: Price
+    output: Price
+
+
+class OpenAITeacher(Spec):
+    """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, OpenAI."""
+
+    target: ClassVar[str] = "distillctl.teachers.served.crew:crew"
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "concurrency", "timeout_seconds", "max_retries", "backoff_seconds", "requests_per_minute"}
+        | {"tokens_per_minute", "max_tokens_total", "prices", "max_cost"}
+    )
+    """Keys that change what an answer costs and how long it takes, not the answer: no stage goes stale with them."""
+
+    kind: Literal["openai"]
+    model: str
+    """Its name on the server."""
+    base_url: str = "https://api.openai.com/v1"
+    """Up to and with /v1. No key may stand in it."""
+    api: Literal["chat", "completions"] = "chat"
+    """chat: the server puts its own chat template around the messages (a template becomes one message of the user).
+    completions: the template is what the model reads, and labels of several tokens can be scored."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """The environment variable with the key; null: none is sent. A server on this machine may do without."""
+    top_logprobs: Annotated[int, Field(ge=1, le=1000)] = 20
+    """So many of the likeliest tokens are asked for at each position; servers grant less (OpenAI 20, or 5)."""
+    tokenizer: str | None = None
+    """The model's tokenizer (hub id, directory, `.gguf` file, or `package:NAME/path`): tells which tokens a label is
+    made of, and the ids of tokens."""
+    seed: int | None = None
+    """Sent with every request, for servers that want one. Requests that draw send another each, worked out from the
+    recipe's seed, the row and the sample."""
+    extra_body: dict[str, Any] = {}
+    """Further keys of every request, by the server's own names: what it would otherwise do to probabilities or words by
+    itself has to be switched off (llama-cpp-python: `{repeat_penalty: 1.0}`). No place for secrets."""
+    concurrency: Count = 8
+    """Requests under way at a time."""
+    timeout_seconds: Positive = 120.0
+    """For a request from its first byte to the last one of its answer, each time it is tried."""
+    max_retries: Annotated[int, Field(ge=0)] = 6
+    backoff_seconds: Positive = 0.5
+    """Before the first retry; doubled for each further one, up to a minute, less a random part. A server that says
+    Retry-After is given that time."""
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    max_tokens_total: Count | None = None
+    """Stop before more tokens than that, read and written, are used in this run directory."""
+    prices: Prices | None = None
+    max_cost: Positive | None = None
+    """Stop before more is spent in this run directory; needs `prices`."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            parts.port  # noqa: B018  # raises where it is no number
+        except ValueError:
+            raise ValueError("is not an address") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must begin with https:// or http:// and name a host")
+        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+            raise ValueError(
+                "must hold no user, password or query: a key stands in the environment variable that api_key_env names"
+            )
+        return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
+            raise ValueError("is the name of an environment variable, not the key itself")
+        return value
+
+    @model_validator(mode="after")
+    def _keys_stay_secret(self) -> OpenAITeacher:
+        if self.api_key_env is not None and self.base_url.startswith("http:") and not self.is_local:
+            raise ValueError(
+                "base_url: over http the key could be read on the way; use https, or api_key_env: null for a server "
+                "that asks for none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _costs_can_be_known(self) -> OpenAITeacher:
+        if self.max_cost is not None and self.prices is None:
+            raise ValueError("max_cost needs `prices`: what a million input and output tokens cost")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server runs on this machine."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an answer depends on."""
+        return self.model_dump(mode="json", exclude=set(self.operational))
+
+
+def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's sections where the task, as far as it is not described, fits a served teacher: in a chat an answer
+    begins with its first word; of texts as many tokens are kept as are asked for, and none drawn from the tail."""
+    teacher, task = recipe.get("teacher"), recipe.get("task")
+    if not isinstance(teacher, Mapping) or teacher.get("kind") != "openai" or not isinstance(task, Mapping):
+        return dict(recipe)
+    more: dict[str, Any] = {}
+    if task.get("kind", "classify") == "classify":
+        if teacher.get("api", "chat") == "chat" and "answer_prefix" not in task:
+            more = {"answer_prefix": ""}
+    else:
+        kept = task.get("soft_labels", {"kind": "top_k"})
+        if isinstance(kept, Mapping) and kept.get("kind") == "top_k":
+            more = {"soft_labels": {"k": teacher.get("top_logprobs", 20), "tail_draws": 0, **kept}}
+    return {**recipe, "task": {**task, **more}}
+
+
+def misses(teacher: OpenAITeacher, task: Task, contexts: Contexts) -> str | None:
+    """What the recipe asks for and no server can give."""
+    every = (contexts.full, contexts.simplified, *contexts.arms.values())
+    if teacher.api == "completions" and any(context.messages is not None for context in every):
+        return "contexts: completions take a template; with messages use teacher.api: chat"
+    if contexts.simplified.messages is not None:
+        return "contexts.simplified: the server's chat template is not known here; use a template, sent as a message"
+    if isinstance(task, Classify):
+        if teacher.api == "chat" and (prefix := task.answer_prefix).strip() != prefix:
+            return f'task.answer_prefix: an answer in a chat does not begin with {prefix!r}; use answer_prefix: ""'
+        return None
+    kept = task.soft_labels
+    if isinstance(task.responses, Given) and teacher.tokenizer is None:
+        return "task.responses: given needs teacher.tokenizer, to tell the tokens of the responses"
+    if isinstance(kept, Text):
+        return None
+    if not isinstance(kept, TopK):
+        return f"task.soft_labels: {kept.kind} needs whole distributions, which no server gives; use top_k or text"
+    if teacher.tokenizer is None:
+        return "task.soft_labels: top_k needs teacher.tokenizer, to tell the ids of tokens; or use text"
+    if isinstance(task.responses, Given):
+        return "task.responses: a server does not score given responses; with soft_labels: text they can be used"
+    if kept.tail_draws:
+        return "task.soft_labels.tail_draws: a server draws no tokens of the tail, use 0"
+    if {*kept.temperatures} - {1.0}:
+        return "task.soft_labels.temperatures: a server gives the mass of the tail at temperature 1 alone"
+    if kept.k > teacher.top_logprobs:
+        return f"task.soft_labels.k: {kept.k} tokens cannot be kept of teacher.top_logprobs: {teacher.top_logprobs}"
+    return None

@@ -1,0 +1,51 @@
+"""What a profile keeps of responses, in files of numbers and not in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distillctl.data.spool import Spool
+from distillctl.soft_labels.ragged import Ragged
+
+
+class SpooledLabels:
+    """Each of a profile's columns, a value per response: arrays [T], or of a nested column `Ragged`."""
+
+    def __init__(self, folder: Path, fields: Iterable[pa.Field]) -> None:
+        self._columns = {field.name: _column(folder, field) for field in fields}
+
+    def append(self, labels: Mapping[str, Any]) -> None:
+        """One response's."""
+        for name, column in self._columns.items():
+            column.append(labels[name])
+
+    def some(self, rows: Sequence[int]) -> dict[str, list[Any]]:
+        """Of some responses, by their numbers: as `Profile.targets` takes it."""
+        return {name: [column[row] for row in rows] for name, column in self._columns.items()}
+
+
+def _column(folder: Path, field: pa.Field) -> Spool | _Nested:
+    inner = field.type.value_type
+    if pa.types.is_list(inner):
+        return _Nested(folder, inner.value_type.to_pandas_dtype())
+    return Spool(folder, inner.to_pandas_dtype())
+
+
+class _Nested:
+    """Several values at each of a response's tokens."""
+
+    def __init__(self, folder: Path, kind: type[np.generic]) -> None:
+        self._values, self._counts = Spool(folder, kind), Spool(folder, np.int32)
+
+    def append(self, value: Any) -> None:
+        row = Ragged.of(value)
+        self._values.append(row.values)
+        self._counts.append(row.lengths)
+
+    def __getitem__(self, row: int) -> Ragged:
+        return Ragged(self._values[row], self._counts[row].astype(np.int64))

@@ -1,0 +1,23 @@
+"""Who answers for a recipe's teacher: workers that hold its weights, or a server."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from distillctl import engines
+from distillctl.recipe import OpenAITeacher, Recipe
+from distillctl.references import ModelSource, ServedSource
+from distillctl.teachers import labelling
+from distillctl.teachers.served import crew as served
+
+
+def crew(recipe: Recipe, source: ModelSource, folder: Path) -> AbstractContextManager[Any]:
+    """An `engines.tasks.Crew` while the block runs. folder: collect's, where a served teacher's answers are kept."""
+    spec = recipe.teacher
+    if isinstance(spec, OpenAITeacher):
+        assert isinstance(source, ServedSource)
+        again = f"distillctl collect {recipe.path}"
+        return served.crew(served.Served(spec, source, recipe.task, folder / "served", again))
+    return engines.crew(recipe.collect, labelling.Local(spec, source, recipe.task))

@@ -1,0 +1,182 @@
+"""Asking until there is an answer: what is kept already, so many at a time, again after a fault, within the budget."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+
+from distillctl.errors import Unavailable
+from distillctl.recipe import OpenAITeacher
+from distillctl.teachers.served.client import Client, Fault
+from distillctl.teachers.served.journal import Journal
+from distillctl.teachers.served.limits import Budget, Pace, Spent, Tokens
+from distillctl.teachers.served.protocol import Answer, Request
+from distillctl.workspace import digest
+
+LONGEST_WAIT = 60.0
+"""Seconds between two tries of one request, unless the server asks for more."""
+LONGEST_PAUSE = 600.0
+"""Seconds of Retry-After that are waited for; who asks for more is taken to be away."""
+HOPELESS = 16
+"""Requests in a row that failed for good, after which the server is taken to be away."""
+CHARACTERS_PER_TOKEN, FRAME = 3.0, 16
+"""To estimate a request's tokens before it is sent, rather too many, with the frame of a chat."""
+
+
+class Stopped(Exception):
+    """No further request is sent; the reason is meant for the user."""
+
+    def __init__(self, reason: Unavailable) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class Asker:
+    """All requests of a run go through here. A question under way is not asked a second time beside it."""
+
+    def __init__(self, spec: OpenAITeacher, client: Client, journal: Journal, again: str) -> None:
+        """again: the command that goes on after a stop."""
+        self.spec, self.client, self.journal, self._again = spec, client, journal, again
+        self.budget = Budget(spec, journal.used)
+        self.pace = Pace(spec.requests_per_minute, spec.tokens_per_minute)
+        self.faults: Counter[str] = Counter()
+        """What went wrong, retried or not."""
+        self.sent = self.reused = 0
+        self.expected_model: str | None = None
+        """The model's name as the server gives it: an answer under another name is none."""
+        self._slots = asyncio.Semaphore(spec.concurrency)
+        self._under_way: dict[str, asyncio.Task[Answer]] = {}
+        self._stopped: Unavailable | None = None
+        self._failed_in_a_row = 0
+
+    async def ask(self, request: Request, *, retries: int | None = None) -> Answer:
+        """The answer, from the journal where it is there. Fault when it cannot be had, Stopped when nothing can."""
+        key = digest([self.spec.base_url, request.api, request.body])
+        if (kept := self.journal.get(key)) is not None:
+            self.reused += 1
+            return kept
+        if key not in self._under_way:
+            tries = 1 + (self.spec.max_retries if retries is None else retries)
+            task = asyncio.create_task(self._until_answered(key, request, tries))
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        return await asyncio.shield(self._under_way[key])
+
+    def stop(self, reason: Unavailable) -> Stopped:
+        """From now on nothing is sent; what is under way is waited for."""
+        self._stopped = self._stopped or reason
+        return Stopped(self._stopped)
+
+    # ── one question ─────────────────────────────────────────────────────────────────────────────
+
+    async def _until_answered(self, key: str, request: Request, tries: int) -> Answer:
+        async with self._slots:
+            for left in reversed(range(tries)):
+                try:
+                    answer = await self._once(key, request)
+                except Fault as fault:
+                    self.faults[fault.kind] += 1
+                    if fault.fatal:
+                        raise self.stop(self._refused(fault)) from fault
+                    if not left or not fault.again or (fault.after or 0) > LONGEST_PAUSE:
+                        self._give_up(fault)
+                        raise
+                    await asyncio.sleep(self._wait(fault, tries - 1 - left))
+                else:
+                    self._failed_in_a_row = 0
+                    return answer
+        raise AssertionError("tries is at least 1")
+
+    async def _once(self, key: str, request: Request) -> Answer:
+        most = estimate(request)
+        await self._turn(most)
+        used, start = (0, 0), time.perf_counter()
+        try:
+            self.sent += 1
+            answer = await self.client.send(request)
+            used = answer.usage or (most[0], _written(answer))
+            self._check_model(answer)
+        except Fault as fault:
+            if fault.paid:
+                used = used if any(used) else most
+                self.journal.lose(key, used)
+            raise
+        else:
+            self.journal.keep(key, answer, used, 1000 * (time.perf_counter() - start))
+            return answer
+        finally:
+            self.budget.settle(most, used)
+            self.pace.correct(sum(most), sum(used))
+
+    async def _turn(self, most: Tokens) -> None:
+        """Wait until the request may go. Stopped where it may not."""
+        self._check_stopped()
+        try:
+            self.budget.hold(most)
+        except Spent as reason:
+            raise self.stop(
+                Unavailable(
+                    f"stopped by teacher.{reason}; the answers so far are kept",
+                    next=f"raise the limit and go on with: {self._again}",
+                )
+            ) from None
+        try:
+            await self.pace.turn(sum(most))
+            self._check_stopped()
+        except BaseException:
+            self.budget.settle(most, (0, 0))
+            raise
+
+    def _check_stopped(self) -> None:
+        if self._stopped is not None:
+            raise Stopped(self._stopped)
+
+    def _check_model(self, answer: Answer) -> None:
+        if None not in (self.expected_model, answer.model) and answer.model != self.expected_model:
+            raise Fault("another model", f"{answer.model!r} answered instead of {self.expected_model!r}", paid=True)
+
+    def _wait(self, fault: Fault, retry: int) -> float:
+        """Seconds before the next try."""
+        backoff = min(self.spec.backoff_seconds * 2.0**retry, LONGEST_WAIT) * random.uniform(0.75, 1.0)
+        if fault.after is None:
+            return backoff
+        if fault.kind == "HTTP 429":  # the limit is that of the key, not of the request
+            self.pace.close(fault.after, time.monotonic())
+        return max(fault.after, backoff)
+
+    def _give_up(self, fault: Fault) -> None:
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= max(HOPELESS, 2 * self.spec.concurrency):
+            self.stop(
+                Unavailable(
+                    f"{self._failed_in_a_row} requests in a row were given up, the last one after {fault}",
+                    where=self.spec.base_url,
+                    next=f"look at the server, then go on with: {self._again}",
+                )
+            )
+
+    def _refused(self, fault: Fault) -> Unavailable:
+        """What a fault that concerns all requests means to the user."""
+        key = self.spec.api_key_env
+        mend = {
+            "HTTP 401": f"set {key} to a key of this server"
+            if key
+            else "name the variable of its key: teacher.api_key_env",
+            "HTTP 403": f"ask for access to {self.spec.model}, or use another key",
+            "HTTP 404": f"look for {self.spec.model} in what {self.spec.base_url}/models lists, and at teacher.api",
+        }.get(fault.kind, "look at the account's credit")
+        return Unavailable(f"the server refuses: {fault}", where=self.spec.base_url, next=f"{mend}; then {self._again}")
+
+
+def estimate(request: Request) -> Tokens:
+    """The most tokens a request may take, by its length."""
+    prompt = request.prompt if isinstance(request.prompt, str) else "".join(m["content"] for m in request.prompt)
+    frame = FRAME * (1 if isinstance(request.prompt, str) else len(request.prompt))
+    return round(len(prompt) / CHARACTERS_PER_TOKEN) + frame, request.n * request.max_tokens
+
+
+def _written(answer: Answer) -> int:
+    """Tokens of an answer whose server does not count them."""
+    return sum(len(choice.positions) or 1 + round(len(choice.text) / CHARACTERS_PER_TOKEN) for choice in answer.choices)

@@ -1,0 +1,144 @@
+"""One request to the server, through the openai client: its answer, or a fault that says what to make of it.
+
+The client's own retries are off: it knows nothing of an answer that is well-formed HTTP and yet not whole, nor of what
+retries cost. `asking` repeats requests, after either kind of fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+
+from distillctl.errors import Unavailable
+from distillctl.recipe import OpenAITeacher
+from distillctl.teachers.served import protocol
+from distillctl.teachers.served.protocol import Answer, Malformed, Request
+
+MOST_BYTES = 64 * 2**20
+"""Of one answer."""
+_SHOWN = 300
+_NO_KEY = "none"
+
+
+@dataclass
+class Fault(Exception):
+    """A request without an answer. kind: a few words, to count by; after: seconds the server asks to be left alone."""
+
+    kind: str
+    detail: str = ""
+    again: bool = True
+    """Whether it is worth another try."""
+    fatal: bool = False
+    """Whether every other request would fail in the same way."""
+    paid: bool = False
+    """Whether the server may have done, and charged for, the work all the same."""
+    after: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}" if self.detail else self.kind
+
+
+class Client:
+    """A connection pool to one server. The key is in no message of a `Fault`."""
+
+    def __init__(self, spec: OpenAITeacher) -> None:
+        self.spec = spec
+        self._key = key(spec)
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key or _NO_KEY, base_url=spec.base_url, timeout=spec.timeout_seconds, max_retries=0
+        )
+
+    async def send(self, request: Request) -> Answer:
+        """The whole answer, or Fault."""
+        try:
+            async with asyncio.timeout(self.spec.timeout_seconds):
+                return protocol.parse(await self._bytes(request), request)
+        except (TimeoutError, openai.APITimeoutError):
+            raise Fault("timeout", f"no whole answer in {self.spec.timeout_seconds:g} s", paid=True) from None
+        except Malformed as error:
+            raise Fault("malformed answer", self._shown(str(error)), paid=True) from None
+        except openai.APIStatusError as error:
+            raise self._refused(error) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
+                raise Fault("no connection", self._shown(str(cause))) from None
+            raise Fault("connection cut", self._shown(str(cause)), paid=True) from None
+        except openai.OpenAIError as error:
+            raise Fault("malformed answer", self._shown(str(error)), paid=True) from None
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _bytes(self, request: Request) -> bytes:
+        """The answer's body, without the key should the server repeat it."""
+        resource: Any = self._client.chat.completions if request.api == "chat" else self._client.completions
+        body = request.body
+        own = {name: body.pop(name) for name in request.extra if name in body}
+        async with resource.with_streaming_response.create(**body, extra_body=own or None) as response:
+            found = bytearray()
+            try:
+                async for part in response.iter_bytes():
+                    found += part
+                    if len(found) > MOST_BYTES:
+                        raise Malformed(f"more than {MOST_BYTES // 2**20} MiB")
+            except (Malformed, TimeoutError):
+                raise
+            except Exception as error:  # whatever the HTTP library under the client calls it
+                if "Timeout" in type(error).__name__:
+                    raise TimeoutError from None
+                raise Fault("connection cut", self._shown(str(error)), paid=True) from None
+        return bytes(found).replace(self._key.encode(), b"[key]") if self._key else bytes(found)
+
+    def _refused(self, error: openai.APIStatusError) -> Fault:
+        status, code = error.status_code, getattr(error, "code", None)
+        no_money = status == 402 or (status == 429 and code == "insufficient_quota")
+        return Fault(
+            f"HTTP {status}",
+            self._shown(error.message),
+            again=status in (408, 409, 429) or status >= 500,
+            fatal=status in (401, 403, 404) or no_money,
+            after=retry_after(error.response.headers),
+        )
+
+    def _shown(self, text: str) -> str:
+        text = " ".join((text.replace(self._key, "[key]") if self._key else text).split())
+        return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def key(spec: OpenAITeacher) -> str | None:
+    """The key from the environment; None where none is needed. Unavailable when it is not there."""
+    if spec.api_key_env is None:
+        return None
+    found = os.environ.get(spec.api_key_env, "").strip()
+    if found or spec.is_local:
+        return found or None
+    raise Unavailable(
+        f"no key in the environment variable {spec.api_key_env}",
+        where="teacher.api_key_env",
+        next=f"export {spec.api_key_env}=…, or api_key_env: null for a server that asks for none",
+    )
+
+
+def retry_after(headers: Any) -> float | None:
+    """Seconds that the server asks to be left alone: from now, or until a date (RFC 9110, 10.2.3)."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) / scale
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            except (ValueError, TypeError, OverflowError):
+                continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+    return None

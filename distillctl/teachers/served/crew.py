@@ -1,0 +1,133 @@
+"""Rows answered by a server, many at a time: the crew that collect works with where `teacher.kind` is openai.
+
+An answer is in the journal before it is used. A shard is handed over when all its rows have one; rows that could not be
+answered are written to failed.jsonl, with why, and only they are asked for the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distillctl import interrupts
+from distillctl.engines.tasks import Key, Task
+from distillctl.errors import Unavailable
+from distillctl.teachers.served import rows
+from distillctl.teachers.served.asking import Stopped
+from distillctl.teachers.served.client import Fault
+from distillctl.teachers.served.reading import Reader
+from distillctl.teachers.served.rows import Rows, Served
+from distillctl.workspace import write_text
+
+FAILED = "failed.jsonl"
+_LOOK = 0.2
+"""Seconds between two looks for a signal."""
+
+
+@contextmanager
+def crew(served: Served) -> Iterator[Crew]:
+    """The server is asked for nothing before the first task. When the block ends well, rows that could not be answered
+    are Unavailable."""
+    found = Crew(served)
+    try:
+        yield found
+        found.finish()
+    finally:
+        found.close()
+
+
+class Crew:
+    """As many requests at a time as the recipe allows, over the rows of several shards."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self.reader = Reader(served.source)
+        self._runner = asyncio.Runner()
+        self._rows: Rows | None = None
+        self._asked = 0
+        self._failed: list[dict[str, Any]] = []
+        (served.folder / FAILED).unlink(missing_ok=True)
+
+    def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
+        """Each shard that could be answered whole, as it is finished."""
+        waiting, under_way = iter(tasks), dict[asyncio.Task[Any], tuple[Key, Task]]()
+        more = True
+        while True:
+            while more and sum(len(task.rows) for _, task in under_way.values()) <= self._served.spec.concurrency:
+                following = next(waiting, None)
+                if more := following is not None:
+                    key, task = following
+                    self._asked += len(task.rows)
+                    under_way[self._runner.get_loop().create_task(self._open().shard(task))] = key, task
+            if not under_way:
+                return
+            for done in self._runner.run(self._some(list(under_way))):
+                key, task = under_way.pop(done)
+                found = self._whole(task, done.result())
+                if found is not None:
+                    yield key, found
+
+    def finish(self) -> None:
+        """Unavailable when rows could not be answered; they are in failed.jsonl."""
+        if not self._failed:
+            return
+        path = self._write_failed()
+        kinds = Counter(row["error"] for row in self._failed).most_common()
+        told = ", ".join(f"{count} × {kind}" for kind, count in kinds)
+        raise Unavailable(
+            f"{len(self._failed):,} of {self._asked:,} rows could not be answered: {told}",
+            where=str(path),
+            next=f"ask for these rows again, the others are kept: {self._served.again}",
+        )
+
+    def close(self) -> None:
+        if self._rows is not None:
+            self._runner.run(self._rows.asker.client.close())
+            self._rows.asker.journal.close()
+        self._runner.close()
+
+    # ── the event loop ───────────────────────────────────────────────────────────────────────────
+
+    def _open(self) -> Rows:
+        """Connect, when there is something to ask."""
+        if self._rows is None:
+            self._rows = self._runner.run(rows.open_rows(self._served, self.reader))
+            self.reader.asked = self._rows.facts
+        return self._rows
+
+    async def _some(self, under_way: list[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+        """Wait until a shard is done. When a signal comes, no more is asked, and what is under way is waited for."""
+        while True:
+            done, _ = await asyncio.wait(under_way, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
+            if interrupts.pending():
+                self._open().asker.stop(Unavailable("interrupted"))
+                await asyncio.wait(under_way)
+                interrupts.check()
+            if done:
+                return [task for task in under_way if task in done]
+
+    def _whole(self, task: Task, found: list[Any]) -> Any:
+        """A shard's rows, if all of them are there. Raises what ends the work."""
+        stopped = next((one for one in found if isinstance(one, Stopped)), None)
+        failed = [(row, one) for row, one in zip(task.rows, found, strict=True) if isinstance(one, Fault)]
+        for row, fault in failed:
+            where = {"id": row, "split": task.split, "context": task.arm}
+            self._failed.append({**where, "error": fault.kind, "detail": fault.detail})
+        if stopped is not None:
+            self._write_failed()
+            raise stopped.reason
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, Fault):
+                raise one
+        return None if failed else self._open().joined(task, found)
+
+    def _write_failed(self) -> Path:
+        path = self._served.folder / FAILED
+        if self._failed:
+            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._failed))
+        return path

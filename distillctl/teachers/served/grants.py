@@ -1,0 +1,131 @@
+"""What a server grants, asked once with a question of a few tokens before anything is paid for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distillctl.errors import Unavailable
+from distillctl.recipe import OpenAITeacher
+from distillctl.teachers.served.asking import Asker, Stopped
+from distillctl.teachers.served.client import Fault
+from distillctl.teachers.served.protocol import Answer, LimitKey, Request
+from distillctl.workspace import digest, write_text
+
+_HELLO = "1 2 3 4"
+_FEWER = (20, 10, 5, 2, 1)
+"""Of the likeliest tokens, where the server refuses as many as are wanted: OpenAI's limits are 20 and 5."""
+_RETRIES = 4
+
+
+class Grants(BaseModel):
+    """top_logprobs: so many of the likeliest tokens may be asked for, 0: none; shown: so many it showed; samples:
+    whether one request brings several answers; model, system_fingerprint: as the server names them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    asked: str
+    """What they were asked of: a digest of the teacher's identity and of what was wanted."""
+    model: str | None
+    system_fingerprint: str | None
+    top_logprobs: int
+    shown: int
+    samples: bool
+    usage: bool
+    limit_key: LimitKey
+
+    def told(self, spec: OpenAITeacher) -> str:
+        """In one line."""
+        shown = f"the {self.shown} likeliest tokens of each position" if self.top_logprobs else "no probabilities"
+        named = "" if self.model in (None, spec.model) else f" (as {self.model})"
+        return f"{spec.base_url} grants {shown} of {spec.model}{named}, by its {spec.api} API"
+
+
+async def ask(asker: Asker, *, logprobs: bool, samples: bool) -> Grants:
+    """Ask the server. logprobs, samples: whether they are wanted. Unavailable when it cannot be used."""
+    spec = asker.spec
+    hello = Request(spec.api, spec.model, _HELLO, max_tokens=1, seed=spec.seed, extra=spec.extra_body)
+    answer, hello = await _plain(asker, hello)
+    granted = shown = 0
+    for count in _counts(spec.top_logprobs) if logprobs else ():
+        found = await _tried(asker, replace(hello, top_logprobs=count))
+        if found is not None:
+            answer, granted, shown = found, count, min(count, len(found.choices[0].positions[0].top))
+            break
+        if "malformed answer" in asker.faults:  # it did not refuse, it left them out
+            break
+    several = samples and await _tried(asker, replace(hello, n=2, temperature=1.0)) is not None
+    return Grants(
+        asked=wanted(spec, logprobs=logprobs, samples=samples),
+        model=answer.model,
+        system_fingerprint=answer.system_fingerprint,
+        top_logprobs=granted,
+        shown=shown,
+        samples=several,
+        usage=answer.usage is not None,
+        limit_key=hello.limit_key,
+    )
+
+
+def wanted(spec: OpenAITeacher, *, logprobs: bool, samples: bool) -> str:
+    """`Grants.asked` of such a question."""
+    return digest([spec.identity, logprobs, samples])
+
+
+def read(path: Path, asked: str) -> Grants | None:
+    """Those of an earlier run that asked the same."""
+    try:
+        found = Grants.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return found if found.asked == asked else None
+
+
+def write(path: Path, grants: Grants) -> None:
+    write_text(path, grants.model_dump_json(indent=2) + "\n")
+
+
+def _counts(wanted: int) -> list[int]:
+    return [wanted, *(count for count in _FEWER if count < wanted)]
+
+
+async def _plain(asker: Asker, hello: Request) -> tuple[Answer, Request]:
+    """The first answer, and the request that it answers: OpenAI's newer models want the limit under another name."""
+    try:
+        try:
+            return await asker.ask(hello, retries=_RETRIES), hello
+        except Fault as fault:
+            if "max_completion_tokens" not in fault.detail:
+                raise
+            hello = replace(hello, limit_key="max_completion_tokens")
+            return await asker.ask(hello, retries=_RETRIES), hello
+    except Stopped as stopped:
+        raise stopped.reason from None
+    except Fault as fault:
+        raise Unavailable(
+            f"the server cannot be used: {fault}",
+            where=asker.spec.base_url,
+            next=_mend(fault, asker.spec),
+        ) from None
+
+
+def _mend(fault: Fault, spec: OpenAITeacher) -> str:
+    if re.match(r"HTTP 4", fault.kind):
+        return "look at what it says; teacher.api: completions or chat may be the other one"
+    return f"is it running? curl {spec.base_url}/models"
+
+
+async def _tried(asker: Asker, request: Request) -> Answer | None:
+    """None where the server does not do it: it refuses, or leaves it out."""
+    try:
+        return await asker.ask(request, retries=_RETRIES)
+    except Stopped as stopped:
+        raise stopped.reason from None
+    except Fault as fault:
+        if fault.kind == "malformed answer" or re.match(r"HTTP (4|5)", fault.kind):
+            return None
+        raise Unavailable(
+            f"the server cannot be used: {fault}", where=asker.spec.base_url, next=_mend(fault, asker.spec)
+        ) from None

@@ -1,0 +1,251 @@
+"""What is said to an OpenAI-compatible server, and what it has to answer: strict, for a partial answer is none.
+
+https://platform.openai.com/docs/api-reference/chat and …/completions. Servers differ in what they leave out; what is
+read here is what vLLM, SGLang, llama.cpp, Ollama and OpenAI have in common. The newer llama.cpp server gives
+log-probabilities in the form of chats for completions, too: both forms are read in both places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+NEVER = -1000.0
+"""Log-probabilities below are no more than marks (OpenAI and vLLM write −9999) and are left out."""
+_UNKNOWN = "\ufffd".encode()
+Message = dict[str, str]
+Prompt = str | list[Message]
+"""The text of a completion, or a chat's messages."""
+LimitKey = Literal["max_tokens", "max_completion_tokens"]
+"""What the limit of an answer's length is called: OpenAI's newer models know the second name alone."""
+
+
+class Malformed(Exception):
+    """The answer is not a whole one; the server may do better when it is asked again."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """One token of an answer: its bytes (of the text, where the server gives none), and the likeliest tokens there
+    with their natural log-probabilities, the likeliest first; no token twice."""
+
+    token: bytes
+    top: tuple[tuple[bytes, float], ...] = ()
+
+    @property
+    def left(self) -> float:
+        """The mass of all other tokens: what the top ones leave."""
+        return max(0.0, 1.0 - math.fsum(math.exp(log_prob) for _, log_prob in self.top))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer; ``cut``: it ended because it was long. positions: empty where none were asked for."""
+
+    text: str
+    cut: bool
+    positions: tuple[Position, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: choices in order; model and system_fingerprint as the server names them; tokens read and written,
+    None where it does not say."""
+
+    choices: tuple[Choice, ...]
+    model: str | None
+    system_fingerprint: str | None
+    usage: tuple[int, int] | None
+
+
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question. top_logprobs: 0 for none; seed: None for none sent."""
+
+    api: Literal["chat", "completions"]
+    model: str
+    prompt: Prompt
+    max_tokens: int
+    top_logprobs: int = 0
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    limit_key: LimitKey = "max_tokens"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the body."""
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As JSON; only what differs from what a server does by itself, since not all know every key."""
+        found: dict[str, Any] = {
+            **self.extra,
+            "model": self.model,
+            self.limit_key: self.max_tokens,
+            "temperature": self.temperature,
+        }
+        if self.api == "chat":
+            asked = [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else self.prompt
+            found["messages"] = asked
+            if self.top_logprobs:
+                found |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        else:
+            found["prompt"] = self.prompt
+            if self.top_logprobs:
+                found["logprobs"] = self.top_logprobs
+        if self.n > 1:
+            found["n"] = self.n
+        if self.temperature:  # servers have defaults of their own
+            found["top_p"] = self.top_p
+        if self.stop:
+            found["stop"] = list(self.stop)
+        if self.seed is not None:
+            found["seed"] = self.seed
+        return found
+
+    @property
+    def path(self) -> str:
+        return "/chat/completions" if self.api == "chat" else "/completions"
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Loose(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Token(_Loose):
+    token: str
+    bytes: list[int] | None = None
+    logprob: float | None = None
+
+
+class _Content(_Token):
+    top_logprobs: list[_Token] = []
+
+
+class _Logprobs(_Loose):
+    """Of both forms: `content` of chats, the others of completions."""
+
+    content: list[_Content] | None = None
+    tokens: list[str] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
+
+
+class _Said(_Loose):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(_Loose):
+    index: int = 0
+    text: str | None = None
+    message: _Said | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(_Loose):
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+
+class _Answer(_Loose):
+    choices: list[_Choice]
+    model: str | None = None
+    system_fingerprint: str | None = None
+    usage: _Usage | None = None
+
+
+_ANSWER = TypeAdapter(_Answer)
+
+
+def parse(body: bytes, request: Request) -> Answer:
+    """The answer to ``request``. Malformed where it is no JSON, lacks a choice, an end or log-probabilities."""
+    try:
+        found = _ANSWER.validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Malformed(f"bad JSON ({f'{where}: ' if where else ''}{first['msg']})") from None
+    if len(found.choices) < request.n:
+        raise Malformed("no choices" if not found.choices else f"{len(found.choices)} of {request.n} choices")
+    choices = tuple(_choice(one, request) for one in sorted(found.choices, key=lambda one: one.index)[: request.n])
+    usage = None if found.usage is None else (found.usage.prompt_tokens, found.usage.completion_tokens)
+    return Answer(choices, found.model, found.system_fingerprint, usage)
+
+
+def _choice(found: _Choice, request: Request) -> Choice:
+    said = found.message
+    text = found.text if request.api == "completions" else None if said is None else said.content or ""
+    if text is None:
+        raise Malformed("a choice without text")
+    if said is not None and said.refusal:
+        raise Malformed("refused")
+    if found.finish_reason not in ("stop", "length", "eos"):
+        raise Malformed(f"not ended (finish_reason {found.finish_reason!r})")
+    positions = _positions(found.logprobs) if request.top_logprobs else ()
+    if request.top_logprobs and not (positions and all(position.top for position in positions)) and text:
+        raise Malformed("no log-probabilities")
+    if positions:
+        text = _as_tokens_have_it(text, [position.token for position in positions], request.stop)
+    return Choice(text, found.finish_reason == "length", positions)
+
+
+def _as_tokens_have_it(text: str, tokens: Sequence[bytes], stop: Sequence[str]) -> str:
+    """The text with the space that some servers take off its beginning. Malformed where it is not what the tokens say:
+    all of them, but for a stop string or an end token."""
+    whole, said = b"".join(tokens), text.encode()
+    if b"" in tokens or _UNKNOWN in whole:  # a part of a character: its bytes are not shown
+        return text
+    if not whole.startswith(said):
+        begin = whole[: len(whole) - len(whole.lstrip())]
+        text, said = f"{begin.decode()}{text.lstrip()}", begin + said.lstrip()
+    rest = whole[len(said) :]
+    ended = not rest or any(rest.startswith(s.encode()) for s in stop) or rest == tokens[-1]
+    if not whole.startswith(said) or not ended:
+        raise Malformed("its text is not that of its tokens")
+    return text
+
+
+def _positions(found: _Logprobs | None) -> tuple[Position, ...]:
+    if found is None:
+        return ()
+    if found.content is not None:
+        return tuple(
+            Position(_bytes(one), _top([(_bytes(token), token.logprob) for token in one.top_logprobs]))
+            for one in found.content
+        )
+    tokens, top = found.tokens or [], found.top_logprobs or []
+    if len(tokens) != len(top):
+        raise Malformed(f"log-probabilities of {len(top)} of {len(tokens)} tokens")
+    return tuple(
+        Position(token.encode(), _top([(text.encode(), log_prob) for text, log_prob in (each or {}).items()]))
+        for token, each in zip(tokens, top, strict=True)
+    )
+
+
+def _bytes(token: _Token) -> bytes:
+    try:
+        return bytes(token.bytes) if token.bytes else token.token.encode()
+    except ValueError:
+        raise Malformed(f"a token's bytes are none: {token.bytes}") from None
+
+
+def _top(found: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, float], ...]:
+    """Sorted; of tokens that read the same, the likeliest: the others count as unseen."""
+    best: dict[bytes, float] = {}
+    for token, log_prob in found:
+        if log_prob is not None and not math.isnan(log_prob) and log_prob > NEVER:
+            # As the journal keeps them: an answer is the same before and after a restart.
+            best[token] = max(best.get(token, -math.inf), round(min(log_prob, 0.0), 6))
+    return tuple(sorted(best.items(), key=lambda one: -one[1]))

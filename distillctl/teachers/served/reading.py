@@ -1,0 +1,95 @@
+"""What has to be known of a served teacher before it answers: its views, and of its tokenizer what the recipe gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from distillctl import console
+from distillctl.data import responses
+from distillctl.data.examples import Example
+from distillctl.data.views import MESSAGE, Renderer
+from distillctl.engines.tasks import View
+from distillctl.errors import DataError, Unavailable, first_line
+from distillctl.recipe import Classify
+from distillctl.references import ServedSource
+from distillctl.teachers.served.protocol import Prompt
+from distillctl.teachers.served.vocabulary import Vocabulary
+
+CHARACTERS_PER_TOKEN = 4.0
+"""English text under common vocabularies; used only where neither tokenizer nor server counts."""
+
+
+class Reader:
+    """Renders views; a server does the tokenizing."""
+
+    def __init__(self, source: ServedSource) -> None:
+        self.source = source
+        self.characters_per_token = CHARACTERS_PER_TOKEN
+        self.asked: Callable[[], dict[str, Any]] = dict
+        """What the server granted and what it was asked so far; nothing where all was there already."""
+
+    @cached_property
+    def known(self) -> Vocabulary | None:
+        """The tokenizer, where the recipe names it. Unavailable when it cannot be had."""
+        source = self.source.tokenizer
+        if source is None:
+            return None
+        from transformers import AutoTokenizer  # and with it torch, which a server's client does without
+
+        from distillctl.teachers.reading import LOAD_ERRORS, folder
+
+        try:
+            with console.libraries_quiet():
+                return Vocabulary(AutoTokenizer.from_pretrained(folder(source)))
+        except LOAD_ERRORS as error:
+            raise Unavailable(
+                f"the tokenizer {source.reference} cannot be loaded: {first_line(error)}", where="teacher.tokenizer"
+            ) from error
+
+    @property
+    def tokenizer(self) -> Any:
+        return None if self.known is None else self.known.tokenizer
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens there are, as far as that is known."""
+        return None if self.known is None else len(self.known.tokenizer)
+
+    def facts(self) -> dict[str, Any]:
+        """The weights are elsewhere; what is known is how it was asked."""
+        address = {"base_url": self.source.base_url, "api": self.source.api}
+        return {"parameters": None, "bytes": None, "served": address | self.asked()}
+
+    def view(self, renderer: Renderer, example: Example, *, answer_tokens: int, cut: bool) -> View:
+        """The row's text, or its messages as one text (`prompt` undoes it). How long it may be, the server knows."""
+        text = renderer.as_text(example)
+        if not text.strip():
+            raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
+        return View(text, None)
+
+    def tokens(self, text: str) -> int:
+        """How many tokens a text has: counted, or estimated from what the server has counted so far."""
+        if self.known is not None:
+            return len(self.known.tokenizer(text, add_special_tokens=False).input_ids)
+        return round(len(text) / self.characters_per_token)
+
+    def answers(self, task: Classify) -> list[str]:
+        """What stands for each label."""
+        return [task.answer_prefix + words for words in task.labels.values()]
+
+    def stop_ids(self, stop: Sequence[str]) -> list[int]:
+        """The tokens at which an answer ends; none where they are not known."""
+        if self.known is None:
+            return []
+        eos = self.known.tokenizer.eos_token_id
+        return responses.stop_ids(self.known.tokenizer, [] if eos is None else [eos], stop)
+
+
+def prompt(text: str) -> Prompt:
+    """What is sent of a view's text."""
+    if not text.startswith(MESSAGE):
+        return text
+    parts = (part.split("\n", 1) for part in text.split(MESSAGE)[1:])
+    return [{"role": role, "content": content.removesuffix("\n")} for role, content in parts]

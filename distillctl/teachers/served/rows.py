@@ -1,0 +1,223 @@
+"""What a row asks a server, and what is made of the answers: labels by their tokens, texts as they are said."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distillctl import console
+from distillctl.data.responses import Response
+from distillctl.data.views import CEILING
+from distillctl.engines.tasks import Task
+from distillctl.errors import RecipeError, Unavailable
+from distillctl.recipe import Classify, Generate, OpenAITeacher, Sampling, TopK
+from distillctl.references import ServedSource
+from distillctl.teachers.served import grants, labels, texts
+from distillctl.teachers.served.asking import Asker
+from distillctl.teachers.served.client import Client, Fault
+from distillctl.teachers.served.grants import Grants
+from distillctl.teachers.served.journal import Journal
+from distillctl.teachers.served.protocol import Answer, Position, Request
+from distillctl.teachers.served.reading import Reader, prompt
+
+ANSWERS, GRANTS = "answers.jsonl", "grants.json"
+_LARGEST_SEED = 2**31
+_DRAWS = 8
+
+
+@dataclass(frozen=True)
+class Served:
+    """folder: where the journal lies; again: the command that goes on."""
+
+    spec: OpenAITeacher
+    source: ServedSource
+    task: Classify | Generate
+    folder: Path
+    again: str
+
+
+async def open_rows(served: Served, reader: Reader) -> Rows:
+    """Client, journal and grants. Unavailable when the server cannot be used, or does not grant what is needed."""
+    spec, task = served.spec, served.task
+    client = Client(spec)
+    asker = Asker(spec, client, Journal(served.folder / ANSWERS), served.again)
+    logprobs = isinstance(task, Classify) or isinstance(task.soft_labels, TopK)
+    samples = isinstance(task, Generate) and isinstance(task.responses, Sampling) and task.responses.n > 1
+    path = served.folder / GRANTS
+    granted = grants.read(path, grants.wanted(spec, logprobs=logprobs, samples=samples))
+    if granted is None:
+        try:
+            granted = await grants.ask(asker, logprobs=logprobs, samples=samples)
+        except BaseException:
+            await client.close()
+            asker.journal.close()
+            raise
+        grants.write(path, granted)
+    console.note(granted.told(spec))
+    asker.expected_model = granted.model
+    if logprobs and not granted.top_logprobs:
+        raise Unavailable(
+            f"{spec.base_url} gives no log-probabilities of {spec.model}",
+            where="teacher",
+            next="ask another API or server (llama-cpp-python wants --logits_all true); or, for texts, "
+            "task.soft_labels: {kind: text}",
+        )
+    if isinstance(task, Classify):
+        return _LabelRows(served, reader, asker, granted, task)
+    return _TextRows(served, reader, asker, granted, task)
+
+
+class Rows:
+    """Answers shards; ``_row`` says what one row asks."""
+
+    def __init__(self, served: Served, reader: Reader, asker: Asker, granted: Grants) -> None:
+        self.spec, self.reader, self.asker, self.granted = served.spec, reader, asker, granted
+        self.fingerprints: Counter[str] = Counter()
+
+    async def shard(self, task: Task) -> list[Any]:
+        """An answer for each row, or what went wrong."""
+        rows = (self._row(task, place) for place in range(len(task.rows)))
+        return await asyncio.gather(*rows, return_exceptions=True)
+
+    def joined(self, task: Task, found: list[Any]) -> Any:
+        """What the stage commits, of all rows' answers."""
+        raise NotImplementedError
+
+    async def _row(self, task: Task, place: int) -> Any:
+        raise NotImplementedError
+
+    async def _ask(self, request: Request) -> Answer:
+        answer = await self.asker.ask(request)
+        if answer.system_fingerprint:
+            self.fingerprints[answer.system_fingerprint] += 1
+        return answer
+
+    def _request(self, text: str, max_tokens: int, top_logprobs: int) -> Request:
+        return Request(
+            self.spec.api,
+            self.spec.model,
+            prompt(text),
+            max_tokens,
+            top_logprobs,
+            seed=self.spec.seed,
+            limit_key=self.granted.limit_key,
+            extra=self.spec.extra_body,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """tokens, cost and milliseconds are of this run directory, the others of this run."""
+        asker = self.asker
+        read, written = asker.budget.used
+        times = asker.journal.milliseconds
+        quantiles = np.percentile(times, [50, 90, 99]).round(1).tolist() if times else [None] * 3
+        return {
+            "granted": self.granted.model_dump(mode="json", exclude={"asked"}),
+            "system_fingerprints": dict(self.fingerprints),
+            "requests": asker.sent,
+            "kept_answers": asker.reused,
+            "faults": dict(asker.faults),
+            "tokens": {"read": read, "written": written},
+            "cost": asker.budget.cost(asker.budget.used),
+            "request_ms": dict(zip(("p50", "p90", "p99"), quantiles, strict=True)) | {"n": len(times)},
+            "concurrency": self.spec.concurrency,
+        }
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """log_probs: float32 [N, K], natural logs, not normalised over labels; seen: bool [N, K], False where one is an
+    upper bound; mass: float32 [N], Σ Pr over the labels seen; tokens: of the views."""
+
+    log_probs: np.ndarray
+    mass: np.ndarray
+    tokens: int
+    seen: np.ndarray
+
+
+class _LabelRows(Rows):
+    def __init__(self, served: Served, reader: Reader, asker: Asker, granted: Grants, task: Classify) -> None:
+        super().__init__(served, reader, asker, granted)
+        self._first_only = self.spec.api == "chat"
+        self._labels = labels.labels(task.labels, task.answer_prefix, reader.known, first_only=self._first_only)
+
+    async def _row(self, task: Task, place: int) -> labels.Scores:
+        text, seen = task.views.texts[place], dict[bytes, Position]()
+
+        async def following(said: bytes) -> Position:
+            if said not in seen:
+                try:
+                    whole = text + said.decode()
+                except UnicodeDecodeError:
+                    raise RecipeError(
+                        "a token of its words ends within a character, which cannot be asked for", where="task.labels"
+                    ) from None
+                seen[said] = await self._next(self._request(whole, 1, self.granted.top_logprobs))
+            return seen[said]
+
+        return await labels.score(self._labels, following, first_only=self._first_only)
+
+    async def _next(self, request: Request) -> Position:
+        """The likeliest tokens after a text. Where the model would end there, most servers show nothing: another token
+        is drawn then, whose own choice changes nothing of the probabilities."""
+        for seed in range(_DRAWS + 1):
+            drawn = replace(request, temperature=1.0, seed=seed) if seed else request
+            positions = (await self._ask(drawn)).choices[0].positions
+            if positions:
+                return Position(positions[0].token, positions[0].top[: request.top_logprobs])
+        raise Fault("ended at once", "the model says nothing here, and the server then shows no token", again=False)
+
+    def joined(self, task: Task, found: list[labels.Scores]) -> Labelled:
+        return Labelled(
+            np.stack([one.log_probs for one in found]),
+            np.array([one.mass for one in found], np.float32),
+            sum(self.reader.tokens(text) for text in task.views.texts),
+            np.stack([one.seen for one in found]),
+        )
+
+
+class _TextRows(Rows):
+    def __init__(self, served: Served, reader: Reader, asker: Asker, granted: Grants, task: Generate) -> None:
+        super().__init__(served, reader, asker, granted)
+        self._task = task
+        self._ends = reader.stop_ids(task.stop)
+
+    async def _row(self, task: Task, place: int) -> list[Response]:
+        known = self.reader.known
+        if task.given is not None:
+            assert known is not None
+            return [texts.given(task.given[place], self._task, known, self._ends)]
+        keep = task.arm == CEILING and isinstance(self._task.soft_labels, TopK)
+        base = self._request(
+            task.views.texts[place], self._task.max_new_tokens, self.granted.top_logprobs if keep else 0
+        )
+        said = [
+            choice for request in self._requests(base, task, place) for choice in (await self._ask(request)).choices
+        ]
+        try:
+            return [texts.response(choice, self._task, known, self._ends) for choice in said]
+        except texts.Unknown as error:
+            raise Fault("unknown token", str(error), again=False) from None
+
+    def _requests(self, base: Request, task: Task, place: int) -> list[Request]:
+        """Those for one row: its samples in one request where the server can do that."""
+        base = replace(base, stop=self._task.stop)
+        how = self._task.responses
+        if task.split != "train" or not isinstance(how, Sampling):
+            return [base]
+        drawn = replace(base, temperature=how.temperature, top_p=how.top_p)
+        seeds = [(task.seeds[place] + sample) % _LARGEST_SEED for sample in range(how.n)]
+        if self.granted.samples:
+            return [replace(drawn, n=how.n, seed=seeds[0])]
+        return [replace(drawn, seed=seed) for seed in seeds]
+
+    def joined(self, task: Task, found: list[list[Response]]) -> list[tuple[str, int, Response]]:
+        return [
+            (row, sample, response)
+            for row, several in zip(task.rows, found, strict=True)
+            for sample, response in enumerate(several)
+        ]

@@ -1,0 +1,73 @@
+"""Which id a token has that a server names by its text or bytes: from the model's tokenizer, if the recipe gives it.
+
+Imports transformers when a tokenizer is opened, and so torch; nothing before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from typing import Any
+
+from distillctl.data.responses import token_texts
+from distillctl.errors import RecipeError
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE = "▁"
+"""What SentencePiece writes for one."""
+
+
+class Vocabulary:
+    """The tokens of a tokenizer by their bytes."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def tokens(self) -> list[bytes]:
+        """Each token's bytes as they stand in the middle of a text; special tokens by their names."""
+        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        names = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        added = {token["id"] for token in backend["added_tokens"]}
+        kinds = re.findall(r'"type":\s*"(\w+)"', json.dumps([backend.get("decoder"), backend.get("pre_tokenizer")]))
+        if "ByteLevel" in kinds:
+            spell = _byte_level
+        elif "ByteFallback" in kinds or "Metaspace" in kinds or backend["model"].get("byte_fallback"):
+            spell = _sentence_piece
+        else:
+            return [text.encode() for text in token_texts(self.tokenizer)]
+        return [(name or "").encode() if i in added else spell(name or "") for i, name in enumerate(names)]
+
+    @cached_property
+    def ids(self) -> dict[bytes, int]:
+        """A token's id; of several that read the same (a byte that is a character, too) the one that is written, which
+        is the last: single bytes come first in every vocabulary."""
+        return {token: i for i, token in enumerate(self.tokens) if token}
+
+    def encode(self, words: str) -> list[int]:
+        """Words as the model would write them; RecipeError when its vocabulary cannot say them."""
+        ids = list(self.tokenizer(words, add_special_tokens=False).input_ids)
+        if b"".join(self.tokens[i] for i in ids) != words.encode():
+            raise RecipeError(f"teacher.tokenizer cannot write {words!r}", where="task.labels")
+        return ids
+
+
+def _byte_level(name: str) -> bytes:
+    """GPT-2's spelling of bytes as printable characters, undone."""
+    return b"".join(bytes([_BYTES[c]]) if c in _BYTES else c.encode() for c in name)
+
+
+def _sentence_piece(name: str) -> bytes:
+    byte = _BYTE.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace(_SPACE, " ").encode()
+
+
+def _spelling() -> dict[str, int]:
+    """Character → byte (Radford et al. 2019, `bytes_to_unicode`)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _spelling()

@@ -1,0 +1,391 @@
+"""Asking a server: what is paid for is kept, what is partial is not taken, what is broken is asked again."""
+
+import asyncio
+import email.utils
+import json
+import os
+import time
+
+import pytest
+
+from distillctl.errors import Unavailable
+from distillctl.recipe import OpenAITeacher
+from distillctl.teachers.served import client, grants, protocol
+from distillctl.teachers.served.asking import Asker, Stopped, estimate
+from distillctl.teachers.served.client import Client, Fault
+from distillctl.teachers.served.journal import Journal
+from distillctl.teachers.served.limits import Budget, Pace, Spent
+from distillctl.teachers.served.protocol import Answer, Choice, Malformed, Position, Request
+from tests import stub_server
+from tests.stub_server import MODEL
+
+
+def _spec(url="http://127.0.0.1:9/v1", **changes):
+    fast = {"concurrency": 8, "timeout_seconds": 20, "backoff_seconds": 0.001, "max_retries": 3}
+    return OpenAITeacher(kind="openai", model=MODEL, base_url=url, **{"api": "completions", **fast, **changes})
+
+
+def _request(text="the king", **changes):
+    return Request(
+        **{"api": "completions", "model": MODEL, "prompt": text, "max_tokens": 3, "top_logprobs": 5, **changes}
+    )
+
+
+def _ask(folder, spec, work):
+    """What ``await work(asker)`` gives, with a client and journal that are closed in any case."""
+
+    async def run():
+        asker = Asker(spec, Client(spec), Journal(folder / "answers.jsonl"), "distillctl collect RECIPE")
+        try:
+            return await work(asker)
+        finally:
+            await asker.client.close()
+            asker.journal.close()
+
+    return asyncio.run(run())
+
+
+# ── what is a whole answer ───────────────────────────────────────────────────────────────────────
+
+
+def _chat(**changes):
+    content = [{"token": "a", "logprob": -0.1, "top_logprobs": [{"token": "a", "logprob": -0.1}]}]
+    choice = {"index": 0, "message": {"content": "a"}, "finish_reason": "stop", "logprobs": {"content": content}}
+    return {"model": "m", "choices": [choice | changes], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+
+
+def test_both_apis_are_read_alike():
+    chat = protocol.parse(json.dumps(_chat()).encode(), _request(api="chat"))
+    logprobs = {"tokens": ["a"], "token_logprobs": [-0.1], "top_logprobs": [{"a": -0.1}]}
+    plain = {**_chat(), "choices": [{"index": 0, "text": "a", "finish_reason": "stop", "logprobs": logprobs}]}
+    assert chat == protocol.parse(json.dumps(plain).encode(), _request())
+    assert chat.choices == (Choice("a", False, (Position(b"a", ((b"a", -0.1),)),)),)
+    assert chat.usage == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"<html>", b'{"choices": 3}', json.dumps({"choices": []}).encode(), b"\xff\xfe", b"null",
+        *(json.dumps(_chat(**changes)).encode() for changes in (
+            {"finish_reason": None}, {"finish_reason": "content_filter"}, {"logprobs": None},
+            {"logprobs": {"content": []}},
+            {"message": {"content": "b"}}, {"message": {"content": "", "refusal": "no"}}, {"message": None},
+        )),
+    ],
+)  # fmt: skip
+def test_anything_less_than_a_whole_answer_is_none(body):
+    with pytest.raises(Malformed):
+        protocol.parse(body, _request(api="chat"))
+
+
+def test_a_space_that_the_server_took_off_is_put_back():
+    content = [{"token": " a", "logprob": -0.1, "top_logprobs": [{"token": " a", "logprob": -0.1}]}]
+    found = protocol.parse(json.dumps(_chat(logprobs={"content": content})).encode(), _request(api="chat"))
+    assert found.choices[0].text == " a"
+
+
+def test_marks_that_stand_for_never_are_no_probabilities():
+    top = [{"token": "a", "logprob": -0.1}, {"token": "b", "logprob": -9999.0}]
+    content = [{"token": "a", "logprob": -0.1, "top_logprobs": top}]
+    found = protocol.parse(json.dumps(_chat(logprobs={"content": content})).encode(), _request(api="chat"))
+    assert [token for token, _ in found.choices[0].positions[0].top] == [b"a"]
+
+
+# ── the journal ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _answer(text="x", count=2):
+    positions = tuple(Position(bytes([200 + i]), ((bytes([200 + i]), -0.5), (b"\n", -1.25))) for i in range(count))
+    return Answer((Choice(text, False, positions),), "m", "fp", (5, count))
+
+
+def test_the_journal_gives_back_what_it_was_given(tmp_path):
+    journal = Journal(tmp_path / "a.jsonl")
+    journal.keep("one", _answer("é\u2028"), (5, 2), 12.0)
+    journal.lose("two", (7, 1))
+    journal.close()
+    again = Journal(tmp_path / "a.jsonl")
+    assert again.get("one") == _answer("é\u2028")
+    assert again.get("two") is None
+    assert again.used == (12, 3)
+    assert again.milliseconds == [12.0]
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_torn_last_line_is_dropped_and_the_next_one_stands_alone(tmp_path, cut):
+    path = tmp_path / "a.jsonl"
+    journal = Journal(path)
+    journal.keep("one", _answer(), (1, 1), 1.0)
+    journal.keep("two", _answer(), (1, 1), 1.0)
+    journal.close()
+    os.truncate(path, path.stat().st_size - cut)
+    journal = Journal(path)
+    assert (journal.get("one"), journal.get("two")) == (_answer(), None)
+    journal.keep("three", _answer("3"), (1, 1), 1.0)
+    journal.close()
+    assert Journal(path).get("three") == _answer("3")
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_lines_that_are_damaged_are_asked_for_again(tmp_path):
+    path = tmp_path / "a.jsonl"
+    journal = Journal(path)
+    for key in ("one", "two"):
+        journal.keep(key, _answer(), (1, 1), 1.0)
+    journal.close()
+    first, second = path.read_bytes().splitlines(keepends=True)
+    for broken in (b"\0" * 40 + b"\n", b"[1]\n", b'{"key": "one"}\n', first.replace(b'"tokens"', b'"tokenz"')):
+        path.write_bytes(broken + second)
+        found = Journal(path)
+        assert (found.get("one"), found.get("two")) == (None, _answer())
+
+
+def test_half_a_line_of_a_full_disk_is_taken_back(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    journal = Journal(path)
+    journal.keep("one", _answer(), (1, 1), 1.0)
+    whole, calls = os.write, []
+
+    def short(file, data):
+        calls.append(len(data))
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return whole(file, data[:10])
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.raises(Unavailable, match="No space left"):
+        journal.keep("two", _answer(), (1, 1), 1.0)
+    monkeypatch.setattr(os, "write", whole)
+    journal.keep("three", _answer(), (1, 1), 1.0)
+    journal.close()
+    assert len(Journal(path)) == 2
+
+
+# ── limits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_requests_are_spread_evenly_over_the_minute():
+    pace = Pace(requests_per_minute=60, tokens_per_minute=600)
+    assert [pace.reserve(5, now=100.0) for _ in range(3)] == [0.0, 1.0, 2.0]  # 60 requests a minute
+    assert pace.reserve(100, now=103.0) == 0.0
+    assert pace.reserve(5, now=103.0) == pytest.approx(10.0)  # 600 tokens a minute
+    pace.correct(estimated=5, used=105)
+    assert pace.reserve(5, now=104.0) == pytest.approx(20.0)
+
+
+def test_a_pause_the_server_asks_for_holds_for_all():
+    pace = Pace(None, None)
+    pace.close(3.0, now=10.0)
+    assert pace.reserve(5, now=11.0) == 2.0
+    assert pace.reserve(5, now=14.0) == 0.0
+
+
+def test_the_budget_counts_what_is_under_way():
+    budget = Budget(_spec(max_tokens_total=100, prices={"input": 1e6, "output": 2e6}, max_cost=150.0))
+    budget.hold((40, 20))
+    with pytest.raises(Spent, match="max_tokens_total"):
+        budget.hold((40, 20))
+    budget.settle((40, 20), (10, 5))
+    budget.hold((20, 5))
+    budget.settle((20, 5), (20, 5))
+    assert budget.cost(budget.used) == 50.0
+    with pytest.raises(Spent, match="max_cost"):
+        budget.hold((1, 55))
+
+
+def test_an_estimate_is_rather_too_high():
+    assert estimate(_request("a b c " * 10, n=2)) == (36, 6)
+
+
+# ── faults ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fault", stub_server.FAULTS)
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_each_kind_of_fault_is_met_and_asked_again(tmp_path, fault, api):
+    """Every request breaks until the last try."""
+    rules = {"fault_rate": 0.6, "faults": (fault,), "hang": 5.0}
+    slow = fault in ("timeout", "slow drip")
+    with stub_server.serve(**rules) as stub:
+        spec = _spec(stub.url, api=api, max_retries=40, timeout_seconds=1.0 if slow else 20.0)
+
+        async def work(asker):
+            asker.expected_model = MODEL
+            requests = [_request(f"the {word}", api=api) for word in ("king", "sea", "book")[: 1 if slow else 3]]
+            return await asyncio.gather(*(asker.ask(request) for request in requests)), asker.faults
+
+        found, faults = _ask(tmp_path, spec, work)
+        assert sum(faults.values()) >= sum(stub.broken.values())
+        for answer, request in zip(
+            found, [_request(f"the {word}", api=api) for word in ("king", "sea", "book")], strict=False
+        ):
+            expected = stub.answer(request.body, api == "chat")
+            assert answer == protocol.parse(json.dumps(expected).encode(), request)
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path):
+    with stub_server.serve() as stub:
+        port = stub.port
+    spec = _spec(f"http://127.0.0.1:{port}/v1", max_retries=200, backoff_seconds=0.05)
+
+    async def work(asker):
+        asking = asyncio.create_task(asker.ask(_request()))
+        while not asker.faults["no connection"]:
+            await asyncio.sleep(0.02)
+        with stub_server.serve(port=port):
+            return await asking
+
+    assert _ask(tmp_path, spec, work).choices
+
+
+def test_what_cannot_be_had_ends_after_the_retries(tmp_path):
+    with stub_server.serve(fault_rate=1.0, faults=("500",)) as stub:
+
+        async def work(asker):
+            with pytest.raises(Fault, match="HTTP 500"):
+                await asker.ask(_request())
+
+        _ask(tmp_path, _spec(stub.url), work)
+        assert len(stub.bodies) == 4
+
+
+def test_when_request_after_request_fails_the_server_is_left_alone(tmp_path):
+    with stub_server.serve(fault_rate=1.0, faults=("500",)) as stub:
+
+        async def work(asker):
+            found = await asyncio.gather(*(asker.ask(_request(str(i))) for i in range(60)), return_exceptions=True)
+            assert any(isinstance(one, Stopped) for one in found)
+
+        _ask(tmp_path, _spec(stub.url, max_retries=0, concurrency=4), work)
+        assert len(stub.bodies) < 30
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "2.5"}, 2.5), ({"retry-after-ms": "300"}, 0.3), ({}, None), ({"retry-after": "soon"}, None),
+        ({"retry-after": "-3"}, None), ({"retry-after": "inf"}, None),
+    ],
+)  # fmt: skip
+def test_retry_after_in_seconds(headers, seconds):
+    assert client.retry_after(headers) == seconds
+
+
+def test_retry_after_as_a_date():
+    found = client.retry_after({"retry-after": email.utils.formatdate(time.time() + 100, usegmt=True)})
+    assert 90 < found <= 100
+
+
+# ── nothing twice ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_question_is_asked_once_whoever_asks_and_never_again(tmp_path):
+    with stub_server.serve() as stub:
+
+        async def work(asker):
+            return await asyncio.gather(*(asker.ask(_request()) for _ in range(20)))
+
+        first = _ask(tmp_path, _spec(stub.url), work)
+        assert first == _ask(tmp_path, _spec(stub.url), work)
+        assert len(stub.bodies) == 1
+        changed = _request(prompt="the queen")
+        _ask(tmp_path, _spec(stub.url), lambda asker: asker.ask(changed))
+        assert len(stub.bodies) == 2
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_the_budget_stops_before_it_is_passed_and_a_higher_one_goes_on(tmp_path, usage):
+    with stub_server.serve(usage=usage) as stub:
+
+        async def work(asker):
+            requests = [_request(f"the king {i}") for i in range(30)]
+            return await asyncio.gather(*map(asker.ask, requests), return_exceptions=True), sum(asker.budget.used)
+
+        found, used = _ask(tmp_path, _spec(stub.url, max_tokens_total=250), work)
+        reasons = {str(one) for one in found if isinstance(one, Stopped)}
+        assert len(reasons) == 1
+        assert "max_tokens_total (250)" in reasons.pop()
+        assert used <= 250
+        answered = len(stub.bodies)
+        assert answered == sum(isinstance(one, Answer) for one in found) > 0
+        found, used = _ask(tmp_path, _spec(stub.url, max_tokens_total=10**6), work)
+        assert all(isinstance(one, Answer) for one in found)
+        assert len(stub.bodies) == 30  # what was paid for is not paid for again
+
+
+# ── what the server grants ───────────────────────────────────────────────────────────────────────
+
+
+def _grants(folder, spec, **wanted):
+    return _ask(folder, spec, lambda asker: grants.ask(asker, **{"logprobs": True, "samples": False, **wanted}))
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_fewer_probabilities_than_wanted_are_taken(tmp_path, api):
+    with stub_server.serve(most_logprobs=5) as stub:
+        found = _grants(tmp_path, _spec(stub.url, api=api, top_logprobs=50))
+        assert found.top_logprobs == 5
+        assert "the 5 likeliest tokens" in found.told(_spec(stub.url, api=api))
+
+
+def test_a_server_that_leaves_probabilities_out_gives_none(tmp_path):
+    with stub_server.serve(most_logprobs=None) as stub:
+        assert _grants(tmp_path, _spec(stub.url)).top_logprobs == 0
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_whether_one_request_brings_several_answers(tmp_path, samples):
+    with stub_server.serve(samples=samples) as stub:
+        assert _grants(tmp_path, _spec(stub.url), samples=True).samples is samples
+
+
+def test_grants_are_kept_for_the_same_question_alone(tmp_path):
+    with stub_server.serve() as stub:
+        spec = _spec(stub.url)
+        found = _grants(tmp_path, spec)
+    grants.write(tmp_path / "g.json", found)
+    assert grants.read(tmp_path / "g.json", grants.wanted(spec, logprobs=True, samples=False)) == found
+    assert grants.read(tmp_path / "g.json", grants.wanted(spec, logprobs=True, samples=True)) is None
+    (tmp_path / "g.json").write_text("{")
+    assert grants.read(tmp_path / "g.json", found.asked) is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "changes", "told"),
+    [
+        ({}, {"model": "other"}, "HTTP 404"),
+        ({"key": "sk-1"}, {}, "HTTP 401"),
+        ({"fault_rate": 1.0, "faults": ("500",)}, {}, "HTTP 500"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_unavailable(tmp_path, rules, changes, told):
+    with stub_server.serve(**rules) as stub, pytest.raises(Unavailable, match=told) as error:
+        _grants(tmp_path, _spec(stub.url).model_copy(update=changes))
+    assert error.value.next
+    assert error.value.where == stub.url
+
+
+def test_nobody_at_the_address_is_unavailable(tmp_path):
+    with stub_server.serve() as stub:
+        url = stub.url
+    with pytest.raises(Unavailable, match="no connection"):
+        _grants(tmp_path, _spec(url))
+
+
+def test_a_missing_key_is_told_before_anything_is_sent(monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(Unavailable, match="SOME_KEY"):
+        Client(_spec("https://example.org/v1", api_key_env="SOME_KEY"))
+    assert client.key(_spec(api_key_env="SOME_KEY")) is None  # this machine's own server may ask for none
+
+
+def test_the_key_is_sent_and_never_told(tmp_path, monkeypatch):
+    secret = "sk-very-secret-0123456789"
+    monkeypatch.setenv("SOME_KEY", secret)
+    with stub_server.serve(key="another") as stub:
+        spec = _spec(stub.url, api_key_env="SOME_KEY")
+        with pytest.raises(Unavailable, match="Incorrect API key provided") as error:
+            _grants(tmp_path, spec)
+        assert stub.headers[0]["authorization"] == f"Bearer {secret}"  # the server repeats it in its refusal
+    assert secret not in f"{error.value}{error.value.next}{error.value.__cause__!r}{error.value.__context__!r}"
