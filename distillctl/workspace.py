@@ -74,12 +74,8 @@ _MANIFEST_BYTES = 64 << 20
 def _inside(name: str) -> str:
     """A path below a stage's folder, or a file beside it (bundle.zip), whatever the system makes of it."""
     parts = name.removeprefix("../").split("/")
-    if (
-        (name.startswith("../") and len(parts) > 1)
-        or not name.isprintable()
-        or len(parts) > 16
-        or not all(p.strip(".") and len(p.encode()) < 256 for p in parts)
-    ):
+    most = 1 if name.startswith("../") else 16
+    if not (name.isprintable() and len(parts) <= most and all(p.strip(".") and len(p.encode()) < 256 for p in parts)):
         raise ValueError("no path of the stage's")
     return name
 
@@ -300,7 +296,8 @@ class Workspace:
             path = self.folder(stage) / name
             if not path.is_file():
                 return f"{stage}/{name} is gone"
-            if not path.resolve().is_relative_to(self.folder(stage).resolve()):
+            home = self.root if name.startswith("../") else self.folder(stage)
+            if not path.resolve().is_relative_to(home.resolve()):
                 return f"{stage}/{name} is a link that leads out of the stage's folder"
             try:
                 if path.stat().st_size != output.bytes or file_digest(path) != output.sha256:

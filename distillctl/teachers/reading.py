@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -21,7 +22,7 @@ from distillctl.references import ModelSource
 
 LOAD_ERRORS = (
     OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError,
-    SafetensorError,
+    SafetensorError, StrictDataclassError,
 )  # fmt: skip
 
 

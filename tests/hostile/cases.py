@@ -276,6 +276,29 @@ def message(path: Path) -> int:
     return 0
 
 
+def _served(file: Path, work: Path) -> list[Command]:
+    shutil.copyfile(file, work / "answer.json")
+    return [("served", "answer.json")]
+
+
+def served(path: Path) -> int:
+    """What collect makes of a server's answer: 3 where it is asked again."""
+    from distillctl import console
+    from distillctl.errors import DataError
+    from distillctl.teachers.served.protocol import Malformed, Request, parse
+
+    body = path.read_bytes()
+    try:
+        parse(body, Request("completions" if b'"text"' in body else "chat", "m", "who", 8, top_logprobs=1))
+    except Malformed as error:
+        console.error(DataError(str(error)))
+        return 3
+    return 0
+
+
+IN_PLACE = {"message": message, "served": served}
+"""What is no command of the command line."""
+
 _PLACES: dict[str, Callable[[Path, Path], list[Command]]] = {
     "recipes": _recipe,
     "templates": _template,
@@ -294,6 +317,7 @@ _PLACES: dict[str, Callable[[Path, Path], list[Command]]] = {
     "checkpoints": _checkpoint,
     "metrics": _metrics,
     "messages": _message,
+    "served": _served,
 }
 
 

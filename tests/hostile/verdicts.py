@@ -142,8 +142,8 @@ def _judged(case: Case, made: Path, folder: Path) -> Iterator[Verdict]:
 def _command(command: Command, folder: Path) -> int | None:
     os.environ |= {"HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
     tempfile.tempdir = None
-    if command[0] == "message":
-        return cases.message(Path(command[1]))
+    if command[0] in cases.IN_PLACE:
+        return cases.IN_PLACE[command[0]](Path(command[1]))
     from distillctl.cli import app
 
     app(list(command), prog_name="distillctl")
