@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -169,6 +171,28 @@ def kill_one(process, run, after, killed):
                     killed.append(child.pid)
                     break
         time.sleep(0.002)
+
+
+class Deadly:
+    """Workers that die of their first task."""
+
+    def reader(self):
+        return None
+
+    def worker(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_workers_that_always_die_are_given_up(monkeypatch):
+    from distillctl.engines import ray
+
+    monkeypatch.setattr(ray, "RESTARTS", 1)
+    task = Task("full", "eval", ["a"], Views(Opening("full", 0), texts=["a"]))
+    with pytest.raises(Unavailable, match="workers die before they have answered"):  # noqa: SIM117
+        with ray.crew(Deadly(), Collect(engine="ray")) as crew:
+            list(crew.map([("key", task)]))
+    assert not ray.ray.is_initialized()
 
 
 @pytest.mark.slow

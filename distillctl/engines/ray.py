@@ -24,7 +24,13 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 
 from distillctl import console, interrupts
 from distillctl.engines.tasks import Crew, Description, Key, Task
@@ -33,6 +39,10 @@ from distillctl.recipe import Collect
 
 STORE_BYTES = 2**28
 """Of the object store of workers on this machine: tasks and answers are small."""
+
+RESTARTS = 20
+"""Deaths of one actor before it is given up; one whose teacher does not fit would die for ever."""
+_DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 
 
 @contextmanager
@@ -74,9 +84,12 @@ class _Actors:
             compute=ray.data.ActorPoolStrategy(size=min(self._spec.workers, len(keys))),
             num_cpus=self._spec.cpus,
             num_gpus=self._spec.gpus,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
         )
-        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():  # type: ignore[union-attr]
+        batches = iter(answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        while (batch := _following(batches)) is not None:
+            for row in batch.to_pylist():
                 found = pickle.loads(row["pickled"])
                 if isinstance(found, Told):
                     raise found
@@ -94,7 +107,7 @@ class _Actors:
         try:
             with _no_stderr():  # of Ray's core, which says there how much it will log
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # of a machine that is too busy it raises nothing more special
             what = "Ray cannot be started" if here else f"no Ray cluster at {spec.address}"
             raise Unavailable(f"{what}: {first_line(error)}", where="collect.address") from error
         finally:
@@ -112,6 +125,18 @@ class _Actors:
                     where="collect",
                     next="ask for fewer workers, or for less of each",
                 )
+
+
+def _following(batches: Iterator[Any]) -> Any:
+    """The next answers; None after the last. Unavailable when a worker died too often."""
+    try:
+        return next(batches, None)
+    except _DEATHS as error:
+        raise Unavailable(
+            f"workers die before they have answered: {first_line(error)}",
+            where="collect",
+            next="give each more memory, or ask for fewer on a machine; what was committed is kept",
+        ) from error
 
 
 @contextmanager
