@@ -170,7 +170,9 @@ def test_where_the_model_would_end_its_probabilities_are_had_all_the_same(tmp_pa
     speaker = stub_server.Hashed(end=5.3)  # nearly always the likeliest, and shown by no server as the first token
     task = {"labels": ["river", "king", "city"]}
     with stub_server.serve(speaker) as stub:
-        workspace, _ = _collect(served_project.recipe(tmp_path, stub.url, task=task, count=20), tmp_path / "run")
+        workspace, _ = _collect(
+            served_project.recipe(tmp_path, stub.url, task=task, count=30, evaluated=10), tmp_path / "run"
+        )
         drawn = [body for body in stub.bodies if body["temperature"]]
     found = store.read(workspace, "full", "train")
     assert len(drawn) > len(found.ids) / 2
