@@ -280,11 +280,10 @@ class _Said:
 
 
 def _within(ids: list[int], speaker: Speaker, text: str) -> list[int]:
-    """The tokens that lie in the text that is shown, as OpenAI leaves out the others."""
-    shown, size = [], 0
+    """The tokens that begin in the text that is shown, as OpenAI leaves out the others."""
+    shown: list[int] = []
     for token in ids:
-        size += len(speaker.tokens[token])
-        if token == speaker.end or size > len(text.encode()):
+        if token == speaker.end or b"".join(speaker.tokens[i] for i in shown).decode("utf-8", "replace") == text:
             break
         shown.append(token)
     return shown
