@@ -74,11 +74,12 @@ class Speaker:
 class Hashed(Speaker):
     """A deterministic function of the last tokens, over words, their beginnings and single characters."""
 
-    def __init__(self, words: Sequence[str] = WORDS, scale: float = 2.0) -> None:
+    def __init__(self, words: Sequence[str] = WORDS, scale: float = 2.0, end: float | None = None) -> None:
+        """end: the end token's score (default: it is rare)."""
         pieces = [*dict.fromkeys([" " + word for word in words] + list(words))]
         letters = [chr(c) for c in range(32, 127)] + ["\n"]
         self.tokens = [piece.encode() for piece in dict.fromkeys([*letters, *pieces])] + [b""]
-        self.scale = scale
+        self.scale, self.end_score = scale, end
         self._ids = {token: i for i, token in enumerate(self.tokens) if token}
 
     def encode(self, text: str) -> list[int]:
@@ -93,7 +94,7 @@ class Hashed(Speaker):
         seed = hashlib.sha256(struct.pack(f"<{len(ids)}i", *ids)).digest()
         scores = np.random.default_rng(int.from_bytes(seed[:8], "little")).normal(0, self.scale, len(self.tokens))
         scores[:96] -= 6  # single characters are rare, and so is the end
-        scores[-1] -= 4
+        scores[-1] = scores[-1] - 4 if self.end_score is None else self.end_score
         return log_softmax(scores)
 
 
@@ -134,6 +135,8 @@ class Rules:
     faults: tuple[str, ...] = FAULTS
     hang: float = 30.0
     """Seconds that a request which times out is held."""
+    tempers: bool = False
+    """Its log-probabilities are those after the temperature."""
     echoes: bool = False
     """Repeat the key in every answer and refusal, as no server should."""
 
@@ -226,7 +229,7 @@ class Stub:
             scaled = log_softmax(found / temperature) if temperature else found
             token = int(scaled.argmax()) if not temperature else int(drawn.choice(len(found), p=np.exp(scaled)))
             ids.append(token)
-            log_probs.append(found)
+            log_probs.append(scaled if self.rules.tempers else found)
             text = b"".join(self.speaker.tokens[i] for i in ids if i != self.speaker.end).decode("utf-8", "replace")
             if token == self.speaker.end or any(s in text for s in stop):
                 cut = min([at for s in stop if (at := text.find(s)) >= 0], default=len(text))
@@ -244,10 +247,13 @@ class Stub:
                 self._token(token, log_probs) | {"top_logprobs": [self._token(i, log_probs) for i in order]}
                 for token, log_probs, order in rows
             ]}  # fmt: skip
+        spelled = self.rules.gives_bytes
         return {
-            "tokens": [self._text(token) for token, _, _ in rows],
+            "tokens": [self._text(token, spelled) for token, _, _ in rows],
             "token_logprobs": [float(log_probs[token]) for token, log_probs, _ in rows],
-            "top_logprobs": [{self._text(i): float(log_probs[i]) for i in order} for _, log_probs, order in rows],
+            "top_logprobs": [
+                {self._text(i, spelled): float(log_probs[i]) for i in order} for _, log_probs, order in rows
+            ],
             "text_offset": [0] * len(rows),
         }
 
@@ -255,8 +261,13 @@ class Stub:
         given = list(self.speaker.tokens[token]) if self.rules.gives_bytes else None
         return {"token": self._text(token), "logprob": float(log_probs[token]), "bytes": given}
 
-    def _text(self, token: int) -> str:
-        return self.speaker.tokens[token].decode("utf-8", "replace")
+    def _text(self, token: int, spelled: bool = False) -> str:
+        """spelled: parts of characters as OpenAI writes them in completions, where there is no place for bytes."""
+        whole = self.speaker.tokens[token]
+        try:
+            return whole.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in whole) if spelled else "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -324,6 +335,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(429, "slow down", headers={"Retry-After": "0.02"})
             case "429", _:
                 self._refuse(429, "slow down", headers={"Retry-After": email.utils.formatdate(usegmt=True)})
+            case "503", "503 later":
+                self._refuse(503, "not now", headers={"Retry-After": "500"})
             case ("500" | "503") as status, _:
                 self._refuse(int(status), f"broken {self.headers.get('Authorization')}")
             case "502", _:

@@ -20,7 +20,7 @@ from distillctl.errors import RecipeError, Unavailable
 from distillctl.recipe import Collect
 from distillctl.teachers import labelling
 from distillctl.workspace import Workspace
-from tests import project, tiny_text
+from tests import project, tiny, tiny_text
 
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
 RAY = ("collect.engine=ray", "collect.workers=2")
@@ -63,6 +63,13 @@ def test_settings_of_workers_are_for_ray(tmp_path):
     with pytest.raises(RecipeError, match="workers is for engine: ray"):
         recipes.load(recipe, ["collect.workers=2"])
     assert recipes.load(recipe, [*RAY, "collect.gpus=0.5"]).collect == Collect(engine="ray", workers=2, gpus=0.5)
+
+
+def test_a_served_teacher_needs_no_workers():
+    served = {"kind": "openai", "model": "m", "base_url": "http://localhost:1/v1"}
+    with pytest.raises(ValueError, match="ray starts teachers that run here; a served one is asked from one process"):
+        tiny.recipe(teacher=served, collect={"engine": "ray"})
+    assert tiny.recipe(teacher=served).collect.engine == "local"
 
 
 def test_another_engine_makes_nothing_stale(tmp_path):

@@ -85,6 +85,13 @@ def test_a_space_that_the_server_took_off_is_put_back():
     assert found.choices[0].text == " a"
 
 
+def test_parts_of_characters_are_read_as_openai_writes_them():
+    logprobs = {"tokens": ["bytes:\\xe2\\x82", "bytes:\\xac"], "top_logprobs": [{"bytes:\\xe2\\x82": -0.1}, {"a": -1}]}
+    body = {"choices": [{"index": 0, "text": "€", "finish_reason": "stop", "logprobs": logprobs}]}
+    found = protocol.parse(json.dumps(body).encode(), _request()).choices[0]
+    assert [position.token for position in found.positions] == [b"\xe2\x82", b"\xac"]
+
+
 def test_marks_that_stand_for_never_are_no_probabilities():
     top = [{"token": "a", "logprob": -0.1}, {"token": "b", "logprob": -9999.0}]
     content = [{"token": "a", "logprob": -0.1, "top_logprobs": top}]
@@ -314,11 +321,26 @@ def test_the_budget_stops_before_it_is_passed_and_a_higher_one_goes_on(tmp_path,
         assert len(stub.bodies) == 30  # what was paid for is not paid for again
 
 
+def test_a_stop_does_not_wait_for_who_was_told_to_come_back_later(tmp_path):
+    with stub_server.serve(fault_rate=1.0, faults=("503 later",)) as stub:
+
+        async def work(asker):
+            asking = asyncio.create_task(asker.ask(_request()))
+            while not asker.faults:
+                await asyncio.sleep(0.01)
+            asker.stop(Unavailable("enough"))
+            with pytest.raises(Stopped, match="enough"):
+                await asking
+
+        _ask(tmp_path, _spec(stub.url), work)
+        assert len(stub.bodies) == 1
+
+
 # ── what the server grants ───────────────────────────────────────────────────────────────────────
 
 
 def _grants(folder, spec, **wanted):
-    return _ask(folder, spec, lambda asker: grants.ask(asker, **{"logprobs": True, "samples": False, **wanted}))
+    return _ask(folder, spec, lambda asker: grants.ask(asker, grants.Wanted(True, **wanted)))
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
@@ -340,13 +362,19 @@ def test_whether_one_request_brings_several_answers(tmp_path, samples):
         assert _grants(tmp_path, _spec(stub.url), samples=True).samples is samples
 
 
+@pytest.mark.parametrize("tempers", [True, False])
+def test_log_probabilities_after_the_temperature_are_found_out(tmp_path, tempers):
+    with stub_server.serve(tempers=tempers) as stub:
+        assert _grants(tmp_path, _spec(stub.url), temperature=0.7).untempered is not tempers
+
+
 def test_grants_are_kept_for_the_same_question_alone(tmp_path):
     with stub_server.serve() as stub:
         spec = _spec(stub.url)
         found = _grants(tmp_path, spec)
     grants.write(tmp_path / "g.json", found)
-    assert grants.read(tmp_path / "g.json", grants.wanted(spec, logprobs=True, samples=False)) == found
-    assert grants.read(tmp_path / "g.json", grants.wanted(spec, logprobs=True, samples=True)) is None
+    assert grants.read(tmp_path / "g.json", grants.Wanted(True).key(spec)) == found
+    assert grants.read(tmp_path / "g.json", grants.Wanted(True, samples=True).key(spec)) is None
     (tmp_path / "g.json").write_text("{")
     assert grants.read(tmp_path / "g.json", found.asked) is None
 

@@ -14,6 +14,7 @@ import yaml
 
 from distillctl import pipeline, planning
 from distillctl import recipe as recipes
+from distillctl.data import view_table
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.recipe import Text, TopK
 from distillctl.soft_labels import responses as text_store
@@ -165,6 +166,23 @@ def test_labels_that_begin_alike_cannot_be_asked_of_a_chat(weights, tmp_path, kn
         with pytest.raises(RecipeError, match=r"(river and king|king and river) begin with the same token") as error:
             _collect(recipe, tmp_path / "run")
     assert error.value.exit_code == 3
+
+
+def test_where_the_model_would_end_its_probabilities_are_had_all_the_same(tmp_path):
+    speaker = stub_server.Hashed(end=5.3)  # nearly always the likeliest, and shown by no server as the first token
+    task = {"labels": ["river", "king", "city"]}
+    with stub_server.serve(speaker) as stub:
+        workspace, _ = _collect(served_project.recipe(tmp_path, stub.url, task=task, count=20), tmp_path / "run")
+        drawn = [body for body in stub.bodies if body["temperature"]]
+    found = store.read(workspace, "full", "train")
+    assert len(drawn) > len(found.ids) / 2
+    for row, text in enumerate(view_table.read(workspace.folder("collect") / "views.parquet", "train").full):
+        expected = speaker.next(speaker.encode(text))
+        for k, word in enumerate(task["labels"]):
+            if found.seen[row, k]:
+                token = speaker.tokens.index(f" {word}".encode())
+                assert found.log_probs[row, k] == pytest.approx(expected[token], abs=1e-4)
+    assert found.seen.any()
 
 
 def test_texts_without_a_tokenizer_are_kept_as_texts(tmp_path):

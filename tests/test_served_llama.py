@@ -49,8 +49,8 @@ Question: {{ input }}
 Answer wanted:"""
 LIKELY = -7.0
 """Log-probability of tokens and labels that are compared."""
-NEAR = 0.02
-"""Nats between log-probabilities of the same float32 weights."""
+NEAR = 0.03
+"""Nats between log-probabilities of the same float32 weights; llama.cpp keeps keys and values in float16."""
 FAR = {"log_prob": 1.0, "mean": 0.3, "kl": 0.05}
 """Nats between float32 and the 4-bit file in llama.cpp's arithmetic: of a label at most and in the mean, and KL of the
 label distributions."""

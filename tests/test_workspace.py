@@ -1,5 +1,6 @@
 """Manifests, fingerprints and atomic writes."""
 
+import errno
 import json
 import os
 
@@ -7,8 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distillctl import workspace as workspace_module
 from distillctl.errors import Unavailable, UpstreamError
-from distillctl.workspace import Outcome, Workspace, digest, replacing, replacing_folder, tree_digest, write_text
+from distillctl.workspace import (
+    Outcome,
+    Workspace,
+    digest,
+    make_folder,
+    replacing,
+    replacing_folder,
+    tree_digest,
+    writable,
+    write_text,
+)
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(allow_nan=False, allow_infinity=False),
@@ -135,3 +147,51 @@ def test_anew_keeps_the_old_until_the_new_is_whole(tmp_path):
         new = commit(workspace, text="new")
     assert workspace.manifest("collect") == new
     assert os.listdir(tmp_path) == ["collect"]
+
+
+def test_a_committed_stage_outlasts_the_making_of_its_successor(tmp_path):
+    workspace = Workspace(tmp_path)
+    old = commit(workspace)
+    for _ in range(2):
+        with replacing_folder(workspace.folder("collect")) as temporary:
+            (temporary / "a.txt").write_text("new")
+        assert workspace.manifest("collect") is None
+        workspace.sweep()  # a kill came before the commit
+        assert workspace.manifest("collect") == old
+        assert workspace.damage("collect", old) is None
+    with replacing_folder(workspace.folder("collect")) as temporary:
+        (temporary / "b.txt").write_text("new")
+    new = commit(workspace, text="new")
+    workspace.sweep()
+    assert workspace.manifest("collect") == new
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "b.txt", "collect", "manifest.json"]
+
+
+def test_a_folder_in_a_stage_is_put_back_only_where_nothing_took_its_place(tmp_path):
+    for there in (False, True):
+        model, aside = tmp_path / "train" / "model", tmp_path / "train" / ".model.aside"
+        aside.mkdir(parents=True)
+        (aside / "old").write_text("")
+        if there:
+            model.rename(tmp_path / "train" / "gone")
+            model.mkdir()
+            (model / "new").write_text("")
+        Workspace(tmp_path).sweep()
+        assert [p.name for p in model.iterdir()] == ["new" if there else "old"]
+        assert not aside.exists()
+
+
+def test_new_folders_are_fsynced_into_those_above(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(workspace_module, "sync", synced.append)
+    make_folder(tmp_path / "a" / "b" / "c")
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+
+
+def test_an_error_of_a_scratch_file_elsewhere_names_it(tmp_path):
+    scratch = "/somewhere/else/x"
+    with pytest.raises(Unavailable, match="No space left") as raised, writable(tmp_path / "run" / "export"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), scratch)
+    assert raised.value.where == scratch
+    assert "TMPDIR" in raised.value.next

@@ -19,9 +19,9 @@ from tests.durability import forks, lab
 from tests.durability.lab import CHECKPOINT, NEXT, RESUMED, SHARD, STAGES, Lab
 from tests.durability.operations import Operation
 
-CHAIN = 3
+CHAIN = 4
 """Kills on the way to one end, at most."""
-COST = {"collect": 4, "train": 4, "export": 2, "quantize": 2, "bench": 1, "report": 3, "bundle": 2}
+COST = {"collect": 4, "train": 4, "export": 1, "quantize": 2, "bench": 1, "report": 3, "bundle": 2}
 """How often a stage is tried, for what a trial of it costs."""
 
 
@@ -164,9 +164,8 @@ class Trial:
         self.found.ends += 1
         if ended.code or (others := [*self.lab.other_bits(self.stage, self.run), *lab.altered(self.run)]):
             self.found.unequal.append(f"{self.where}: {ended.err[-2000:] if ended.code else others}")
-        torn = [p for p in self.run.rglob(".*") if p.name.endswith((".tmp", ".aside"))]
-        if torn:
-            self.found.left_behind.append(f"{self.where}: {torn[0].name}")
+        if surplus := self.lab.surplus(self.stage, self.run):
+            self.found.left_behind.append(f"{self.where}: {surplus}")
 
 
 def _after(seconds: float) -> Callable[[Operation], None]:

@@ -98,6 +98,14 @@ class Lab:
         found, wanted = (_comparable(one, stage) for one in (run, self.reference))
         return sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
 
+    def surplus(self, stage: str, run: Path) -> list[str]:
+        """What lies in the stage's folder, or hidden beside it, that no unbroken run leaves there."""
+        found, wanted = (
+            {str(p.relative_to(root)) for p in [*(root / stage).rglob("*"), *root.glob(".*"), *root.glob("tmp*")]}
+            for root in (run, self.reference)
+        )
+        return sorted(found - wanted)
+
 
 # ── what stands in a run directory ───────────────────────────────────────────────────────────────
 

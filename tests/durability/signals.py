@@ -60,11 +60,20 @@ def interrupt(one: Lab, stage: str, draw: random.Random, found: Found) -> None:
         torn = [path.name for path in run.rglob(".*") if path.name.endswith((".tmp", ".aside"))]
         if torn and times == 1:
             found.problems.append(f"{where}: {torn} is left")
+        if "once more" in ended.err and times == 1 and stage == "train" and not _kept(run):
+            found.problems.append(f"{where}: the step that was done is not in a checkpoint")
     found.problems += [f"{where}: {name} is not as its manifest says" for name in lab.altered(run)]
     again = one.run(stage, run)
     if again.code or (others := one.other_bits(stage, run)):
         found.problems.append(f"{where}: afterwards {again.err[-1500:] if again.code else others}")
     shutil.rmtree(run, ignore_errors=True)
+
+
+def _kept(run: Path) -> bool:
+    """Whether there is a checkpoint of the last step in training's log, or the stage was committed."""
+    last = json.loads((run / "train" / "metrics.jsonl").read_text().splitlines()[-1])
+    checkpoints = (run / "train" / "checkpoints").glob(f"{last['run']}-*-step-{last['step']:06d}")
+    return any(checkpoints) or lab.manifest(run, "train") is not None
 
 
 def _at(run: Path, at: int, number: int, times: int) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -12,9 +13,7 @@ import pytest
 
 from distillctl import interrupts
 from distillctl.errors import Interrupted
-from distillctl.workspace import MANIFEST, Workspace
 from tests import project
-from tests.durability.sending import send_when
 
 
 @pytest.fixture
@@ -112,78 +111,29 @@ def test_nothing_ends_the_last_words(said):
 # ── the command line ─────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    recipe = project.make(folder, train={"epochs": 20, "checkpoint_every": 1000})
-    for stage in ("collect", "train"):
-        done = project.run(stage, recipe, "--run-dir", folder / "run")
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
-def outputs(run, stage):
-    manifest = Workspace(run).manifest(stage)
-    return {name: output.sha256 for name, output in manifest.outputs.items() if name != "metrics.jsonl"}
-
-
 @pytest.mark.slow
-def test_collect_and_train_end_at_a_safe_point_and_go_on_from_there(unbroken, tmp_path):
-    recipe, run = unbroken / "recipe.yaml", tmp_path / "run"
-    shards = run / "collect" / "shards"
-    args = ("collect", recipe, "--run-dir", run, "--json")
-    done = send_when(lambda: list(shards.glob("*.parquet")), *args, number=signal.SIGINT, group=True)
-    assert done.returncode == 130
-    assert json.loads(done.stdout)["error"]["exit_code"] == 130  # one object
-    assert "once more to stop at once" in done.stderr
-    assert not (run / "collect" / MANIFEST).exists()
-    there = len(list(shards.iterdir()))
-    assert there == len(list(shards.glob("*.parquet")))  # nothing half-written is left
-    found = json.loads(project.run(*args).stdout)
-    assert found["reused_rows"] == there * 8
-    assert outputs(run, "collect") == outputs(unbroken / "run", "collect")
-
-    args = ("train", recipe, "--run-dir", run, "--json")
-    log = run / "train" / "metrics.jsonl"
-    done = send_when(lambda: log.exists() and log.stat().st_size, *args, number=signal.SIGTERM)
-    assert done.returncode == 143
-    [kept] = (run / "train" / "checkpoints").iterdir()  # none was due
-    step = int(kept.name.rpartition("-")[2])
-    found = json.loads(project.run(*args).stdout)
-    assert found["resumed_from"] == step
-    assert outputs(run, "train") == outputs(unbroken / "run", "train")
-
-
-@pytest.mark.slow
-def test_a_second_signal_ends_it_at_once_and_loses_no_more_than_a_kill(unbroken, tmp_path):
-    recipe, run = unbroken / "recipe.yaml", tmp_path / "run"
-    shards = run / "collect" / "shards"
-    args = ("collect", recipe, "--run-dir", run)
-    done = send_when(lambda: list(shards.glob("*.parquet")), *args, number=signal.SIGINT, times=2)
-    assert done.returncode == 130
-    assert "interrupted" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert project.run(*args).returncode == 0
-    assert outputs(run, "collect") == outputs(unbroken / "run", "collect")
-
-
-@pytest.mark.slow
-def test_no_worker_of_bench_is_left_behind(unbroken):
-    recipe, run = unbroken / "recipe.yaml", unbroken / "run"
-    for stage in ("export", "quantize"):
+def test_no_worker_of_bench_is_left_behind_when_a_terminal_interrupts_them_all(tmp_path):
+    """Signals at random moments to every stage: `tests.durability.signals`."""
+    recipe, run = project.make(tmp_path, rows=60, train={"epochs": 1}), tmp_path / "run"
+    for stage in ("collect", "train", "export", "quantize"):
         done = project.run(stage, recipe, "--run-dir", run)
         assert done.returncode == 0, done.stderr
-    workers = []
-
-    def started():
+    process = subprocess.Popen(
+        project.command("bench", recipe, "--run-dir", run, "--json"),
+        env=project.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    workers: list[psutil.Process] = []
+    while not workers and process.poll() is None:
         with contextlib.suppress(psutil.Error):  # one that ends meanwhile
-            mine = psutil.Process().children(recursive=True)
-            workers[:] = [one for one in mine if "distillctl.runtimes.worker" in one.cmdline()]
-        return workers
-
-    done = send_when(started, "bench", recipe, "--run-dir", run, number=signal.SIGINT, group=True)
-    assert done.returncode == 130
-    assert "Traceback" not in done.stderr
-    _, alive = psutil.wait_procs(workers, timeout=30)
+            children = psutil.Process(process.pid).children()
+            workers = [one for one in children if "distillctl.runtimes.worker" in one.cmdline()]
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()[1]
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert json.loads(out)["error"]["exit_code"] == 130  # one object
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(workers, timeout=300)
     assert not alive
-    assert not (run / "bench" / MANIFEST).exists()
+    assert not (run / "bench").exists()

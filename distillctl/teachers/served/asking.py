@@ -49,6 +49,7 @@ class Asker:
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
         self._stopped: Unavailable | None = None
+        self._halted = asyncio.Event()
         self._failed_in_a_row = 0
 
     async def ask(self, request: Request, *, retries: int | None = None) -> Answer:
@@ -67,6 +68,7 @@ class Asker:
     def stop(self, reason: Unavailable) -> Stopped:
         """From now on nothing is sent; what is under way is waited for."""
         self._stopped = self._stopped or reason
+        self._halted.set()
         return Stopped(self._stopped)
 
     # ── one question ─────────────────────────────────────────────────────────────────────────────
@@ -83,7 +85,7 @@ class Asker:
                     if not left or not fault.again or (fault.after or 0) > LONGEST_PAUSE:
                         self._give_up(fault)
                         raise
-                    await asyncio.sleep(self._wait(fault, tries - 1 - left))
+                    await self._sleep(self._wait(fault, tries - 1 - left))
                 else:
                     self._failed_in_a_row = 0
                     return answer
@@ -123,11 +125,20 @@ class Asker:
                 )
             ) from None
         try:
-            await self.pace.turn(sum(most))
+            await self.pace.turn(sum(most), self._sleep)
             self._check_stopped()
         except BaseException:
             self.budget.settle(most, (0, 0))
             raise
+
+    async def _sleep(self, seconds: float) -> None:
+        """Stopped as soon as nothing more is sent."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._halted.wait()
+        except TimeoutError:
+            return
+        self._check_stopped()
 
     def _check_stopped(self) -> None:
         if self._stopped is not None:
@@ -172,9 +183,8 @@ class Asker:
 
 def estimate(request: Request) -> Tokens:
     """The most tokens a request may take, by its length."""
-    prompt = request.prompt if isinstance(request.prompt, str) else "".join(m["content"] for m in request.prompt)
     frame = FRAME * (1 if isinstance(request.prompt, str) else len(request.prompt))
-    return round(len(prompt) / CHARACTERS_PER_TOKEN) + frame, request.n * request.max_tokens
+    return round(request.characters / CHARACTERS_PER_TOKEN) + frame, request.n * request.max_tokens
 
 
 def _written(answer: Answer) -> int:

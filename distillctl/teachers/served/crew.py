@@ -57,6 +57,7 @@ class Crew:
         """Each shard that could be answered whole, as it is finished."""
         waiting, under_way = iter(tasks), dict[asyncio.Task[Any], tuple[Key, Task]]()
         more = True
+        ended: BaseException | None = None
         while True:
             while more and sum(len(task.rows) for _, task in under_way.values()) <= self._served.spec.concurrency:
                 following = next(waiting, None)
@@ -65,12 +66,20 @@ class Crew:
                     self._asked += len(task.rows)
                     under_way[self._runner.get_loop().create_task(self._open().shard(task))] = key, task
             if not under_way:
-                return
+                break
             for done in self._runner.run(self._some(list(under_way))):
                 key, task = under_way.pop(done)
-                found = self._whole(task, done.result())
-                if found is not None:
-                    yield key, found
+                found = done.result()
+                end = self._end(task, found)
+                ended = ended or end
+                if ended is not None:  # what was sent is paid for: its answers are waited for and kept
+                    more = False
+                    self._open().asker.stop(Unavailable(str(ended)))
+                if not any(isinstance(one, BaseException) for one in found):
+                    yield key, self._open().joined(task, found)
+        if ended is not None:
+            self._write_failed()
+            raise ended
 
     def finish(self) -> None:
         """Unavailable when rows could not be answered; they are in failed.jsonl."""
@@ -111,20 +120,15 @@ class Crew:
             if done:
                 return [task for task in under_way if task in done]
 
-    def _whole(self, task: Task, found: list[Any]) -> Any:
-        """A shard's rows, if all of them are there. Raises what ends the work."""
-        stopped = next((one for one in found if isinstance(one, Stopped)), None)
-        failed = [(row, one) for row, one in zip(task.rows, found, strict=True) if isinstance(one, Fault)]
-        for row, fault in failed:
-            where = {"id": row, "split": task.split, "context": task.arm}
-            self._failed.append({**where, "error": fault.kind, "detail": fault.detail})
-        if stopped is not None:
-            self._write_failed()
-            raise stopped.reason
-        for one in found:
-            if isinstance(one, BaseException) and not isinstance(one, Fault):
-                raise one
-        return None if failed else self._open().joined(task, found)
+    def _end(self, task: Task, found: list[Any]) -> BaseException | None:
+        """What ends the work, among a shard's rows; rows that could not be answered do not, and are noted."""
+        for row, one in zip(task.rows, found, strict=True):
+            if isinstance(one, Fault):
+                where = {"id": row, "split": task.split, "context": task.arm}
+                self._failed.append({**where, "error": one.kind, "detail": one.detail})
+        stopped = [one.reason for one in found if isinstance(one, Stopped)]
+        others = [one for one in found if isinstance(one, BaseException) and not isinstance(one, Fault | Stopped)]
+        return next(iter([*others, *stopped]), None)
 
     def _write_failed(self) -> Path:
         path = self._served.folder / FAILED

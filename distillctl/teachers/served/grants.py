@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +19,8 @@ _HELLO = "1 2 3 4"
 _FEWER = (20, 10, 5, 2, 1)
 """Of the likeliest tokens, where the server refuses as many as are wanted: OpenAI's limits are 20 and 5."""
 _RETRIES = 4
+_SAME = 0.05
+"""Nats between two answers' log-probabilities that are rounding."""
 
 
 class Grants(BaseModel):
@@ -33,6 +35,8 @@ class Grants(BaseModel):
     top_logprobs: int
     shown: int
     samples: bool
+    untempered: bool
+    """Whether its log-probabilities are those before a request's temperature."""
     usage: bool
     limit_key: LimitKey
 
@@ -43,35 +47,54 @@ class Grants(BaseModel):
         return f"{spec.base_url} grants {shown} of {spec.model}{named}, by its {spec.api} API"
 
 
-async def ask(asker: Asker, *, logprobs: bool, samples: bool) -> Grants:
-    """Ask the server. logprobs, samples: whether they are wanted. Unavailable when it cannot be used."""
+@dataclass(frozen=True)
+class Wanted:
+    """What the task wants: log-probabilities, several answers to a request, log-probabilities at a temperature."""
+
+    logprobs: bool
+    samples: bool = False
+    temperature: float = 1.0
+
+    def key(self, spec: OpenAITeacher) -> str:
+        """`Grants.asked` of such a question."""
+        return digest([spec.identity, self.logprobs, self.samples, self.temperature])
+
+
+async def ask(asker: Asker, wanted: Wanted) -> Grants:
+    """Ask the server. Unavailable when it cannot be used."""
     spec = asker.spec
     hello = Request(spec.api, spec.model, _HELLO, max_tokens=1, seed=spec.seed, extra=spec.extra_body)
     answer, hello = await _plain(asker, hello)
     granted = shown = 0
-    for count in _counts(spec.top_logprobs) if logprobs else ():
+    for count in _counts(spec.top_logprobs) if wanted.logprobs else ():
         found = await _tried(asker, replace(hello, top_logprobs=count))
         if found is not None:
             answer, granted, shown = found, count, min(count, len(found.choices[0].positions[0].top))
             break
         if "malformed answer" in asker.faults:  # it did not refuse, it left them out
             break
-    several = samples and await _tried(asker, replace(hello, n=2, temperature=1.0)) is not None
+    several = wanted.samples and await _tried(asker, replace(hello, n=2, temperature=1.0)) is not None
+    untempered = True
+    if granted and wanted.temperature != 1:
+        tempered = await _tried(asker, replace(hello, top_logprobs=granted, temperature=wanted.temperature))
+        untempered = tempered is not None and _apart(answer, tempered) < _SAME
     return Grants(
-        asked=wanted(spec, logprobs=logprobs, samples=samples),
+        asked=wanted.key(spec),
         model=answer.model,
         system_fingerprint=answer.system_fingerprint,
         top_logprobs=granted,
         shown=shown,
         samples=several,
+        untempered=untempered,
         usage=answer.usage is not None,
         limit_key=hello.limit_key,
     )
 
 
-def wanted(spec: OpenAITeacher, *, logprobs: bool, samples: bool) -> str:
-    """`Grants.asked` of such a question."""
-    return digest([spec.identity, logprobs, samples])
+def _apart(one: Answer, other: Answer) -> float:
+    """The largest difference of a token's log-probability at the first position, in nats."""
+    first, second = (dict(answer.choices[0].positions[0].top) for answer in (one, other))
+    return max((abs(first[token] - second[token]) for token in first if token in second), default=float("inf"))
 
 
 def read(path: Path, asked: str) -> Grants | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from distillctl.recipe import OpenAITeacher
@@ -72,11 +72,11 @@ class Pace:
         """The server asks for a pause: nobody goes before it is over."""
         self._closed = max(self._closed, now + seconds)
 
-    async def turn(self, tokens: int) -> None:
+    async def turn(self, tokens: int, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Wait for one's turn."""
         wait = self.reserve(tokens, time.monotonic())
         while wait > 0:
-            await asyncio.sleep(wait)
+            await sleep(wait)
             wait = self._closed - time.monotonic()
 
 

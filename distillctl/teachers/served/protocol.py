@@ -8,15 +8,16 @@ log-probabilities in the form of chats for completions, too: both forms are read
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 NEVER = -1000.0
 """Log-probabilities below are no more than marks (OpenAI and vLLM write −9999) and are left out."""
-_UNKNOWN = "\ufffd".encode()
+_SPELLED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
 Message = dict[str, str]
 Prompt = str | list[Message]
 """The text of a completion, or a chat's messages."""
@@ -112,8 +113,9 @@ class Request:
         return found
 
     @property
-    def path(self) -> str:
-        return "/chat/completions" if self.api == "chat" else "/completions"
+    def characters(self) -> int:
+        """Of what is to be read, without the frame of a chat."""
+        return sum(map(len, [self.prompt] if isinstance(self.prompt, str) else [m["content"] for m in self.prompt]))
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
@@ -154,9 +156,12 @@ class _Choice(_Loose):
     logprobs: _Logprobs | None = None
 
 
+Count = Annotated[int, Field(ge=0, le=2**40)]
+
+
 class _Usage(_Loose):
-    prompt_tokens: int
-    completion_tokens: int = 0
+    prompt_tokens: Count
+    completion_tokens: Count = 0
 
 
 class _Answer(_Loose):
@@ -205,7 +210,7 @@ def _as_tokens_have_it(text: str, tokens: Sequence[bytes], stop: Sequence[str]) 
     """The text with the space that some servers take off its beginning. Malformed where it is not what the tokens say:
     all of them, but for a stop string or an end token."""
     whole, said = b"".join(tokens), text.encode()
-    if b"" in tokens or _UNKNOWN in whole:  # a part of a character: its bytes are not shown
+    if b"" in tokens or "\ufffd" in whole.decode(errors="replace"):  # tokens that are parts of characters
         return text
     if not whole.startswith(said):
         begin = whole[: len(whole) - len(whole.lstrip())]
@@ -229,9 +234,15 @@ def _positions(found: _Logprobs | None) -> tuple[Position, ...]:
     if len(tokens) != len(top):
         raise Malformed(f"log-probabilities of {len(top)} of {len(tokens)} tokens")
     return tuple(
-        Position(token.encode(), _top([(text.encode(), log_prob) for text, log_prob in (each or {}).items()]))
+        Position(_spelled(token), _top([(_spelled(text), log_prob) for text, log_prob in (each or {}).items()]))
         for token, each in zip(tokens, top, strict=True)
     )
+
+
+def _spelled(text: str) -> bytes:
+    """A completion's token; OpenAI writes those that are parts of characters as bytes:\\xe2\\x80."""
+    found = _SPELLED.fullmatch(text)
+    return bytes.fromhex(found[1].replace("\\x", "")) if found else text.encode()
 
 
 def _bytes(token: _Token) -> bytes:

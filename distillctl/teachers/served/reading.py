@@ -26,7 +26,7 @@ class Reader:
 
     def __init__(self, source: ServedSource) -> None:
         self.source = source
-        self.characters_per_token = CHARACTERS_PER_TOKEN
+        self._characters = self._tokens = 0
         self.asked: Callable[[], dict[str, Any]] = dict
         """What the server granted and what it was asked so far; nothing where all was there already."""
 
@@ -73,7 +73,13 @@ class Reader:
         """How many tokens a text has: counted, or estimated from what the server has counted so far."""
         if self.known is not None:
             return len(self.known.tokenizer(text, add_special_tokens=False).input_ids)
-        return round(len(text) / self.characters_per_token)
+        rate = self._characters / self._tokens if self._tokens else CHARACTERS_PER_TOKEN
+        return round(len(text) / rate)
+
+    def counted(self, characters: int, tokens: int) -> None:
+        """What a server has counted."""
+        self._characters += characters
+        self._tokens += tokens
 
     def answers(self, task: Classify) -> list[str]:
         """What stands for each label."""

@@ -49,10 +49,14 @@ async def open_rows(served: Served, reader: Reader) -> Rows:
     logprobs = isinstance(task, Classify) or isinstance(task.soft_labels, TopK)
     samples = isinstance(task, Generate) and isinstance(task.responses, Sampling) and task.responses.n > 1
     path = served.folder / GRANTS
-    granted = grants.read(path, grants.wanted(spec, logprobs=logprobs, samples=samples))
+    temperature = (
+        task.responses.temperature if isinstance(task, Generate) and isinstance(task.responses, Sampling) else 1
+    )
+    wanted = grants.Wanted(logprobs, samples, temperature if logprobs else 1.0)
+    granted = grants.read(path, wanted.key(spec))
     if granted is None:
         try:
-            granted = await grants.ask(asker, logprobs=logprobs, samples=samples)
+            granted = await grants.ask(asker, wanted)
         except BaseException:
             await client.close()
             asker.journal.close()
@@ -66,6 +70,12 @@ async def open_rows(served: Served, reader: Reader) -> Rows:
             where="teacher",
             next="ask another API or server (llama-cpp-python wants --logits_all true); or, for texts, "
             "task.soft_labels: {kind: text}",
+        )
+    if not granted.untempered:
+        raise Unavailable(
+            f"{spec.base_url} gives log-probabilities after the temperature, from which those before it cannot be told",
+            where="task.responses.temperature",
+            next="use temperature 1, responses: {kind: greedy}, or soft_labels: {kind: text}",
         )
     if isinstance(task, Classify):
         return _LabelRows(served, reader, asker, granted, task)
@@ -93,6 +103,8 @@ class Rows:
 
     async def _ask(self, request: Request) -> Answer:
         answer = await self.asker.ask(request)
+        if answer.usage is not None:
+            self.reader.counted(request.characters, answer.usage[0])
         if answer.system_fingerprint:
             self.fingerprints[answer.system_fingerprint] += 1
         return answer
@@ -167,7 +179,7 @@ class _LabelRows(Rows):
         for seed in range(_DRAWS + 1):
             drawn = replace(request, temperature=1.0, seed=seed) if seed else request
             positions = (await self._ask(drawn)).choices[0].positions
-            if positions:
+            if positions and positions[0].top:
                 return Position(positions[0].token, positions[0].top[: request.top_logprobs])
         raise Fault("ended at once", "the model says nothing here, and the server then shows no token", again=False)
 

@@ -70,25 +70,21 @@ def _known(position: Position, vocabulary: Vocabulary) -> list[tuple[int, float]
 def _aligned(positions: Sequence[Position], text: str, vocabulary: Vocabulary) -> tuple[list[int], int]:
     """The ids of ``text``'s tokens, and how many of the positions they are; the next position, if any, is the end's.
 
-    A token that is part of a character may have no text of its own: where the response is tokenized as the model wrote
-    it, all ids are known all the same. Otherwise every token has to be found by its bytes.
+    Unknown where they cannot be told. A token that is part of a character has no text of its own: where the server does
+    not give its bytes, the response has to be tokenized as the model wrote it.
     """
+    tokens = [position.token for position in positions]
+    known = [vocabulary.ids.get(token) for token in tokens]
+    certain = known.index(None) if None in known else len(known)
+    said = [b"".join(tokens[:count]).decode(errors="replace") for count in range(len(tokens) + 1)]
+    for count in range(certain, -1, -1):
+        if said[count] == text:
+            return [token for token in known[:count] if token is not None], count
     whole = list(vocabulary.tokenizer(text, add_special_tokens=False).input_ids)
-    if len(whole) <= len(positions) and all(
-        position.token == vocabulary.tokens[token] or position.token not in vocabulary.ids
-        for token, position in zip(whole, positions, strict=False)
-    ):
+    if len(whole) <= len(known) and all(own in (None, token) for own, token in zip(known, whole, strict=False)):
         return whole, len(whole)
-    ids: list[int] = []
-    left = text.encode()
-    for position in positions:
-        if not left or not left.startswith(position.token):
-            break
-        if position.token not in vocabulary.ids:
-            raise Unknown(f"{position.token.decode(errors='replace')!r} is not in teacher.tokenizer")
-        ids.append(vocabulary.ids[position.token])
-        left = left[len(position.token) :]
-    # What is left may be the beginning of the token that also holds the stop string.
-    if left and not (len(ids) < len(positions) and positions[len(ids)].token.startswith(left)):
-        raise Unknown("its tokens are not its text")
-    return ids, len(ids)
+    # The token that holds the stop string may begin with the end of the text.
+    count = max(count for count in range(certain + 1) if text.startswith(said[count]))
+    if count < len(tokens) and said[count + 1].startswith(text):
+        return [token for token in known[:count] if token is not None], count
+    raise Unknown(f"the tokens of {text!r} are not those of teacher.tokenizer")
