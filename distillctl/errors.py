@@ -78,6 +78,11 @@ class Interrupted(Told):
         self.exit_code = 128 + signal_number
 
 
+def is_of_tokenizers(error: BaseException) -> bool:
+    """The tokenizers library raises bare Exceptions; what it did not expect comes as a panic, which is none of them."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
+
+
 def first_line(error: BaseException) -> str:
     """A library's message in one line; its type where it has none."""
     lines = str(error).strip().splitlines()

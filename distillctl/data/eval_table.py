@@ -23,15 +23,26 @@ def read(path: Path, ids: Sequence[str]) -> dict[str, Any]:
         table = parquet.read(path)
         place = {row: index for index, row in enumerate(table["id"].to_pylist())}
         table = table.take([place[row] for row in ids])
+        return {
+            name: _values(table[name])
+            for name in table.column_names
+            if name != "id" and table[name].null_count < max(1, len(table))
+        }
     except KeyError as error:
         raise UpstreamError(f"no row or column {error}", where=str(path)) from None
     except (*parquet.ERRORS, TypeError) as error:
         raise UpstreamError(f"damaged: {first_line(error)}", where=str(path)) from None
-    return {
-        name: _values(table[name])
-        for name in table.column_names
-        if name != "id" and table[name].null_count < max(1, len(table))
-    }
+
+
+def log_probs(path: Path, ids: Sequence[str], column: str, labels: int) -> dict[str, np.ndarray]:
+    """All columns of log-probabilities, float32 [N, labels], ``column`` among them; UpstreamError where one is none."""
+    found = read(path, ids)
+    if column not in found:
+        raise UpstreamError(f"no column {column}", where=str(path))
+    for name, values in found.items():
+        if not isinstance(values, np.ndarray) or values.shape != (len(ids), labels) or np.isnan(values).any():
+            raise UpstreamError(f"{name} is not a log-probability for each of {labels} labels", where=str(path))
+    return found
 
 
 def by_row(path: Path, column: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from distillctl.workspace import replacing
 
 COLUMNS = ("id", "split", "input", "reference", "full", "simplified")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+_AGAIN = "distillctl collect RECIPE"
 _PART = 1024
 """Rows."""
 
@@ -30,6 +31,12 @@ class ViewTable:
     reference: list[str | None]
     full: list[str]
     simplified: list[str]
+
+    def labels(self, names: Sequence[str]) -> list[str]:
+        """The references of a task with these labels; UpstreamError where one is no label."""
+        if any((other := one) not in names for one in self.reference):
+            raise UpstreamError(f"views.parquet has the reference {other!r}, which is no label", next=_AGAIN)
+        return [str(one) for one in self.reference]
 
     @property
     def has_references(self) -> bool:
@@ -73,7 +80,7 @@ def parts(path: Path, split: str, *columns: str) -> Iterator[tuple[list[Any], ..
                 raise ValueError(f"it has no rows of {split}")
     except (*parquet.ERRORS, TypeError) as error:
         what = f"damaged: {first_line(error)}"
-        raise UpstreamError(what, where=str(path), next="distillctl collect RECIPE") from None
+        raise UpstreamError(what, where=str(path), next=_AGAIN) from None
 
 
 def column(path: Path, split: str, name: str) -> list[Any]:

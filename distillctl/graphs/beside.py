@@ -6,7 +6,8 @@ import json
 import math
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_e
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from distillctl.errors import UpstreamError, first_line
+from distillctl.runtimes import onnxruntime
 
 _COPIED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 _TOKENIZER_KEYS = (
@@ -71,11 +73,25 @@ def check(folder: Path, next: str) -> None:
             raise UpstreamError(problem, where=str(path), next=next)
 
 
+@contextmanager
+def sound(folder: Path, next: str) -> Iterator[None]:
+    """`check`; and within the block, that a graph does not run is an UpstreamError, too."""
+    check(folder, next)
+    try:
+        yield
+    except onnxruntime.ERRORS as error:
+        raise UpstreamError(f"the graph does not run: {first_line(error)}", where=str(folder), next=next) from error
+
+
 def problem_of(path: Path) -> str | None:
     """What is wrong with what a graph would read or do, or None; some exception where it is no graph."""
     model = onnx.load(path, load_external_data=False)
     for tensor in _get_all_tensors(model):
-        if uses_external_data(tensor) and (problem := _outside(tensor, path.parent)):
+        if uses_external_data(tensor):
+            problem = _outside(tensor, path.parent)
+        else:
+            problem = _too_many(tensor, len(tensor.raw_data)) if tensor.HasField("raw_data") else None
+        if problem:
             return f"the weights {tensor.name!r}: {problem}"
     nodes = [node for graph in (model.graph, *model.functions) for node in graph.node]
     if endless := next((node.op_type for node in nodes if node.op_type in _ENDLESS), None):
@@ -94,8 +110,24 @@ def _outside(tensor: onnx.TensorProto, folder: Path) -> str | None:
         return f"{name} is missing"
     if not stat.S_ISREG(state.st_mode):
         return f"{name} is a link or a device, not a file"
-    start, needed = int(info.offset or 0), math.prod(tensor.dims) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    length = needed if info.length is None else int(info.length)
-    if min(start, needed, length, *tensor.dims) < 0 or start + max(length, needed // 2) > state.st_size:
-        return f"{name} is too short for them"  # two 4-bit weights are a byte
+    start = int(info.offset or 0)
+    length = state.st_size - start if info.length is None else int(info.length)
+    if start < 0 or length < 0 or start + length > state.st_size:
+        return f"{name} has no such place"
+    return _too_many(tensor, length)
+
+
+_PACKED = {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}
+"""Values in a byte."""
+
+
+def _too_many(tensor: onnx.TensorProto, length: int) -> str | None:
+    """Whether a tensor's values take another number of bytes than are there."""
+    kind, values = onnx.TensorProto.DataType.Name(tensor.data_type), math.prod(tensor.dims)
+    if kind in _PACKED:
+        needed = -(-values // _PACKED[kind])
+    else:
+        needed = values * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    if min(tensor.dims, default=0) < 0 or needed != length:
+        return f"{length:,} bytes for the shape {list(tensor.dims)} of {kind}"
     return None

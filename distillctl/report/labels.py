@@ -44,7 +44,8 @@ def _predictions(workspace: Workspace, ids: list[str], log_prior: list[float] | 
         for arm, context in (("ceiling", "full"), ("floor", "simplified"))
     }
     train, quantize = (
-        eval_table.read(workspace.folder(stage) / "eval.parquet", ids) for stage in ("train", "quantize")
+        eval_table.log_probs(workspace.folder(stage) / "eval.parquet", ids, column, teacher["ceiling"].shape[1])
+        for stage, column in (("train", "student"), ("quantize", "deployed"))
     )
     return teacher | train | quantize
 

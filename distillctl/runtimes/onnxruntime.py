@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as native
 from tokenizers import Tokenizer
+
+ERRORS = tuple(
+    getattr(native, name)
+    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented",
+                 "RuntimeException")
+)  # fmt: skip
+"""What ONNX Runtime raises for a graph that does not open or run; they have no other type in common than Exception."""
 
 
 def session(graph: Path, threads: int) -> ort.InferenceSession:

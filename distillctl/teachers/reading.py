@@ -15,7 +15,7 @@ from distillctl.data import responses
 from distillctl.data.examples import Example
 from distillctl.data.views import Renderer
 from distillctl.engines.tasks import View
-from distillctl.errors import DataError, RecipeError, Unavailable, first_line
+from distillctl.errors import DataError, RecipeError, Unavailable, first_line, is_of_tokenizers
 from distillctl.gguf import dequantized
 from distillctl.recipe import Classify, HuggingFaceTeacher
 from distillctl.references import ModelSource
@@ -55,10 +55,7 @@ class Reader:
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Token ids of a view; a chat template has written its special tokens already."""
-        try:
-            ids = list(self.tokenizer(text, add_special_tokens=not chat).input_ids)
-        except Exception as error:  # the tokenizers library has no kind of its own
-            raise unavailable(self.spec, error) from error
+        ids = self._ids(text, add_special_tokens=not chat)
         if not chat and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id and not text.endswith("</s>"):
             ids.pop()  # the answer goes on where the view ends
         return ids
@@ -67,9 +64,17 @@ class Reader:
         """How many there are in a text, without special ones."""
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+        except BaseException as error:
+            if is_of_tokenizers(error):
+                raise unavailable(self.spec, error) from error
+            raise
+
     def encode_answer(self, words: str) -> list[int]:
         """Token ids of label words; RecipeError when the vocabulary cannot say them."""
-        ids = list(self.tokenizer(words, add_special_tokens=False).input_ids)
+        ids = self._ids(words, add_special_tokens=False)
         unknown = self.tokenizer.unk_token_id
         back = self.tokenizer.decode(ids) if ids else ""
         if not ids or (unknown is not None and unknown in ids) or back.strip() != words.strip():
@@ -96,7 +101,7 @@ class Reader:
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
         if len(ids) <= limit:
             return View(text, ids)
-        words = self.tokenizer(example.input, add_special_tokens=False).input_ids
+        words = self._ids(example.input, add_special_tokens=False)
         keep = len(words) - (len(ids) - limit)
         if not cut or keep < 1:
             raise DataError(
@@ -146,6 +151,6 @@ def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
     return Reader(tokenizer, config, generation_config, spec)
 
 
-def unavailable(spec: HuggingFaceTeacher, error: Exception) -> Unavailable:
+def unavailable(spec: HuggingFaceTeacher, error: BaseException) -> Unavailable:
     """That the teacher cannot be had, and why."""
     return Unavailable(f"the teacher {spec.model} cannot be loaded: {first_line(error)}", where="teacher.model")

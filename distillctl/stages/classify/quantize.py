@@ -29,8 +29,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
     ids, rows = _held_out(recipe, workspace, collect["log_prior"])
     exported = workspace.folder("export")
-    beside.check(exported, "distillctl export RECIPE")
-    with replacing_folder(workspace.folder("quantize")) as staged:
+    with beside.sound(exported, "distillctl export RECIPE"), replacing_folder(workspace.folder("quantize")) as staged:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = labels.LabelCalibration(exported, _calibration_texts(workspace))
             candidates = recipe.quantize.candidates or CANDIDATES["labels"]
@@ -63,10 +62,11 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
 def _held_out(recipe: Recipe, workspace: Workspace, log_prior: list[float] | None) -> tuple[list[str], HeldOut]:
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     teacher = calibrate(store.read(workspace, "full", "eval").log_probs, log_prior)
-    student = eval_table.read(workspace.folder("train") / "eval.parquet", views.id)["student"]
+    path = workspace.folder("train") / "eval.parquet"
+    student = eval_table.log_probs(path, views.id, "student", teacher.shape[1])["student"]
     truth = None
     if views.has_references:
-        truth = np.array([recipe.task.names.index(str(reference)) for reference in views.reference])
+        truth = np.array([recipe.task.names.index(label) for label in views.labels(recipe.task.names)])
     return views.id, HeldOut(views.simplified, student, teacher, truth)
 
 

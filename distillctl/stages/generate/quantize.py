@@ -40,9 +40,8 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     collect, train, export = (m.facts for name in ("collect", "train", "export") if (m := workspace.manifest(name)))
     held_out = _HeldOut.read(recipe, workspace, train)
     exported = workspace.folder("export")
-    beside.check(exported, "distillctl export RECIPE")
     kind = "encoder_decoder" if train["encoder_decoder"] else "decoder"
-    with replacing_folder(workspace.folder("quantize")) as staged:
+    with beside.sound(exported, "distillctl export RECIPE"), replacing_folder(workspace.folder("quantize")) as staged:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = texts.TextCalibration(exported, lambda: _some_train_rows(recipe, workspace, train))
             candidates = recipe.quantize.candidates or CANDIDATES[kind]
