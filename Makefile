@@ -25,7 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo tickets translate test test-durability check docs clean
+.PHONY: help demo tickets translate test test-durability test-hostile check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
 .PHONY: bench-vocabulary bench-decode
 
@@ -46,6 +46,9 @@ test: $(VENV)/.demo $(VENV)/.dev  ## all tests
 
 test-durability: $(VENV)/.dev  ## kills, full and failing disks, losses of power: nothing is lost (half an hour)
 	$(BIN)/python -m tests.durability
+
+test-hostile: $(VENV)/.dev  ## a thousand hostile files: one clear error each, bounded time and memory (ten minutes)
+	$(BIN)/python -m tests.hostile
 
 check: $(VENV)/.dev  ## lint, types, import contracts
 	$(BIN)/ruff check .
