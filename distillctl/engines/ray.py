@@ -108,8 +108,10 @@ class _Actors:
             with _no_stderr():  # of Ray's core, which says there how much it will log
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # of a machine that is too busy it raises nothing more special
-            what = "Ray cannot be started" if here else f"no Ray cluster at {spec.address}"
-            raise Unavailable(f"{what}: {first_line(error)}", where="collect.address") from error
+            where, what = (
+                ("engine", "Ray cannot be started") if here else ("address", f"no Ray cluster at {spec.address}")
+            )
+            raise Unavailable(f"{what}: {first_line(error)}", where=f"collect.{where}") from error
         finally:
             interrupts.install()  # Ray has put its own handler of SIGTERM in place
         for name in ("ray", "ray.data"):
