@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +70,8 @@ async def ask(asker: Asker, wanted: Wanted) -> Grants:
     for count in _counts(spec.top_logprobs) if wanted.logprobs else ():
         found = await _tried(asker, replace(hello, top_logprobs=count))
         if found is not None:
-            answer, granted, shown = found, count, min(count, len(found.choices[0].positions[0].top))
+            answer, granted = found, count
+            shown = min([count, *(len(position.top) for position in found.choices[0].positions[:1])])
             break
         if "malformed answer" in asker.faults:  # it did not refuse, it left them out
             break
@@ -92,9 +94,11 @@ async def ask(asker: Asker, wanted: Wanted) -> Grants:
 
 
 def _apart(one: Answer, other: Answer) -> float:
-    """The largest difference of a token's log-probability at the first position, in nats."""
-    first, second = (dict(answer.choices[0].positions[0].top) for answer in (one, other))
-    return max((abs(first[token] - second[token]) for token in first if token in second), default=float("inf"))
+    """The largest difference of a token's log-probability at the first position, in nats; 0 where none is shown."""
+    tops = [dict(position.top) for answer in (one, other) for position in answer.choices[0].positions[:1]]
+    if len(tops) < 2:
+        return 0.0
+    return max((abs(tops[0][token] - tops[1][token]) for token in tops[0] if token in tops[1]), default=math.inf)
 
 
 def read(path: Path, asked: str) -> Grants | None:
