@@ -141,14 +141,14 @@ class Disk:
 class Found:
     """losses: of power, by stage. problems: what should not have come of it."""
 
-    losses: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         return {
-            "power_losses": self.losses.total(),
+            "power_losses": self.done.total(),
             "problems": len(self.problems),
-            "stages": dict(sorted(self.losses.items())),
+            "stages": dict(sorted(self.done.items())),
         }
 
 
@@ -163,7 +163,7 @@ def lose(one: Lab, stage: str, forced: bool, draw: random.Random, found: Found) 
     cut = _Cut(run, attic, after, at, random.Random(draw.random()))
     ended = one.run(stage, run, *["--force"] * forced, prepare=cut.prepare, finish=cut.finish)
     where = f"{one.task} {stage}{' --force' * forced}, before operation {at}"
-    found.losses[stage] += 1
+    found.done[stage] += 1
     if ended.code not in (0, -signal.SIGKILL):
         found.problems.append(f"{where}: {ended.err[-1500:]}")
     for upstream, manifest in before.items():
@@ -219,13 +219,11 @@ class _Cut:
         return call
 
 
-def run(labs: list[Lab], count: int, seed: int, progress: Callable[[Found], None] = lambda found: None) -> Found:
+def run(labs: list[Lab], count: int, seed: int, found: Found, progress: Callable[[], None]) -> None:
     """So many losses of power over all stages."""
-    found = Found()
     turns = [(one, stage) for one in labs for stage in one.stages for _ in range(COST[stage])]
     random.Random(seed).shuffle(turns)
     for turn in range(count):
         draw = random.Random(f"{seed} {turn}")
         lose(*turns[turn % len(turns)], draw.random() < 0.3, draw, found)
-        progress(found)
-    return found
+        progress()
