@@ -249,6 +249,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _is_folder(path: Path) -> bool:
+    """And no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def _aside(folder: Path) -> Path:
     """Where a folder is kept while another one takes its place."""
     return folder.with_name(f".{folder.name}.aside")
@@ -317,9 +322,10 @@ class Workspace:
     def sweep(self) -> None:
         """Remove what a killed process left half-written; put back what it had set aside."""
         with writable(self.root):
-            for torn in [*self.root.glob(".*.tmp"), *self.root.glob("*/**/.*.tmp")]:
-                shutil.rmtree(torn) if torn.is_dir() else torn.unlink(missing_ok=True)
-            for aside in [*self.root.glob("*/**/.*.aside"), *self.root.glob(".*.aside")]:
+            hidden = sorted(self.root.rglob(".*"), reverse=True)  # what lies in a folder before the folder
+            for torn in (path for path in hidden if path.suffix == ".tmp"):
+                shutil.rmtree(torn) if _is_folder(torn) else torn.unlink(missing_ok=True)
+            for aside in (path for path in hidden if path.suffix == ".aside" and _is_folder(path)):
                 self._settle(aside.with_name(aside.name.removeprefix(".").removesuffix(".aside")))
 
     def _settle(self, folder: Path) -> None:
@@ -390,13 +396,13 @@ class Workspace:
         path = self.root / ".lock"
         with writable(self.root):
             make_folder(self.root)
-            file = path.open("a+")
+            file = path.open("ab+", buffering=0)  # nothing that a full disk could refuse once more when it is closed
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = file.read(200).decode(errors="replace").strip() or "another process"
                 raise Unavailable(
                     f"in use by {holder}", where=str(self.root), next="wait for it, or use another --run-dir"
                 ) from None
@@ -409,8 +415,7 @@ class Workspace:
             self.sweep()
             with writable(path):
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}")
-                file.flush()
+                file.write(f"process {os.getpid()} on {platform.node()}".encode())
             try:
                 yield
             finally:

@@ -4,7 +4,6 @@ is one JSON object. Exit 1 when anything was lost, half accepted or otherwise th
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import signal
 import sys
@@ -20,22 +19,26 @@ from tests.durability.lab import STAGES, Lab
 
 def main() -> None:
     asked = _asked()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays mounted
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing stays mounted, and what was found is told
     forks.preload()
-    with contextlib.ExitStack() as stack:
+    parts = (
+        ("kills", kills, kills.Found(), asked.kills),
+        ("faults", faults, faults.Found(), asked.faults),
+        ("signals", signals, signals.Found(), asked.signals),
+        ("power", power, power.Found(), asked.powers),
+    )
+    try:
         # In memory: what is looked at is what was written in which order, and an fsync costs nothing there.
         memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="durability-", dir=memory)))
-        disk = stack.enter_context(faults.small_disk(root / "disk")) if asked.faults else None
-        labs = [Lab.make(task, root, asked.stages) for task in asked.tasks]
-        _say("unbroken: " + ", ".join(f"{lab.task} {stage}" for lab in labs for stage in lab.stages))
-        found = kills.run(labs, asked.kills, asked.seed, _told("kills", lambda one: one.kills.total()))
-        refused = faults.run(labs, asked.faults, asked.seed, disk, _told("faults", lambda one: one.faults.total()))
-        sent = signals.run(labs, asked.signals, asked.seed, _told("signals", lambda one: one.signals.total()))
-        lost = power.run(labs, asked.powers, asked.seed, _told("losses of power", lambda one: one.losses.total()))
-    facts = found.facts() | {"faults": refused.facts(), "signals": sent.facts(), "power": lost.facts()}
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.exit(any(one.problems for one in (found, refused, sent, lost)))
+        with tempfile.TemporaryDirectory(prefix="durability-", dir=memory) as root:
+            labs = [Lab.make(task, Path(root), asked.stages) for task in asked.tasks]
+            _say("unbroken: " + ", ".join(f"{lab.task} {stage}" for lab in labs for stage in lab.stages))
+            for name, part, found, count in parts:
+                part.run(labs, count, asked.seed, found, _told(name, found))
+    finally:
+        first, *others = [(name, found.facts()) for name, _, found, _ in parts]
+        sys.stdout.write(json.dumps(first[1] | dict(others)) + "\n")
+    sys.exit(any(found.problems for _, _, found, _ in parts))
 
 
 def _asked() -> argparse.Namespace:
@@ -54,19 +57,19 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _told(what: str, count: Callable[[Any], int]) -> Callable[[Any], None]:
+def _told(name: str, found: Any) -> Callable[[], None]:
     """Problems as they come, and now and then how far it is."""
     began = last = time.monotonic()
     told = 0
 
-    def progress(found: Any) -> None:
+    def progress() -> None:
         nonlocal last, told
         for problem in found.problems[told:]:
             _say(problem)
         told = len(found.problems)
         if time.monotonic() - last > 10:
             last = time.monotonic()
-            _say(f"{count(found)} {what}, {told} problems, {last - began:.0f} s")
+            _say(f"{name}: {found.done.total()} in {last - began:.0f} s, {told} problems")
 
     return progress
 

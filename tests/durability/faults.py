@@ -30,17 +30,17 @@ DISK = 64 << 20
 class Found:
     """faults: sites that failed, by stage. problems: what should not have come of it."""
 
-    faults: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
     survived: int = 0
     """Commands that did without what was refused."""
     problems: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         return {
-            "faults": self.faults.total(),
+            "faults": self.done.total(),
             "survived": self.survived,
             "problems": len(self.problems),
-            "stages": dict(sorted(self.faults.items())),
+            "stages": dict(sorted(self.done.items())),
         }
 
 
@@ -98,7 +98,7 @@ def _refuse(run: Path, number: int, forever: bool, told: Path) -> None:
 
 
 def _judge(one: Lab, stage: str, run: Path, ended: forks.Ended, found: Found, where: str, may_survive: bool) -> None:
-    found.faults[stage] += 1
+    found.done[stage] += 1
     if ended.code == 0 and may_survive:
         found.survived += 1
     elif ended.code != 5 or "Traceback" in ended.err or ended.err.count("error: ") != 1:
@@ -116,12 +116,10 @@ def _judge(one: Lab, stage: str, run: Path, ended: forks.Ended, found: Found, wh
     shutil.rmtree(run, ignore_errors=True)
 
 
-def run(
-    labs: list[Lab], count: int, seed: int, disk: Path | None, progress: Callable[[Found], None] = lambda found: None
-) -> Found:
+def run(labs: list[Lab], count: int, seed: int, found: Found, progress: Callable[[], None]) -> None:
     """A seeded sample of ``count`` sites: three of four are operations that are refused, the others disks that fill up.
     Every operation of every stage has its turn before any comes again."""
-    found, draw = Found(), random.Random(seed)
+    draw = random.Random(seed)
     sites = [
         (one, stage, number)
         for one in labs
@@ -130,10 +128,10 @@ def run(
     ]
     draw.shuffle(sites)
     places = [(one, stage) for one in labs for stage in one.stages]
-    for turn in range(count):
-        if disk is not None and turn % 4 == 3:
-            full(*draw.choice(places), draw.random(), disk, found)
-        else:
-            refused(*sites[turn % len(sites)], found, forever=draw.random() < 0.5)
-        progress(found)
-    return found
+    with small_disk(labs[0].scratch / "disk") as disk:
+        for turn in range(count):
+            if disk is not None and turn % 4 == 3:
+                full(*draw.choice(places), draw.random(), disk, found)
+            else:
+                refused(*sites[turn % len(sites)], found, forever=draw.random() < 0.5)
+            progress()

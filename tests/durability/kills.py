@@ -27,29 +27,27 @@ COST = {"collect": 4, "train": 4, "export": 1, "quantize": 2, "bench": 1, "repor
 
 @dataclass
 class Found:
-    """What must be 0 but for the first: kills. unequal: ends with other bits than an unbroken run's."""
+    """done: kills, by stage. ends: trials that ran through. bad: problems by kind."""
 
-    kills: Counter[str] = field(default_factory=Counter)
-    lost: list[str] = field(default_factory=list)
-    partial_accepted: list[str] = field(default_factory=list)
-    unequal: list[str] = field(default_factory=list)
-    left_behind: list[str] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
     ends: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, what: str) -> None:
+        self.bad[kind] += 1
+        self.problems.append(f"{kind}: {what}")
 
     def facts(self) -> dict[str, Any]:
         return {
-            "kills": self.kills.total(),
-            "lost": len(self.lost),
-            "partial_accepted": len(self.partial_accepted),
-            "bitwise_equal": not self.unequal and self.ends > 0,
-            "left_behind": len(self.left_behind),
+            "kills": self.done.total(),
+            "lost": self.bad["lost"],
+            "partial_accepted": self.bad["partial accepted"],
+            "bitwise_equal": self.bad["other bits"] == 0 < self.ends,
+            "left_behind": self.bad["left behind"],
             "ends": self.ends,
-            "stages": dict(sorted(self.kills.items())),
+            "stages": dict(sorted(self.done.items())),
         }
-
-    @property
-    def problems(self) -> list[str]:
-        return [*self.lost, *self.partial_accepted, *self.unequal, *self.left_behind]
 
 
 @dataclass
@@ -79,7 +77,7 @@ class Trial:
             ended = self._attempt(more, kill)
             if ended.code != -signal.SIGKILL:
                 break  # it was faster
-            self.found.kills[self.stage] += 1
+            self.found.done[self.stage] += 1
             self._look(f"{self.where}, {how}")
             if self.forced:
                 break
@@ -107,7 +105,7 @@ class Trial:
         ended = self.lab.run(self.stage, self.run, *more, prepare=prepare)
         log = lab.read(self.log)
         if forks.orphans():
-            self.found.left_behind.append(self.where)
+            self.found.add("left behind", self.where)
         self._reused(expected, ended, log)
         if not self.forced:
             for path in lab.committed(self.run, log):
@@ -126,46 +124,45 @@ class Trial:
         """No shard was made again, and training went on from the last checkpoint, if it came so far."""
         for path, inode in self.kept.items():
             if SHARD.search(str(path)) and (not path.exists() or path.stat().st_ino != inode):
-                self.found.lost.append(f"{self.where}: {path.name} is gone or was made again")
+                self.found.add("lost", f"{self.where}: {path.name} is gone or was made again")
         went_on = {match[1]: int(match[2]) for match in RESUMED.finditer(ended.err)}
         for name, step in steps.items():
             reached = name in went_on or ended.code == 0 or any(f"/{name}-" in str(one.path) for one in log)
             if reached and went_on.get(name, 0) < step:
-                self.found.lost.append(f"{self.where}: {name} went on from {went_on.get(name)}, not from {step}")
+                self.found.add("lost", f"{self.where}: {name} went on from {went_on.get(name)}, not from {step}")
 
     def _look(self, when: str) -> None:
         """Right after a kill."""
         for one, manifest in self.before.items():
             if lab.manifest(self.run, one) != manifest:
-                self.found.lost.append(f"{when}: the manifest of {one} changed")
-        self.found.partial_accepted += [f"{when}: {name} is not as its manifest says" for name in lab.altered(self.run)]
+                self.found.add("lost", f"{when}: the manifest of {one} changed")
+        for name in lab.altered(self.run):
+            self.found.add("partial accepted", f"{when}: {name} is not as its manifest says")
         for path, inode in self.kept.items():
             if not path.exists() or path.stat().st_ino != inode:
-                newer = (
-                    [*path.parent.glob(f"{path.name.partition('-step-')[0]}-step-*")] if "-step-" in path.name else []
-                )
-                if not newer:
-                    self.found.lost.append(f"{when}: {path.name} is gone")
+                run, is_checkpoint, _ = path.name.partition("-step-")
+                if not (is_checkpoint and any(path.parent.glob(f"{run}-step-*"))):  # a later one
+                    self.found.add("lost", f"{when}: {path.name} is gone")
         states = self.lab.states(self.run)
         for one in STAGES[: STAGES.index(self.stage)]:
             if self.before[one] is not None and states[one] != "fresh":
-                self.found.lost.append(f"{when}: {one} is {states[one]}")
+                self.found.add("lost", f"{when}: {one} is {states[one]}")
         if states.get(self.stage) == "fresh":
             if self.lab.other_bits(self.stage, self.run):
-                self.found.partial_accepted.append(f"{when}: taken for fresh, and is not what an unbroken run makes")
+                self.found.add("partial accepted", f"{when}: taken for fresh, and is not what an unbroken run makes")
         elif not self.forced and self.stage in NEXT and self.lab.run(NEXT[self.stage], self.run).code != 4:
-            self.found.partial_accepted.append(f"{when}: {NEXT[self.stage]} did not refuse")
+            self.found.add("partial accepted", f"{when}: {NEXT[self.stage]} did not refuse")
 
     def _end(self, ended: forks.Ended) -> None:
         if self.forced and ended.code == -signal.SIGKILL:
             ended = self.lab.run(self.stage, self.run, "--json")
             if ended.code == 0 and not json.loads(ended.out)["fresh"]:
-                self.found.lost.append(f"{self.where}: neither what was there before nor its successor")
+                self.found.add("lost", f"{self.where}: neither what was there before nor its successor")
         self.found.ends += 1
         if ended.code or (others := [*self.lab.other_bits(self.stage, self.run), *lab.altered(self.run)]):
-            self.found.unequal.append(f"{self.where}: {ended.err[-2000:] if ended.code else others}")
+            self.found.add("other bits", f"{self.where}: {ended.err[-2000:] if ended.code else others}")
         if surplus := self.lab.surplus(self.stage, self.run):
-            self.found.left_behind.append(f"{self.where}: {surplus}")
+            self.found.add("left behind", f"{self.where}: {surplus}")
 
 
 def _after(seconds: float) -> Callable[[Operation], None]:
@@ -192,17 +189,16 @@ def _at(number: int, cut: float | None) -> Callable[[Operation], None]:
     return before
 
 
-def run(labs: list[Lab], kills: int, seed: int, progress: Callable[[Found], None] = lambda found: None) -> Found:
+def run(labs: list[Lab], kills: int, seed: int, found: Found, progress: Callable[[], None]) -> None:
     """Trials until there are so many kills, of every stage of every project."""
-    found, number = Found(), 0
+    number = 0
     turns = [(one, stage) for one in labs for stage in one.stages for _ in range(COST[stage])]
     order = random.Random(seed)
-    while found.kills.total() < kills:
+    while found.done.total() < kills:
         if number % len(turns) == 0:
             order.shuffle(turns)
         one, stage = turns[number % len(turns)]
         own = random.Random(f"{seed} {number}")
         Trial(one, stage, own.random() < 0.3, own, found).go(own.randint(1, CHAIN))
         number += 1
-        progress(found)
-    return found
+        progress()

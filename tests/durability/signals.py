@@ -25,14 +25,14 @@ from tests.durability.operations import Operation
 class Found:
     """signals: that ended a command, by stage. problems: what should not have come of it."""
 
-    signals: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         return {
-            "signals": self.signals.total(),
+            "signals": self.done.total(),
             "problems": len(self.problems),
-            "stages": dict(sorted(self.signals.items())),
+            "stages": dict(sorted(self.done.items())),
         }
 
 
@@ -52,7 +52,7 @@ def interrupt(one: Lab, stage: str, draw: random.Random, found: Found) -> None:
         found.problems.append(f"{where}: workers are left behind")
     begun = ended.code != -number and bool(ended.out or ended.err)
     if begun and ended.code:
-        found.signals[stage] += 1
+        found.done[stage] += 1
         if ended.code != 128 + number or "Traceback" in ended.err or ended.out.count("\n") != 1:
             found.problems.append(f"{where}: exit {ended.code}: {ended.out[-500:]}{ended.err[-1500:]}")
         elif json.loads(ended.out)["error"]["exit_code"] != ended.code:
@@ -89,12 +89,10 @@ def _at(run: Path, at: int, number: int, times: int) -> None:
     operations.install(run, before)
 
 
-def run(labs: list[Lab], count: int, seed: int, progress: Callable[[Found], None] = lambda found: None) -> Found:
+def run(labs: list[Lab], count: int, seed: int, found: Found, progress: Callable[[], None]) -> None:
     """So many trials over all stages."""
-    found = Found()
     turns = [(one, stage) for one in labs for stage in one.stages for _ in range(COST[stage])]
     random.Random(seed).shuffle(turns)
     for turn in range(count):
         interrupt(*turns[turn % len(turns)], random.Random(f"{seed} {turn}"), found)
-        progress(found)
-    return found
+        progress()
