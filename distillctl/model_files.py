@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-
 from distillctl import limits
 from distillctl.errors import Unavailable, first_line, is_of_tokenizers
 
@@ -56,14 +53,16 @@ def loading(unavailable: Callable[[BaseException], Unavailable]) -> Iterator[Non
     try:
         yield
     except BaseException as error:
-        if not (isinstance(error, _RAISED) or is_of_tokenizers(error)):
+        from huggingface_hub.errors import StrictDataclassError
+        from safetensors import SafetensorError
+
+        if not (isinstance(error, (*_RAISED, SafetensorError, StrictDataclassError)) or is_of_tokenizers(error)):
             raise
         raise unavailable(error) from error
 
 
 _RAISED = (
     OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError,
-    SafetensorError, StrictDataclassError,
 )  # fmt: skip
 
 

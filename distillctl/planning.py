@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import engines, pipeline, references
+from distillctl import engines, model_files, pipeline, references
 from distillctl.data import examples, responses, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
