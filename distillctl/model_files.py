@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from distillctl import limits
-from distillctl.errors import Unavailable, first_line
+from distillctl.errors import Unavailable, first_line, is_of_tokenizers
 
 _HEADER_BYTES, _CONFIG_BYTES = 100 << 20, 4 << 20
 """The first is the safetensors library's own bound."""
@@ -44,6 +45,25 @@ def check(folder: Path) -> None:
         raise Unavailable(f"the model cannot be read: {first_line(error)}", where=str(folder)) from None
     if tensors and layers > tensors:
         raise Unavailable(f"config.json names {layers:,} layers, the weights have {tensors} tensors", where=str(folder))
+
+
+@contextmanager
+def loading(unavailable: Callable[[BaseException], Unavailable]) -> Iterator[None]:
+    """What transformers and the libraries under it raise over the files of a model, as ``unavailable`` tells it."""
+    try:
+        yield
+    except BaseException as error:
+        from huggingface_hub.errors import StrictDataclassError
+        from safetensors import SafetensorError
+
+        if not (isinstance(error, (*_RAISED, SafetensorError, StrictDataclassError)) or is_of_tokenizers(error)):
+            raise
+        raise unavailable(error) from error
+
+
+_RAISED = (
+    OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError,
+)  # fmt: skip
 
 
 def _layers(config: Any, depth: int = 0) -> Iterator[int]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import engines, pipeline, references
+from distillctl import engines, model_files, pipeline, references
 from distillctl.data import examples, responses, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
-from distillctl.errors import Unavailable, first_line, is_of_tokenizers
+from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, Text
 from distillctl.soft_labels import size
 from distillctl.students import early, parameters
@@ -160,12 +160,14 @@ def _token_counter(source: references.ModelSource) -> tuple[Callable[[str], floa
     if source.path is not None and (file := source.path / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
-        try:
+        def unreadable(error: BaseException) -> Unavailable:
+            return Unavailable(f"the tokenizer cannot be read: {first_line(error)}", where=str(file))
+
+        def count(text: str) -> int:
+            with model_files.loading(unreadable):
+                return len(tokenizer.encode(text).ids)
+
+        with model_files.loading(unreadable):
             tokenizer = Tokenizer.from_file(str(file))
-            tokenizer.encode("a ?")
-        except BaseException as error:
-            if not is_of_tokenizers(error):
-                raise
-            raise Unavailable(f"the tokenizer cannot be read: {first_line(error)}", where=str(file)) from error
-        return lambda text: len(tokenizer.encode(text).ids), tokenizer.get_vocab_size()
+        return count, tokenizer.get_vocab_size()
     return lambda text: len(text) / CHARACTERS_PER_TOKEN, None

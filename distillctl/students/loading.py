@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,11 +19,6 @@ from distillctl.errors import RecipeError, Unavailable, first_line
 from distillctl.gguf import dequantized
 from distillctl.recipe import Classify, Recipe, Task
 from distillctl.references import ModelSource
-
-_LOAD_ERRORS = (
-    OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError,
-    SafetensorError, StrictDataclassError,
-)  # fmt: skip
 
 
 def auto_class(task: Task, config: Any, *, where: str) -> Any:
@@ -65,26 +58,21 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
     arguments = options(source, revision, trust_remote_code)
     if source.path is not None and not source.is_gguf:
         model_files.check(source.path)
-    try:
+    with model_files.loading(lambda error: unavailable(source, error)):
         config = AutoConfig.from_pretrained(folder(source), **arguments)
-    except _LOAD_ERRORS as error:
-        raise unavailable(source, error) from error
     auto = auto_class(recipe.task, config, where="student.model")
     fresh_head = isinstance(recipe.task, Classify)
     labels = label_config(recipe.task.names) if fresh_head else {}
-    try:
-        with console.libraries_quiet():
-            found, info = auto.from_pretrained(
-                folder(source),
-                use_safetensors=True,
-                ignore_mismatched_sizes=fresh_head,
-                output_loading_info=True,
-                dtype="float32",
-                **arguments,
-                **labels,
-            )
-    except _LOAD_ERRORS as error:
-        raise unavailable(source, error) from error
+    with model_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
+        found, info = auto.from_pretrained(
+            folder(source),
+            use_safetensors=True,
+            ignore_mismatched_sizes=fresh_head,
+            output_loading_info=True,
+            dtype="float32",
+            **arguments,
+            **labels,
+        )
     drawn = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
     body = [key for key in drawn if key.startswith(f"{found.base_model_prefix}.") and "pooler" not in key]
     if missing := body if fresh_head else drawn:
@@ -117,6 +105,6 @@ def options(source: ModelSource, revision: str | None, trust_remote_code: bool) 
     return {"trust_remote_code": trust_remote_code, **pinned}
 
 
-def unavailable(source: ModelSource, error: Exception) -> Unavailable:
+def unavailable(source: ModelSource, error: BaseException) -> Unavailable:
     """That a student cannot be had, and why."""
     return Unavailable(f"the student {source.reference} cannot be loaded: {first_line(error)}", where="student")

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from distillctl import console
+from distillctl import console, model_files
 from distillctl.references import ModelSource
 from distillctl.students import loading
 
@@ -16,13 +16,10 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 def of(source: ModelSource, revision: str | None, trust_remote_code: bool = False) -> Any:
     """The model's fast tokenizer; Unavailable when there is none."""
-    try:
-        with console.libraries_quiet():
-            return AutoTokenizer.from_pretrained(
-                loading.folder(source), **loading.options(source, revision, trust_remote_code)
-            )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise loading.unavailable(source, error) from error
+    with model_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
+        return AutoTokenizer.from_pretrained(
+            loading.folder(source), **loading.options(source, revision, trust_remote_code)
+        )
 
 
 def for_writing_on(tokenizer: Any, *, chat: bool) -> Any:

@@ -16,7 +16,7 @@ from distillctl.references import ModelSource
 from distillctl.teachers import generation, label_scoring, response_scoring
 from distillctl.teachers.generation import Generated, Keep
 from distillctl.teachers.label_scoring import LabelScores
-from distillctl.teachers.reading import LOAD_ERRORS, Reader, folder, options, sizes, unavailable
+from distillctl.teachers.reading import Reader, folder, options, sizes, unavailable
 from distillctl.teachers.response_scoring import Use
 from distillctl.teachers.shared_context import SharedContext, Unsupported
 
@@ -168,18 +168,15 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
     given = options(spec, source)
     if source.path is not None and not source.is_gguf:
         model_files.check(source.path)
-    try:
-        with console.libraries_quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder(source),
-                dtype=getattr(torch, spec.dtype),
-                use_safetensors=True,
-                output_loading_info=True,
-                **given,
-            )
-    except LOAD_ERRORS as error:
-        raise unavailable(spec, error) from error
+    with model_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder(source),
+            dtype=getattr(torch, spec.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **given,
+        )
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise Unavailable(

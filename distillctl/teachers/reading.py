@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from distillctl import console, model_files
@@ -15,15 +13,10 @@ from distillctl.data import responses
 from distillctl.data.examples import Example
 from distillctl.data.views import Renderer
 from distillctl.engines.tasks import View
-from distillctl.errors import DataError, RecipeError, Unavailable, first_line, is_of_tokenizers
+from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.gguf import dequantized
 from distillctl.recipe import Classify, HuggingFaceTeacher
 from distillctl.references import ModelSource
-
-LOAD_ERRORS = (
-    OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError,
-    SafetensorError, StrictDataclassError,
-)  # fmt: skip
 
 
 class Reader:
@@ -65,12 +58,8 @@ class Reader:
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        try:
+        with model_files.loading(lambda error: unavailable(self.spec, error)):
             return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
-        except BaseException as error:
-            if is_of_tokenizers(error):
-                raise unavailable(self.spec, error) from error
-            raise
 
     def encode_answer(self, words: str) -> list[int]:
         """Token ids of label words; RecipeError when the vocabulary cannot say them."""
@@ -138,16 +127,13 @@ def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
     given = options(spec, source)
     if source.path is not None and not source.is_gguf:
         model_files.check(source.path)
-    try:
-        with console.libraries_quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)
-            config = AutoConfig.from_pretrained(folder(source), **given)
-            try:
-                generation_config = GenerationConfig.from_pretrained(folder(source))
-            except OSError:
-                generation_config = GenerationConfig.from_model_config(config)
-    except LOAD_ERRORS as error:
-        raise unavailable(spec, error) from error
+    with model_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)
+        config = AutoConfig.from_pretrained(folder(source), **given)
+        try:
+            generation_config = GenerationConfig.from_pretrained(folder(source))
+        except OSError:
+            generation_config = GenerationConfig.from_model_config(config)
     return Reader(tokenizer, config, generation_config, spec)
 
 

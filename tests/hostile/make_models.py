@@ -149,7 +149,7 @@ def named() -> dict[str, Any]:
         "deep": "[" * 2000 + "]" * 2000,
         "class-unknown": {"tokenizer_class": "os.system"},
         "code-of-its-own": {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Slow", "evil.Fast"]}},
-        "length-nan": '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": NaN}',
+        "ok-length-nan": '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": NaN}',
         "tokens-a-number": {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": 3},
         "tokens-ten-thousand": {"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": [f"<{n}>" for n in range(600)]},
     }  # fmt: skip

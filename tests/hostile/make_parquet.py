@@ -155,7 +155,7 @@ def shards() -> dict[str, bytes]:
     whole = shard(fixed)
     return {
         "of-other-rows": shard(fixed, id=[f"other-{n}" for n in range(ROW_COUNT)]),
-        "ok-of-more-rows": whole,
+        "of-more-rows": whole,
         "ids-null": shard(fixed, id=pa.nulls(ROW_COUNT, pa.string())),
         "ids-numbers": shard(fixed, id=list(range(ROW_COUNT))),
         "ids-twice": shard(fixed, id=["row"] * ROW_COUNT),
@@ -203,7 +203,7 @@ def tables() -> dict[str, bytes]:
         "eval-ids-lists": packed({"id": [[1]] * ROW_COUNT, "student": floats}),
         "eval-of-unlike-lengths": packed({"id": ids, "student": [[1.0]] * (ROW_COUNT - 1) + [[1.0, 2.0]]}),
         "eval-cut": packed({"id": ids, "student": floats})[:200],
-        "eval-flipped-footer": flipped(packed({"id": ids, "student": floats}), -40),
+        "eval-ok-flipped-footer": flipped(packed({"id": ids, "student": floats}), -40),
         "deployed-of-other-rows": packed({"id": [f"other-{n}" for n in range(ROW_COUNT)], "deployed": floats}),
         "deployed-empty": b"",
         "deployed-column-missing": packed({"id": ids}),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from distillctl import console
+from distillctl import console, model_files
 from distillctl.data import responses
 from distillctl.data.examples import Example
 from distillctl.data.views import MESSAGE, Renderer
@@ -38,15 +38,14 @@ class Reader:
             return None
         from transformers import AutoTokenizer  # and with it torch, which a server's client does without
 
-        from distillctl.teachers.reading import LOAD_ERRORS, folder
+        from distillctl.teachers.reading import folder
 
-        try:
-            with console.libraries_quiet():
-                return Vocabulary(AutoTokenizer.from_pretrained(folder(source)))
-        except LOAD_ERRORS as error:
-            raise Unavailable(
-                f"the tokenizer {source.reference} cannot be loaded: {first_line(error)}", where="teacher.tokenizer"
-            ) from error
+        def unavailable(error: BaseException) -> Unavailable:
+            what = f"the tokenizer {source.reference} cannot be loaded: {first_line(error)}"
+            return Unavailable(what, where="teacher.tokenizer")
+
+        with model_files.loading(unavailable), console.libraries_quiet():
+            return Vocabulary(AutoTokenizer.from_pretrained(folder(source)))
 
     @property
     def tokenizer(self) -> Any:
