@@ -79,7 +79,7 @@ def _template(file: Path, work: Path) -> list[Command]:
 def _data(file: Path, work: Path) -> list[Command]:
     suffixes = "".join(file.suffixes)
     shutil.copyfile(file, work / f"hostile{suffixes}")
-    sets = [f"data.source=hostile{suffixes}", "data.eval_rows=1"]
+    sets = [f"data.source=hostile{suffixes}", "data.eval_rows=1", "data.id=null"]
     if ".log" in suffixes:
         sets += ["data.format=lines", "data.pattern='(?P<reference>\\w+): (?P<input>.*)'"]
     if ".po" in suffixes:
