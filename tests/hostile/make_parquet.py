@@ -219,7 +219,7 @@ def tables() -> dict[str, bytes]:
 def unsealed(table: dict[str, Any]) -> bytes:
     """With zeros where the checksum will be."""
     sink, made = io.BytesIO(), pa.table(table)
-    with pq.ParquetWriter(sink, made.schema, store_schema=False) as writer:
+    with pq.ParquetWriter(sink, made.schema, store_schema=False, compression="zstd", compression_level=9) as writer:
         writer.write_table(made)
         writer.add_key_value_metadata({"seal": "sha256:" + "0" * 64})
     return sink.getvalue()
