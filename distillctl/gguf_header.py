@@ -27,6 +27,9 @@ _SIZES = (
 """Keys of an architecture's group that some dimension of some tensor has to be as large as."""
 
 
+_NEEDED = ("block_count", "embedding_length")
+
+
 @dataclass(frozen=True)
 class Tensor:
     """shape: as the file has it, the fastest dimension first; kind: of ggml's types; at, bytes: where in the file."""
@@ -196,5 +199,7 @@ def _check(header: Header) -> None:
         bounds["context_length"] = positions
     for key, most in bounds.items():
         value = header.keys.get(f"{name}.{key}")
+        if value is None and key in _NEEDED:
+            raise ValueError(f"it does not say {name}.{key}")  # transformers would take a large model's
         if value is not None and not (isinstance(value, int) and 0 <= value <= most):
             raise ValueError(f"{name}.{key} is {value!r}, which its tensors do not show")

@@ -103,11 +103,11 @@ def _outside(tensor: onnx.TensorProto, folder: Path) -> str | None:
     info = ExternalDataInfo(tensor)
     name = info.location
     if not name or name != Path(name).name or not name.isprintable() or "\\" in name or len(name.encode()) > 255:
-        return f"{name!r} is no file beside the graph"
+        return f"it reads {name!r}, which is none of the files"
     try:
         state = (folder / name).lstat()
     except FileNotFoundError:
-        return f"{name} is missing"
+        return f"it reads {name!r}, which is none of the files"
     if not stat.S_ISREG(state.st_mode):
         return f"{name} is a link or a device, not a file"
     start = int(info.offset or 0)

@@ -216,12 +216,20 @@ def tables() -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def unsealed(table: dict[str, Any]) -> bytes:
+    """With zeros where the checksum will be."""
+    sink, made = io.BytesIO(), pa.table(table)
+    with pq.ParquetWriter(sink, made.schema, store_schema=False, compression="zstd", compression_level=9) as writer:
+        writer.write_table(made)
+        writer.add_key_value_metadata({"seal": "sha256:" + "0" * 64})
+    return sink.getvalue()
+
+
 def sealed(table: dict[str, Any]) -> bytes:
     """With the checksum in its footer that `distillctl.soft_labels.seal` looks for: whoever can write the file can put
     it there."""
     mark, zeros = b"sha256:", b"0" * 64
-    made = pa.table(table).replace_schema_metadata({"seal": (mark + zeros).decode()})
-    data = packed(made, store_schema=False)
+    data = unsealed(table)
     at = data.rfind(mark) + len(mark)
     return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + len(zeros) :]
 
@@ -236,7 +244,7 @@ def answers() -> dict[str, bytes]:
     return {
         "without-a-seal": packed(whole),
         "seal-broken": flipped(good, 40),
-        "seal-of-zeros": packed(pa.table(whole).replace_schema_metadata({"seal": "sha256:" + "0" * 64}), store_schema=False),
+        "seal-of-zeros": unsealed(whole),
         "seal-alone": b"sha256:" + b"0" * 64,
         "seal-cut": good[: good.rfind(b"sha256:") + 20],
         "sealed-without-probabilities": good,
