@@ -52,8 +52,8 @@ class _Known(TypedDict, total=False):
     context_text: str
     teacher: _Teacher
     stop_ids: list[int]
-    vocabulary: int | None
-    kl: _Number
+    vocabulary: int | dict[str, Any] | None
+    kl: _Number | None
     agreement: _Number | dict[str, _Number | None]
     max_length: Annotated[int, Field(ge=1)] | None
     control: dict[str, Any] | None
