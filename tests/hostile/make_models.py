@@ -133,8 +133,6 @@ def tokenizers() -> dict[str, Any]:
         "pattern-catastrophic": {**whole, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(([a-z ])+.)+[0-9]$"}, "behavior": "Isolated", "invert": False}},
         "pattern-that-is-none": {**whole, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(((("}, "behavior": "Isolated", "invert": False}},
         "replace-nothing-by-much": {**whole, "normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x" * 5000}},
-        "replace-again-and-again": {**whole, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"Regex": "."}, "content": "aaaaaaaaaa"}] * 12}},
-        "padding-beyond": {**whole, "padding": {"strategy": {"Fixed": 2**40}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}},
         "truncation-to-nothing": {**whole, "truncation": {"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 9}},
         "template-of-unknown-tokens": {**whole, "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}], "pair": [], "special_tokens": {}}},
         "merges-that-are-none": {**whole, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b c"]}},
