@@ -90,9 +90,13 @@ class Checkpoints:
             files = {path.name: file_digest(path) for path in folder.iterdir()}
             state = {"progress": asdict(progress), "schedule": schedule, "files": files}
             (folder / "progress.json").write_text(json.dumps(state), encoding="utf-8")
-        for before in self.folder.glob(f"{self.prefix}-step-*"):
-            if before != target and not before.name.endswith(_DAMAGED):
-                shutil.rmtree(before, ignore_errors=True)
+        self._drop_others(target)
+
+    def _drop_others(self, kept: Path) -> None:
+        """Also what a killed process had begun to drop."""
+        for other in self.folder.glob(f"{self.prefix}-step-*"):
+            if other != kept and not other.name.endswith(_DAMAGED):
+                shutil.rmtree(other, ignore_errors=True)
 
     def restore(self, learner: Learner) -> tuple[Progress, dict[str, Tensor] | None] | None:
         """Load the latest checkpoint into the learner, on every rank.
@@ -132,6 +136,7 @@ class Checkpoints:
         except (OSError, ValueError):
             damaged = ["progress.json"]
         if not damaged:
+            self._drop_others(folder)
             return folder
         aside = folder.with_name(f"{folder.name}{_DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)
