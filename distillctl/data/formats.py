@@ -142,7 +142,7 @@ def _parquet_rows(path: Path, wanted: Collection[str | None]) -> Iterator[tuple[
                 raise DataError("a column name is given twice", where=str(path))
             if not columns:
                 raise DataError(f"no column is one of {', '.join(sorted(filter(None, wanted)))}", where=str(path))
-            for number, row in enumerate(parquet.rows(file, columns), 1):
+            for number, row in enumerate(parquet.rows(file, columns, parquet.most_bytes(path)), 1):
                 yield f"{path}: row {number}", row
     except parquet.ERRORS as error:
         raise DataError(f"not a Parquet file: {first_line(error)}", where=str(path)) from None

@@ -24,8 +24,6 @@ _BYTES, _RATIO = 128 << 20, 2000
 long context, and are packed very well."""
 _VALUES, _VALUES_PER_BYTE = 1 << 20, 16
 _BATCH_ROWS = 1024
-_BATCH_BYTES = 64 << 20
-"""Of the texts in a batch of rows."""
 
 
 @contextmanager
@@ -49,22 +47,27 @@ def read(source: Path | pa.Buffer, columns: Collection[str] | None = None) -> pa
     """The named columns that are there (all), in the file's order."""
     with checked(source, columns) as file:
         wanted = [name for name in file.schema_arrow.names if columns is None or name in columns]
-        return plain(file.read(wanted))
+        return plain(file.read(wanted), most_bytes(source))
 
 
-def rows(file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Row by row, of a file that is `checked`."""
+def rows(file: pq.ParquetFile, columns: list[str], most: int) -> Iterator[dict[str, Any]]:
+    """Row by row, of a file that is `checked`. most: `most_bytes` of it."""
     for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-        yield from plain(pa.Table.from_batches([batch]), _BATCH_BYTES).to_pylist()
+        yield from plain(pa.Table.from_batches([batch]), most).to_pylist()
 
 
-def plain(table: pa.Table, most: int = _BYTES) -> pa.Table:
-    """Texts spelt out, once it is known that they are no more than ``most`` bytes (or what a file may hold)."""
+def most_bytes(source: Path | pa.Buffer) -> int:
+    """What a file may become."""
+    return _BYTES + _RATIO * (source.size if isinstance(source, pa.Buffer) else source.stat().st_size)
+
+
+def plain(table: pa.Table, most: int) -> pa.Table:
+    """Texts spelt out, once it is known that they are no more than ``most`` bytes (`most_bytes`)."""
     for index, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             column = table.column(index)
             total = sum(_spelt(chunk) for chunk in column.chunks)
-            if total > most and total > _RATIO * table.nbytes:
+            if total > most:
                 raise ValueError(f"{field.name} would be {total:,} bytes of text")
             dense = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], field.type.value_type)
             table = table.set_column(index, field.name, dense)

@@ -69,10 +69,12 @@ def parts(path: Path, split: str, *columns: str) -> Iterator[tuple[list[Any], ..
         with parquet.checked(path, wanted) as file:
             empty = True
             for batch in file.iter_batches(_PART, columns=wanted):
-                table = parquet.plain(pa.Table.from_batches([batch]))
+                table = parquet.plain(pa.Table.from_batches([batch]), parquet.most_bytes(path))
                 found = table.filter(pc.equal(table["split"], split))
                 if any(found[name].null_count for name in columns if name != "reference"):
                     raise ValueError(f"it lacks texts of {split}")
+                if not all(pa.types.is_string(found[name].type) for name in columns if found[name].null_count == 0):
+                    raise ValueError("what should be text is none")
                 if len(found):
                     empty = False
                     yield tuple(found[name].to_pylist() for name in columns)

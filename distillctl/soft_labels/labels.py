@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
+from distillctl.errors import UpstreamError
+
 
 def calibrate(log_probs: np.ndarray, log_prior: np.ndarray | list[float] | None) -> np.ndarray:
     """Normalised label log-probabilities [N, K] of raw ones [N, K]; the prior [K] is divided out first."""
     if log_prior is not None:
+        if len(log_prior) != log_probs.shape[-1]:
+            what = f"a prior of {len(log_prior)} labels for {log_probs.shape[-1]}"
+            raise UpstreamError(what, where="collect", next="distillctl collect RECIPE")
         log_probs = log_probs - np.asarray(log_prior, dtype=np.float32)
     return np.asarray(log_softmax(log_probs.astype(np.float32), axis=-1))
 

@@ -197,7 +197,7 @@ def states() -> dict[str, bytes]:
         "optimizer-of-another-model": safetensors({"x:exp_avg": tensor([4], 0, 16)}, b"\0" * 16),
         "optimizer-of-other-shapes": safetensors({moment: tensor([4], 0, 16)}, b"\0" * 16),
         "optimizer-of-an-empty-name": safetensors({":": tensor([4], 0, 16)}, b"\0" * 16),
-        "optimizer-of-private-keys": safetensors({"classifier.bias:__class__": tensor([3], 0, 12)}, b"\0" * 12),
+        "optimizer-ok-of-private-keys": safetensors({"classifier.bias:__class__": tensor([3], 0, 12)}, b"\0" * 12),
         "optimizer-a-pickle": pickle.dumps(Runs()),
         "best-header-beyond": safetensors({}, length=2**62),
         "best-of-nothing": safetensors({}),
