@@ -50,7 +50,7 @@ class Verdict:
         if ended.peak_bytes >= BYTES:
             found.append(f"{ended.peak_bytes / 1e9:.2f} GB")
         plain = re.sub(r"\x1b\[[0-9;]*m", "", ended.stderr)  # transformers writes in colours
-        if any(not (character.isprintable() or character == "\n") for character in plain):
+        if any(not (character.isprintable() or character in "\n\t") for character in plain):
             found.append("orders to the terminal on stderr")
         if len(ended.stderr) > 10_000:
             found.append(f"{len(ended.stderr)} characters on stderr")
