@@ -73,14 +73,6 @@ def refused(verdicts: Sequence[Verdict]) -> bool:
 
 def warm() -> None:
     """Import what the commands import, once for all children; nothing is computed, so that no threads are left."""
-    os.environ |= {"CI": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    os.environ |= {"MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    os.environ |= {
-        "TQDM_DISABLE": "1",
-        "RUST_BACKTRACE": "0",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
     import transformers.models.bert.modeling_bert
     import transformers.models.llama.modeling_llama  # noqa: F401
 
