@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
-from distillctl import console, references
+from distillctl import console, pretrained, references
 from distillctl import recipe as recipes
 from distillctl.data import examples
 from distillctl.graphs import beside, genai_builder
@@ -20,7 +20,6 @@ from distillctl.quantizers import search, texts
 from distillctl.recipe import WeightOnly
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.runtimes.onnxruntime import graph_bytes
-from distillctl.students import loading
 from distillctl.training.response_rows import ResponseRows
 
 _MAX_LENGTH = 2048
@@ -40,7 +39,7 @@ def build(recipe_path: Path, scratch: Path, spec: WeightOnly) -> Built:
     """From the teacher of a recipe, whose eval rows are the ones to compare on."""
     recipe = recipes.load(recipe_path)
     model = references.teacher(recipe)
-    source = Path(loading.folder(model))
+    source = Path(pretrained.folder(model))
     folders = {name: scratch / name for name in (search.FP32, "genai")}
     folders[search.FP32].mkdir()
     console.note("building fp32")

@@ -16,7 +16,7 @@ from transformers import (
 
 from distillctl import console, model_files
 from distillctl.errors import RecipeError, Unavailable, first_line
-from distillctl.gguf import dequantized
+from distillctl.pretrained import folder, options
 from distillctl.recipe import Classify, Recipe, Task
 from distillctl.references import ModelSource
 
@@ -55,17 +55,15 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
         console.warn(
             f"student.trust_remote_code: Python code that comes with {source.reference} is run on this machine"
         )
-    arguments = options(source, revision, trust_remote_code)
-    if source.path is not None and not source.is_gguf:
-        model_files.check(source.path)
+    arguments, place = options(source, revision, trust_remote_code), folder(source)
     with model_files.loading(lambda error: unavailable(source, error)):
-        config = AutoConfig.from_pretrained(folder(source), **arguments)
+        config = AutoConfig.from_pretrained(place, **arguments)
     auto = auto_class(recipe.task, config, where="student.model")
     fresh_head = isinstance(recipe.task, Classify)
     labels = label_config(recipe.task.names) if fresh_head else {}
     with model_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
         found, info = auto.from_pretrained(
-            folder(source),
+            place,
             use_safetensors=True,
             ignore_mismatched_sizes=fresh_head,
             output_loading_info=True,
@@ -92,17 +90,6 @@ def look_back_only(model: PreTrainedModel, *, where: str) -> None:
     model.train(training)
     if not torch.allclose(before, after, atol=1e-3 * float(before.abs().max())):
         raise RecipeError(f"{model.config.model_type} sees the tokens that come after: it is no decoder", where=where)
-
-
-def folder(source: ModelSource) -> str:
-    """What `from_pretrained` takes."""
-    return str(dequantized(source.path)) if source.is_gguf and source.path else source.name
-
-
-def options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    """How `from_pretrained` is to take it."""
-    pinned = {"revision": revision} if revision and source.path is None else {}
-    return {"trust_remote_code": trust_remote_code, **pinned}
 
 
 def unavailable(source: ModelSource, error: BaseException) -> Unavailable:

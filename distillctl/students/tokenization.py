@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from distillctl import console, model_files
+from distillctl import console, model_files, pretrained
 from distillctl.references import ModelSource
 from distillctl.students import loading
 
@@ -18,7 +18,7 @@ def of(source: ModelSource, revision: str | None, trust_remote_code: bool = Fals
     """The model's fast tokenizer; Unavailable when there is none."""
     with model_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
         return AutoTokenizer.from_pretrained(
-            loading.folder(source), **loading.options(source, revision, trust_remote_code)
+            pretrained.folder(source), **pretrained.options(source, revision, trust_remote_code)
         )
 
 

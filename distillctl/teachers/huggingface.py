@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from distillctl import console, model_files
+from distillctl import console, model_files, pretrained
 from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import HuggingFaceTeacher, Sampling
 from distillctl.references import ModelSource
 from distillctl.teachers import generation, label_scoring, response_scoring
 from distillctl.teachers.generation import Generated, Keep
 from distillctl.teachers.label_scoring import LabelScores
-from distillctl.teachers.reading import Reader, folder, options, sizes, unavailable
+from distillctl.teachers.reading import Reader, sizes, unavailable
 from distillctl.teachers.response_scoring import Use
 from distillctl.teachers.shared_context import SharedContext, Unsupported
 
@@ -165,13 +165,11 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
         torch.set_num_threads(spec.threads)
     if spec.trust_remote_code:
         console.warn(f"teacher.trust_remote_code: Python code that comes with {spec.model} is run on this machine")
-    given = options(spec, source)
-    if source.path is not None and not source.is_gguf:
-        model_files.check(source.path)
+    given, place = pretrained.options(source, spec.revision, spec.trust_remote_code), pretrained.folder(source)
     with model_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)
+        tokenizer = AutoTokenizer.from_pretrained(place, **given)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder(source),
+            place,
             dtype=getattr(torch, spec.dtype),
             use_safetensors=True,
             output_loading_info=True,

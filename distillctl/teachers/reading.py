@@ -14,7 +14,7 @@ from distillctl.data.examples import Example
 from distillctl.data.views import Renderer
 from distillctl.engines.tasks import View
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
-from distillctl.gguf import dequantized
+from distillctl.pretrained import folder, options
 from distillctl.recipe import Classify, HuggingFaceTeacher
 from distillctl.references import ModelSource
 
@@ -111,27 +111,14 @@ def sizes(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def folder(source: ModelSource) -> str:
-    """What `from_pretrained` takes."""
-    return str(dequantized(source.path)) if source.is_gguf and source.path else source.name
-
-
-def options(spec: HuggingFaceTeacher, source: ModelSource) -> dict[str, Any]:
-    """How `from_pretrained` is to take it."""
-    pinned = {"revision": spec.revision} if source.path is None and spec.revision else {}
-    return {"trust_remote_code": spec.trust_remote_code, **pinned}
-
-
 def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
     """Tokenizer and config, of weights none. Unavailable when they cannot be had."""
-    given = options(spec, source)
-    if source.path is not None and not source.is_gguf:
-        model_files.check(source.path)
+    given, place = options(source, spec.revision, spec.trust_remote_code), folder(source)
     with model_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder(source), **given)
-        config = AutoConfig.from_pretrained(folder(source), **given)
+        tokenizer = AutoTokenizer.from_pretrained(place, **given)
+        config = AutoConfig.from_pretrained(place, **given)
         try:
-            generation_config = GenerationConfig.from_pretrained(folder(source))
+            generation_config = GenerationConfig.from_pretrained(place)
         except OSError:
             generation_config = GenerationConfig.from_model_config(config)
     return Reader(tokenizer, config, generation_config, spec)

@@ -38,7 +38,7 @@ class Reader:
             return None
         from transformers import AutoTokenizer  # and with it torch, which a server's client does without
 
-        from distillctl.teachers.reading import folder
+        from distillctl.pretrained import folder
 
         def unavailable(error: BaseException) -> Unavailable:
             what = f"the tokenizer {source.reference} cannot be loaded: {first_line(error)}"

@@ -1,0 +1,26 @@
+"""What transformers' `from_pretrained` is given: where a model's files are, looked at first, and how to take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distillctl import model_files
+from distillctl.gguf import dequantized
+from distillctl.references import ModelSource
+
+
+def folder(source: ModelSource) -> str:
+    """A hub id or a folder; of a GGUF file, what was made of it. Unavailable when its files are not what they should
+    be."""
+    if source.path is None:
+        return source.name
+    if source.is_gguf:
+        return str(dequantized(source.path))
+    model_files.check(source.path)
+    return source.name
+
+
+def options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """The further arguments."""
+    pinned = {"revision": revision} if revision and source.path is None else {}
+    return {"trust_remote_code": trust_remote_code, **pinned}
