@@ -26,25 +26,42 @@ def shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(_HEADER_BYTES, path.stat().st_size):
                 raise ValueError(f"a header of {length:,} bytes")
-            header = json.loads(file.read(length))
+            header = _json(file.read(length))
         for name, entry in header.items():
             if name != "__metadata__":
                 yield name, tuple(int(size) for size in entry["shape"])
 
 
 def check(folder: Path) -> None:
-    """Unavailable where config.json names more layers than there are tensors: they would all be made, and only then
-    found to have no weights. What else is wrong the library says that loads it."""
+    """Unavailable where config.json names more layers than there are tensors (they would all be made, and only then
+    found to have no weights), and where weights would be read from elsewhere. What else is wrong the library says that
+    loads it."""
     try:
-        config = json.loads(limits.read_bytes(folder / "config.json", _CONFIG_BYTES))
+        _check_indexes(folder)
+        config = _json(limits.read_bytes(folder / "config.json", _CONFIG_BYTES))
         layers = max(_layers(config), default=0)
         tensors = sum(1 for _ in shapes(folder))
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise Unavailable(f"the model cannot be read: {first_line(error)}", where=str(folder)) from None
     if tensors and layers > tensors:
         raise Unavailable(f"config.json names {layers:,} layers, the weights have {tensors} tensors", where=str(folder))
+
+
+def _check_indexes(folder: Path) -> None:
+    """ValueError where an index of weights names what is no file of the folder: transformers would open it."""
+    for path in folder.glob("*.safetensors.index.json"):
+        for name in _json(limits.read_bytes(path, _HEADER_BYTES))["weight_map"].values():
+            if name != Path(name).name:
+                raise ValueError(f"{path.name} names {name!r}, which is no file beside it")
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
 
 
 @contextmanager
