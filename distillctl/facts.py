@@ -74,7 +74,9 @@ class Facts(dict[str, Any]):
     """UpstreamError for what is not in them: they are then not those of a stage of this version."""
 
     def __missing__(self, key: str) -> Any:
-        raise UpstreamError(f"a manifest does not say {key!r}: it is none of this version", next="use --force upstream")
+        raise UpstreamError(
+            f"a manifest does not say {key!r}: it is none of this version", next="distillctl run RECIPE --force"
+        )
 
 
 def checked(found: dict[str, Any]) -> Facts:

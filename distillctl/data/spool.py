@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl.workspace import writable
+from distillctl.workspace import make_folder, writable
 
 _BUFFER = 2**16
 
@@ -29,7 +29,7 @@ class Spool(Sequence[np.ndarray]):
         self._kind = np.dtype(kind)
         self._folder = folder
         with writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._file = tempfile.TemporaryFile(prefix=".spool.", suffix=".tmp", dir=folder, buffering=_BUFFER)  # noqa: SIM115
         self._first = np.empty(0, self._kind)
         self._common = array("i")

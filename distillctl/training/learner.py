@@ -36,7 +36,8 @@ class Loss(Protocol):
 
 
 class Learner:
-    """``model`` stays whole and is what is measured; in shards a copy of it is trained, and brought back by `look`.
+    """``model`` stays whole and is what is measured; in shards a copy of it is trained, and `measured` brings it
+    back.
 
     ``steps``: of the whole schedule.
     """
