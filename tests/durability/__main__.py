@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.durability import faults, forks, kills, power, signals
-from tests.durability.lab import STAGES, Lab
+from tests.durability.lab import STAGES, Lab, Trials
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
     parts = (
         ("kills", kills, kills.Found(), asked.kills),
         ("faults", faults, faults.Found(), asked.faults),
-        ("signals", signals, signals.Found(), asked.signals),
-        ("power", power, power.Found(), asked.powers),
+        ("signals", signals, Trials("signals"), asked.signals),
+        ("power", power, Trials("power_losses"), asked.powers),
     )
     try:
         # In memory: what is looked at is what was written in which order, and an fsync costs nothing there.

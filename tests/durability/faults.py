@@ -9,15 +9,14 @@ import os
 import random
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.durability import forks, lab, operations
-from tests.durability.lab import STAGES, Lab
+from tests.durability.lab import STAGES, Lab, Trials
 from tests.durability.operations import Operation
 
 ERRORS = {"open": errno.ENOSPC, "mkdir": errno.ENOSPC, "replace": errno.EIO, "fsync": errno.EIO}
@@ -27,21 +26,13 @@ DISK = 64 << 20
 
 
 @dataclass
-class Found:
-    """faults: sites that failed, by stage. problems: what should not have come of it."""
-
-    done: Counter[str] = field(default_factory=Counter)
+class Found(Trials):
+    kind: str = "faults"
     survived: int = 0
     """Commands that did without what was refused."""
-    problems: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "faults": self.done.total(),
-            "survived": self.survived,
-            "problems": len(self.problems),
-            "stages": dict(sorted(self.done.items())),
-        }
+        return super().facts() | {"survived": self.survived}
 
 
 def refused(one: Lab, stage: str, number: int, found: Found, *, forever: bool) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,22 @@ class Unbroken:
 
     operations: list[Operation]
     cpu_seconds: float
+
+
+@dataclass
+class Trials:
+    """done: of one kind, by stage. problems: what should not have come of it."""
+
+    kind: str
+    done: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            self.kind: self.done.total(),
+            "problems": len(self.problems),
+            "stages": dict(sorted(self.done.items())),
+        }
 
 
 @dataclass
@@ -149,7 +166,7 @@ def _comparable(run: Path, stage: str) -> dict[str, Any]:
     timed = TIMED.get(stage, set())
     same = {name: one["sha256"] for name, one in found["outputs"].items() if timed is not None and name not in timed}
     if "report.html" in same:  # it says where the graph is; what was copied with a run, where it was made
-        same["report.html"] = ROOT.sub("", (run / stage / "report.html").read_text())
+        same["report.html"] = ROOT.sub("", (run / stage / "report.html").read_text().replace(str(run), ""))
     if "metrics.jsonl" in same:
         lines = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
         lines = [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]

@@ -7,15 +7,13 @@ import os
 import random
 import shutil
 import signal
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tests.durability import lab, operations
 from tests.durability.kills import COST
-from tests.durability.lab import STAGES, Lab
+from tests.durability.lab import STAGES, Lab, Trials
 from tests.durability.operations import Operation
 
 
@@ -137,22 +135,7 @@ class Disk:
             self._write(child, target / name, draw)
 
 
-@dataclass
-class Found:
-    """losses: of power, by stage. problems: what should not have come of it."""
-
-    done: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "power_losses": self.done.total(),
-            "problems": len(self.problems),
-            "stages": dict(sorted(self.done.items())),
-        }
-
-
-def lose(one: Lab, stage: str, forced: bool, draw: random.Random, found: Found) -> None:
+def lose(one: Lab, stage: str, forced: bool, draw: random.Random, found: Trials) -> None:
     """Cut the power before an operation, or when the command has ended, and go on from what a disk may hold."""
     run, attic, after = one.begin(stage, "powered", done=forced), one.scratch / "attic", one.scratch / "after"
     for folder in (attic, after):
@@ -219,7 +202,7 @@ class _Cut:
         return call
 
 
-def run(labs: list[Lab], count: int, seed: int, found: Found, progress: Callable[[], None]) -> None:
+def run(labs: list[Lab], count: int, seed: int, found: Trials, progress: Callable[[], None]) -> None:
     """So many losses of power over all stages."""
     turns = [(one, stage) for one in labs for stage in one.stages for _ in range(COST[stage])]
     random.Random(seed).shuffle(turns)

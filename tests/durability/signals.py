@@ -8,35 +8,17 @@ import os
 import random
 import shutil
 import signal
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tests.durability import forks, lab, operations
 from tests.durability.kills import COST
-from tests.durability.lab import Lab
+from tests.durability.lab import Lab, Trials
 from tests.durability.operations import Operation
 
 
-@dataclass
-class Found:
-    """signals: that ended a command, by stage. problems: what should not have come of it."""
-
-    done: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "signals": self.done.total(),
-            "problems": len(self.problems),
-            "stages": dict(sorted(self.done.items())),
-        }
-
-
-def interrupt(one: Lab, stage: str, draw: random.Random, found: Found) -> None:
+def interrupt(one: Lab, stage: str, draw: random.Random, found: Trials) -> None:
     """One signal, or two, to a stage under work."""
     run, unbroken = one.begin(stage, "interrupted", done=False), one.unbroken[stage]
     number, times = draw.choice([signal.SIGINT, signal.SIGTERM]), draw.choice([1, 1, 2])
@@ -89,7 +71,7 @@ def _at(run: Path, at: int, number: int, times: int) -> None:
     operations.install(run, before)
 
 
-def run(labs: list[Lab], count: int, seed: int, found: Found, progress: Callable[[], None]) -> None:
+def run(labs: list[Lab], count: int, seed: int, found: Trials, progress: Callable[[], None]) -> None:
     """So many trials over all stages."""
     turns = [(one, stage) for one in labs for stage in one.stages for _ in range(COST[stage])]
     random.Random(seed).shuffle(turns)
