@@ -57,6 +57,8 @@ def test_an_encoders_layers_and_word_pieces(tmp_path):
 
 def test_of_a_gguf_file_too(tmp_path):
     writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_block_count(3)
+    writer.add_embedding_length(8)
     shapes = {"token_embd.weight": (500, 8), "output_norm.weight": (8,)}
     shapes |= {f"blk.{layer}.ffn_up.weight": (20, 8) for layer in range(3)}
     for name, shape in shapes.items():
