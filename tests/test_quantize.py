@@ -70,6 +70,25 @@ def test_int8_weights_in_a_smaller_file_and_nothing_left_beside_the_source(graph
     assert (captured.out, captured.err) == ("", "")
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_zero_points_of_zeros_are_left_out_and_no_answer_changes(graphs, tmp_path, per_channel, monkeypatch):
+    shutil.copytree(graphs, tmp_path / "with")
+    shutil.copytree(graphs, tmp_path / "without")
+    dynamic_int8.quantize(DynamicInt8(per_channel=per_channel), graphs, tmp_path / "without")
+    monkeypatch.setattr(dynamic_int8, "_leave_out_zero_points", lambda graph: None)
+    dynamic_int8.quantize(DynamicInt8(per_channel=per_channel), graphs, tmp_path / "with")
+    products = {
+        which: [
+            len(n.input) for n in onnx.load(tmp_path / which / "model.onnx").graph.node if n.op_type == "MatMulInteger"
+        ]
+        for which in ("with", "without")
+    }
+    assert products == {"with": [4] * len(products["with"]), "without": [3] * len(products["with"])}
+    assert graph_bytes(tmp_path / "without") < graph_bytes(tmp_path / "with")
+    texts = tiny.texts(20)
+    np.testing.assert_array_equal(*(OnnxClassifier(tmp_path / which).logits(texts) for which in products))
+
+
 @pytest.mark.parametrize("spec", [DynamicInt8(per_channel=False), DynamicInt8(reduce_range=True)], ids=lambda s: s.name)
 def test_the_bytes_are_the_same_each_time(spec, graphs, tmp_path):
     same_bytes_each_time(spec, graphs, tmp_path)

@@ -158,3 +158,8 @@ json_trees = st.recursive(
 def test_flatten_tells_different_trees_apart(a, b):
     if json.dumps(a, sort_keys=True) != json.dumps(b, sort_keys=True):
         assert json.dumps(flatten(a), sort_keys=True) != json.dumps(flatten(b), sort_keys=True)
+
+
+def test_training_has_the_recipes_seed_unless_it_has_its_own(load):
+    assert load(seed=3).train_seed == 3
+    assert load(seed=3, train={"seed": 0}).train_seed == 0

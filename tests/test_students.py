@@ -136,6 +136,9 @@ def test_views_leave_room_for_the_response_and_are_never_empty(folder):
     assert [len(ids) for ids in who.encode(["abcd", "abcdefg"], ["x", "y"], cut=True)] == [4, 4]
     with pytest.raises(DataError, match="row z: the simplified view has no tokens"):
         who.encode([""], ["z"], cut=False)
+    who.tokenizer.add_tokens(["zzz"])
+    with pytest.raises(Unavailable, match=rf"makes the id {len(who.tokenizer) - 1} of row q"):
+        who.encode(["zzz"], ["q"], cut=False)
 
 
 def framed(template):

@@ -24,11 +24,13 @@ def renderer(tmp_path):
 
 
 class Chat:
-    chat_template = "yes"
+    chat_template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}{{ 'assistant:' if add_generation_prompt }}"
+    )
+    special_tokens_map: dict[str, str] = {}
 
-    def apply_chat_template(self, conversation, **options):
-        assert options == {"tokenize": False, "add_generation_prompt": True}
-        return "|".join(f"{m['role']}:{m['content']}" for m in conversation) + "|assistant:"
+    def get_chat_template(self):
+        return self.chat_template
 
 
 def test_template_sees_examples_documents_and_labels(renderer):

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_NAMESPACE
 from jinja2.exceptions import SecurityError
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context
@@ -85,6 +86,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._budget = threading.local()
         self.filters = {name: self._guarded(name, filter) for name, filter in self.filters.items() if name != "urlize"}
         self.globals.pop("lipsum")
+
+    def adopt(self, other: jinja2.Environment) -> None:
+        """Another environment's functions, and its filters of its own, guarded as Jinja's are."""
+        self.globals |= {name: value for name, value in other.globals.items() if name not in DEFAULT_NAMESPACE}
+        own = {name: filter for name, filter in other.filters.items() if filter is not DEFAULT_FILTERS.get(name)}
+        self.filters |= {name: self._guarded(name, filter) for name, filter in own.items()}
 
     def compiled(self, source: str) -> jinja2.Template:
         """Constants are worked out while a template is compiled: with a budget, too."""

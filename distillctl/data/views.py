@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import jinja2
 
 from distillctl import limits
+from distillctl.data import chat_templates
+from distillctl.data.chat_templates import ChatTokenizer
 from distillctl.data.examples import Example
 from distillctl.data.sandbox import Sandbox
 from distillctl.errors import DataError, RecipeError, first_line
@@ -39,14 +41,6 @@ def shared_length(views: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
-class ChatTokenizer(Protocol):
-    """The part of a transformers tokenizer that turns messages into text."""
-
-    chat_template: Any
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str: ...
-
-
 @dataclass(frozen=True)
 class Renderer:
     """Renders one context; made once, since templates compile once."""
@@ -73,7 +67,7 @@ class Renderer:
             raise RecipeError("messages need a model with a chat template; use `template`", where=self.where)
         try:
             with self.time:
-                return tokenizer.apply_chat_template(content, tokenize=False, add_generation_prompt=True)
+                return chat_templates.text(tokenizer, content)
         except (*_FAILURES, limits.TookTooLong) as error:
             what = f"the model's chat template refuses these messages: {_reason(error)}"
             raise RecipeError(what, where=self.where) from None

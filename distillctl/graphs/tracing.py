@@ -18,6 +18,7 @@ from transformers.exporters import OnnxConfig, OnnxExporter
 
 from distillctl import console
 from distillctl.errors import RecipeError, Unavailable
+from distillctl.graphs import first_token
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 MAX_EMBEDDED_BYTES = 2_000_000_000
@@ -90,6 +91,7 @@ def save(program: onnx_ir.Model, path: Path, axes: Axes) -> ExportedGraph:
     undo_reshapes(program.graph)
     RemoveUnusedNodesPass()(program)
     share_transposed(program.graph)
+    first_token.compute_alone(program.graph)
     keep_norms(program.graph)
     name_axes(program.graph, axes)
     drop_notes(program.graph)

@@ -37,6 +37,9 @@ def quantize(spec: DynamicInt8, source: Path, target: Path, calibration: Calibra
                 # onnx infers no types behind ONNX Runtime's own operators
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )
+        written = onnx.load(target / path.name)
+        _leave_out_zero_points(written.graph)
+        onnx.save(written, target / path.name)
 
 
 def _fold_transposed(graph: onnx.GraphProto) -> None:
@@ -52,4 +55,19 @@ def _fold_transposed(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
     used = {name for node in graph.node for name in node.input}
     for name in {node.input[0] for node in folded} - used:
+        graph.initializer.remove(constants[name])
+
+
+def _leave_out_zero_points(graph: onnx.GraphProto) -> None:
+    """Without those of weights that are all zero, as int8 weights' are here, the products are the same; with one per
+    column ONNX Runtime corrects every product by them (8 % of the products' time: 13 x 384 by 384 x 1536, AVX-512 VNNI,
+    ONNX Runtime 1.32)."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    dropped = set()
+    for node in graph.node:
+        name = node.input[3] if node.op_type == "MatMulInteger" and len(node.input) == 4 else None
+        if name in constants and not numpy_helper.to_array(constants[name]).any():
+            del node.input[3]
+            dropped.add(name)
+    for name in dropped - {name for node in graph.node for name in node.input}:
         graph.initializer.remove(constants[name])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
+from distillctl.errors import UpstreamError
 from distillctl.metrics import scores
 from distillctl.quantizers.search import Figures, percentiles, turns
 from distillctl.quantizers.sensitivity import Calibration
@@ -49,6 +50,22 @@ class Answers:
             score=rows.score(self.log_probs),
             p50_ms=float(np.median(self.milliseconds)),
         )
+
+
+def check(folder: Path, text: str, labels: int, next: str) -> None:
+    """UpstreamError unless the folder's graph, which runs, turns a text into one finite logit for each of the labels.
+
+    next: the command that makes the folder anew.
+    """
+    try:
+        logits = OnnxClassifier(folder).logits([text])
+    except KeyError as error:
+        problem = f"the graph asks for {error}, which no tokenizer makes"
+    else:
+        if logits.dtype == np.float32 and logits.shape == (1, labels) and np.isfinite(logits).all():
+            return
+        problem = f"the graph's logits of a text are {logits.dtype} {list(logits.shape)}, not {labels} finite numbers"
+    raise UpstreamError(problem, where=str(folder), next=next)
 
 
 def measure(

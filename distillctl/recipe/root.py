@@ -37,6 +37,11 @@ class Recipe(Closed):
     report: Report = Report()
     bundle: Bundle = Bundle()
 
+    @property
+    def train_seed(self) -> int:
+        """What training draws from."""
+        return self.seed if self.train.seed is None else self.train.seed
+
     @model_validator(mode="before")
     @classmethod
     def _soft_labels_a_server_gives(cls, sections: Any) -> Any:

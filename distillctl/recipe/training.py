@@ -93,6 +93,8 @@ Loss = Annotated[ForwardKL | ReverseKL | JSD | SkewKL | TVD | CrossEntropy | ULD
 
 
 class Train(Closed):
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Of training alone, to train anew on what was collected; the recipe's when it is left out."""
     loss: Annotated[tuple[Loss, ...], Field(min_length=1)] = (ForwardKL(),)
     epochs: Count = 4
     batch_rows: Count = 32

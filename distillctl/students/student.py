@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from transformers import PreTrainedModel
 
-from distillctl.errors import DataError
+from distillctl.errors import DataError, Unavailable
 from distillctl.students.early import no_room
 from distillctl.students.tokenization import pad
 
@@ -82,6 +82,7 @@ class Student:
     def encode(self, texts: Sequence[str], ids: Sequence[str], *, cut: bool) -> list[list[int]]:
         """Token ids per simplified view. Too long: DataError naming the row, or (``cut``) its end is cut."""
         encoded: list[list[int]] = self.tokenizer(list(texts), truncation=cut, max_length=self.max_view).input_ids
+        known = int(self.model.config.get_text_config().vocab_size)
         room = f" and keeps {self.response_length} of them for the response" if self.response_length else ""
         for row, tokens in zip(ids, encoded, strict=True):
             if len(tokens) > self.max_view:
@@ -93,6 +94,11 @@ class Student:
                 )
             if not tokens:
                 raise DataError(f"row {row}: the simplified view has no tokens", where="contexts.simplified")
+            if max(tokens) >= known:
+                raise Unavailable(
+                    f"the student's tokenizer makes the id {max(tokens)} of row {row}, its model has {known:,} tokens",
+                    where="student.model",
+                )
         return encoded
 
 

@@ -59,7 +59,11 @@ class Reader:
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with model_files.loading(lambda error: unavailable(self.spec, error)):
-            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+            ids = list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+        rows = int(self._config.get_text_config().vocab_size)
+        if ids and max(ids) >= rows:
+            raise unavailable(self.spec, ValueError(f"its tokenizer has the id {max(ids)}, the model {rows:,} tokens"))
+        return ids
 
     def encode_answer(self, words: str) -> list[int]:
         """Token ids of label words; RecipeError when the vocabulary cannot say them."""

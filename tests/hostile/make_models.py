@@ -125,7 +125,8 @@ def tokenizers() -> dict[str, Any]:
         "nothing": {},
         "deep": "[" * 2000 + "]" * 2000,
         "model-unknown": {**whole, "model": {"type": "Evil"}},
-        "vocabulary-ids-beyond": {**whole, "model": {**model, "vocab": {**words, "x": 2**31}}},
+        "ok-vocabulary-ids-beyond": {**whole, "model": {**model, "vocab": {**words, "x": 2**31}}},
+        "vocabulary-ids-beyond-and-used": {**whole, "model": {**model, "vocab": {**words, "who": 2**31}}},
         "vocabulary-ids-beyond-32-bits": {**whole, "model": {**model, "vocab": {**words, "x": 2**40}}},
         "vocabulary-ids-below-nothing": {**whole, "model": {**model, "vocab": {"a": -1}}},
         "vocabulary-ids-twice": {**whole, "model": {**model, "vocab": {"a": 1, "b": 1, "[UNK]": 1}}},
@@ -145,11 +146,11 @@ def named() -> dict[str, Any]:
     return {
         "empty": "",
         "deep": "[" * 2000 + "]" * 2000,
-        "class-unknown": {"tokenizer_class": "os.system"},
+        "ok-class-unknown": {"tokenizer_class": "os.system"},
         "code-of-its-own": {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Slow", "evil.Fast"]}},
         "ok-length-nan": '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": NaN}',
         "tokens-a-number": {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": 3},
-        "tokens-ten-thousand": {"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": [f"<{n}>" for n in range(600)]},
+        "ok-tokens-six-hundred": {"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": [f"<{n}>" for n in range(600)]},
     }  # fmt: skip
 
 
@@ -163,6 +164,7 @@ def chats() -> dict[str, Any]:
         "refuses": "{{ raise_exception('\x1b[2Jno') }}",
         "include": '{% include "../outside/secret.txt" %}',
         "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "bomb-of-filters": "{{ 'aaaaaaaa'|center(9999999999)|replace('a', 'a' * 999999) }}",
         "doubled": "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x|length }}",
     }
 

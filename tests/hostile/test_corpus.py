@@ -22,16 +22,12 @@ PROMISED = 200
 """Files in the corpus."""
 
 
-NOT_YET = (Path(__file__).parent / "not_yet.txt").read_text().split()
-"""Found and not mended: `python -m tests.hostile` tells of them. What is mended leaves the list."""
-
-
 def chosen() -> list[cases.Case]:
     found = []
     for format in cases.formats():
         of_format = [case for case in cases.all_cases() if case.format == format]
         found += of_format[:: EACH.get(format, 1)]
-    return [case for case in found if case.name not in NOT_YET]
+    return found
 
 
 def test_the_corpus_is_what_is_promised():
@@ -40,7 +36,6 @@ def test_the_corpus_is_what_is_promised():
     assert {case.format for case in everything} <= set(cases.formats())
     assert all(case.path.stat().st_size < 20_000 for case in everything)
     assert sum(case.path.stat().st_size for case in everything) < 1_500_000
-    assert {*NOT_YET} <= {case.name for case in everything}
 
 
 def test_hostile_files():

@@ -29,7 +29,9 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
     ids, rows = _held_out(recipe, workspace, collect["log_prior"])
     exported = workspace.folder("export")
-    with beside.sound(exported, "distillctl export RECIPE"), replacing_folder(workspace.folder("quantize")) as staged:
+    again = "distillctl export RECIPE"
+    with beside.sound(exported, again), replacing_folder(workspace.folder("quantize")) as staged:
+        labels.check(exported, rows.texts[0], len(recipe.task.names), again)
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = labels.LabelCalibration(exported, _calibration_texts(workspace))
             candidates = recipe.quantize.candidates or CANDIDATES["labels"]

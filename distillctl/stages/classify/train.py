@@ -54,7 +54,7 @@ def _views(workspace: Workspace) -> Path:
 
 def _student(recipe: Recipe, workspace: Workspace) -> Student:
     """As it stands before training."""
-    set_seed(recipe.seed)
+    set_seed(recipe.train_seed)
 
     def texts(split: str) -> Iterator[str]:
         return (text for (part,) in view_table.parts(_views(workspace), split, "simplified") for text in part)
@@ -73,10 +73,10 @@ def _train(
     terms: tuple[LossTerm, ...],
 ) -> tuple[Fit, np.ndarray, dict[str, Any]]:
     rows, held_out = data["train"], data["eval"]
-    train, validation = map(rows.take, hold_out(range(len(rows.ids)), recipe.train.validation, recipe.seed))
+    train, validation = map(rows.take, hold_out(range(len(rows.ids)), recipe.train.validation, recipe.train_seed))
     problem = Classification(train, validation, terms, student.tokenizer, recipe.train)
     checkpoints = train_folder.checkpoints(recipe, workspace, name)
-    fit = Run(name, student.model, problem, recipe.train, recipe.seed, checkpoints).fit(
+    fit = Run(name, student.model, problem, recipe.train, recipe.train_seed, checkpoints).fit(
         workspace.folder("train") / "metrics.jsonl"
     )
     found, teacher = predict(student.model, student.tokenizer, held_out, recipe.train), held_out.distributions()

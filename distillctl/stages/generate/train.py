@@ -77,7 +77,7 @@ class _Collected:
 
     def student(self) -> Student:
         """As it stands before training."""
-        set_seed(self.recipe.seed)
+        set_seed(self.recipe.train_seed)
         spec = self.recipe.student
         student: Student = implementation(spec)(spec, self.recipe, self._corpus("train", self._corpus("eval")))
         return student
@@ -133,9 +133,9 @@ def _train(
     recipe, workspace = collected.recipe, collected.workspace
     every, held_out = data["train"], data["eval"]
     check_head(student.model, model_inputs(student.model, every, [0, len(every.views) - 1])[0])
-    train, validation = map(every.take, hold_out(every.examples, recipe.train.validation, recipe.seed))
+    train, validation = map(every.take, hold_out(every.examples, recipe.train.validation, recipe.train_seed))
     run = Run(
-        name, student.model, Generation(train, validation, terms, recipe.train), recipe.train, recipe.seed,
+        name, student.model, Generation(train, validation, terms, recipe.train), recipe.train, recipe.train_seed,
         train_folder.checkpoints(recipe, workspace, name),
     )  # fmt: skip
     fit = run.fit(workspace.folder("train") / "metrics.jsonl")

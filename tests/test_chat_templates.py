@@ -1,0 +1,75 @@
+"""A model's chat template says here what it says in transformers, unless it is wasteful."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillctl.data import chat_templates
+from distillctl.data.sandbox import Wasteful
+from tests import tiny
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are helpful<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ unk_token }}{%- for message in messages -%}\n"
+    "    {%- if (message['role'] == 'assistant') -%}{%- set role = 'model' -%}\n"
+    "    {%- else -%}{%- set role = message['role'] -%}{%- endif -%}\n"
+    "    {{ '<start_of_turn>' + role + '\n' }}{{ message['content'] | trim }}\n"
+    "{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "gemma": GEMMA,
+    "a block that is trained on": (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ cls_token }}{% endfor %}"
+    ),
+    "tojson": "{{ messages | tojson(indent=2) }}",
+    "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m }}{% endfor %}",
+    "namespace": "{% set n = namespace(c=0) %}{% for m in messages %}{% set n.c = n.c + 1 %}{% endfor %}{{ n.c }}",
+    "date": "{{ strftime_now('%Y') }}{% if tools %}tools{% endif %}{{ documents is none }}",
+    "macro": (
+        "{% macro say(m) -%} {{ m.role ~ m.content ~ x }} {%- endmacro %}\n"
+        "{% for m in messages %}{{ say(m) }}{% endfor %}\n"
+    ),
+}
+
+roles = st.sampled_from(["system", "user", "assistant"])
+messages = st.lists(st.fixed_dictionaries({"role": roles, "content": st.text(max_size=20)}), min_size=1, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.tokenizer()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@given(conversation=messages)
+def test_the_text_is_that_of_transformers(tokenizer, name, conversation):
+    tokenizer.chat_template = TEMPLATES[name]
+    expected = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    assert chat_templates.text(tokenizer, conversation) == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' * 9999999999 }}",  # a constant, worked out while it is compiled
+        "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+        "{{ messages | tojson(indent=99999999) }}",
+        "{% for i in range(9999999) %}{% generation %}aaaaaaaa{% endgeneration %}{% endfor %}",
+    ],
+)
+def test_one_that_makes_much_of_little_is_stopped(tokenizer, template):
+    tokenizer.chat_template = template
+    with pytest.raises((Wasteful, OverflowError)):
+        chat_templates.text(tokenizer, [{"role": "user", "content": "hi"}])
+
+
+def test_it_may_refuse(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('system is not known') }}"
+    with pytest.raises(Exception, match="system is not known"):
+        chat_templates.text(tokenizer, [{"role": "system", "content": "hi"}])
