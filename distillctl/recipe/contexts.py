@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from distillctl.recipe.base import Closed, Count
+from distillctl.recipe.base import Closed, Count, Seed
 
 
 class Shot(Closed):
@@ -24,7 +24,7 @@ class Shots(Closed):
     file: str | None = None
     train: Count | None = None
     """So many train rows with a reference, the labels in turn; they leave the train split."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_source(self) -> Shots:

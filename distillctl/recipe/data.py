@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from distillctl import limits
-from distillctl.recipe.base import Closed, Count
+from distillctl.recipe.base import Closed, Count, Seed
 
 
 class Data(Closed):
@@ -43,7 +43,7 @@ class Data(Closed):
     train_rows: Count | None = None
     eval_rows: Count | None = None
     """Of a single `source`: so many rows are held out (default: a fifth)."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_way(self) -> Data:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from distillctl.recipe.base import Closed, Count
+from distillctl.recipe.base import Closed, Count, Seed
 from distillctl.recipe.bundle import Bundle
 from distillctl.recipe.collecting import Collect
 from distillctl.recipe.contexts import Contexts
@@ -21,7 +21,7 @@ from distillctl.recipe.training import Loss, Train
 
 class Recipe(Closed):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seed: int = 0
+    seed: Seed = 0
     task: Task
     data: Data
     contexts: Contexts

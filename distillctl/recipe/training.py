@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distillctl.recipe.base import Closed, Count, Fraction, Positive, Spec
+from distillctl.recipe.base import Closed, Count, Fraction, Positive, Seed, Spec
 
 
 class LossTerm(Spec):
@@ -93,7 +93,7 @@ Loss = Annotated[ForwardKL | ReverseKL | JSD | SkewKL | TVD | CrossEntropy | ULD
 
 
 class Train(Closed):
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Seed | None = None
     """Of training alone, to train anew on what was collected; the recipe's when it is left out."""
     loss: Annotated[tuple[Loss, ...], Field(min_length=1)] = (ForwardKL(),)
     epochs: Count = 4
