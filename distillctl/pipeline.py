@@ -283,7 +283,12 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
         seconds = time.perf_counter() - start
         with interrupts.deferred():  # what is done is done
             manifest = workspace.commit(
-                one.name, recipe=part(recipe, one), inputs=read, outcome=outcome, seed=recipe.seed, seconds=seconds
+                one.name,
+                recipe=part(recipe, one),
+                inputs=read,
+                outcome=outcome,
+                seed=recipe.train_seed if one.name == "train" else recipe.seed,
+                seconds=seconds,
             )
     interrupts.check()
     return Ran(one.name, manifest, reused=False, seconds=seconds)

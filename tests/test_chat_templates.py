@@ -1,5 +1,6 @@
 """A model's chat template says here what it says in transformers, unless it is wasteful."""
 
+import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,12 +55,25 @@ def test_the_text_is_that_of_transformers(tokenizer, name, conversation):
     assert chat_templates.text(tokenizer, conversation) == expected
 
 
+DOUBLED = "{% set n = namespace(x=VALUE) %}{% for i in range(45) %}{% set n.x = MORE %}{% endfor %}"
+
+
 @pytest.mark.parametrize(
     "template",
     [
         "{{ 'a' * 9999999999 }}",  # a constant, worked out while it is compiled
-        "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+        DOUBLED.replace("VALUE", "'aaaaaaaa'").replace("MORE", "n.x ~ n.x") + "{{ n.x }}",
+        DOUBLED.replace("VALUE", "(1,)").replace("MORE", "(n.x, n.x)") + "{{ n.x == n.x }}",
+        DOUBLED.replace("VALUE", "(1,)").replace("MORE", "((((n.x,),),), n.x)") + "{{ n.x in {} }}",
+        DOUBLED.replace("VALUE", "[1]").replace("MORE", "[n.x] * 2") + "{{ raise_exception(n.x) }}",
+        DOUBLED.replace("VALUE", "1").replace("MORE", "namespace(a=n.x, b=n.x)") + "{{ n.x }}",
+        DOUBLED.replace("VALUE", "1").replace("MORE", "{'a': n.x, 'b': n.x}") + "{{ messages[n.x].foo }}",
+        DOUBLED.replace("VALUE", "1").replace("MORE", "dict(a=n.x, b=n.x)") + "{{ n.x | tojson }}",
         "{{ messages | tojson(indent=99999999) }}",
+        "{{ range(20000) | list | tojson(indent=9999) }}",
+        "{{ range(2000) | list | tojson(separators=('x' * 100000, '')) }}",
+        "{{ strftime_now('%999Y' * 20000) }}",
+        "{{ strftime_now('%99999999Y') }}",
         "{% for i in range(9999999) %}{% generation %}aaaaaaaa{% endgeneration %}{% endfor %}",
     ],
 )
@@ -69,7 +83,29 @@ def test_one_that_makes_much_of_little_is_stopped(tokenizer, template):
         chat_templates.text(tokenizer, [{"role": "user", "content": "hi"}])
 
 
-def test_it_may_refuse(tokenizer):
-    tokenizer.chat_template = "{{ raise_exception('system is not known') }}"
-    with pytest.raises(Exception, match="system is not known"):
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('system is not known') }}",
+        "{{ dict.update(messages[0], content='other') }}",
+        "{{ namespace(_x=1) }}",
+        "{% set n = namespace() %}{% set n.__html__ = 1 %}{{ n | e }}",
+        "{{ strftime_now.__globals__['json'] }}",
+    ],
+)
+def test_it_may_refuse_and_reaches_nothing(tokenizer, template):
+    tokenizer.chat_template = template
+    with pytest.raises(jinja2.TemplateError):
         chat_templates.text(tokenizer, [{"role": "system", "content": "hi"}])
+
+
+def test_a_message_as_long_as_a_context_is_no_waste(tokenizer):
+    tokenizer.chat_template = CHATML
+    long = [{"role": "user", "content": "word " * 900_000}]
+    assert len(chat_templates.text(tokenizer, long)) > 4_000_000
+
+
+def test_no_message_is_no_conversation(tokenizer):
+    tokenizer.chat_template = CHATML
+    with pytest.raises(ValueError, match="no message"):
+        chat_templates.text(tokenizer, [])

@@ -16,7 +16,7 @@ HEAD = '<ir_version: 10, opset_import: ["" : 20]> graph (float[B, T, 4] x) => (f
 WEIGHTS = (
     "<float[4, 4] w = {1,2,0,1, 0,3,1,1, 2,1,1,0, 1,1,2,1}, float[4] b = {1,-2,3,0}, float[4] g = {1,2,1,2}, "
     "float[1, 3, 4] places = {0,1,2,3,4,5,6,7,8,9,10,11}, float[3, 4] every = {0,1,2,3,4,5,6,7,8,9,10,11}, "
-    "int64 row = {at}, int64[1] tokens = {1}>"
+    "int64 row = {at}, int64 last = {2}, int64[1] tokens = {1}>"
 )
 BLOCK = "h = MatMul(x, w) a = Add(h, b) r = Relu(a) s = Sum(r, x) n = LayerNormalization<axis = -1>(s, g, b) "
 READ = "y = Gather<axis = 1>(n, row)"
@@ -56,6 +56,11 @@ def _alone(model: onnx_ir.Model) -> set[str]:
         ("p = LayerNormalization<axis = 1>(x, every) n = Relu(p) " + READ, "", {"Gather", "Relu"}),
         ("n = Relu(x) " + READ, "", {"Gather", "Relu"}),
         ("n = Identity(x) y = Gather<axis = 1>(x, row)", "", set()),
+        (
+            "a = Relu(x) c = Tanh(x) y = Gather<axis = 1>(a, row) z = Gather<axis = 1>(c, last)",
+            ", float[B, 4] z",
+            {"Gather", "Relu", "Tanh"},
+        ),
     ],
 )
 def test_the_answers_are_the_same_and_one_row_is_computed(body, more, alone, at):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,7 +19,7 @@ from onnx import TensorProto
 from scipy.special import log_softmax
 
 from distillctl.data import view_table
-from distillctl.errors import GateFailed
+from distillctl.errors import GateFailed, UpstreamError
 from distillctl.quantizers import dynamic_int8, labels, search
 from distillctl.quantizers.candidates import Candidate
 from distillctl.quantizers.labels import Answers, HeldOut
@@ -319,3 +320,33 @@ def test_the_objective_and_the_front_are_told(space):
     assert chosen["kl_percentiles"] == sorted(chosen["kl_percentiles"])
     told = json.loads((space.folder("quantize") / "candidates.json").read_text())
     assert told["objective"] == "closest"
+
+
+# ── the exported graph ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("logits = Cast<to = 1>(input_ids)", "logits of a text are float32"),
+        ("f = Cast<to = 1>(input_ids) logits = ReduceSum<keepdims = 0>(f)", "logits"),
+        ("f = Cast<to = 1>(other_ids) logits = Identity(f)", "asks for 'other_ids'"),
+    ],
+)
+def test_a_graph_that_answers_otherwise_is_told(graphs, tmp_path, body, told):
+    shutil.copytree(graphs, tmp_path / "export")
+    inputs = "int64[b, s] other_ids" if "other" in body else "int64[b, s] input_ids"
+    text = f'<ir_version: 10, opset_import: ["" : 18]> g ({inputs}) => (float logits) {{ {body} }}'
+    model = onnx.parser.parse_model(
+        text.replace("(float logits)", "(float[] logits)" if "Reduce" in body else "(float[b, s] logits)")
+    )
+    onnx.save(model, tmp_path / "export" / "model.onnx")
+    with pytest.raises(UpstreamError, match=told):
+        labels.check(tmp_path / "export", "who is it", len(tiny.LABELS), "distillctl export RECIPE")
+
+
+def test_a_config_without_labels_is_told(graphs, tmp_path):
+    shutil.copytree(graphs, tmp_path / "export")
+    (tmp_path / "export" / "config.json").write_text("{}")
+    with pytest.raises(UpstreamError, match="has no 'id2label'"):
+        labels.check(tmp_path / "export", "who is it", 3, "distillctl export RECIPE")

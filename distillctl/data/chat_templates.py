@@ -1,18 +1,24 @@
 """Messages as the text that a model was trained on: its own chat template, a stranger's program, in our sandbox.
 
-What such a template is given, and which blocks, filters and functions it may use, is what transformers gives it; but
-its environment would let a template of forty characters fill the memory, while it is compiled or when it is rendered.
+A template may use what transformers gives it: blocks, filters, functions, variables. In the environment of transformers
+itself forty characters could fill the memory, while they are compiled or when they are rendered.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 
-from distillctl.data.sandbox import Sandbox
+from distillctl.data.sandbox import Sandbox, Wasteful
 
 
 class ChatTokenizer(Protocol):
@@ -27,24 +33,50 @@ class ChatTokenizer(Protocol):
 def text(tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, str]]) -> str:
     """As `apply_chat_template(messages, tokenize=False, add_generation_prompt=True)`.
 
-    Jinja's errors, or Python's, where the template fails or is wasteful; ValueError where the tokenizer has none.
+    Jinja's errors, or Python's, where the template fails or is wasteful; ValueError where there is none, or no message.
     """
+    if not messages:
+        raise ValueError("there is no message")
     given = {"messages": list(map(dict, messages)), "tools": None, "documents": None, "add_generation_prompt": True}
-    template = _compiled(tokenizer.get_chat_template())
-    return _sandbox().render(template, {**given, **tokenizer.special_tokens_map})
+    return _SANDBOX.render(_compiled(tokenizer.get_chat_template()), {**given, **tokenizer.special_tokens_map})
 
 
 @lru_cache
 def _compiled(source: str) -> jinja2.Template:
-    return _sandbox().compiled(source)
+    return _SANDBOX.compiled(source)
 
 
-@lru_cache
+class _Generation(Extension):
+    """`{% generation %}` … `{% endgeneration %}` around what the model itself says, which matters to training alone."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+
+def _tojson(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    if len(format) > 200 or re.search(r"%[^a-zA-Z%]*\d", format):
+        raise Wasteful("a date that is too long")
+    return datetime.now().strftime(format)
+
+
 def _sandbox() -> Sandbox:
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    made = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    made.replace_filter("tojson", _tojson)
+    made.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    return made
 
-    theirs = _compile_jinja_template("").environment
-    extensions = [type(extension) for extension in theirs.extensions.values()]
-    ours = Sandbox(extensions=extensions, trim_blocks=theirs.trim_blocks, lstrip_blocks=theirs.lstrip_blocks)
-    ours.adopt(theirs)
-    return ours
+
+_SANDBOX = _sandbox()

@@ -17,11 +17,11 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_NAMESPACE
 from jinja2.exceptions import SecurityError
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 BUDGET = 1 << 24
 """Of one rendering, in characters; an item of a list counts as `_ITEM` of them."""
@@ -32,6 +32,10 @@ _BITS = 4096
 """Of whole numbers."""
 _TO_PIECES = 1 << 20
 """Characters of a text that is taken apart."""
+_DEPTH = 20
+"""Of lists in lists."""
+_TIMES_GIVEN = 8
+"""What a rendering is given may be written, joined and cut so often, besides the budget."""
 
 
 class Wasteful(SecurityError):
@@ -67,12 +71,51 @@ class _Code(CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self._charged(super().visit_List, node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self._charged(super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        if node.ctx != "load":  # names to unpack into
+            return super().visit_Tuple(node, frame)
+        self._charged(super().visit_Tuple, node, frame)
+
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
         if not isinstance(node.arg, nodes.Slice):
             return super().visit_Getitem(node, frame)
+        self._charged(super().visit_Getitem, node, frame)
+
+    def _charged(self, visit: Callable[[Any, Frame], None], node: nodes.Expr, frame: Frame) -> None:
         self.write("environment.charged(")
-        super().visit_Getitem(node, frame)
+        visit(node, frame)
         self.write(")")
+
+
+class _Namespace(Namespace):
+    """Jinja's, without names that others look for: `__html__` is called around the sandbox."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *given = args
+        Namespace.__init__(self)
+        for name, value in dict(*given, **kwargs).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise SecurityError(f"a namespace takes no {name!r}")
+        super().__setitem__(name, value)
+
+
+class _Dict:
+    """`dict` without its methods, which would change what the template was given."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -86,12 +129,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._budget = threading.local()
         self.filters = {name: self._guarded(name, filter) for name, filter in self.filters.items() if name != "urlize"}
         self.globals.pop("lipsum")
+        self.globals |= {"dict": _Dict(), "namespace": _Namespace}
 
-    def adopt(self, other: jinja2.Environment) -> None:
-        """Another environment's functions, and its filters of its own, guarded as Jinja's are."""
-        self.globals |= {name: value for name, value in other.globals.items() if name not in DEFAULT_NAMESPACE}
-        own = {name: filter for name, filter in other.filters.items() if filter is not DEFAULT_FILTERS.get(name)}
-        self.filters |= {name: self._guarded(name, filter) for name, filter in own.items()}
+    def replace_filter(self, name: str, filter: Callable[..., Any]) -> None:
+        """Take another one under a name of Jinja's; it is guarded as that one was."""
+        self.filters[name] = self._guarded(name, filter)
 
     def compiled(self, source: str) -> jinja2.Template:
         """Constants are worked out while a template is compiled: with a budget, too."""
@@ -100,7 +142,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def render(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         """The text, with a budget of its own."""
-        self._budget.left = BUDGET
+        self._budget.left = BUDGET + _TIMES_GIVEN * self._printed(dict(variables))
         text = template.render(variables)
         text.encode()  # half a surrogate pair is no text: a UnicodeEncodeError
         return text
@@ -119,20 +161,25 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.charge(len(value))
         elif isinstance(value, (list, tuple, dict, set)):
             self.charge(_ITEM * len(value))
+            self._printed(value)  # what doubles itself in a list takes Python no memory, but time without end
         return value
 
     def _printed(self, value: Any, depth: int = 0) -> int:
         """At least the characters of a value as text; `Wasteful` when they are more than any budget."""
         if isinstance(value, str):
-            return len(value)
-        if not isinstance(value, (list, tuple, dict, set)) or depth > 20:
+            return len(value) + (_ITEM if depth else 0)
+        if isinstance(value, Namespace):
+            value = object.__getattribute__(value, "_Namespace__attrs")
+        if not isinstance(value, (list, tuple, dict, set)):
             return _ITEM
+        if depth > _DEPTH:
+            raise Wasteful(f"lists in lists, more than {_DEPTH} deep")
         inner = [part for entry in value.items() for part in entry] if isinstance(value, dict) else value
-        total = 0
+        total = _ITEM
         for part in inner:
             total += self._printed(part, depth + 1)
             if total > BUDGET:
-                raise Wasteful(f"a list of more than {BUDGET:,} characters is made into text")
+                raise Wasteful(f"a list of more than {BUDGET:,} characters")
         return total
 
     def _shown(self, value: Any) -> Any:
@@ -170,7 +217,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "*":
             count, of = (left, right) if isinstance(left, int) else (right, left)
             if isinstance(count, int) and isinstance(of, (str, list, tuple)):
-                self.charge(max(0, count) * len(of) * (1 if isinstance(of, str) else _ITEM))
+                self.charge(max(0, count) * self._printed(of))
         found = super().call_binop(context, operator, left, right)
         return self.charged(found) if operator == "+" else found
 
@@ -238,6 +285,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
                     self._check_percent(value, kwargs or tuple(given))
                 elif name in ("indent", "wordwrap", "batch", "slice"):
                     self.charge(len(value) + self._lines(name, value) * max(map(_width, given), default=4))
+            elif name == "tojson":
+                lines = self._printed(value) // _ITEM + 1  # at most
+                self.charge(lines * _DEPTH * sum(map(_width, given)))
             elif name == "sum":
                 value = list(value)
                 self.charge(_ITEM * sum(len(one) for one in value if isinstance(one, (list, tuple, str))))
@@ -301,4 +351,6 @@ def _is_wide(value: Any) -> bool:
 
 
 def _width(value: Any) -> int:
+    if isinstance(value, (list, tuple)):
+        return sum(map(_width, value))
     return len(value) if isinstance(value, str) else abs(value) if isinstance(value, int) else 0

@@ -29,7 +29,7 @@ _SANDBOX = Sandbox(
     undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
 )
 _FAILURES = (
-    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError,
     MemoryError, SyntaxError, AssertionError,
 )  # fmt: skip
 """What Jinja lets through of a template's own mistakes."""
@@ -148,4 +148,4 @@ def _compile(source: str, where: str, time: limits.Allowance) -> jinja2.Template
 def _reason(error: BaseException) -> str:
     if isinstance(error, limits.TookTooLong):
         return "it takes too long"
-    return first_line(error)
+    return first_line(error)[:300]

@@ -44,7 +44,8 @@ def _move_up(graph: onnx_ir.Graph, gather: onnx_ir.Node, index: onnx_ir.Value) -
     number = int(index.const_value.numpy())
     picked: dict[onnx_ir.Value, onnx_ir.Value] = {}
     first = next(node for node in graph if node in above)
-    rows = _constant(graph, f"{gather.name}_row", np.array([number], np.int64))
+    name = gather.outputs[0].name  # no other value's
+    rows = _constant(graph, f"{name}_row", np.array([number], np.int64))
     for node, places in above.items():
         for place in places:
             value = node.inputs[place]
@@ -52,16 +53,16 @@ def _move_up(graph: onnx_ir.Graph, gather: onnx_ir.Node, index: onnx_ir.Value) -
             if value.producer() in above:
                 continue
             if value not in picked:
-                pick = onnx_ir.node("Gather", [value, rows], {"axis": 1}, name=f"{value.name}_row")
+                pick = onnx_ir.node("Gather", [value, rows], {"axis": 1}, name=f"{name}_of_{value.name}")
                 picked[value] = pick.outputs[0]
-                pick.outputs[0].name, pick.outputs[0].type = f"{value.name}_row", value.type
+                pick.outputs[0].name, pick.outputs[0].type = f"{name}_of_{value.name}", value.type
                 _narrow(pick.outputs[0], value)
                 maker = value.producer()
                 graph.insert_after(maker, pick) if maker is not None else graph.insert_before(first, pick)
             node.replace_input_with(place, picked[value])
         if node is not gather:
             _narrow(node.outputs[0], node.outputs[0])
-    gather.replace_input_with(1, _constant(graph, f"{gather.name}_only", np.array(0, np.int64)))
+    gather.replace_input_with(1, _constant(graph, f"{name}_only", np.array(0, np.int64)))
     if index.is_initializer() and not index.uses():
         del graph.initializers[str(index.name)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
-from distillctl.errors import UpstreamError
+from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import scores
 from distillctl.quantizers.search import Figures, percentiles, turns
 from distillctl.quantizers.sensitivity import Calibration
@@ -58,9 +58,15 @@ def check(folder: Path, text: str, labels: int, next: str) -> None:
     next: the command that makes the folder anew.
     """
     try:
-        logits = OnnxClassifier(folder).logits([text])
+        graph = OnnxClassifier(folder)
+    except KeyError as error:
+        raise UpstreamError(f"config.json has no {error}", where=str(folder), next=next) from error
+    try:
+        logits = graph.logits([text])
     except KeyError as error:
         problem = f"the graph asks for {error}, which no tokenizer makes"
+    except ValueError as error:
+        problem = f"the graph's logits are no array: {first_line(error)}"
     else:
         if logits.dtype == np.float32 and logits.shape == (1, labels) and np.isfinite(logits).all():
             return

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from distillctl.recipe.base import Closed, Count, Positive, Seed, Spec
+from distillctl.recipe.base import Closed, Count, Positive, Spec
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.task import Classify, Given, Task, Text, TopK
 
@@ -49,7 +49,7 @@ class OpenAITeacher(Spec):
     tokenizer: str | None = None
     """The model's tokenizer (hub id, directory, `.gguf` file, or `package:NAME/path`): tells which tokens a label is
     made of, and the ids of tokens."""
-    seed: Seed | None = None
+    seed: int | None = None
     """Sent with every request, for servers that want one. Requests that draw send another each, worked out from the
     recipe's seed, the row and the sample."""
     extra_body: dict[str, Any] = {}
