@@ -165,6 +165,11 @@ def chats() -> dict[str, Any]:
         "include": '{% include "../outside/secret.txt" %}',
         "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         "bomb-of-filters": "{{ 'aaaaaaaa'|center(9999999999)|replace('a', 'a' * 999999) }}",
+        "tuples-doubled": "{% set n = namespace(x=(1,)) %}{% for i in range(45) %}{% set n.x = (n.x, n.x) %}{% endfor %}{{ n.x == n.x }}",
+        "json-padded": "{{ range(100000)|list|tojson(separators=('x' * 1000000, '')) }}",
+        "date-padded": "{{ strftime_now('%999Y' * 3000000) }}",
+        "refuses-at-length": "{{ raise_exception('x' * 16000000) }}",
+        "changes-what-it-was-given": "{% for k in messages[0] %}{{ dict.update(messages[0], {loop.index: 1}) }}{% endfor %}",
         "doubled": "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x|length }}",
     }
 
