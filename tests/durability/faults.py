@@ -19,9 +19,15 @@ from tests.durability import forks, lab, operations
 from tests.durability.lab import STAGES, Lab, Trials
 from tests.durability.operations import Operation
 
-ERRORS = {"open": errno.ENOSPC, "mkdir": errno.ENOSPC, "replace": errno.EIO, "fsync": errno.EIO}
-CLEANING = ("unlink", "rmdir")
-"""What cannot be removed may be left where it is."""
+ERRORS = {
+    "open": errno.ENOSPC,
+    "tmpfile": errno.ENOSPC,
+    "mkdir": errno.ENOSPC,
+    "replace": errno.EIO,
+    "fsync": errno.EIO,
+}
+DISPENSABLE = ("unlink", "rmdir", "tmpfile")
+"""What cannot be removed may be left where it is; tempfile does with a name what it may not do without."""
 DISK = 64 << 20
 
 
@@ -41,7 +47,7 @@ def refused(one: Lab, stage: str, number: int, found: Found, *, forever: bool) -
     ended = one.run(stage, run, prepare=partial(_refuse, run, number, forever, told))
     operation = told.read_text()
     where = f"{one.task} {stage}: operation {number} ({operation}){', and all after it' * forever}"
-    _judge(one, stage, run, ended, found, where, operation.startswith(CLEANING))
+    _judge(one, stage, run, ended, found, where, operation.startswith(DISPENSABLE))
 
 
 def full(one: Lab, stage: str, share: float, disk: Path, found: Found) -> None:

@@ -16,7 +16,8 @@ NAMES = ("mkdir", "rmdir", "unlink", "remove", "rename", "replace", "fsync")
 
 @dataclass(frozen=True)
 class Operation:
-    """name: of `NAMES`, or "open" for writing. path: what is changed; source: what is renamed to it."""
+    """name: of `NAMES`, "open" for writing, or "tmpfile": a file without a name, in a folder. path: what is changed;
+    source: what is renamed to it."""
 
     name: str
     path: Path
@@ -56,8 +57,12 @@ def install(root: Path, before: Seen, after: Seen = lambda one: None) -> None:
             return original(file, mode, *args, **kwargs)
         return writing(file, mode, *args, **kwargs)
 
-    writing = watched("open", original, lambda file, *_, **__: Operation("open", _absolute(file)))
+    writing = watched("open", original, _opened)
     builtins.open = io.open = opened  # type: ignore[assignment]
+
+
+def _opened(file: Any, *_: Any, **__: Any) -> Operation:
+    return Operation("tmpfile" if os.path.isdir(file) else "open", _absolute(file))
 
 
 def _where(name: str) -> Callable[..., Operation]:
