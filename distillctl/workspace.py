@@ -240,7 +240,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             for item in [*temporary.rglob("*"), temporary]:
                 sync(item)
             aside = _aside(path)
-            if path.exists():
+            if path.exists() and aside.exists():  # `anew` set it aside; what is there since then is this run's scratch
+                shutil.rmtree(path)
+            elif path.exists():
                 move(path, aside)
             move(temporary, path)
             if not (aside / MANIFEST).exists():

@@ -149,6 +149,32 @@ def test_anew_keeps_the_old_until_the_new_is_whole(tmp_path):
     assert os.listdir(tmp_path) == ["collect"]
 
 
+def test_a_stage_that_is_made_anew_may_have_scratch_in_its_folder(tmp_path):
+    workspace = Workspace(tmp_path)
+    old = commit(workspace)
+    with pytest.raises(ZeroDivisionError), workspace.anew("collect"):
+        _fail_after_scratch(workspace)
+    assert workspace.manifest("collect") == old
+    assert workspace.damage("collect", old) is None
+    with workspace.anew("collect"):
+        _scratch_then_new(workspace)
+        new = commit(workspace, text="new")
+    assert workspace.manifest("collect") == new
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "collect", "manifest.json"]
+
+
+def _fail_after_scratch(workspace):
+    _scratch_then_new(workspace)
+    raise ZeroDivisionError
+
+
+def _scratch_then_new(workspace):
+    workspace.folder("collect").mkdir()
+    (workspace.folder("collect") / "scratch").write_text("rows")
+    with replacing_folder(workspace.folder("collect")) as temporary:
+        (temporary / "a.txt").write_text("new")
+
+
 def test_a_committed_stage_outlasts_the_making_of_its_successor(tmp_path):
     workspace = Workspace(tmp_path)
     old = commit(workspace)

@@ -39,7 +39,7 @@ def files(folder: Path) -> Iterator[str]:
 
 def write(folder: Path, target: Path) -> None:
     """All files of ``folder`` as ``target``."""
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+    with target.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in files(folder):
             entry = zipfile.ZipInfo(name, _TIME)
             entry.create_system, entry.external_attr = _UNIX, _MODE << 16

@@ -46,7 +46,7 @@ def convert(folder: Path, *, listed_too: Sequence[Path] = (), library: str | Non
         written = [path.with_suffix(".ort").name for path in graphs]
         for name in written:
             ort_canonical.rewrite(own / name)
-            shutil.move(own / name, folder / name)
+            (own / name).replace(folder / name)
         listed = (own / OPERATORS).read_text(encoding="utf-8")
     of = ", ".join(path.name for path in [*graphs, *listed_too])
     lines = [line for line in listed.splitlines() if not line.startswith("#")]  # they name the scratch folder

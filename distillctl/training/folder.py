@@ -11,7 +11,7 @@ from distillctl.recipe import Recipe
 from distillctl.students.student import Student
 from distillctl.training import group, metrics_log
 from distillctl.training.checkpoints import Checkpoints, forget
-from distillctl.workspace import Workspace, digest, replacing_folder, writable
+from distillctl.workspace import Workspace, digest, make_folder, replacing_folder, writable
 
 
 def prepare(recipe: Recipe, workspace: Workspace) -> Path:
@@ -20,7 +20,7 @@ def prepare(recipe: Recipe, workspace: Workspace) -> Path:
     if ranks.is_first():
         workspace.retract("train")
         with writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         if not recipe.train.control:  # an earlier recipe's
             metrics_log.keep_lines(folder / "metrics.jsonl", "control", 0)
             forget(folder / "checkpoints", "control")

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -26,8 +27,9 @@ ERRORS = {
     "replace": errno.EIO,
     "fsync": errno.EIO,
 }
-DISPENSABLE = ("unlink", "rmdir", "tmpfile")
-"""What cannot be removed may be left where it is; tempfile does with a name what it may not do without."""
+DISPENSABLE = ("unlink", "rmdir", "tmpfile", "mkdir again")
+"""What cannot be removed may be left where it is; a folder that is there need not be made; tempfile takes a name where it
+gets no file without one."""
 DISK = 64 << 20
 
 
@@ -98,7 +100,7 @@ def _judge(one: Lab, stage: str, run: Path, ended: forks.Ended, found: Found, wh
     found.done[stage] += 1
     if ended.code == 0 and may_survive:
         found.survived += 1
-    elif ended.code != 5 or "Traceback" in ended.err or ended.err.count("error: ") != 1:
+    elif ended.code != 5 or "Traceback" in ended.err or len(re.findall("^error: ", ended.err, re.MULTILINE)) != 1:
         found.problems.append(f"{where}: exit {ended.code}: {ended.err[-1500:]}")
     found.problems += [f"{where}: {name} is not as its manifest says" for name in lab.altered(run)]
     states = one.states(run)

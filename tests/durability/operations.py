@@ -16,8 +16,8 @@ NAMES = ("mkdir", "rmdir", "unlink", "remove", "rename", "replace", "fsync")
 
 @dataclass(frozen=True)
 class Operation:
-    """name: of `NAMES`, "open" for writing, or "tmpfile": a file without a name, in a folder. path: what is changed;
-    source: what is renamed to it."""
+    """name: of `NAMES`; "open", for writing; "tmpfile", of a file without a name in a folder; "mkdir again", of a folder
+    that is there. path: what is changed; source: what is renamed to it."""
 
     name: str
     path: Path
@@ -72,7 +72,10 @@ def _where(name: str) -> Callable[..., Operation]:
             return Operation(name, Path(os.readlink(f"/proc/self/fd/{descriptor}")))
         if name in ("rename", "replace"):
             return Operation("replace", _absolute(second), _absolute(first))
-        return Operation("unlink" if name == "remove" else name, _absolute(first, dir_fd))
+        path = _absolute(first, dir_fd)
+        if name == "mkdir" and path.is_dir():
+            return Operation("mkdir again", path)
+        return Operation("unlink" if name == "remove" else name, path)
 
     return of
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl.teachers.served.protocol import Answer, Choice, Position
-from distillctl.workspace import writable
+from distillctl.workspace import make_folder, writable
 
 SYNC_LINES, SYNC_SECONDS = 64, 1.0
 
@@ -30,7 +30,7 @@ class Journal:
         """How long each answer took, from its request to its last byte."""
         self._places: dict[str, tuple[int, int]] = {}
         with writable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             self._end = self._read()
             os.ftruncate(self._file, self._end)
