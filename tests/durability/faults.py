@@ -28,8 +28,8 @@ ERRORS = {
     "fsync": errno.EIO,
 }
 DISPENSABLE = ("unlink", "rmdir", "tmpfile", "mkdir again")
-"""What cannot be removed may be left where it is; a folder that is there need not be made; tempfile takes a name where it
-gets no file without one."""
+"""What cannot be removed may be left where it is; a folder that is there need not be made; tempfile takes a name where
+it gets no file without one."""
 DISK = 64 << 20
 
 

@@ -16,8 +16,8 @@ NAMES = ("mkdir", "rmdir", "unlink", "remove", "rename", "replace", "fsync")
 
 @dataclass(frozen=True)
 class Operation:
-    """name: of `NAMES`; "open", for writing; "tmpfile", of a file without a name in a folder; "mkdir again", of a folder
-    that is there. path: what is changed; source: what is renamed to it."""
+    """name: of `NAMES`; "open", for writing; "tmpfile", of a file without a name in a folder; "mkdir again", of a
+    folder that is there. path: what is changed; source: what is renamed to it."""
 
     name: str
     path: Path
