@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -427,8 +429,17 @@ def _root(
 
 
 def main() -> None:
-    """The console script."""
-    app(prog_name="distillctl")
+    """The console script. One of several ranks ends at once when it has said all: gloo's threads may still hold what is
+    Python's, and taking the interpreter down around them can abort it (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    try:
+        app(prog_name="distillctl")
+    except SystemExit as ended:
+        if ranks.count() == 1:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
 
 
 if __name__ == "__main__":
