@@ -65,7 +65,7 @@ docs: $(VENV)/.dev  ## write the command reference in README from --help
 bench-gate: demo  ## how often the regression gate cries wolf, and how often it sees one (half an hour)
 	$(BIN)/python -m distillctl.benchmarks.gate --run-dir runs/demo
 
-bench-peers: demo $(PEERS)/.optimum  ## the deployed model against optimum-cli's export and int8 of the untrimmed student
+bench-peers: demo $(PEERS)/.optimum  ## the deployed model against optimum-cli's int8 of the untrimmed student (half an hour)
 	$(call student,untrimmed,train export quantize,$(UNTRIMMED) --set quantize.gate.max_bytes=null)
 	$(call student,trimmed,train export quantize,$(TRIMMED) --set quantize.gate.max_bytes=null)
 	$(foreach seed,$(SEEDS),$(call student,deployed-$(seed),train export quantize,--set train.seed=$(seed))$(NEWLINE))

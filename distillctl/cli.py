@@ -439,7 +439,7 @@ def main() -> None:
             raise
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
+        os._exit(int(ended.code or 0))
 
 
 if __name__ == "__main__":

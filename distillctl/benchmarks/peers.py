@@ -7,8 +7,7 @@ vocabulary (``--trimmed``), and last the layers, which is the deployed model. Al
 from text to label, in fresh processes that take turns; a ratio is the median over the processes, in each of which both
 answered the same rows. Agreement is with the teacher's labels on every held-out row. A student trained anew with
 another seed differs by a point or so, more than the peer and the deployed model do: both are trained several times
-(``--again``) and `agreement_delta` is the mean of the pairs' differences.
-Prints a table, then one JSON object.
+(``--again``) and `agreement_delta` is the mean of the pairs' differences. Prints a table, then one JSON object.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from scipy.stats import sem
 
 from distillctl import console
 from distillctl import recipe as recipes
@@ -59,7 +59,7 @@ def main(
     untrimmed: Path,
     trimmed: Path,
     optimum_cli: Path,
-    again: Sequence[Sequence[Path]] = (),
+    again: Sequence[Sequence[Path]],
 ) -> None:
     """Build the peer, then compare. The three run directories have all stages up to quantize.
 
@@ -67,6 +67,12 @@ def main(
     """
     recipe = recipes.load(recipe_path)
     deployed, whole, cut = (Workspace(path) for path in (run_dir, untrimmed, trimmed))
+    texts, teacher = _held_out(deployed)
+
+    def agreement(folder: Path) -> float:
+        """The share of held-out rows with the label of the calibrated teacher."""
+        return scores.same_top(teacher, OnnxClassifier(folder).logits(texts))
+
     with tempfile.TemporaryDirectory() as scratch:
         console.note("building the peer with optimum-cli")
         peer = _peer(whole.folder("train") / "model", Path(scratch), optimum_cli)
@@ -77,15 +83,13 @@ def main(
             Step("+ trimmed vocabulary", cut.folder("quantize")),
             Step("+ fewer layers = deployed", deployed.folder("quantize")),
         ]
-        agreement = {step.name: _agreement(step.folder, deployed) for step in steps}
-        pairs = [(agreement[steps[-1].name], agreement[steps[0].name])]
+        agreements = [agreement(step.folder) for step in steps]
+        pairs = [(agreements[-1], agreements[0])]
         for number, (ours, theirs) in enumerate(again, 2):
             console.note(f"the peer, trained with another seed: {number} of {len(again) + 1}")
-            whole_again = Workspace(theirs).folder("train") / "model"
-            other = _peer(whole_again, Path(scratch) / str(number), optimum_cli)
-            quantized = Workspace(ours).folder("quantize")
-            pairs.append((_agreement(quantized, deployed), _agreement(other, deployed)))
-        timed = _timed(steps, deployed, recipe.seed)
+            other = _peer(Workspace(theirs).folder("train") / "model", Path(scratch) / str(number), optimum_cli)
+            pairs.append((agreement(Workspace(ours).folder("quantize")), agreement(other)))
+        timed = _timed(steps, texts, recipe.seed)
     rows: list[dict[str, Any]] = [
         {
             "step": step.name,
@@ -93,17 +97,16 @@ def main(
             "speed_ratio": timed[step.name]["speed_ratio"],
             "bytes": timed[step.name]["bytes"],
             "size_ratio": timed[steps[0].name]["bytes"] / timed[step.name]["bytes"],
-            "agreement": agreement[step.name],
+            "agreement": agreed,
         }
-        for step in steps
+        for step, agreed in zip(steps, agreements, strict=True)
     ]
     _table(rows)
     differences = [ours - theirs for ours, theirs in pairs]
-    delta, error = statistics.mean(differences), _standard_error(differences)
-    shown = "" if error is None else f" ± {error:.1%}"
+    delta, error = statistics.mean(differences), float(sem(differences))
     console.text(
         f"agreement, mean of {len(pairs)} trainings: deployed {statistics.mean(ours for ours, _ in pairs):.1%}, "
-        f"optimum-cli {statistics.mean(theirs for _, theirs in pairs):.1%}, difference {delta:+.1%}{shown}"
+        f"optimum-cli {statistics.mean(theirs for _, theirs in pairs):.1%}, difference {delta:+.1%} ± {error:.1%}"
     )
     last = rows[-1]
     console.text(
@@ -172,23 +175,17 @@ def _same_int8(source: Path, peer: Path, target: Path) -> Path:
 # ── the comparison ───────────────────────────────────────────────────────────────────────────────
 
 
-def _agreement(folder: Path, deployed: Workspace) -> float:
-    """The share of held-out rows with the label of the calibrated teacher."""
+def _held_out(deployed: Workspace) -> tuple[list[str], np.ndarray]:
+    """The students' views, and the calibrated teacher's label log-probabilities [N, K]."""
     collect = deployed.manifest("collect")
     assert collect is not None
     teacher = calibrate(store.read(deployed, "full", "eval").log_probs, collect.facts["log_prior"])
     texts = view_table.read(deployed.folder("collect") / "views.parquet", "eval").simplified
-    return scores.same_top(teacher, OnnxClassifier(folder).logits(texts))
+    return texts, teacher
 
 
-def _standard_error(values: Sequence[float]) -> float | None:
-    """Of their mean; None of a single one."""
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-
-
-def _timed(steps: list[Step], deployed: Workspace, seed: int) -> Mapping[str, dict[str, float]]:
+def _timed(steps: list[Step], texts: list[str], seed: int) -> Mapping[str, dict[str, float]]:
     """Of every step p50_ms, bytes, and the first step's p50 over its own."""
-    texts = view_table.read(deployed.folder("collect") / "views.parquet", "eval").simplified
     order = np.resize(np.random.default_rng(seed).permutation(len(texts)), PLAN.rows)
     job = {"runtime": "onnx", "threads": 1, "texts": [texts[row] for row in order]}
     with console.progress("bench", PLAN.processes * PLAN.turns * len(steps)) as bar:
@@ -221,6 +218,7 @@ if __name__ == "__main__":
     parser.add_argument("recipe", type=Path)
     for option in ("--run-dir", "--untrimmed", "--trimmed", "--optimum-cli"):
         parser.add_argument(option, type=Path, required=True)
-    parser.add_argument("--again", type=Path, nargs=2, action="append", default=[], metavar=("DEPLOYED", "UNTRIMMED"))
+    both = ("DEPLOYED", "UNTRIMMED")
+    parser.add_argument("--again", type=Path, nargs=2, action="append", required=True, metavar=both)
     asked = parser.parse_args()
     main(asked.recipe, asked.run_dir, asked.untrimmed, asked.trimmed, asked.optimum_cli, asked.again)

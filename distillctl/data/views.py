@@ -148,4 +148,4 @@ def _compile(source: str, where: str, time: limits.Allowance) -> jinja2.Template
 def _reason(error: BaseException) -> str:
     if isinstance(error, limits.TookTooLong):
         return "it takes too long"
-    return first_line(error)[:300]
+    return first_line(error)[:300]  # a template may raise a text of any length

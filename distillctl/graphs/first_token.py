@@ -2,8 +2,8 @@
 
 An encoder is pooled at its first token. Of the last layer then only that row's query, attention output, feed-forward
 block and norms matter; keys and values are still of all tokens. The traced graph computes the layer whole and takes the
-row at its end; here the row is taken as early as it can be. No value of that row changes. What it brings: `make
-bench-peers`, the row "+ our graph" (one layer of a small encoder is a fifth of its time).
+row at its end; here the row is taken as early as it can be. No value of that row changes. It is a part of what `make
+bench-peers` shows in the row "+ our graph".
 """
 
 from __future__ import annotations
