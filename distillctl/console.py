@@ -64,6 +64,12 @@ def warn(message: str) -> None:
         _err.print(f"[yellow]warning:[/yellow] {_quoted(message)}", soft_wrap=True)
 
 
+def caution(message: str) -> None:
+    """A doubt about the user's data or numbers (`distillctl.cautions`), shown even with -q."""
+    if ranks.is_first():
+        _err.print(f"[yellow]caution:[/yellow] {_quoted(message)}", soft_wrap=True)
+
+
 def error(problem: Told) -> None:
     """A user's mistake or a refused gate: what, where, and the next command."""
     _err.print(f"[bold red]error:[/bold red] {_quoted(str(problem))}", soft_wrap=True)

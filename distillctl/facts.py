@@ -27,6 +27,11 @@ class _Arm(TypedDict):
     metric: str
 
 
+class _Caution(TypedDict):
+    code: str
+    text: str
+
+
 class _Tokens(TypedDict):
     teacher: _Number
     student: _Number
@@ -41,6 +46,7 @@ class _Known(TypedDict, total=False):
     """What later stages read, whichever stage says it; all else is as it is."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    cautions: list[_Caution]
     metric: str
     labels: list[str]
     log_prior: list[_Number] | None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import console, engines, interrupts, ranks, references
+from distillctl import cautions, console, engines, interrupts, ranks, references
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, views
 from distillctl.errors import UpstreamError
@@ -232,6 +232,7 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
             untouched = untouched and state.state == "fresh"
             manifest = workspace.manifest(state.stage) if untouched else None
             if manifest:
+                cautions.repeat(manifest.facts.get("cautions", ()))
                 yield Ran(state.stage, manifest, reused=True, seconds=0.0)
             else:
                 yield _stage(STAGES[state.stage], recipe, workspace, force)
@@ -268,9 +269,24 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     require(one.name, one.upstream, states.values(), recipe, workspace)
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
+        cautions.repeat(manifest.facts.get("cautions", ()))
         return Ran(one.name, manifest, reused=True, seconds=0.0)
+    with cautions.collected() as doubts:
+        return _make(one, recipe, workspace, force, states[one.name], manifest, doubts)
+
+
+def _make(
+    one: Stage,
+    recipe: Recipe,
+    workspace: Workspace,
+    force: bool,
+    state: State,
+    manifest: Manifest | None,
+    doubts: list[cautions.Caution],
+) -> Ran:
+    """Run the stage and commit what it made, the cautions that were added meanwhile among its facts."""
     one.check(recipe)
-    reason = "; ".join(states[one.name].why) or ("forced" if manifest else "not done yet")
+    reason = "; ".join(state.why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))
     start = time.perf_counter()
@@ -286,7 +302,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
                 one.name,
                 recipe=part(recipe, one),
                 inputs=read,
-                outcome=outcome,
+                outcome=Outcome(outcome.outputs, {**outcome.facts, "cautions": doubts}),
                 seed=recipe.train_seed if one.name == "train" else recipe.seed,
                 seconds=seconds,
             )

@@ -307,6 +307,7 @@ def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
             f"{leakage['own']['deployed']} answers of the deployed model do"
         )
     yield models(facts["models"])
+    yield from (f"caution ({one['stage']}): {one['text']}" for one in facts.get("cautions", ()))
     yield f"model: {facts['artifact']}"
 
 

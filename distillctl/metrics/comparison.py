@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console
+from distillctl import cautions
 from distillctl.metrics.statistics import difference_interval, mean_interval
 
 
@@ -36,14 +36,20 @@ def compare(
 def warn(gaps: dict[str, dict[str, float]]) -> None:
     """Tell when the context was not doing anything, before training is paid for."""
     if gaps["floor"]["high"] < 0:
-        console.warn(f"the full context makes the teacher worse ({gaps['floor']['value']:+.3f}): look at the template")
+        cautions.add(
+            "context-harms",
+            f"the full context makes the teacher worse ({gaps['floor']['value']:+.3f}): look at the template",
+        )
     elif gaps["floor"]["low"] <= 0:
-        console.warn(
+        cautions.add(
+            "context-does-nothing",
             "ceiling and floor cannot be told apart: "
             f"the full context changes the score by {gaps['floor']['value']:+.3f} "
             f"({gaps['floor']['low']:+.3f} … {gaps['floor']['high']:+.3f}). On these rows that context was not doing "
-            "anything a student could learn; change the context or the data before paying for training"
+            "anything a student could learn; change the context or the data before paying for training",
         )
     for arm, gap in gaps.items():
         if arm != "floor" and gap["low"] <= 0:
-            console.warn(f"the ceiling and the arm {arm} cannot be told apart ({gap['value']:+.3f})")
+            cautions.add(
+                "arm-like-ceiling", f"the ceiling and the arm {arm} cannot be told apart ({gap['value']:+.3f})"
+            )

@@ -54,6 +54,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "name": recipe.name,
         "title": recipe.report.title or recipe.name,
         "task": recipe.task.kind,
+        "cautions": _cautions(manifests),
         "metric": collect["metric"],
         "counts": collect["counts"],
         "arms": {arm: arms[arm] for arm in sorted(arms, key=_place)},
@@ -134,6 +135,11 @@ def _manifests(workspace: Workspace) -> dict[str, Manifest]:
     """Present and verified before the stage runs."""
     found = {stage: workspace.manifest(stage) for stage in UPSTREAM}
     return {stage: manifest for stage, manifest in found.items() if manifest is not None}
+
+
+def _cautions(manifests: dict[str, Manifest]) -> list[dict[str, str]]:
+    """Every stage's doubts, in the stages' order."""
+    return [{"stage": name, **one} for name, m in manifests.items() for one in m.facts.get("cautions", ())]
 
 
 def _place(arm: str) -> int:

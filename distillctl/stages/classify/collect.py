@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console, references
+from distillctl import cautions, console, references
 from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import CEILING, PUBLIC
@@ -90,8 +90,9 @@ def _findings(
         log_prior = soft_labels.batch_prior(labels[CEILING, "train"][0])
     references = [example.reference for example in dataset.eval]
     if 0 < (without := references.count(None)) < len(references):
-        console.warn(
-            f"{without} of {len(references)} eval rows have no reference: arms are scored by agreement instead"
+        cautions.add(
+            "references-incomplete",
+            f"{without} of {len(references)} eval rows have no reference: arms are scored by agreement instead",
         )
     held_out = {arm: found for (arm, split), found in labels.items() if split == "eval"}
     calibrated = {arm: soft_labels.calibrate(log_probs, log_prior) for arm, (log_probs, _) in held_out.items()}
@@ -126,9 +127,10 @@ def _unseen(found: dict[str, tuple[float, float] | None]) -> dict[str, dict[str,
         return None
     pairs, mass = known[CEILING]
     if mass > MAY_BE_UNKNOWN:
-        console.warn(
+        cautions.add(
+            "labels-not-shown",
             f"{pairs:.0%} of the (row, label) pairs were not among the tokens the server showed; their probabilities "
             f"are upper bounds, and {mass:.1%} of the label mass: ask for more (teacher.top_logprobs), use words that "
-            "the teacher would say, or end the template where they follow"
+            "the teacher would say, or end the template where they follow",
         )
     return {arm: {"pairs": one[0], "mass": one[1]} for arm, one in known.items()}

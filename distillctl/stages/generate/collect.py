@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console, references
+from distillctl import cautions, console, references
 from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.responses import Response, check_given, given_ids
@@ -186,7 +186,10 @@ def _findings(recipe: Recipe, dataset: Dataset, work: _Work) -> dict[str, Any]:
     task = recipe.generate
     wanted = [example.reference for example in dataset.eval]
     if 0 < (without := wanted.count(None)) < len(wanted):
-        console.warn(f"{without} of {len(wanted)} eval rows have no reference: arms are compared with the ceiling")
+        cautions.add(
+            "references-incomplete",
+            f"{without} of {len(wanted)} eval rows have no reference: arms are compared with the ceiling",
+        )
     said = {PUBLIC.get(name, name): _texts(work, name, len(wanted)) for name in work.arms}
     against = (wanted, said["ceiling"], task.format)
     rows = {arm: text_metrics.row_scores(task.metrics[0], texts, *against) for arm, texts in said.items()}
@@ -236,12 +239,16 @@ def _responses(work: _Work) -> dict[str, Any]:
                 entropy_sum += float(entropy.sum(dtype=np.float64))
                 entropy_count += len(entropy)
     if cut > MAY_BE_ODD * count:
-        console.warn(
+        cautions.add(
+            "responses-cut",
             f"{cut} of {count} responses were cut off after {work.recipe.generate.max_new_tokens} tokens: raise "
-            "task.max_new_tokens, or name in task.stop what ends an answer"
+            "task.max_new_tokens, or name in task.stop what ends an answer",
         )
     if empty > MAY_BE_ODD * count:
-        console.warn(f"{empty} of {count} responses are empty: look at the end of the template and at task.stop")
+        cautions.add(
+            "responses-empty",
+            f"{empty} of {count} responses are empty: look at the end of the template and at task.stop",
+        )
     return {
         "count": count,
         "cut": cut,
