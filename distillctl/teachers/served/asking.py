@@ -9,7 +9,7 @@ from collections import Counter
 
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
-from distillctl.teachers.served.client import Client, Fault
+from distillctl.teachers.served.client import IMPOSSIBLE, Client, Fault
 from distillctl.teachers.served.journal import Journal
 from distillctl.teachers.served.limits import Budget, Pace, Spent, Tokens
 from distillctl.teachers.served.protocol import Answer, Request
@@ -43,7 +43,8 @@ class Asker:
         self.pace = Pace(spec.requests_per_minute, spec.tokens_per_minute)
         self.faults: Counter[str] = Counter()
         """What went wrong, retried or not."""
-        self.sent = self.reused = 0
+        self.sent = self.reused = self.uncounted = 0
+        """uncounted: answers whose tokens the server does not count; estimates stand for them."""
         self.expected_model: str | None = None
         """The model's name as the server gives it: an answer under another name is none."""
         self._slots = asyncio.Semaphore(spec.concurrency)
@@ -98,7 +99,7 @@ class Asker:
         try:
             self.sent += 1
             answer = await self.client.send(request)
-            used = answer.usage or (most[0], _written(answer))
+            used = self._used(answer, most)
             self._check_model(answer)
         except Fault as fault:
             if fault.paid:
@@ -111,6 +112,12 @@ class Asker:
         finally:
             self.budget.settle(most, used)
             self.pace.correct(sum(most), sum(used))
+
+    def _used(self, answer: Answer, most: Tokens) -> Tokens:
+        """Tokens read and written: as the server counts them, or estimated. No request takes none."""
+        read, written = answer.usage or (0, 0)
+        self.uncounted += not read
+        return read or most[0], written or _written(answer)
 
     async def _turn(self, most: Tokens) -> None:
         """Wait until the request may go. Stopped where it may not."""
@@ -171,6 +178,13 @@ class Asker:
     def _refused(self, fault: Fault) -> Unavailable:
         """What a fault that concerns all requests means to the user."""
         key = self.spec.api_key_env
+        if fault.kind == IMPOSSIBLE:
+            return Unavailable(
+                f"the server's log-probabilities cannot be used: {fault.detail}",
+                where=self.spec.base_url,
+                next="look at what it calls logprobs: they have to be natural logarithms over the whole vocabulary; "
+                f"then {self._again}",
+            )
         mend = {
             "HTTP 401": f"set {key} to a key of this server"
             if key

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import os
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import openai
@@ -18,12 +19,16 @@ import openai
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.served import protocol
-from distillctl.teachers.served.protocol import Answer, Malformed, Request
+from distillctl.teachers.served.protocol import Answer, Impossible, Malformed, Request
 
 MOST_BYTES = 64 * 2**20
 """Of one answer."""
+IMPOSSIBLE = "impossible log-probabilities"
+"""The kind of a fault whose server computes something else."""
 _SHOWN = 300
 _NO_KEY = "none"
+_PLACEHOLDER = re.compile(r"[A-Za-z]{1,7}|.{1,3}", re.DOTALL)
+"""Keys that are words, as servers on one's own machine are given: none, EMPTY, ollama, test, x."""
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Fault(Exception):
 
 
 class Client:
-    """A connection pool to one server. The key is in no message of a `Fault`."""
+    """A connection pool to one server. The key is in no message of a `Fault`; what the server answers is data."""
 
     def __init__(self, spec: OpenAITeacher) -> None:
         self.spec = spec
@@ -58,26 +63,31 @@ class Client:
         """The whole answer, or Fault."""
         try:
             async with asyncio.timeout(self.spec.timeout_seconds):
-                return protocol.parse(await self._bytes(request), request)
+                answer = protocol.parse(await self._bytes(request), request)
+                # These two are no part of the answer: they go into the manifest.
+                names = {"model": answer.model, "system_fingerprint": answer.system_fingerprint}
+                return replace(answer, **{key: name and redacted(name, self._key) for key, name in names.items()})
         except (TimeoutError, openai.APITimeoutError):
             raise Fault("timeout", f"no whole answer in {self.spec.timeout_seconds:g} s", paid=True) from None
+        except Impossible as error:
+            raise Fault(IMPOSSIBLE, self.shown(str(error)), again=False, fatal=True, paid=True) from None
         except Malformed as error:
-            raise Fault("malformed answer", self._shown(str(error)), paid=True) from None
+            raise Fault("malformed answer", self.shown(str(error)), paid=True) from None
         except openai.APIStatusError as error:
             raise self._refused(error) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
-                raise Fault("no connection", self._shown(str(cause))) from None
-            raise Fault("connection cut", self._shown(str(cause)), paid=True) from None
+                raise Fault("no connection", self.shown(str(cause))) from None
+            raise Fault("connection cut", self.shown(str(cause)), paid=True) from None
         except openai.OpenAIError as error:
-            raise Fault("malformed answer", self._shown(str(error)), paid=True) from None
+            raise Fault("malformed answer", self.shown(str(error)), paid=True) from None
 
     async def close(self) -> None:
         await self._client.close()
 
     async def _bytes(self, request: Request) -> bytes:
-        """The answer's body, without the key should the server repeat it."""
+        """The answer's body."""
         resource: Any = self._client.chat.completions if request.api == "chat" else self._client.completions
         body = request.body
         own = {name: body.pop(name) for name in request.extra if name in body}
@@ -93,23 +103,34 @@ class Client:
             except Exception as error:  # whatever the HTTP library under the client calls it
                 if "Timeout" in type(error).__name__:
                     raise TimeoutError from None
-                raise Fault("connection cut", self._shown(str(error)), paid=True) from None
-        return bytes(found).replace(self._key.encode(), b"[key]") if self._key else bytes(found)
+                raise Fault("connection cut", self.shown(str(error)), paid=True) from None
+        return bytes(found)
 
     def _refused(self, error: openai.APIStatusError) -> Fault:
         status, code = error.status_code, getattr(error, "code", None)
         no_money = status == 402 or (status == 429 and code == "insufficient_quota")
         return Fault(
             f"HTTP {status}",
-            self._shown(error.message),
+            self.shown(error.message),
             again=status in (408, 409, 429) or status >= 500,
             fatal=status in (401, 403, 404) or no_money,
             after=retry_after(error.response.headers),
         )
 
-    def _shown(self, text: str) -> str:
-        text = " ".join((text.replace(self._key, "[key]") if self._key else text).split())
+    def shown(self, text: str) -> str:
+        """A message in one line, not too long and without the key."""
+        text = " ".join(redacted(text, self._key).split())
         return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def redacted(text: str, key: str | None) -> str:
+    """A message without the key. A key that is a plain word hides nothing, and messages would be unreadable without the
+    word: it is replaced only where it stands as a key."""
+    if not key:
+        return text
+    if not _PLACEHOLDER.fullmatch(key):
+        return text.replace(key, "[key]")
+    return re.sub(rf"(?<=Bearer ){re.escape(key)}(?!\w)", "[key]", text)
 
 
 def key(spec: OpenAITeacher) -> str | None:

@@ -17,6 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 NEVER = -1000.0
 """Log-probabilities below are no more than marks (OpenAI and vLLM write −9999) and are left out."""
+ROUNDING = 0.01
+"""Nats above zero, and probability above 1, that a server's number format may explain."""
+THINK = "<think>"
+"""Begins the text in which a reasoning model thinks, before its answer."""
 _SPELLED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -27,6 +31,10 @@ LimitKey = Literal["max_tokens", "max_completion_tokens"]
 
 class Malformed(Exception):
     """The answer is not a whole one; the server may do better when it is asked again."""
+
+
+class Impossible(Malformed):
+    """Numbers that are no log-probabilities: positive ones, or of more than all the probability there is."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,14 @@ class _Logprobs(_Loose):
 class _Said(_Loose):
     content: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer; where there is none yet, the thoughts before it, as the model itself writes them."""
+        thoughts = self.reasoning_content or self.reasoning
+        return self.content or (f"{THINK}{thoughts}" if thoughts else "")
 
 
 class _Choice(_Loose):
@@ -191,7 +207,7 @@ def parse(body: bytes, request: Request) -> Answer:
 
 def _choice(found: _Choice, request: Request) -> Choice:
     said = found.message
-    text = found.text if request.api == "completions" else None if said is None else said.content or ""
+    text = found.text if request.api == "completions" else None if said is None else said.text
     if text is None:
         raise Malformed("a choice without text")
     if said is not None and said.refusal:
@@ -201,7 +217,7 @@ def _choice(found: _Choice, request: Request) -> Choice:
     positions = _positions(found.logprobs) if request.top_logprobs else ()
     if request.top_logprobs and not (positions and all(position.top for position in positions)) and text:
         raise Malformed("no log-probabilities")
-    if positions:
+    if positions and (said is None or said.text == (said.content or "")):
         text = _as_tokens_have_it(text, [position.token for position in positions], request.stop)
     return Choice(text, found.finish_reason == "length", positions)
 
@@ -257,6 +273,10 @@ def _top(found: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, floa
     best: dict[bytes, float] = {}
     for token, log_prob in found:
         if log_prob is not None and not math.isnan(log_prob) and log_prob > NEVER:
+            if log_prob > ROUNDING:
+                raise Impossible(f"{token.decode(errors='replace')!r} has a log-probability of {log_prob:.6g}, above 0")
             # As the journal keeps them: an answer is the same before and after a restart.
             best[token] = max(best.get(token, -math.inf), round(min(log_prob, 0.0), 6))
+    if (mass := math.fsum(map(math.exp, best.values()))) > 1 + ROUNDING:
+        raise Impossible(f"the {len(best)} tokens shown have {mass:.3g} of the probability together, more than 1")
     return tuple(sorted(best.items(), key=lambda one: -one[1]))

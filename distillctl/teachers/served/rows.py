@@ -103,7 +103,7 @@ class Rows:
 
     async def _ask(self, request: Request) -> Answer:
         answer = await self.asker.ask(request)
-        if answer.usage is not None:
+        if answer.usage is not None and answer.usage[0]:
             self.reader.counted(request.characters, answer.usage[0])
         if answer.system_fingerprint:
             self.fingerprints[answer.system_fingerprint] += 1
@@ -213,7 +213,7 @@ class _TextRows(Rows):
         try:
             return [texts.response(choice, self._task, known, self._ends) for choice in said]
         except texts.Unknown as error:
-            raise Fault("unknown token", str(error), again=False) from None
+            raise Fault("unknown token", self.asker.client.shown(str(error)), again=False) from None
 
     def _requests(self, base: Request, task: Task, place: int) -> list[Request]:
         """Those for one row: its samples in one request where the server can do that."""
