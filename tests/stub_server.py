@@ -139,6 +139,10 @@ class Rules:
     """Its log-probabilities are those after the temperature."""
     echoes: bool = False
     """Repeat the key in every answer and refusal, as no server should."""
+    counts_nothing: bool = False
+    """Its usage is 0 in and 0 out."""
+    shift: float = 0.0
+    """Nats added to every log-probability: above 0 they are none."""
 
 
 @dataclass
@@ -217,6 +221,8 @@ class Stub:
                 "completion_tokens": written,
                 "total_tokens": len(ids) + written,
             }
+            if self.rules.counts_nothing:
+                found["usage"] = dict.fromkeys(found["usage"], 0)
         return found
 
     def _say(self, prompt: list[int], body: dict[str, Any], limit: int, index: int) -> _Said:
@@ -241,7 +247,7 @@ class Stub:
         rows = []
         for token, log_probs in zip(said.shown, said.log_probs, strict=False):
             order = np.argsort(-log_probs, kind="stable")[:count]
-            rows.append((token, log_probs, [int(i) for i in order]))
+            rows.append((token, log_probs + self.rules.shift, [int(i) for i in order]))
         if chat:
             return {"content": [
                 self._token(token, log_probs) | {"top_logprobs": [self._token(i, log_probs) for i in order]}

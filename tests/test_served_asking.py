@@ -417,3 +417,74 @@ def test_the_key_is_sent_and_never_told(tmp_path, monkeypatch):
             _grants(tmp_path, spec)
         assert stub.headers[0]["authorization"] == f"Bearer {secret}"  # the server repeats it in its refusal
     assert secret not in f"{error.value}{error.value.next}{error.value.__cause__!r}{error.value.__context__!r}"
+
+
+@pytest.mark.parametrize("secret", ["sk-very-secret-0123456789", "hunter-2", "sk-1", "no-key-required", "pässwörter"])
+def test_a_secret_leaves_every_message(secret):
+    told = client.redacted(f"Incorrect API key provided: {secret}, Bearer {secret}", secret)
+    assert told == "Incorrect API key provided: [key], Bearer [key]"
+
+
+@pytest.mark.parametrize("word", ["none", "EMPTY", "ollama", "test", "x", "a b"])
+def test_a_key_that_is_a_word_leaves_messages_readable(word):
+    told = f"the model {word} was not found; {word}s and extexts: nothing (Bearer {word})"
+    assert client.redacted(told, word) == told.replace(f"Bearer {word}", "Bearer [key]")
+
+
+@pytest.mark.parametrize("key", ["none", "EMPTY", "ollama", "test", "x", "river", "sk-very-secret-0123456789"])
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_what_a_server_answers_is_left_as_it_is(tmp_path, monkeypatch, key, api):
+    """Whatever the key: the answer is that of a server without one."""
+    monkeypatch.setenv("SOME_KEY", key)
+    speaker = stub_server.Hashed([key, "the", "king"])
+    request = _request(f"the king says {key}", api=api, max_tokens=8)
+    with stub_server.serve(speaker, key=key) as stub:
+        found = _ask(tmp_path, _spec(stub.url, api=api, api_key_env="SOME_KEY"), lambda asker: asker.ask(request))
+        expected = protocol.parse(json.dumps(stub.answer(request.body, api == "chat")).encode(), request)
+    assert found == expected
+    assert key in "".join(token.decode() for position in found.choices[0].positions for token, _ in position.top)
+
+
+# ── numbers that cannot be ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+@pytest.mark.parametrize(("scale", "shift", "told"), [(2.0, 9.0, "above 0"), (0.0, 3.0, "more than 1")])
+def test_log_probabilities_that_are_none_stop_the_work(tmp_path, api, scale, shift, told):
+    """Positive ones, as of logits; and negative ones of more than all the probability there is."""
+    with stub_server.serve(stub_server.Hashed(scale=scale), shift=shift) as stub:
+        with pytest.raises(Unavailable, match=told) as error:
+            _grants(tmp_path, _spec(stub.url, api=api))
+        assert len(stub.bodies) == 2  # asking again would not help
+    assert "natural logarithms" in error.value.next
+
+
+def test_rounding_above_zero_is_none():
+    content = [{"token": "a", "logprob": 1e-6, "top_logprobs": [{"token": "a", "logprob": 1e-6}]}]
+    found = protocol.parse(json.dumps(_chat(logprobs={"content": content})).encode(), _request(api="chat"))
+    assert found.choices[0].positions[0].top == ((b"a", 0.0),)
+
+
+def test_thoughts_without_an_answer_are_told_from_an_answer():
+    for name in ("reasoning_content", "reasoning"):
+        message = {"content": None, name: "Okay, the user"}
+        body = json.dumps(_chat(message=message, finish_reason="length")).encode()
+        assert protocol.parse(body, _request(api="chat")).choices[0].text == "<think>Okay, the user"
+        body = json.dumps(_chat(message=message | {"content": "a"})).encode()
+        assert protocol.parse(body, _request(api="chat")).choices[0].text == "a"
+
+
+def test_tokens_that_the_server_does_not_count_are_estimated(tmp_path):
+    """A usage of 0 in and 0 out never makes a budget endless."""
+    with stub_server.serve(counts_nothing=True) as stub:
+
+        async def work(asker):
+            requests = [_request(f"the king {i}") for i in range(30)]
+            return await asyncio.gather(*map(asker.ask, requests), return_exceptions=True), asker
+
+        found, asker = _ask(tmp_path, _spec(stub.url, max_tokens_total=250), work)
+    assert any(isinstance(one, Stopped) for one in found)
+    answered = sum(isinstance(one, Answer) for one in found)
+    assert 0 < answered < 30
+    assert answered == asker.uncounted
+    assert 0 < sum(asker.budget.used) <= 250
