@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from distillctl import recipe as recipes
-from distillctl.data import views
+from distillctl.data import template_sources, views
 from distillctl.data.examples import Example
 from distillctl.errors import DataError, RecipeError
 from distillctl.recipe import Shot
@@ -90,3 +90,73 @@ def test_template_file_is_relative_to_the_recipe(renderer, tmp_path):
 def test_shared_length(texts, length):
     assert views.shared_length(texts) == length
     assert views.shared_length([list(text) for text in texts]) == length
+
+
+# ── columns of the data ──────────────────────────────────────────────────────────────────────────
+
+COLUMNS = {"title": "Broken", "Order number": 7, "items": ["a", "b"], "input": "not this", "range": "far", "note": None}
+
+
+@pytest.mark.parametrize(
+    ("template", "rendered"),
+    [
+        ("{{ title }}: {{ input }}", "Broken: text"),
+        ('{{ row.title }} {{ row["Order number"] + 1 }} {{ row.input }}', "Broken 8 not this"),
+        ("{{ row.items[1] }} {{ items | length }}", "b 2"),
+        ("{% for i in range(2) %}{{ i }}{% endfor %}{{ row.range }}", "01far"),
+        ("[{{ note }}]{% if note %}never{% endif %}", "[]"),
+        ('{{ colour | default("none") }}{{ row.colour is defined }}', "noneFalse"),
+    ],
+)
+def test_templates_read_the_columns_of_a_row(renderer, template, rendered):
+    assert renderer(template=template).render(Example("i", "text", columns=COLUMNS)) == rendered
+
+
+def test_a_missing_column_is_an_error_that_says_how_to_do_without(renderer):
+    with pytest.raises(RecipeError, match="'colour' is undefined") as error:
+        renderer(template="{{ colour }}").render(ROW)
+    assert "default" in error.value.next
+
+
+def test_examples_have_columns_too(renderer, monkeypatch):
+    monkeypatch.setitem(globals(), "SHOTS", [Shot(input="q", answer="a", row={"title": "T", "input": "other"})])
+    template = "{% for e in examples %}{{ e.title }} {{ e.row.title }} {{ e.input }} {{ e.row.input }}{% endfor %}"
+    assert renderer(template=template).render(ROW) == "T T q other"
+
+
+def used(tmp_path, **context):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "contexts": {"full": context}}))
+    return template_sources.columns(recipes.load(tmp_path / "r.yaml"))["full"]
+
+
+@pytest.mark.parametrize(
+    ("template", "needed", "optional", "everything"),
+    [
+        ("{{ input }} {{ examples }} {{ documents }} {{ labels }} {{ range(3) }}", set(), set(), False),
+        ("{{ title }}{% for part in parts %}{{ part.name }}{% endfor %}", {"title", "parts"}, set(), False),
+        ('{{ row.title }}{{ row["Order number"] }}', {"title", "Order number"}, set(), False),
+        ("{% for name, value in row.items() %}{{ name }}{% endfor %}", set(), set(), True),
+        ("{% for name in row %}{{ row[name] }}{% endfor %}", set(), set(), True),
+        ("{% if title is defined %}{{ title }}{% endif %}{{ row.size | default(1) }}", set(), {"title", "size"}, False),
+        ("{% for e in examples %}{{ e.input }} {{ e.title }}{% endfor %}", set(), {"title"}, False),
+        ("{% for e in examples %}{{ e.row.title }}{% endfor %}", set(), {"title"}, True),
+    ],
+)
+def test_the_columns_that_a_template_uses(tmp_path, template, needed, optional, everything):
+    found = used(tmp_path, template=template)
+    assert (set(found.needed), found.optional, found.all) == (needed, optional, everything)
+
+
+def test_the_columns_that_messages_use(tmp_path):
+    messages = [
+        {"role": "user", "content": "{{ example.input }} {{ example.title }}", "each": "example"},
+        {"role": "user", "content": "{{ input }} {{ shop }} {{ example }}"},
+    ]
+    found = used(tmp_path, messages=messages)
+    assert found.needed == {"shop": "contexts.full.messages[1]", "example": "contexts.full.messages[1]"}
+    assert found.optional == {"title"}
+
+
+def test_a_byte_order_mark_of_a_template_file_is_dropped(renderer, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes("Q: {{ input }}".encode("utf-8-sig"))
+    assert renderer(template_file="prompt.txt").render(Example("i", "x")) == "Q: x"

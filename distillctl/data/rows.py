@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -22,6 +22,8 @@ class Example:
     input: str
     reference: str | None = None
     documents: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The row's columns that a template uses, by name: text, numbers, booleans, lists and dicts, as JSON has them."""
 
 
 class Rows(Sequence[Example]):
@@ -41,8 +43,8 @@ class Rows(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | Rows:
         if isinstance(index, slice):
             return self.take(range(*index.indices(len(self))))
-        identifier, text, reference, documents = json.loads(self._spool[self._places[index]].tobytes())
-        return Example(identifier, text, reference, tuple(documents))
+        identifier, text, reference, documents, columns = json.loads(self._spool[self._places[index]].tobytes())
+        return Example(identifier, text, reference, tuple(documents), columns)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[row] for row in range(len(self)))
@@ -66,7 +68,7 @@ class Writer:
         self._ids: list[str] = []
 
     def append(self, example: Example) -> None:
-        row = json.dumps([example.id, example.input, example.reference, example.documents])
+        row = json.dumps([example.id, example.input, example.reference, example.documents, example.columns])
         self._spool.append(np.frombuffer(row.encode(), np.uint8))
         self._ids.append(example.id)
 
@@ -85,7 +87,28 @@ class Dataset:
     shots: dict[str, list[Shot]]
     """Context name (full, simplified, an arm) → its few-shot examples."""
     counts: dict[str, int] = field(default_factory=dict)
+    """Rows of each kind: ``train``, ``eval`` and ``shots`` are kept, `LEFT_OUT` names what is not; ``contradictory``
+    counts inputs that stand there with several references, of which the first is kept."""
 
     @property
     def splits(self) -> dict[str, Rows]:
         return {"train": self.train, "eval": self.eval}
+
+
+LEFT_OUT = {
+    "duplicates": "repeated",
+    "overlap": "train rows that stand in eval",
+    "shots_in_splits": "few-shot examples",
+    "blank": "blank",
+    "excluded": "by data.exclude",
+}
+"""Why a row was left out, and how that is said after its count."""
+
+
+def left_out(counts: Mapping[str, int]) -> str:
+    """What was left out and why, in words. counts: those of a `Dataset`; earlier versions counted fewer kinds."""
+    always = ("duplicates", "overlap")
+    rows = ", ".join(f"{counts[kind]:,} {why}" for kind, why in LEFT_OUT.items() if kind in always or counts.get(kind))
+    doubtful = counts.get("contradictory")
+    told = f"; inputs whose references contradict each other: {doubtful:,} (the first is kept)" if doubtful else ""
+    return f"left out: {rows}{told}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.filters import make_attrgetter
@@ -118,14 +118,22 @@ class _Dict:
         return dict.fromkeys(*args)
 
 
+class Columns(dict[str, Any]):
+    """A row's columns: `row.items` is the column of that name, where there is one, and not the method."""
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
-    """`render` is the way in; a template that is wasteful raises `Wasteful`, itself a SecurityError."""
+    """`render` is the way in; a template that is wasteful raises `Wasteful`, itself a SecurityError.
+
+    null: what is written for an expression that is none (Python's word).
+    """
 
     code_generator_class = _Code
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, null: str | None = None, **options: Any) -> None:
         super().__init__(finalize=self._shown, **options)
+        self._null = null
         self._budget = threading.local()
         self.filters = {name: self._guarded(name, filter) for name, filter in self.filters.items() if name != "urlize"}
         self.globals.pop("lipsum")
@@ -139,6 +147,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Constants are worked out while a template is compiled: with a budget, too."""
         self._budget.left = BUDGET
         return self.from_string(source)
+
+    def variables(self, source: str) -> tuple[nodes.Template, set[str]]:
+        """A template's syntax tree, and the names that it takes from what it is given; not rendered, and as cheap as
+        `compiled`."""
+        self._budget.left = BUDGET
+        tree = self.parse(source)
+        return tree, meta.find_undeclared_variables(tree)
 
     def render(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         """The text, with a budget of its own."""
@@ -184,9 +199,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _shown(self, value: Any) -> Any:
         """Before an expression's value is put into the text."""
+        if value is None and self._null is not None:
+            return self._null
         if not isinstance(value, str):
             self._printed(value)
         return value
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Columns) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
 
     # ── what the compiled template calls ──
 

@@ -10,11 +10,14 @@ from typing import Any
 import jinja2
 
 from distillctl import limits
-from distillctl.data import chat_templates
+from distillctl.data import chat_templates, template_sources
 from distillctl.data.chat_templates import ChatTokenizer
-from distillctl.data.examples import Example
-from distillctl.data.sandbox import Sandbox
-from distillctl.errors import DataError, RecipeError, first_line
+from distillctl.data.rows import Example
+from distillctl.data.sandbox import Columns
+from distillctl.data.template_sources import FAILURES as _FAILURES
+from distillctl.data.template_sources import SANDBOX as _SANDBOX
+from distillctl.data.template_sources import reason as _reason
+from distillctl.errors import RecipeError
 from distillctl.recipe import Context, Recipe, Shot
 
 CEILING, FLOOR = "full", "simplified"
@@ -24,15 +27,6 @@ PUBLIC = {CEILING: "ceiling", FLOOR: "floor"}
 
 MESSAGE = "\x1e"
 """Begins each message where messages are written as one text: the record separator, which no template's text has."""
-
-_SANDBOX = Sandbox(
-    undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
-)
-_FAILURES = (
-    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError,
-    MemoryError, SyntaxError, AssertionError,
-)  # fmt: skip
-"""What Jinja lets through of a template's own mistakes."""
 
 
 def shared_length(views: Sequence[Any]) -> int:
@@ -87,8 +81,13 @@ class Renderer:
     def _content(self, example: Example) -> str | list[dict[str, str]]:
         """The rendered template, or the rendered messages."""
         variables = {
+            **template_sources.by_name(example.columns),
+            "row": Columns(example.columns),
             "input": example.input,
-            "examples": [{"input": shot.input, "answer": shot.answer} for shot in self.shots],
+            "examples": [
+                {**shot.row, "row": Columns(shot.row), "input": shot.input, "answer": shot.answer}
+                for shot in self.shots
+            ],
             "documents": list(example.documents),
             "labels": list(self.labels),
         }
@@ -99,7 +98,7 @@ class Renderer:
                 return list(self._conversation(variables))
         except (*_FAILURES, limits.TookTooLong) as error:
             what = f"the template fails on row {example.id}: {_reason(error)}"
-            raise RecipeError(what, where=self.where) from None
+            raise RecipeError(what, where=self.where, next=_next(error)) from None
 
     def _conversation(self, variables: dict[str, Any]) -> Iterable[dict[str, str]]:
         for each, group in groupby(self.messages, key=lambda message: message[1]):
@@ -112,40 +111,32 @@ class Renderer:
 
 def renderers(recipe: Recipe, shots: dict[str, list[Shot]]) -> dict[str, Renderer]:
     """One renderer per context: full, simplified, and the recipe's further arms."""
-    contexts = recipe.contexts
-    named = {"full": contexts.full, "simplified": contexts.simplified, **contexts.arms}
     time = limits.Allowance()
-    return {name: _renderer(recipe, name, context, shots.get(name, []), time) for name, context in named.items()}
+    return {
+        name: _renderer(recipe, where, context, shots.get(name, []), time)
+        for name, (where, context) in template_sources.contexts(recipe).items()
+    }
 
 
-def _renderer(recipe: Recipe, name: str, context: Context, shots: Sequence[Shot], time: limits.Allowance) -> Renderer:
-    where = f"contexts.{name}" if name in ("full", "simplified") else f"contexts.arms.{name}"
-    template = context.template
-    if context.template_file is not None:
-        try:
-            file = recipe.folder / context.template_file
-            template = limits.read_bytes(file, limits.TEXT_BYTES).decode("utf-8")
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot be read: {error}", where=f"{where}.template_file") from None
-    compiled = None if template is None else _compile(template, where, time)
+def _renderer(recipe: Recipe, where: str, context: Context, shots: Sequence[Shot], time: limits.Allowance) -> Renderer:
+    compiled = [(source, _compile(source, time)) for source in template_sources.sources(recipe, where, context)]
+    template = compiled[0][1] if context.messages is None else None
     messages = tuple(
-        (message.role, message.each, _compile(message.content, f"{where}.messages[{index}]", time))
-        for index, message in enumerate(context.messages or ())
+        (message.role, message.each, made)
+        for message, (_, made) in zip(context.messages or (), compiled, strict=context.messages is not None)
     )
-    return Renderer(where, compiled, messages, shots, tuple(recipe.task.names), time)
+    return Renderer(where, template, messages, shots, tuple(recipe.task.names), time)
 
 
-def _compile(source: str, where: str, time: limits.Allowance) -> jinja2.Template:
+def _compile(source: template_sources.Source, time: limits.Allowance) -> jinja2.Template:
     try:
         with time:
-            return _SANDBOX.compiled(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise RecipeError(f"line {error.lineno} of the template: {error.message}", where=where) from None
+            return _SANDBOX.compiled(source.text)
     except (*_FAILURES, limits.TookTooLong) as error:
-        raise RecipeError(f"the template cannot be compiled: {_reason(error)}", where=where) from None
+        raise template_sources.refused(error, source) from None
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, limits.TookTooLong):
-        return "it takes too long"
-    return first_line(error)[:300]  # a template may raise a text of any length
+def _next(error: BaseException) -> str | None:
+    if isinstance(error, jinja2.UndefinedError):
+        return 'where a row may lack a column, write {{ title | default("") }} in place of {{ title }}'
+    return None

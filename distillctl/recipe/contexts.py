@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -15,6 +15,8 @@ class Shot(Closed):
 
     input: str
     answer: str
+    row: dict[str, Any] = {}
+    """Further columns, which a template reads as `example.row.title` or `example.title`."""
 
 
 class Shots(Closed):
@@ -45,7 +47,8 @@ class Message(Closed):
 class Context(Closed):
     """What is put around the input: a sandboxed Jinja template (inline or a file), or chat messages.
 
-    Variables: `input`, `examples` (each with `input`, `answer`), `documents`, `labels`.
+    Variables: `input`, `examples` (each with `input`, `answer`), `documents`, `labels`, and the columns of the data:
+    each by its own name, unless that is one of these, and all of them in `row` (`row.title`, `row["Order number"]`).
     """
 
     template: str | None = None

@@ -1,0 +1,179 @@
+"""The templates of every context as they are written, and the columns of the data that they use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+
+from distillctl import limits
+from distillctl.data.sandbox import Sandbox
+from distillctl.errors import DataError, RecipeError, first_line
+from distillctl.recipe import Context, Recipe
+
+SANDBOX = Sandbox(
+    null="",
+    undefined=jinja2.StrictUndefined,
+    autoescape=False,
+    keep_trailing_newline=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+"""Renders contexts. A null is written as nothing, as an empty cell of a table is."""
+
+FAILURES = (
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError,
+    MemoryError, SyntaxError, AssertionError,
+)  # fmt: skip
+"""What Jinja lets through of a template's own mistakes."""
+
+BUILT_IN = frozenset({"input", "examples", "documents", "labels", "row"})
+"""Variables that every template has; a column of such a name is found in `row`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One template. where: its key in the recipe; each: what its message is repeated for."""
+
+    where: str
+    text: str
+    each: str | None = None
+
+
+def contexts(recipe: Recipe) -> dict[str, tuple[str, Context]]:
+    """Every context by its name: its key in the recipe, and itself."""
+    found = recipe.contexts
+    named = {"full": found.full, "simplified": found.simplified}
+    return {name: (f"contexts.{name}", context) for name, context in named.items()} | {
+        name: (f"contexts.arms.{name}", context) for name, context in found.arms.items()
+    }
+
+
+def sources(recipe: Recipe, where: str, context: Context) -> list[Source]:
+    """A context's template, or one for each message; DataError where its file cannot be read."""
+    if context.template is not None:
+        return [Source(where, context.template)]
+    if context.template_file is not None:
+        try:
+            data = limits.read_bytes(recipe.folder / context.template_file, limits.TEXT_BYTES)
+            return [Source(where, data.decode("utf-8-sig"))]
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot be read: {error}", where=f"{where}.template_file") from None
+    return [
+        Source(f"{where}.messages[{index}]", message.content, message.each)
+        for index, message in enumerate(context.messages or ())
+    ]
+
+
+def refused(error: BaseException, source: Source) -> RecipeError:
+    """That a template cannot be compiled, and why."""
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return RecipeError(f"line {error.lineno} of the template: {error.message}", where=source.where)
+    return RecipeError(f"the template cannot be compiled: {reason(error)}", where=source.where)
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong with a template, in one line."""
+    if isinstance(error, limits.TookTooLong):
+        return "it takes too long"
+    return first_line(error)[:300]  # a template may raise a text of any length
+
+
+# ── columns ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def by_name(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that are variables of their own: all but those named as one of Jinja's functions, such as `range`."""
+    return {name: value for name, value in columns.items() if name not in SANDBOX.globals}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that templates use."""
+
+    needed: Mapping[str, str] = field(default_factory=dict)
+    """Name → key of a template that fails without it."""
+    optional: frozenset[str] = frozenset()
+    """Those a template asks for before it uses them, or that a few-shot example may have."""
+    all: bool = False
+    """Whether a template uses `row` as a whole."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.optional | frozenset(self.needed)
+
+    def __or__(self, other: Columns) -> Columns:
+        return Columns({**other.needed, **self.needed}, self.optional | other.optional, self.all or other.all)
+
+
+def columns(recipe: Recipe) -> dict[str, Columns]:
+    """What each context's templates use of a row's columns; RecipeError for a template that cannot be compiled."""
+    time = limits.Allowance()
+    found = {}
+    for name, (where, context) in contexts(recipe).items():
+        used = Columns()
+        for source in sources(recipe, where, context):
+            try:
+                with time:
+                    used |= _used(source)
+            except (*FAILURES, limits.TookTooLong) as error:
+                raise refused(error, source) from None
+        found[name] = used
+    return found
+
+
+def _used(source: Source) -> Columns:
+    tree, undeclared = SANDBOX.variables(source.text)
+    names = undeclared - BUILT_IN - SANDBOX.globals.keys() - {source.each}
+    asked_for = set(_asked_for(tree))
+    of_row, whole = _of_row(tree) if "row" in undeclared else (set(), False)
+    of_examples: set[str] = set()
+    if "examples" in undeclared or source.each == "example":
+        of_examples = set(_attributes(tree)) - {"input", "answer", "row"}
+        whole = whole or any(
+            node.attr == "row" and not _is_name(node.node, "row") for node in tree.find_all(nodes.Getattr)
+        )
+    needed = (names | of_row) - asked_for
+    return Columns(
+        dict.fromkeys(sorted(needed), source.where), frozenset((asked_for & (names | of_row)) | of_examples), whole
+    )
+
+
+def _of_row(tree: nodes.Template) -> tuple[set[str], bool]:
+    """The columns in `row.title` and `row["title"]`, and whether `row` stands anywhere else."""
+    found = [name for node in tree.find_all((nodes.Getattr, nodes.Getitem)) if (name := _column_of(node)) is not None]
+    return set(found), sum(node.name == "row" for node in tree.find_all(nodes.Name)) > len(found)
+
+
+def _column_of(node: nodes.Node) -> str | None:
+    """The column that `row.title` or `row["title"]` reads; `row.items` may be the method, which reads them all."""
+    if isinstance(node, nodes.Getattr) and _is_name(node.node, "row"):
+        return None if hasattr(dict, node.attr) else node.attr
+    if isinstance(node, nodes.Getitem) and _is_name(node.node, "row") and isinstance(node.arg, nodes.Const):
+        return node.arg.value if isinstance(node.arg.value, str) else None
+    return None
+
+
+def _asked_for(tree: nodes.Template) -> Iterator[str]:
+    """The columns in `title is defined` and `title | default("")`."""
+    for node in tree.find_all((nodes.Test, nodes.Filter)):
+        if node.name in ("defined", "undefined", "default", "d") and node.node is not None:
+            name = node.node.name if isinstance(node.node, nodes.Name) else _column_of(node.node)
+            if name is not None:
+                yield name
+
+
+def _attributes(tree: nodes.Template) -> Iterator[str]:
+    """Every name after a dot or in brackets: of an example, it may be a column."""
+    for node in tree.find_all(nodes.Getattr):
+        yield node.attr
+    for item in tree.find_all(nodes.Getitem):
+        if isinstance(item.arg, nodes.Const) and isinstance(item.arg.value, str):
+            yield item.arg.value
+
+
+def _is_name(node: nodes.Node, name: str) -> bool:
+    return isinstance(node, nodes.Name) and node.name == name
