@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from distillctl import cautions, console, engines, interrupts, ranks, references
 from distillctl.bundle import figures
-from distillctl.data import examples, responses, views
+from distillctl.data import examples, responses, split_checks, views
 from distillctl.errors import UpstreamError
 from distillctl.recipe import Recipe, dump, flatten
 from distillctl.students import early
@@ -31,8 +31,8 @@ class Stage:
     """What is read where it is there, and makes the stage stale when it changes."""
     files: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
     """Recipe key → fingerprint of what it names."""
-    check: Callable[[Recipe], None] = lambda recipe: None
-    """What recipe and data alone can show to be wrong, found before torch is imported."""
+    check: Callable[[Recipe, Workspace], None] = lambda recipe, workspace: None
+    """What recipe, data and upstream manifests alone can show to be wrong, found before torch is imported."""
     besides: Callable[[Workspace], dict[str, str]] = lambda workspace: {}
     """Stage → fingerprint of what it takes where it is there, and does without otherwise."""
     on_request: bool = False
@@ -55,12 +55,19 @@ def _collect_files(recipe: Recipe) -> dict[str, str]:
     return examples.fingerprints(recipe) | _teacher_files(recipe)
 
 
-def _check_data(recipe: Recipe) -> None:
+def _check_data(recipe: Recipe, workspace: Workspace) -> None:
     engines.check(recipe.collect)
     dataset = examples.load(recipe)
+    split_checks.check(recipe, dataset)
     responses.check_given(recipe, dataset)
     for renderer in views.renderers(recipe, dataset.shots).values():
         renderer.preview(dataset.eval[0])
+
+
+def _check_training(recipe: Recipe, workspace: Workspace) -> None:
+    early.check(recipe)
+    if (collected := workspace.manifest("collect")) is not None:  # train.validation may have changed since
+        split_checks.check_train_rows(recipe, collected.facts["counts"]["train"])
 
 
 def _student_files(recipe: Recipe) -> dict[str, str]:
@@ -78,7 +85,7 @@ STAGES = {
             files=_collect_files,
             check=_check_data,
         ),
-        Stage("train", ("seed", "student", "train"), ("collect",), files=_student_files, check=early.check),
+        Stage("train", ("seed", "student", "train"), ("collect",), files=_student_files, check=_check_training),
         Stage("export", ("export",), ("collect", "train")),
         Stage("quantize", ("quantize",), ("collect", "train", "export")),
         Stage("bench", ("seed", "bench"), ("collect", "train", "export", "quantize"), files=_teacher_files),
@@ -285,7 +292,7 @@ def _make(
     doubts: list[cautions.Caution],
 ) -> Ran:
     """Run the stage and commit what it made, the cautions that were added meanwhile among its facts."""
-    one.check(recipe)
+    one.check(recipe, workspace)
     reason = "; ".join(state.why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import engines, model_files, pipeline, references
-from distillctl.data import examples, responses, views
+from distillctl import cautions, engines, model_files, pipeline, references
+from distillctl.data import examples, responses, split_checks, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
 from distillctl.errors import Unavailable, first_line
@@ -24,10 +24,16 @@ SAMPLE = 64
 
 
 def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
-    """Rows, tokens, bytes on disk and floating-point work of the named stages; fails as the stages would."""
+    """Rows, tokens, bytes on disk and floating-point work of the named stages; fails and cautions as they would."""
+    with cautions.collected() as doubts:
+        return {**_plan(recipe, workspace, stages), "cautions": doubts}
+
+
+def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
     states = [s for s in pipeline.status(recipe, workspace, stages) if s.stage in stages]
     engines.check(recipe.collect)
     dataset = examples.load(recipe)
+    split_checks.check(recipe, dataset)
     early.check(recipe)
     responses.check_given(recipe, dataset)
     source = references.teacher(recipe)
@@ -52,6 +58,7 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
     steps = (
         math.ceil(answers.train_rows * (1 - recipe.train.validation) / recipe.train.batch_rows) * recipe.train.epochs
     )
+    split_checks.check_steps(steps)
     return {
         "recipe": recipe.model_dump(mode="json"),
         "run_dir": str(workspace.root),

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from distillctl.data.rows import left_out
 from distillctl.data.views import PUBLIC
 from distillctl.pipeline import Ran, State
 from distillctl.workspace import Workspace
@@ -77,8 +78,7 @@ def _arms(facts: Mapping[str, Any]) -> Table:
 def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
     counts, tokens = facts["counts"], facts["context_tokens"]
     yield (
-        f"{counts['train']} train and {counts['eval']} eval rows; left out: {counts['duplicates']} repeated, "
-        f"{counts['overlap']} train rows that stand in eval; "
+        f"{counts['train']} train and {counts['eval']} eval rows; {left_out(counts)}; "
         f"scored {facts['scored_rows']}, reused {facts['reused_rows']}"
     )
     yield (
@@ -359,7 +359,7 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
     for stage in found["stages"]:
         yield f"{stage['stage']}: {stage['state']}" + (f" ({'; '.join(stage['why'])})" if stage["why"] else "")
     rows = found["rows"]
-    yield f"rows: {rows['train']} train, {rows['eval']} eval, {rows['shots']} few-shot"
+    yield f"rows: {rows['train']} train, {rows['eval']} eval, {rows['shots']} few-shot; {left_out(rows)}"
     table = _table("arm", "rows", "tokens a row", "shared")
     for name, arm in found["arms"].items():
         table.add_row(name, f"{arm['rows']:,}", f"{arm['tokens_per_row']:,}", f"{arm['shared_tokens']:,}")

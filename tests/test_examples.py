@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillctl import recipe as recipes
-from distillctl.data import examples
+from distillctl.data import examples, views
 from distillctl.errors import DataError, RecipeError, Unavailable
 from tests.test_recipe import BASE
 
@@ -121,7 +121,11 @@ def test_a_train_row_that_stands_in_eval_is_dropped_and_counted(make, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     found = examples.load(make(None, source=None, train="rows.jsonl", eval="held.jsonl", eval_rows=None))
     assert "row number 3" not in inputs(found.train)
-    assert found.counts == {"duplicates": 0, "overlap": 1, "train": 19, "eval": 2, "shots": 0}
+    counts = {name: count for name, count in found.counts.items() if count}
+    assert counts == {"overlap": 1, "train": 19, "eval": 2}
+    assert {name for name, count in found.counts.items() if not count} == {
+        "duplicates", "shots", "shots_in_splits", "blank", "excluded", "contradictory"
+    }  # fmt: skip
 
 
 def test_few_shot_rows_leave_the_train_split_one_label_after_the_other(make):
@@ -287,3 +291,236 @@ def test_several_hub_data_sets_and_a_split_of_one(tmp_path, monkeypatch):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": hub | {"train": "train", "eval": "test"}}))
     with pytest.raises(RecipeError, match="one hub `source`"):
         recipes.load(tmp_path / "r.yaml")
+
+
+# ── which rows ───────────────────────────────────────────────────────────────────────────────────
+
+SORTED = [{"input": f"row number {i}", "reference": "yes" if i < 100 else "no"} for i in range(200)]
+
+
+def files(folder, train, held, **sections):
+    """A recipe over two files."""
+    for name, rows in (("train.jsonl", train), ("eval.jsonl", held)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": "train.jsonl", "eval": "eval.jsonl", **sections.pop("data", {})}
+    (folder / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": data, **sections}))
+    return recipes.load(folder / "r.yaml")
+
+
+def test_sorted_files_are_drawn_from_by_the_seed(tmp_path):
+    held = [{**row, "input": f"held {row['input']}"} for row in SORTED]
+
+    def drawn(train=SORTED, **data):
+        return examples.load(files(tmp_path, train, held, data={"train_rows": 40, "eval_rows": 20, **data}))
+
+    found = drawn()
+    for part in (found.train, found.eval):
+        assert {row.reference for row in part} == {"yes", "no"}
+    assert inputs(drawn().train) == inputs(found.train) != inputs(drawn(seed=1).train)
+    more = [*SORTED, {"input": "one more", "reference": "yes"}]
+    assert len(inputs(drawn(train=more).train) & inputs(found.train)) >= 39
+
+
+def test_splits_of_a_hub_data_set_are_drawn_from_by_the_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *_, split: [{**row, "input": f"{split} {row['input']}"} for row in SORTED]
+    )
+    data = {"format": "hub", "source": "a/b", "train": "train", "eval": "test", "train_rows": 40, "eval_rows": 20}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": data}))
+    found = examples.load(recipes.load(tmp_path / "r.yaml"))
+    assert [{row.reference for row in part} for part in (found.train, found.eval)] == [{"yes", "no"}] * 2
+
+
+@pytest.mark.parametrize("kind", ["rows", "file"])
+def test_few_shot_examples_leave_both_splits_and_are_counted(tmp_path, kind):
+    shots = [{"input": "row  number 1", "answer": "no"}, {"input": "held row number 150", "answer": "no"}]
+    (tmp_path / "shots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shots))
+    spec = {"rows": shots} if kind == "rows" else {"file": "shots.jsonl"}
+    held = [{**row, "input": f"held {row['input']}"} for row in SORTED]
+    recipe = files(tmp_path, SORTED, held, contexts={"full": {"template": "{{ input }}", "examples": spec}})
+    found = examples.load(recipe)
+    assert found.counts["shots_in_splits"] == 2
+    assert (len(found.train), len(found.eval)) == (199, 199)
+    assert not {"row number 1", "held row number 150"} & inputs([*found.train, *found.eval])
+
+
+def test_twins_of_a_drawn_few_shot_example_leave_with_it(make):
+    rows = [*ROWS, *ROWS]
+    contexts = {"full": {"template": "{{ input }}", "examples": {"train": 4}}}
+    found = examples.load(make(rows, contexts=contexts, duplicates="keep", eval_rows=1))
+    shots = {shot.input for shot in found.shots["full"]}
+    assert not shots & inputs(found.train)
+    assert found.counts["shots_in_splits"] > 0
+    kept = ("train", "eval", "shots", "shots_in_splits", "overlap")
+    assert sum(found.counts[name] for name in kept) == len(rows)
+
+
+def test_references_that_contradict_each_other_are_counted_once_an_input(make):
+    more = [{"input": "row number  3", "reference": "yes"}, {"input": "row number 3", "reference": "yes"}, ROWS[4]]
+    for duplicates in ("drop", "keep"):
+        found = examples.load(make([*ROWS, *more], duplicates=duplicates))
+        assert found.counts["contradictory"] == 1
+    kept = {row.input: row.reference for row in (*found.train, *found.eval) if row.id.count("-") == 0}
+    assert kept["row number 3"] == "no"
+
+
+def test_references_of_train_and_eval_that_contradict_each_other_are_counted(tmp_path):
+    found = examples.load(files(tmp_path, ROWS, [{"input": "row number 3", "reference": "yes"}, ROWS[4]]))
+    assert (found.counts["contradictory"], found.counts["overlap"]) == (1, 2)
+
+
+BLANK = [*ROWS, {"input": " ", "reference": "yes"}, {"reference": "no"}, {"input": None}]
+
+
+def test_blank_rows_are_an_error_or_dropped_and_counted(make):
+    with pytest.raises(DataError, match=r'rows.jsonl:21: "input" is empty') as error:
+        examples.load(make(BLANK))
+    assert error.value.next == "set data.blank: drop to leave such rows out"
+    found = examples.load(make(BLANK, blank="drop"))
+    assert (found.counts["blank"], found.counts["excluded"]) == (3, 0)
+    assert len(found.train) + len(found.eval) == 20
+
+
+def test_exclude_sees_blank_rows_first(make):
+    found = examples.load(make(BLANK, exclude=r"^\s*$| 1\d$"))
+    assert (found.counts["blank"], found.counts["excluded"]) == (0, 13)
+
+
+def test_a_column_that_no_row_has_is_no_blank_row(make):
+    with pytest.raises(DataError, match=r'no row has a text in "txt" \(the columns: input, reference\)'):
+        examples.load(make(ROWS, blank="drop", input="txt"))
+
+
+# ── columns of a row ─────────────────────────────────────────────────────────────────────────────
+
+NESTED = [
+    {
+        "request": {"messages": [{"role": "user", "content": f"question {i}"}, {"content": "last"}], "n": i},
+        "a.b": f"literal {i}",
+        "a": {"b": "nested"},
+        "gold": {"label": ("yes", "no")[i % 2]},
+    }
+    for i in range(12)
+]
+
+
+def test_nested_json_by_path(make, tmp_path):
+    paths = {
+        "input": "request.messages[0].content",
+        "reference": "gold.label",
+        "documents": "request.messages[-1].content",
+    }
+    pq.write_table(pa.Table.from_pylist(NESTED), tmp_path / "rows.parquet")
+    for recipe in (make(NESTED, **paths), make(None, "rows.parquet", **paths)):
+        rows = [*(found := examples.load(recipe)).train, *found.eval]
+        assert {row.input for row in rows} == {f"question {i}" for i in range(12)}
+        assert {row.reference for row in rows} == {"yes", "no"}
+        assert {row.documents for row in rows} == {("last",)}
+
+
+def test_a_column_whose_name_is_the_path_comes_first(make):
+    found = examples.load(make(NESTED, input="a.b"))
+    assert inputs([*found.train, *found.eval]) == {f"literal {i}" for i in range(12)}
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("request.messages", "is no text but a list"),
+        ("request.messages[7].content", 'no "request.messages[7].content" (it has: request, a.b, a, gold)'),
+        ("request.text", 'no "request.text"'),
+    ],
+)
+def test_paths_that_lead_nowhere(make, path, told):
+    with pytest.raises(DataError) as error:
+        examples.load(make(NESTED, input=path))
+    assert told in str(error.value)
+
+
+SHOP = [
+    {"input": f"text {i}", "title": f"title {i}", "stars": i, "tags": [{"b": "c"}], "spare": "x" * 50,
+     "reference": "yes"}
+    for i in range(12)
+]  # fmt: skip
+
+
+def rendered(recipe):
+    found = examples.load(recipe)
+    made = views.renderers(recipe, found.shots)
+    return {name: renderer.preview(found.eval[0]) for name, renderer in made.items()}, found.eval[0]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_columns_reach_every_view_with_their_types(make, tmp_path, kind):
+    contexts = {
+        "full": {"template": "{{ title }} {{ stars + 1 }} {{ row.tags[0].b }} {{ input }}"},
+        "simplified": {"template": "{{ row.title }}|{{ input }}"},
+    }
+    pq.write_table(pa.Table.from_pylist(SHOP), tmp_path / "rows.parquet")
+    recipe = make(SHOP, contexts=contexts) if kind == "jsonl" else make(None, "rows.parquet", contexts=contexts)
+    texts, example = rendered(recipe)
+    number = int(example.input.split()[1])
+    assert texts["full"] == f"title {number} {number + 1} c text {number}"
+    assert texts["simplified"] == f"title {number}|text {number}"
+    assert set(example.columns) == {"title", "stars", "tags"}
+
+
+def test_row_as_a_whole_keeps_all_columns(make):
+    texts, example = rendered(make(SHOP, contexts={"full": {"template": "{% for n in row %}{{ n }} {% endfor %}"}}))
+    assert texts["full"] == "input title stars tags spare reference "
+    assert set(example.columns) == set(SHOP[0])
+
+
+def test_few_shot_rows_bring_their_columns(make):
+    template = "{% for e in examples %}{{ e.title }}={{ e.answer }};{% endfor %}{{ input }}"
+    recipe = make(SHOP, contexts={"full": {"template": template, "examples": {"train": 2}}})
+    found = examples.load(recipe)
+    expected = "".join(f"title {shot.input.split()[1]}={shot.answer};" for shot in found.shots["full"])
+    assert rendered(recipe)[0]["full"].startswith(expected)
+    (recipe.folder / "shots.jsonl").write_text('{"input": "q", "answer": "a", "title": "T", "spare": 1}\n')
+    recipe = make(SHOP, contexts={"full": {"template": template, "examples": {"file": "shots.jsonl"}}})
+    assert examples.load(recipe).shots["full"][0].row == {"title": "T"}
+    assert rendered(recipe)[0]["full"].startswith("T=a;text")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_an_unknown_variable_lists_the_columns(make, tmp_path, kind):
+    pq.write_table(pa.Table.from_pylist(SHOP), tmp_path / "rows.parquet")
+    contexts = {"full": {"template": "{{ titel }} {{ input }}"}}
+    recipe = make(SHOP, contexts=contexts) if kind == "jsonl" else make(None, "rows.parquet", contexts=contexts)
+    with pytest.raises(RecipeError) as error:
+        examples.load(recipe)
+    assert str(error.value).startswith(
+        "contexts.full: 'titel' is undefined: no row has such a column, did you mean title?"
+    )
+    assert "(the columns: input, title, stars, tags, spare, reference; besides them there are documents," in str(
+        error.value
+    )
+    assert examples.load(make(SHOP, contexts={"full": {"template": '{{ titel | default("") }}'}})).train
+
+
+def test_rows_that_the_student_can_tell_apart_are_not_repeated(make):
+    rows = [{"input": "the same", "title": f"title {i}", "reference": ("yes", "no")[i % 2]} for i in range(12)]
+    shown = {"full": {"template": "{{ title }} {{ input }}"}, "simplified": {"template": "{{ title }}: {{ input }}"}}
+    found = examples.load(make(rows, contexts=shown))
+    assert (found.counts["duplicates"], found.counts["contradictory"], len(found.train)) == (0, 0, 7)
+    assert len({row.id for row in (*found.train, *found.eval)}) == 12
+    hidden = {"full": {"template": "{{ title }} {{ input }}"}}
+    with pytest.raises(DataError, match=r"no rows are left for the train split \(left out: 11 repeated"):
+        examples.load(make(rows, contexts=hidden))
+
+
+@pytest.mark.parametrize(("cell", "label"), [(True, "true"), (1.0, "1"), (1, "1"), (" 1 ", "1"), (float("nan"), None)])
+def test_labels_that_are_numbers_or_booleans(make, cell, label, tmp_path):
+    rows = [{"input": f"text {i}", "reference": cell} for i in range(10)]
+    recipe = make(rows)
+    sections = yaml.safe_load(recipe.path.read_text()) | {"task": {"labels": ["1", "true"]}}
+    recipe.path.write_text(yaml.safe_dump(sections))
+    assert {row.reference for row in examples.load(recipes.load(recipe.path)).train} == {label}
+
+
+@pytest.mark.parametrize("content", ["[\n", '[{"input": "a"}]\n'])
+def test_a_json_file_that_is_one_list_says_how_to_write_it(make, content):
+    with pytest.raises(DataError) as error:
+        examples.load(make(content, "rows.json"))
+    assert "jq -c '.[]'" in error.value.next

@@ -138,13 +138,25 @@ def used(tmp_path, **context):
         ("{% for name, value in row.items() %}{{ name }}{% endfor %}", set(), set(), True),
         ("{% for name in row %}{{ row[name] }}{% endfor %}", set(), set(), True),
         ("{% if title is defined %}{{ title }}{% endif %}{{ row.size | default(1) }}", set(), {"title", "size"}, False),
-        ("{% for e in examples %}{{ e.input }} {{ e.title }}{% endfor %}", set(), {"title"}, False),
-        ("{% for e in examples %}{{ e.row.title }}{% endfor %}", set(), {"title"}, True),
     ],
 )
 def test_the_columns_that_a_template_uses(tmp_path, template, needed, optional, everything):
     found = used(tmp_path, template=template)
     assert (set(found.needed), found.optional, found.all) == (needed, optional, everything)
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        ("{% for e in examples %}{{ e.input }} {{ e.title }}{% endfor %}", {"title"}),
+        ("{% for e in examples %}{{ e.row.title }}{% endfor %}", None),
+    ],
+)
+def test_the_columns_of_few_shot_examples_are_kept_and_not_shown_of_the_row_itself(tmp_path, template, wanted):
+    found = used(tmp_path, template=template)
+    assert found.wanted == wanted
+    assert not found.shows("title")
+    assert found.wants("title")
 
 
 def test_the_columns_that_messages_use(tmp_path):
@@ -154,7 +166,7 @@ def test_the_columns_that_messages_use(tmp_path):
     ]
     found = used(tmp_path, messages=messages)
     assert found.needed == {"shop": "contexts.full.messages[1]", "example": "contexts.full.messages[1]"}
-    assert found.optional == {"title"}
+    assert found.of_examples == {"title"}
 
 
 def test_a_byte_order_mark_of_a_template_file_is_dropped(renderer, tmp_path):

@@ -1,22 +1,22 @@
-"""Rows: read from the user's files, checked line by line, and split."""
+"""The recipe's data: read, checked line by line and split by a seed; and the files that they come from."""
 
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from difflib import get_close_matches
-from itertools import chain
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distillctl import limits, references
-from distillctl.data import formats
-from distillctl.data.rows import Dataset, Example, Rows, Writer
+from distillctl import references
+from distillctl.data import formats, shots, template_sources
+from distillctl.data.row_reading import RowReader, normal
+from distillctl.data.rows import LEFT_OUT, Dataset, Example, Rows, Writer, left_out
 from distillctl.errors import DataError
-from distillctl.recipe import Data, Generate, Recipe, Shot, Shots
+from distillctl.recipe import Data, Recipe
 from distillctl.workspace import digest, file_digest
 
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────
@@ -27,111 +27,123 @@ def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
 
     folder: where the rows are kept meanwhile, in files without a name (default: where temporary files are).
     """
-    data, folder = recipe.data, folder or Path(tempfile.gettempdir())
+    data = recipe.data
+    reader = RowReader(recipe)
+    given = shots.given(recipe, reader)
+    inputs = {_digest(shot.input) for found in given.values() for shot in found}
+    pool = _Pool(recipe, folder or Path(tempfile.gettempdir()), inputs)
     if data.train is not None and data.eval is not None:
-        train, train_keys, dropped_train = _distinct(_examples(recipe, [data.train], "data.train"), data, folder)
-        held_out, eval_keys, dropped_eval = _distinct(_examples(recipe, [data.eval], "data.eval"), data, folder)
-        duplicates = dropped_train + dropped_eval
-        held_out, eval_keys = held_out[: data.eval_rows], eval_keys[: data.eval_rows]
+        train = pool.read(reader.examples([data.train], "data.train"))
+        held_out = pool.read(reader.examples([data.eval], "data.eval"))[: data.eval_rows]
     else:
-        rows, keys, duplicates = _distinct(_examples(recipe, data.sources, "data.source"), data, folder)
-        order = sorted(range(len(rows)), key=lambda row: _rank(data.seed, rows.ids[row]))
-        size = data.eval_rows or max(1, len(rows) // 5)
-        held_out, train = rows.take(order[:size]), rows.take(order[size:])
-        eval_keys, train_keys = ([keys[row] for row in part] for part in (order[:size], order[size:]))
-    seen = set(eval_keys)
-    kept = train.take([row for row, key in enumerate(train_keys) if key not in seen])
-    counts = {"duplicates": duplicates, "overlap": len(train) - len(kept)}
-    shots, kept = _take_shots(recipe, kept)
-    kept = kept[: data.train_rows]
+        both = pool.read(reader.examples(data.sources, "data.source"))
+        size = data.eval_rows or max(1, len(both) // 5)
+        held_out, train = both[:size], both[size:]
+    counts = Counter(dict.fromkeys((*LEFT_OUT, "contradictory"), 0))
+    counts.update(pool.counts)
+    counts.update(reader.counts)
+    apart = train.without(held_out.keys)
+    counts["overlap"] = len(train) - len(apart)
+    drawn, places = shots.drawn(recipe, apart.rows)
+    rest = apart.without([apart.keys[place] for place in places])
+    counts["shots_in_splits"] += len(apart) - len(rest) - len(places)
+    kept = rest[: data.train_rows]
     for name, part, wanted in (("train", kept, data.train_rows), ("eval", held_out, data.eval_rows)):
-        if not part:
-            raise DataError(f"no rows are left for the {name} split", where="data")
+        if not len(part):
+            raise DataError(f"no rows are left for the {name} split ({left_out(counts)})", where="data")
         if wanted is not None and len(part) < wanted:
             raise DataError(
-                f"only {len(part)} rows for {name}, the recipe asks for {wanted}", where=f"data.{name}_rows"
+                f"only {len(part)} rows for {name}, the recipe asks for {wanted} ({left_out(counts)})",
+                where=f"data.{name}_rows",
             )
-    counts |= {"train": len(kept), "eval": len(held_out), "shots": sum(map(len, shots.values()))}
-    return Dataset(kept, held_out, shots, counts)
+    examples = given | drawn
+    counts.update(train=len(kept), eval=len(held_out), shots=sum(map(len, examples.values())))
+    return Dataset(kept.rows, held_out.rows, examples, dict(counts))
 
 
-def _rank(seed: int, identifier: str) -> bytes:
-    """A seeded order that a row keeps when others come or go."""
-    return hashlib.sha256(f"{seed}:{identifier}".encode()).digest()
+@dataclass(frozen=True)
+class _Split:
+    """Rows, and of each a digest of what the student sees of it."""
+
+    rows: Rows
+    keys: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, part: slice) -> _Split:
+        return self.take(range(*part.indices(len(self))))
+
+    def take(self, places: Iterable[int]) -> _Split:
+        """These rows, in this order."""
+        chosen = list(places)
+        return _Split(self.rows.take(chosen), [self.keys[place] for place in chosen])
+
+    def without(self, keys: Collection[bytes]) -> _Split:
+        """The rows whose digest is none of ``keys``."""
+        unwanted = set(keys)
+        return self.take(place for place, key in enumerate(self.keys) if key not in unwanted)
 
 
-def _normal(text: str) -> str:
-    return " ".join(text.split())
+class _Pool:
+    """Reads rows into a file, in the order that the seed gives them; repeated ones and few-shot examples are left out.
+
+    Two rows are repeated when the student cannot tell them apart: the same input, spaces aside, and the same values in
+    the columns that the simplified context shows.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, shots: set[bytes]) -> None:
+        """shots: digests of the few-shot examples' inputs."""
+        self.counts: Counter[str] = Counter()
+        self._data, self._folder, self._shots = recipe.data, folder, shots
+        self._of_student = template_sources.columns(recipe)["simplified"]
+        self._references: dict[bytes, bytes] = {}
+        self._contradictory: set[bytes] = set()
+
+    def read(self, examples: Iterable[Example]) -> _Split:
+        """One split's rows, or all of them."""
+        kept, keys = Writer(self._folder), list[bytes]()
+        seen, ids = set[bytes](), Counter[str]()
+        for example in examples:
+            if self._shots and _digest(example.input) in self._shots:
+                self.counts["shots_in_splits"] += 1
+                continue
+            key = self._key(example)
+            self._compare(key, example.reference)
+            if key in seen and self._data.duplicates == "drop":
+                self.counts["duplicates"] += 1
+                continue
+            seen.add(key)
+            ids[example.id] += 1
+            if (number := ids[example.id]) > 1:
+                if self._data.id is not None:
+                    raise DataError(f"the id {example.id!r} is given twice", where="data.id")
+                example = replace(example, id=f"{example.id}-{number}")
+            kept.append(example)
+            keys.append(key)
+        rows = kept.rows
+        order = sorted(range(len(rows)), key=lambda row: shots.rank(self._data.seed, rows.ids[row]))
+        return _Split(rows, keys).take(order)
+
+    def _key(self, example: Example) -> bytes:
+        shown = {name: cell for name, cell in example.columns.items() if self._of_student.shows(name)}
+        return _digest(example.input, json.dumps(shown, sort_keys=True) if shown else "")
+
+    def _compare(self, key: bytes, reference: str | None) -> None:
+        """Count an input once that comes with another reference than before."""
+        if reference is None:
+            return
+        digested = _digest(reference)
+        if self._references.setdefault(key, digested) != digested and key not in self._contradictory:
+            self._contradictory.add(key)
+            self.counts["contradictory"] += 1
 
 
-def _distinct(examples: Iterable[Example], data: Data, folder: Path) -> tuple[Rows, list[bytes], int]:
-    """Drop repeated inputs (or, when they are kept, make their ids differ). Returns the rows, a digest of each one's
-    input, and how many were dropped."""
-    kept = Writer(folder)
-    keys: list[bytes] = []
-    seen: dict[bytes, int] = {}
-    ids: set[str] = set()
-    total = 0
-    for example in examples:
-        total += 1
-        key = hashlib.sha256(_normal(example.input).encode()).digest()[:16]
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] > 1 and data.duplicates == "drop":
-            continue
-        if example.id in ids:
-            if data.id is not None:
-                raise DataError(f"the id {example.id!r} is given twice", where="data.id")
-            example = replace(example, id=f"{example.id}-{seen[key]}")
-        ids.add(example.id)
-        kept.append(example)
-        keys.append(key)
-    return kept.rows, keys, total - len(keys)
+def _digest(*texts: str) -> bytes:
+    return hashlib.sha256("\0".join(map(normal, filter(None, texts))).encode()).digest()[:16]
 
 
-def _take_shots(recipe: Recipe, train: Rows) -> tuple[dict[str, list[Shot]], Rows]:
-    """Few-shot examples per context; those that are train rows leave the train split."""
-    taken: set[int] = set()
-    shots: dict[str, list[Shot]] = {}
-    contexts = {"full": recipe.contexts.full, "simplified": recipe.contexts.simplified, **recipe.contexts.arms}
-    for name, context in contexts.items():
-        if context.examples is None:
-            continue
-        where = f"contexts.{name if name in ('full', 'simplified') else 'arms.' + name}.examples"
-        if context.examples.train is not None:
-            rows = _shot_rows(recipe, train, context.examples, where)
-            taken |= set(rows)
-            chosen = [train[row] for row in rows]
-            words = {} if isinstance(recipe.task, Generate) else recipe.classify.labels
-            shots[name] = [Shot(input=e.input, answer=words.get(e.reference or "", e.reference or "")) for e in chosen]
-        elif context.examples.file is not None:
-            shots[name] = list(_shots_of_file(recipe, context.examples.file, where))
-        else:
-            shots[name] = list(context.examples.rows)
-    return shots, train.take([row for row in range(len(train)) if row not in taken]) if taken else train
-
-
-def _shot_rows(recipe: Recipe, train: Rows, spec: Shots, where: str) -> list[int]:
-    """``spec.train`` rows in a seeded order; of labels, one after the other."""
-    by_label: dict[str, list[int]] = {name: [] for name in recipe.task.names or [""]}
-    for row in sorted(range(len(train)), key=lambda row: _rank(spec.seed, train.ids[row])):
-        if (reference := train[row].reference) is not None:
-            by_label[reference if recipe.task.names else ""].append(row)
-    count = spec.train or 0
-    turns = max(map(len, by_label.values()))
-    chosen = [rows[turn] for turn in range(turns) for rows in by_label.values() if turn < len(rows)][:count]
-    if len(chosen) < count:
-        raise DataError(f"only {len(chosen)} train rows have a reference, {count} are asked for", where=where)
-    return chosen
-
-
-def _shots_of_file(recipe: Recipe, reference: str, where: str) -> Iterator[Shot]:
-    path = references.data_file(reference, recipe.folder, where=where)
-    if path is None:
-        raise DataError(f"no such file: {reference}", where=where)
-    for place, row in formats.rows(path, formats.format_of(path, "auto", where), Data(source=reference)):
-        if not row.get("input") or not row.get("answer"):
-            raise DataError('needs "input" and "answer"', where=place)
-        yield Shot(input=str(row["input"]), answer=str(row["answer"]))
+# ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def input_files(recipe: Recipe) -> dict[str, Path]:
@@ -142,10 +154,8 @@ def input_files(recipe: Recipe) -> dict[str, Path]:
         sources = data.sources
         named = {"data.source" if len(sources) == 1 else f"data.source[{i}]": one for i, one in enumerate(sources)}
         named |= {"data.train": data.train, "data.eval": data.eval}
-    for name, context in (("full", recipe.contexts.full), ("simplified", recipe.contexts.simplified)):
-        named |= _context_files(f"contexts.{name}", context)
-    for name, context in recipe.contexts.arms.items():
-        named |= _context_files(f"contexts.arms.{name}", context)
+    for key, context in template_sources.contexts(recipe).values():
+        named |= _context_files(key, context)
     found = {
         key: references.data_file(reference, recipe.folder, where=key) for key, reference in named.items() if reference
     }
@@ -171,83 +181,3 @@ def _fingerprint(key: str, path: Path, data: Data) -> str:
         return file_digest(path)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=f"{key}: {path}") from None
-
-
-# ── rows to examples ─────────────────────────────────────────────────────────────────────────────
-
-
-def _examples(recipe: Recipe, sources: Sequence[str], where: str) -> Iterator[Example]:
-    data = recipe.data
-    left_out = limits.pattern(data.exclude, re.DOTALL) if data.exclude else None
-    time = limits.Allowance()
-    for source in sources:
-        path = None if data.format == "hub" else references.data_file(source, recipe.folder, where=where)
-        if path is None:
-            rows = formats.hub_rows(data, source, where)
-        else:
-            rows = chain.from_iterable(
-                formats.rows(file, formats.format_of(file, data.format, where), data)
-                for file in formats.files(path, data, where)
-            )
-        empty = True
-        for place, row in rows:
-            empty = False
-            example = _example(recipe, place, row)
-            try:
-                if left_out is not None:
-                    with time:
-                        if left_out.search(example.input):
-                            continue
-            except limits.TookTooLong:
-                raise DataError("takes too long on this row's input", where=f"data.exclude: {place}") from None
-            yield example
-        if empty:
-            raise DataError("has no rows", where=str(path or source))
-
-
-def _example(recipe: Recipe, place: str, row: dict[str, Any]) -> Example:
-    data = recipe.data
-    text = row.get(data.input)
-    if not isinstance(text, str) or not text.strip():
-        have = ", ".join(map(str, list(row)[:8]))
-        what = f'no "{data.input}" (it has: {have})' if data.input not in row else f'"{data.input}" is empty or no text'
-        raise DataError(what, where=place)
-    identifier = row.get(data.id) if data.id else hashlib.sha256(_normal(_whole(text, place)).encode()).hexdigest()[:16]
-    if identifier in (None, ""):
-        raise DataError(f'no "{data.id}"', where=place)
-    documents = row.get(data.documents) if data.documents else None
-    if isinstance(documents, str):
-        documents = [documents]
-    if documents is not None and not (isinstance(documents, list) and all(isinstance(d, str) for d in documents)):
-        raise DataError(f'"{data.documents}" must be text or a list of texts', where=place)
-    reference = _reference(recipe, place, row)
-    for part in (text, identifier, reference, *(documents or ())):
-        _whole(part, place)
-    return Example(str(identifier), text.strip(), reference, tuple(documents or ()))
-
-
-def _whole(value: Any, place: str) -> Any:
-    """A text that can be written down; JSON can name half a surrogate pair."""
-    try:
-        return value.encode() and value if isinstance(value, str) else value
-    except UnicodeEncodeError:
-        raise DataError("half a surrogate pair is no text", where=place) from None
-
-
-def _reference(recipe: Recipe, place: str, row: dict[str, Any]) -> str | None:
-    column = recipe.data.reference or "reference"
-    if column not in row and recipe.data.reference is not None:
-        raise DataError(f'no "{column}"', where=place)
-    value = row.get(column)
-    if value is None or value == "":
-        return None
-    if isinstance(recipe.task, Generate):
-        if not isinstance(value, str):
-            raise DataError(f'"{column}" must be text', where=place)
-        return value.strip() or None
-    label = recipe.data.label_map.get(str(value), str(value))
-    if label not in recipe.classify.labels:
-        near = get_close_matches(label, recipe.task.names, n=1)
-        hint = f", did you mean {near[0]}?" if near else f" (labels: {', '.join(recipe.task.names)})"
-        raise DataError(f'"{column}" is {label!r}, which is no label{hint}', where=place)
-    return label

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import functools
 import gzip
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from distillctl import limits
+from distillctl.data import tables
 from distillctl.errors import DataError, Unavailable, first_line
 from distillctl.recipe import Data
 
@@ -44,10 +45,15 @@ def format_of(path: Path, chosen: str, where: str) -> str:
     return SUFFIXES[suffix]
 
 
-def rows(path: Path, kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, row) pairs. DataError says which line is wrong."""
+def rows(
+    path: Path, kind: str, data: Data, columns: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, row) pairs. DataError says which line is wrong.
+
+    columns: those that are wanted (all); only Parquet, where the others cost time and memory, leaves any out.
+    """
     if kind == "parquet":
-        yield from _parquet_rows(path, {data.input, data.reference or "reference", data.id, data.documents, "answer"})
+        yield from _parquet_rows(path, columns)
         return
     if kind == "gettext":
         yield from _catalog_rows(path)
@@ -61,16 +67,17 @@ def rows(path: Path, kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any
             elif kind == "lines":
                 yield from _pattern_rows(path, lines, limits.pattern(data.pattern or ""))
             else:
-                yield from _table_rows(path, lines, "\t" if kind == "tsv" else ",")
+                yield from tables.rows(path, lines, kind, data)
     except (UnicodeError, LookupError, ValueError) as error:
         what = f"is not {data.encoding} text ({first_line(error)})"
-        raise DataError(what, where=str(path), next="set data.encoding") from None
+        raise DataError(what, where=str(path), next=f"set data.encoding{_marked(path)}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path)) from None
 
 
 def _lines(path: Path, file: IO[str]) -> Iterator[str]:
-    """Lines of bounded length; and of a packed file no more of them than text can be packed."""
+    """Lines of bounded length, the first without a byte-order mark; and of a packed file no more of them than text can
+    be packed."""
     most = max(_UNPACKED, _RATIO * path.stat().st_size) if path.suffix == ".gz" else sys.maxsize
     for number, line in enumerate(iter(functools.partial(file.readline, limits.TEXT_BYTES + 1), ""), 1):
         most -= len(line)
@@ -79,20 +86,38 @@ def _lines(path: Path, file: IO[str]) -> Iterator[str]:
             if most < 0:
                 what = f"unpacked, more than {_RATIO} times its size: text is not packed like that"
             raise DataError(what, where=f"{path}:{number}")
-        yield line
+        yield line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _marked(path: Path) -> str:
+    """The encoding that a file's byte-order mark tells, as the end of the advice to set it."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            start = file.read(4)
+    except (OSError, EOFError, zlib.error):
+        return ""
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return ": utf-32"
+    return ": utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ""
 
 
 def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    start = ""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        place = f"{path}:{number}"
+        place, start = f"{path}:{number}", start or line.strip()[:1]
+        # One document over many lines, or a list of all rows, is what other tools write into a .json file.
+        mend = "write one object a line: jq -c '.[]' FILE > FILE.jsonl" if start == "[" else None
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"not JSON: {error}", where=place) from None
+            if start == "{" and number == 1 and line.strip() == "{":
+                mend = "write each object on a line of its own: jq -c . FILE > FILE.jsonl"
+            raise DataError(f"not JSON: {error}", where=place, next=mend) from None
         if not isinstance(row, dict):
-            raise DataError("each line must be one JSON object", where=place)
+            raise DataError("each line must be one JSON object", where=place, next=mend)
         yield place, row
 
 
@@ -111,37 +136,21 @@ def _pattern_rows(path: Path, file: Iterable[str], pattern: re.Pattern[str]) -> 
         yield f"{path}:{number}", match.groupdict()
 
 
-def _table_rows(path: Path, file: Iterable[str], delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            return
-        if len(set(header)) < len(header):
-            raise DataError("a column name is given twice", where=f"{path}:1")
-        for cells in reader:
-            place = f"{path}:{reader.line_num}"
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(f"{len(cells)} cells, the header has {len(header)}", where=place)
-            yield place, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(f"not a table: {error}", where=f"{path}:{reader.line_num}") from None
-
-
-def _parquet_rows(path: Path, wanted: Collection[str | None]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(path: Path, wanted: Collection[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of the wanted columns alone: what nobody reads can be of any kind."""
     from distillctl.data import parquet
 
     try:
         with parquet.checked(path) as file:
             have = file.schema_arrow.names
-            columns = [name for name in have if name in wanted]
+            columns = [name for name in have if wanted is None or name in wanted]
             if len(set(columns)) < len(columns):
                 raise DataError("a column name is given twice", where=str(path))
             if not columns:
-                raise DataError(f"no column is one of {', '.join(sorted(filter(None, wanted)))}", where=str(path))
+                told = ", ".join(have[:8])
+                raise DataError(
+                    f"no column is one of {', '.join(sorted(wanted or ()))} (it has: {told})", where=str(path)
+                )
             for number, row in enumerate(parquet.rows(file, columns, parquet.most_bytes(path)), 1):
                 yield f"{path}: row {number}", row
     except parquet.ERRORS as error:
@@ -172,13 +181,24 @@ def _catalog_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         if path.stat().st_size > _CATALOG_BYTES:
             raise ValueError(f"has more than {_CATALOG_BYTES:,} bytes")
-        catalog = polib.pofile(str(path))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        catalog = polib.pofile(_unpacked_catalog(path) if path.suffix == ".gz" else str(path))
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, AttributeError, TypeError) as error:
         raise DataError(f"no gettext catalog: {first_line(error)}", where=str(path)) from None
     for entry in catalog:
         if entry.msgid.strip() and not (entry.obsolete or entry.fuzzy or entry.msgid_plural):
             row = {"input": entry.msgid, "reference": entry.msgstr or None, "context": entry.msgctxt}
             yield f"{path}:{entry.linenum}", row
+
+
+def _unpacked_catalog(path: Path) -> str:
+    """A packed catalog's text."""
+    with gzip.open(path, "rb") as file:
+        data = file.read(_CATALOG_BYTES + 1)
+    if len(data) > _CATALOG_BYTES:
+        raise ValueError(f"has more than {_CATALOG_BYTES:,} bytes")
+    charset = re.search(rb"charset=([\w-]+)", data)
+    # polib takes a text that is the name of a file for that file, and no such name ends a line.
+    return data.decode(charset[1].decode() if charset else "utf-8").removeprefix("\ufeff") + "\n"
 
 
 def hub_rows(data: Data, source: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -97,16 +97,35 @@ class Columns:
     needed: Mapping[str, str] = field(default_factory=dict)
     """Name → key of a template that fails without it."""
     optional: frozenset[str] = frozenset()
-    """Those a template asks for before it uses them, or that a few-shot example may have."""
+    """Those a template asks for before it uses them."""
     all: bool = False
     """Whether a template uses `row` as a whole."""
+    of_examples: frozenset[str] = frozenset()
+    """Those of few-shot examples alone."""
+    all_of_examples: bool = False
+
+    def shows(self, name: str) -> bool:
+        """Whether a view may show this column of its own row."""
+        return self.all or name in self.needed or name in self.optional
+
+    def wants(self, name: str) -> bool:
+        """Whether a column has to be kept, be it for few-shot examples."""
+        return self.shows(name) or self.all_of_examples or name in self.of_examples
 
     @property
-    def names(self) -> frozenset[str]:
-        return self.optional | frozenset(self.needed)
+    def wanted(self) -> frozenset[str] | None:
+        """The columns that have to be kept; None for all."""
+        known = self.optional | self.of_examples | frozenset(self.needed)
+        return None if self.all or self.all_of_examples else known
 
     def __or__(self, other: Columns) -> Columns:
-        return Columns({**other.needed, **self.needed}, self.optional | other.optional, self.all or other.all)
+        return Columns(
+            {**other.needed, **self.needed},
+            self.optional | other.optional,
+            self.all or other.all,
+            self.of_examples | other.of_examples,
+            self.all_of_examples or other.all_of_examples,
+        )
 
 
 def columns(recipe: Recipe) -> dict[str, Columns]:
@@ -127,18 +146,18 @@ def columns(recipe: Recipe) -> dict[str, Columns]:
 
 def _used(source: Source) -> Columns:
     tree, undeclared = SANDBOX.variables(source.text)
-    names = undeclared - BUILT_IN - SANDBOX.globals.keys() - {source.each}
-    asked_for = set(_asked_for(tree))
     of_row, whole = _of_row(tree) if "row" in undeclared else (set(), False)
+    names = of_row | (undeclared - BUILT_IN - SANDBOX.globals.keys() - {source.each})
+    optional = names.intersection(_asked_for(tree))
     of_examples: set[str] = set()
     if "examples" in undeclared or source.each == "example":
-        of_examples = set(_attributes(tree)) - {"input", "answer", "row"}
-        whole = whole or any(
-            node.attr == "row" and not _is_name(node.node, "row") for node in tree.find_all(nodes.Getattr)
-        )
-    needed = (names | of_row) - asked_for
+        of_examples = set(_attributes(tree)) - {"input", "answer"}
     return Columns(
-        dict.fromkeys(sorted(needed), source.where), frozenset((asked_for & (names | of_row)) | of_examples), whole
+        dict.fromkeys(sorted(names - optional), source.where),
+        frozenset(optional),
+        whole,
+        frozenset(of_examples - {"row"}),
+        "row" in of_examples,
     )
 
 

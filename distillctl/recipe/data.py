@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distillctl import limits
 from distillctl.recipe.base import Closed, Count, Seed
@@ -22,14 +22,21 @@ class Data(Closed):
     """Of a hub data set that has several, the configuration to read."""
     format: Literal["auto", "lines", "jsonl", "csv", "tsv", "parquet", "gettext", "hub"] = "auto"
     encoding: str = "utf-8"
+    """A byte-order mark at the beginning of a file is dropped."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """What stands between the cells of a csv or tsv file (default: a comma, a tab)."""
+    quoting: Literal["auto", "on", "off"] = "auto"
+    """Whether double quotes hold a cell of a table together; auto: on for csv, off for tsv."""
     pattern: str | None = None
     """For `lines`: a regular expression whose named groups are the columns."""
     language: str | tuple[str, ...] | None = None
     """For `gettext`: in folders, LANGUAGE/LC_MESSAGES/*.po are read; several may be named, such as [fr, fr_FR]."""
     exclude: str | None = None
-    """A regular expression: rows whose input it finds are left out."""
+    """A regular expression: rows whose input it finds are left out; it sees blank inputs, too."""
+    blank: Literal["error", "drop"] = "error"
+    """What to do with a row whose input is blank or missing: stop and name it, or leave it out and count it."""
     input: str = "input"
-    """Column of the input."""
+    """Column of the input, or a path into nested JSON, such as request.messages[0].content; so are the next three."""
     reference: str | None = None
     """Column of the reference; when not given, `reference` is used if it is there."""
     id: str | None = None
@@ -39,11 +46,18 @@ class Data(Closed):
     label_map: dict[str, str] = {}
     """Value of the reference column → label name."""
     duplicates: Literal["drop", "keep"] = "drop"
-    """Rows whose input was seen before, spaces aside."""
+    """Rows that show the student what an earlier row showed it, spaces aside; the first one is kept."""
     train_rows: Count | None = None
+    """So many rows, drawn by the seed (default: all that are left)."""
     eval_rows: Count | None = None
-    """Of a single `source`: so many rows are held out (default: a fifth)."""
+    """So many held-out rows, drawn by the seed (default: a fifth of a single `source`, all of `eval`)."""
     seed: Seed = 0
+    """Of the order in which rows are drawn; a row keeps its place when others come or go."""
+
+    @field_validator("quoting", mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _one_way(self) -> Data:
@@ -57,6 +71,8 @@ class Data(Closed):
             raise ValueError("`subset` belongs to a hub data set: `format: hub`")
         if self.format == "gettext" and not self.languages:
             raise ValueError("format gettext needs a `language`, such as fr")
+        if self.delimiter is not None and self.delimiter in '"\r\n':
+            raise ValueError("delimiter: a quote or a line's end does not stand between cells")
         try:
             limits.pattern(self.exclude or "")
         except ValueError as error:

@@ -120,3 +120,7 @@ class Train(Closed):
     control: bool = False
     """Also train the same student on the teacher's hard labels."""
     threads: Count | None = None
+
+    def held_out(self, rows: int) -> int:
+        """How many of so many train rows are held out for early stopping; at least one."""
+        return max(1, round(self.validation * rows))

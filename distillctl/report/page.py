@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from distillctl.data.rows import left_out
 from distillctl.report import charts, numbers
 from distillctl.report.contract import Series
 from distillctl.report.drawing import NAMES
@@ -80,6 +81,7 @@ def _environment() -> Environment:
         pieces=_pieces,
         python=repr,
         quoted=_quoted,
+        left_out=left_out,
     )
     return environment
 

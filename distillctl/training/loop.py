@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distillctl import console, interrupts, ranks
-from distillctl.data import batching
+from distillctl.data import batching, split_checks
 from distillctl.errors import GateFailed, Interrupted
 from distillctl.recipe import Train
 from distillctl.training import group, metrics_log
@@ -67,12 +67,14 @@ class Fit:
 def hold_out(of: Iterable[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Row numbers to train on, and those held out for early stopping; both in order.
 
-    ``of``: what each row belongs to; a seeded share of that is held out with all its rows.
+    ``of``: what each row belongs to; a seeded share of that is held out with all its rows. DataError where that is all.
     """
     of = list(of)
     names = list(dict.fromkeys(of))
     order = np.random.default_rng(seed).permutation(len(names))
     held = {names[index] for index in order[: max(1, round(share * len(names)))]}
+    if len(held) == len(names):
+        raise split_checks.no_train_rows(len(names), share)
     return [row for row, name in enumerate(of) if name not in held], [
         row for row, name in enumerate(of) if name in held
     ]
@@ -92,6 +94,7 @@ class Run:
     def fit(self, metrics: Path) -> Fit:
         """Train until the epochs are done or patience is out; the model is left with its best weights."""
         spec, lengths, plan = self.spec, self.problem.lengths, self.plan
+        split_checks.check_steps(len(plan))
         steps_per_epoch = math.ceil(len(plan) / spec.epochs)
         every = spec.evaluate_every or max(1, steps_per_epoch // 2)
         restored = self.checkpoints.restore(self.learner)

@@ -1,0 +1,268 @@
+"""From a row of the user's files to an example: its input, reference, documents, and the columns that templates use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import chain, islice
+from typing import Any
+
+from distillctl import limits, references
+from distillctl.data import formats, template_sources
+from distillctl.data.rows import Example
+from distillctl.data.template_sources import Columns
+from distillctl.errors import DataError, RecipeError
+from distillctl.recipe import Data, Generate, Recipe
+
+MISSING = object()
+"""What `value` gives for a column that a row does not have."""
+_STEP = re.compile(r"([^.\[\]]+)|\[(-?\d+)\]")
+_PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[-?\d+\])*")
+_COLUMNS_NAMED = 30
+"""Of the data's columns that are listed in an error."""
+_ROWS_LOOKED_AT = 100
+"""For the names of their columns."""
+
+
+def value(row: Mapping[str, Any], path: str) -> Any:
+    """A column's value, or what a path such as ``request.messages[0].content`` leads to; `MISSING` where there is none.
+
+    A column whose own name is the whole path comes first.
+    """
+    if path in row or not _PATH.fullmatch(path):
+        return row.get(path, MISSING)
+    found: Any = row
+    for name, index in _STEP.findall(path):
+        if name and isinstance(found, Mapping) and name in found:
+            found = found[name]
+        elif index and isinstance(found, list) and -len(found) <= int(index) < len(found):
+            found = found[int(index)]
+        else:
+            return MISSING
+    return found
+
+
+def normal(text: str) -> str:
+    """A text without what does not tell two rows apart."""
+    return " ".join(text.split())
+
+
+def raw_rows(
+    recipe: Recipe, source: str, where: str, columns: frozenset[str] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) pairs of one of the recipe's sources. columns: those that are wanted (all)."""
+    data = recipe.data
+    path = None if data.format == "hub" else references.data_file(source, recipe.folder, where=where)
+    if path is None:
+        return formats.hub_rows(data, source, where)
+    return chain.from_iterable(
+        formats.rows(file, formats.format_of(file, data.format, where), data, columns)
+        for file in formats.files(path, data, where)
+    )
+
+
+class RowReader:
+    """Reads the rows of a recipe's sources, and remembers what it left out and which columns there are."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.counts: Counter[str] = Counter()
+        """``excluded`` and ``blank`` rows."""
+        self._recipe, self._data = recipe, recipe.data
+        self._excluded = limits.pattern(recipe.data.exclude, re.DOTALL) if recipe.data.exclude else None
+        self._time = limits.Allowance()
+        self._used = Columns()
+        for context in template_sources.columns(recipe).values():
+            self._used |= context
+        self._present: set[str] = set()
+
+    def examples(self, sources: Sequence[str], where: str) -> Iterator[Example]:
+        """The rows of all ``sources`` but those left out; DataError names file, line and what is wrong.
+
+        RecipeError, after the last row, where a template uses a column that no row has.
+        """
+        for source in sources:
+            seen = kept = False
+            for place, row in raw_rows(self._recipe, source, where, self._wanted()):
+                seen = True
+                if (example := self._example(place, row)) is not None:
+                    kept = True
+                    yield example
+            if not seen:
+                raise DataError("has no rows", where=self._name(source, where))
+            if not kept and not self._excluded:
+                raise DataError(
+                    f'no row has a text in "{self._data.input}" (the columns: {_listed(self._names(source, where))})',
+                    where=self._name(source, where),
+                    next="set data.input",
+                )
+        self._check_columns(sources[0], where)
+
+    def _name(self, source: str, where: str) -> str:
+        path = None if self._data.format == "hub" else references.data_file(source, self._recipe.folder, where=where)
+        return str(path or source)
+
+    def _names(self, source: str, where: str) -> list[str]:
+        """The columns that a source's first rows have."""
+        first = islice(raw_rows(self._recipe, source, where, None), _ROWS_LOOKED_AT)
+        return list(dict.fromkeys(str(name) for _, row in first for name in row))
+
+    def _wanted(self) -> frozenset[str] | None:
+        """Of formats that store columns apart, those that are read; all for templates that use `row` as a whole."""
+        data, wanted = self._data, self._used.wanted
+        own = [name for name in (data.input, data.reference or "reference", data.id, data.documents) if name]
+        return (
+            None if wanted is None else wanted | {part for name in own for part in (name, re.split(r"[.\[]", name)[0])}
+        )
+
+    def _check_columns(self, source: str, where: str) -> None:
+        """RecipeError for a variable that is neither of every template's nor a column of any row."""
+        for name, template in self._used.needed.items():
+            if name not in self._present:
+                names = self._names(source, where)
+                near = get_close_matches(name, [*names, *template_sources.BUILT_IN], n=1)
+                hint = f", did you mean {near[0]}?" if near else ""
+                variables = ", ".join(sorted(template_sources.BUILT_IN))
+                raise RecipeError(
+                    f"{name!r} is undefined: no row has such a column{hint} (the columns: {_listed(names)}; besides "
+                    f"them there are {variables})",
+                    where=template,
+                )
+
+    def _example(self, place: str, row: dict[str, Any]) -> Example | None:
+        """The row as an example; None where it is left out."""
+        data = self._data
+        text = value(row, data.input)
+        blank = text is MISSING or text is None or (isinstance(text, str) and not text.strip())
+        if self._is_excluded("" if blank else text, place):
+            self.counts["excluded"] += 1
+            return None
+        if blank and data.blank == "drop":
+            self.counts["blank"] += 1
+            return None
+        if blank or not isinstance(text, str):
+            raise _no_input(place, row, text, data)
+        columns = self.columns(place, row)
+        self._present |= columns.keys()
+        identifier = value(row, data.id) if data.id else _derived_id(text, place)
+        if identifier in (MISSING, None, ""):
+            raise DataError(f'no "{data.id}"', where=place)
+        documents = value(row, data.documents) if data.documents else None
+        if isinstance(documents, str):
+            documents = [documents]
+        if documents is MISSING:
+            documents = None
+        if documents is not None and not (isinstance(documents, list) and all(isinstance(d, str) for d in documents)):
+            raise DataError(f'"{data.documents}" must be text or a list of texts', where=place)
+        reference = _reference(self._recipe, place, row)
+        for part in (text, identifier, reference, *(documents or ())):
+            whole(part, place)
+        return Example(str(identifier), text.strip(), reference, tuple(documents or ()), columns)
+
+    def _is_excluded(self, text: Any, place: str) -> bool:
+        if self._excluded is None or not isinstance(text, str):
+            return False
+        try:
+            with self._time:
+                return self._excluded.search(text.strip()) is not None
+        except limits.TookTooLong:
+            raise DataError("takes too long on this row's input", where=f"data.exclude: {place}") from None
+
+    def columns(self, place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns that templates use, of kinds that JSON has."""
+        found = {str(name): cell for name, cell in row.items() if self._used.wants(name)}
+        try:
+            return {whole(name, place): plain(cell) for name, cell in found.items()}
+        except UnicodeEncodeError:
+            raise DataError("half a surrogate pair is no text", where=place) from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"a column cannot be a template's variable: {error}", where=place) from None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_COLUMNS_NAMED]) + (", …" if len(names) > _COLUMNS_NAMED else "")
+
+
+def plain(cell: Any) -> Any:
+    """A value as JSON has it; dates and decimals, which Parquet has besides, as text."""
+    if cell is None or isinstance(cell, (str, bool, int, float)):
+        return whole(cell) if isinstance(cell, str) else cell
+    found = json.loads(json.dumps(cell, ensure_ascii=False, default=_as_text))
+    json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    return found
+
+
+def _as_text(cell: Any) -> str:
+    if isinstance(cell, (bytes, bytearray)):
+        raise TypeError("bytes are no text")
+    return str(cell)
+
+
+def whole(text: Any, place: str | None = None) -> Any:
+    """A text that can be written down, as one with half a surrogate pair cannot: DataError, or without a place
+    UnicodeEncodeError."""
+    try:
+        return text.encode() and text if isinstance(text, str) else text
+    except UnicodeEncodeError:
+        if place is None:
+            raise
+        raise DataError("half a surrogate pair is no text", where=place) from None
+
+
+def _derived_id(text: str, place: str) -> str:
+    return hashlib.sha256(normal(whole(text, place)).encode()).hexdigest()[:16]
+
+
+def _no_input(place: str, row: dict[str, Any], text: Any, data: Data) -> DataError:
+    have = ", ".join(map(str, list(row)[:8]))
+    drop = "set data.blank: drop to leave such rows out"
+    if text is MISSING:
+        return DataError(
+            f'no "{data.input}" (it has: {have})', where=place, next=None if data.blank == "drop" else drop
+        )
+    if isinstance(text, (list, dict)):
+        inner = "[0]" if isinstance(text, list) else f".{next(iter(text), 'text')}"
+        mend = f"name a text inside it, such as data.input: {data.input}{inner}"
+        return DataError(f'"{data.input}" is no text but a {type(text).__name__}', where=place, next=mend)
+    return DataError(
+        f'"{data.input}" is empty or no text', where=place, next=drop if text is None or isinstance(text, str) else None
+    )
+
+
+def spellings(cell: Any) -> list[str]:
+    """How a label may be written that a column has as text, a number or a boolean; none for a missing value."""
+    if cell is None or cell is MISSING or (isinstance(cell, float) and math.isnan(cell)):
+        return []
+    if isinstance(cell, bool):
+        return [str(cell), str(cell).lower()]
+    if isinstance(cell, float) and cell.is_integer():  # whole numbers, once a missing one stands among them
+        return [str(cell), str(int(cell))]
+    text = str(cell)
+    return [text, text.strip()] if text.strip() else []
+
+
+def _reference(recipe: Recipe, place: str, row: dict[str, Any]) -> str | None:
+    column = recipe.data.reference or "reference"
+    cell = value(row, column)
+    if cell is MISSING and recipe.data.reference is not None:
+        have = ", ".join(map(str, list(row)[:8]))
+        raise DataError(f'no "{column}" (it has: {have})', where=place, next="set data.reference")
+    known = spellings(cell)
+    if not known:
+        return None
+    if isinstance(recipe.task, Generate):
+        if not isinstance(cell, str):
+            raise DataError(f'"{column}" must be text', where=place)
+        return cell.strip()
+    mapped = [recipe.data.label_map.get(text, text) for text in known]
+    if (label := next((text for text in mapped if text in recipe.classify.labels), None)) is not None:
+        return label
+    near = get_close_matches(mapped[0], recipe.task.names, n=1)
+    hint = f", did you mean {near[0]}?" if near else f" (labels: {', '.join(recipe.task.names)})"
+    raise DataError(
+        f'"{column}" is {mapped[0]!r}, which is no label{hint}', where=place, next="set data.label_map, or mend the row"
+    )

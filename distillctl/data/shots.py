@@ -1,0 +1,69 @@
+"""Few-shot examples of every context: those that the recipe or a file gives, and those that are drawn from train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from distillctl import references
+from distillctl.data import formats, template_sources
+from distillctl.data.row_reading import RowReader
+from distillctl.data.rows import Rows
+from distillctl.errors import DataError
+from distillctl.recipe import Data, Generate, Recipe, Shot, Shots
+
+
+def rank(seed: int, identifier: str) -> bytes:
+    """A seeded order that a row keeps when others come or go."""
+    return hashlib.sha256(f"{seed}:{identifier}".encode()).digest()
+
+
+def given(recipe: Recipe, reader: RowReader) -> dict[str, list[Shot]]:
+    """Context name → the few-shot examples that stand in the recipe or in a file it names."""
+    found = {}
+    for name, (where, context) in template_sources.contexts(recipe).items():
+        if (spec := context.examples) is not None and spec.train is None:
+            rows = spec.rows if spec.file is None else _of_file(recipe, spec.file, f"{where}.examples", reader)
+            found[name] = list(rows)
+    return found
+
+
+def _of_file(recipe: Recipe, reference: str, where: str, reader: RowReader) -> Iterator[Shot]:
+    path = references.data_file(reference, recipe.folder, where=where)
+    if path is None:
+        raise DataError(f"no such file: {reference}", where=where)
+    for place, row in formats.rows(path, formats.format_of(path, "auto", where), Data(source=reference)):
+        if not row.get("input") or not row.get("answer"):
+            have = ", ".join(map(str, list(row)[:8]))
+            raise DataError(f'needs "input" and "answer" (it has: {have})', where=place)
+        yield Shot(input=str(row["input"]), answer=str(row["answer"]), row=reader.columns(place, row))
+
+
+def drawn(recipe: Recipe, train: Rows) -> tuple[dict[str, list[Shot]], set[int]]:
+    """Context name → the few-shot examples that it takes from train, and the places of all of them there."""
+    found, taken = {}, set[int]()
+    words = {} if isinstance(recipe.task, Generate) else recipe.classify.labels
+    for name, (where, context) in template_sources.contexts(recipe).items():
+        if context.examples is None or context.examples.train is None:
+            continue
+        places = _places(recipe, train, context.examples, f"{where}.examples")
+        taken |= set(places)
+        found[name] = [
+            Shot(input=one.input, answer=words.get(one.reference or "", one.reference or ""), row=dict(one.columns))
+            for one in map(train.__getitem__, places)
+        ]
+    return found, taken
+
+
+def _places(recipe: Recipe, train: Rows, spec: Shots, where: str) -> list[int]:
+    """``spec.train`` rows in a seeded order; of labels, one after the other."""
+    by_label: dict[str, list[int]] = {name: [] for name in recipe.task.names or [""]}
+    for row in sorted(range(len(train)), key=lambda row: rank(spec.seed, train.ids[row])):
+        if (reference := train[row].reference) is not None:
+            by_label[reference if recipe.task.names else ""].append(row)
+    count = spec.train or 0
+    turns = max(map(len, by_label.values()))
+    chosen = [rows[turn] for turn in range(turns) for rows in by_label.values() if turn < len(rows)][:count]
+    if len(chosen) < count:
+        raise DataError(f"only {len(chosen)} train rows have a reference, {count} are asked for", where=where)
+    return chosen

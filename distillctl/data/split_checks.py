@@ -1,0 +1,170 @@
+"""What recipe and data show to be wrong or doubtful about the splits, before any work is paid for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from distillctl import cautions
+from distillctl.data import row_reading, template_sources
+from distillctl.data.rows import Dataset, Rows
+from distillctl.errors import DataError
+from distillctl.recipe import Classify, Recipe
+
+FEW_TRAIN_ROWS, FEW_EVAL_ROWS, FEW_STEPS = 50, 100, 30
+"""Below so many, figures say little."""
+_LOOKED_AT = 1000
+"""Rows that are searched for a column of label names."""
+_COPIED = 20
+"""Characters from which an input that stands in a template is no accident."""
+
+
+def check(recipe: Recipe, dataset: Dataset) -> None:
+    """DataError where training would have no row; cautions for splits that are small, one-sided or unreferenced."""
+    check_train_rows(recipe, len(dataset.train))
+    if len(dataset.train) < FEW_TRAIN_ROWS:
+        cautions.add(
+            "few-train-rows",
+            f"The student learns from {len(dataset.train)} train rows. Most tasks need hundreds.",
+        )
+    if len(dataset.eval) < FEW_EVAL_ROWS:
+        cautions.add(
+            "few-eval-rows",
+            f"All scores come from {len(dataset.eval)} eval rows. With fewer than {FEW_EVAL_ROWS} their intervals are "
+            "too wide for a verdict.",
+        )
+    if (contradictory := dataset.counts.get("contradictory", 0)) > 0:
+        one = contradictory == 1
+        cautions.add(
+            "contradictory-references",
+            f"{contradictory:,} {'input has' if one else 'inputs have'} several rows whose references contradict each "
+            "other. The first reference is kept.",
+        )
+    references = {name: [example.reference for example in rows] for name, rows in dataset.splits.items()}
+    _check_references(recipe, references)
+    _check_labels(recipe, references)
+    _check_leaks(recipe, dataset.eval)
+
+
+def check_train_rows(recipe: Recipe, rows: int) -> None:
+    """DataError where no row is left to train on, once some are held out for early stopping."""
+    if recipe.train.held_out(rows) >= rows:
+        raise no_train_rows(rows, recipe.train.validation)
+
+
+def no_train_rows(rows: int, validation: float) -> DataError:
+    """That early stopping takes all rows there are to train on."""
+    there = "there is one train row, which" if rows == 1 else f"there are {rows} train rows, all of which"
+    return DataError(
+        f"nothing is left to train on: {there} early stopping holds out (train.validation: {validation:g})",
+        where="data",
+        next="give more rows, or lower data.eval_rows or train.validation",
+    )
+
+
+def check_steps(steps: int) -> None:
+    """A caution where training has too few optimizer steps to move a model."""
+    if steps < FEW_STEPS:
+        cautions.add(
+            "few-steps",
+            f"Training has {steps} optimizer steps, which may be too few to learn the task. Give more train rows, "
+            "raise train.epochs, or lower train.batch_rows.",
+        )
+
+
+# ── references ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_references(recipe: Recipe, references: dict[str, list[str | None]]) -> None:
+    if any(reference is not None for reference in references["eval"]):
+        return
+    whose = "eval row" if any(reference is not None for reference in references["train"]) else "row"
+    told = (
+        f"No {whose} has a reference, so every arm is scored by its agreement with the prompted teacher, and the "
+        "teacher's own score is 1 by construction."
+    )
+    if whose == "row" and recipe.data.reference is None:
+        told += _likely(recipe)
+    cautions.add("no-references", told)
+
+
+def _likely(recipe: Recipe) -> str:
+    """Which column the references may stand in, as a further sentence."""
+    rows = list(_first_rows(recipe))
+    found = _columns_of_labels(recipe, rows) if isinstance(recipe.task, Classify) else []
+    if found:
+        other = f" (or {', '.join(found[1:4])})" if found[1:] else ""
+        return f" The values of the column {found[0]!r} are label names: set data.reference: {found[0]}{other}."
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != recipe.data.input]
+    return f" If one of the columns {', '.join(map(repr, names[:8]))} holds them, set data.reference." if names else ""
+
+
+def _first_rows(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    data = recipe.data
+    where, source = ("data.train", data.train) if data.train is not None else ("data.source", data.sources[0])
+    return (row for _, row in islice(row_reading.raw_rows(recipe, source, where, None), _LOOKED_AT))
+
+
+def _columns_of_labels(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Columns, or paths into nested ones, whose values are all label names, or keys of `data.label_map`."""
+    known = {*recipe.classify.labels, *recipe.data.label_map}
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        for path, cell in _leaves(row):
+            written = row_reading.spellings(cell)
+            if written:
+                label = next((text for text in written if text in known), "")
+                seen.setdefault(path, set()).add(label)
+    return [path for path, labels in seen.items() if "" not in labels and path != recipe.data.input]
+
+
+def _leaves(row: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, cell in row.items():
+        if isinstance(cell, dict) and before.count(".") < 4:
+            yield from _leaves(cell, f"{before}{name}.")
+        elif isinstance(cell, (str, int, float)):
+            yield f"{before}{name}", cell
+
+
+def _check_labels(recipe: Recipe, references: dict[str, list[str | None]]) -> None:
+    """A caution for each split that lacks a label, as far as its references tell."""
+    if not isinstance(recipe.task, Classify):
+        return
+    for split, found in references.items():
+        counted = Counter(reference for reference in found if reference is not None)
+        missing = [name for name in recipe.classify.labels if name not in counted]
+        if counted and missing:
+            told = ", ".join(f"{name} {count:,}" for name, count in counted.most_common(8))
+            more = "" if len(missing) <= 8 else f" and {len(missing) - 8} more"
+            cautions.add(
+                f"labels-missing-from-{split}",
+                f"No {split} row has the reference {' or '.join(map(repr, missing[:8]))}{more} (there are: {told}).",
+            )
+
+
+# ── leaks ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_leaks(recipe: Recipe, held_out: Rows) -> None:
+    """Cautions where a context shows the reference, or an eval row's input stands in its text."""
+    column = re.split(r"[.\[]", recipe.data.reference or "reference")[0]
+    has_reference = any(example.reference is not None for example in held_out)
+    used = template_sources.columns(recipe)
+    for name, (where, context) in template_sources.contexts(recipe).items():
+        if has_reference and used[name].shows(column):
+            cautions.add(
+                "reference-in-context",
+                f"{where} shows the column {column!r}, where the references are: whoever reads it is told the answers.",
+            )
+        texts = [source.text for source in template_sources.sources(recipe, where, context)]
+        copied = sum(
+            len(example.input) >= _COPIED and any(example.input in text for text in texts) for example in held_out
+        )
+        if copied:
+            cautions.add(
+                "eval-rows-in-context",
+                f"{copied:,} eval rows stand word for word in the text of {where}, which may tell their answers.",
+            )

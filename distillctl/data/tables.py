@@ -1,0 +1,258 @@
+"""Tables as spreadsheets write them: cells between commas or tabs, some in quotes, under a header."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distillctl import cautions, limits
+from distillctl.errors import DataError
+from distillctl.recipe import Data
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+_OTHERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+_QUOTED_SHARE = 0.2
+"""Share of a table's rows with a whole cell in quotes, from which quotes that were read as text are pointed out."""
+
+
+def rows(path: Path, lines: Iterable[str], kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, row) pairs of a ``csv`` or ``tsv``; the line is the one that a row begins on.
+
+    Columns without a name are ignored. DataError where a row has other cells than the header, a name stands there
+    twice, or a stray quote has joined several rows into one.
+    """
+    quoting = kind == "csv" if data.quoting == "auto" else data.quoting == "on"
+    records = _Records(path, lines, data.delimiter or DELIMITERS[kind], quoting)
+    header = _header(path, records, data)
+    if header is None:
+        return
+    unnamed = _Unnamed(path, header)
+    swallowed = _Swallowed(path, len(header), data)
+    quoted = _Quoted(path)
+    names = [(place, name) for place, name in enumerate(header) if name]
+    for number, record in records:
+        place = f"{path}:{number}"
+        cells = record.cells
+        if len(cells) > len(header) and not any(map(str.strip, cells[len(header) :])):
+            cells = cells[: len(header)]
+        if len(cells) != len(header):
+            raise DataError(
+                f"{len(cells)} cells, the header has {len(header)}", where=place, next=_mend(record, quoting, data)
+            )
+        unnamed.look(number, cells)
+        if quoting:
+            swallowed.look(number, record)
+        elif data.quoting == "auto":
+            quoted.look(cells)
+        yield place, {name: cells[at] for at, name in names}
+    swallowed.check()
+    quoted.check()
+    unnamed.check()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One row: its cells, and the lines of the file that it stands on, separated by ``delimiter``."""
+
+    cells: list[str]
+    lines: list[str]
+    delimiter: str
+
+
+class _Records:
+    """(line number, row) pairs, without empty lines."""
+
+    def __init__(self, path: Path, lines: Iterable[str], delimiter: str, quoting: bool) -> None:
+        self._path, self._lines, self._quoting = path, iter(lines), quoting
+        self.delimiter = delimiter
+        self._number, self._taken, self._size = 0, list[str](), 0
+
+    def header(self) -> list[str] | None:
+        """The cells of the first row; before it, a line such as `sep=;` names the delimiter, as spreadsheets do."""
+        first = next(self._lines, None)
+        if first is None:
+            return None
+        self._number = 1
+        if said := re.fullmatch(r"sep=(.)\s*", first):
+            self.delimiter = said[1]
+        else:
+            self._lines = _chain(first, self._lines)
+            self._number = 0
+        _, record = next(iter(self), (0, None))
+        return None if record is None else record.cells
+
+    def __iter__(self) -> Iterator[tuple[int, _Record]]:
+        reader = csv.reader(
+            self._take(),
+            delimiter=self.delimiter,
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if self._quoting else csv.QUOTE_NONE,
+        )
+        while True:
+            self._taken, self._size = [], 0
+            try:
+                # The limit belongs to the whole process: it is raised for one row at a time.
+                before = csv.field_size_limit(limits.TEXT_BYTES)
+                try:
+                    cells = next(reader, None)
+                finally:
+                    csv.field_size_limit(before)
+            except csv.Error as error:
+                raise self._broken(f"not a table: {error}") from None
+            if cells is None:
+                return
+            if cells:
+                yield self._number - len(self._taken) + 1, _Record(cells, self._taken, self.delimiter)
+
+    def _take(self) -> Iterator[str]:
+        for line in self._lines:
+            self._number += 1
+            self._taken.append(line)
+            self._size += len(line)
+            if self._size > limits.TEXT_BYTES:
+                raise self._broken(f"a row of more than {limits.TEXT_BYTES:,} characters")
+            yield line
+
+    def _broken(self, what: str) -> DataError:
+        """A row that cannot be read. A quote that is never closed takes all that follows it."""
+        first = self._number - len(self._taken) + 1
+        if len(self._taken) < 2:
+            return DataError(what, where=f"{self._path}:{first}")
+        return DataError(
+            f"{what}; a quote that opens on this line is not closed before line {self._number}",
+            where=f"{self._path}:{first}",
+            next="close the quote, or set data.quoting: off where quotes are only text",
+        )
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _header(path: Path, records: _Records, data: Data) -> list[str] | None:
+    """The columns' names, without spaces around them; one that has none is empty."""
+    cells = records.header()
+    if cells is None:
+        return None
+    header = [name.strip() for name in cells]
+    named = [name for name in header if name]
+    if twice := next((name for place, name in enumerate(named) if name in named[:place]), None):
+        raise DataError(f"a column name is given twice: {twice!r}", where=f"{path}:1")
+    if len(named) == 1 and data.input not in named:
+        count, other = max((named[0].count(other), other) for other in _OTHERS)
+        if count:
+            raise DataError(
+                f"the header is one cell with {count} {_OTHERS[other]} in it ({named[0][:60]!r}): they seem to be what "
+                f"stands between the cells, and {_OTHERS.get(records.delimiter, repr(records.delimiter))} are expected",
+                where=f"{path}:1",
+                next=f"set data.delimiter: {other!r}" if other != "\t" else "set data.format: tsv",
+            )
+    return header
+
+
+def _mend(record: _Record, quoting: bool, data: Data) -> str | None:
+    if not quoting and data.quoting == "auto" and any(cell.startswith('"') for cell in record.cells):
+        return "set data.quoting: on if double quotes hold a cell together"
+    if quoting and len(record.lines) > 1:
+        return "set data.quoting: off if double quotes are only text"
+    return None
+
+
+# ── what is odd about a table ────────────────────────────────────────────────────────────────────
+
+
+class _Unnamed:
+    """Columns without a name: ignored, and pointed out where they hold something. A single first one holds the rows'
+    numbers, as data frames write them."""
+
+    def __init__(self, path: Path, header: list[str]) -> None:
+        self._path = path
+        self._places = [place for place, name in enumerate(header) if not name]
+        self._found: tuple[int, str] | None = None
+
+    def look(self, number: int, cells: list[str]) -> None:
+        if self._found is None and self._places != [0]:
+            self._found = next(((number, cells[at]) for at in self._places if cells[at].strip()), None)
+
+    def check(self) -> None:
+        if self._found is not None:
+            number, value = self._found
+            cautions.add(
+                "unnamed-column",
+                f"{self._path}:{number}: {value[:60]!r} stands in a column without a name. Such columns are ignored.",
+            )
+
+
+class _Swallowed:
+    """Rows that a stray quote may have joined: those on several lines, or with a tab inside a cell of a tsv.
+
+    A cell may well have several lines. What tells a stray quote is that each line by itself is a whole row, or that no
+    other row of the file has such a cell.
+    """
+
+    def __init__(self, path: Path, columns: int, data: Data) -> None:
+        self._path, self._columns, self._data = path, columns, data
+        self._rows = self._joined = self._whole = 0
+        self._first: tuple[int, _Record] | None = None
+
+    def look(self, number: int, record: _Record) -> None:
+        self._rows += 1
+        inside = record.delimiter == "\t" and any("\t" in cell for cell in record.cells)
+        if len(record.lines) == 1 and not inside:
+            return
+        self._joined += 1
+        whole = self._columns > 1 and all(
+            line.count(record.delimiter) == self._columns - 1 for line in record.lines if line.strip()
+        )
+        self._whole += whole and len(record.lines) > 1
+        if self._first is None:
+            self._first = number, record
+
+    def check(self) -> None:
+        """DataError for the first such row."""
+        if self._first is None:
+            return
+        number, record = self._first
+        alone = self._joined == 1 < self._rows
+        if not (self._whole == self._joined or (alone and (self._data.quoting == "auto" or record.delimiter == "\t"))):
+            return
+        if len(record.lines) > 1:
+            cell = next((cell for cell in record.cells if "\n" in cell or "\r" in cell), record.cells[0])
+            what = f"a quote that opens here joins {len(record.lines)} lines into one cell"
+        else:
+            cell = next(cell for cell in record.cells if "\t" in cell)
+            what = "a quote that opens here takes a tab into a cell"
+        why = "each of them is a whole row" if self._whole else "no other row of the file has such a cell"
+        raise DataError(
+            f"{what} ({cell[:40]!r}…), and {why}",
+            where=f"{self._path}:{number}",
+            next="set data.quoting: off if quotes are only text; a cell that is meant so can stand in a JSON lines file"
+            + ("" if self._whole or self._data.quoting == "on" else ", or set data.quoting: on"),
+        )
+
+
+class _Quoted:
+    """Cells in quotes that were read as they stand, as of a tsv by default."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows = self._quoted = self._doubled = 0
+
+    def look(self, cells: list[str]) -> None:
+        self._rows += 1
+        quoted = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
+        self._quoted += bool(quoted)
+        self._doubled += any('""' in cell[1:-1] for cell in quoted)
+
+    def check(self) -> None:
+        if self._doubled or self._quoted > _QUOTED_SHARE * self._rows:
+            cautions.add(
+                "quotes-kept",
+                f"{self._path}: {self._quoted:,} of {self._rows:,} rows have a whole cell in double quotes, which are "
+                "read as part of the text. Set data.quoting: on if they only hold the cell together.",
+            )
