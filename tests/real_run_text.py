@@ -6,6 +6,7 @@ import functools
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,9 +22,9 @@ MAX_NEW_TOKENS, ROWS = 12, 10
 _folders = tempfile.TemporaryDirectory()
 
 
-def recipe(root: Path) -> Recipe:
-    """With its teacher and its rows below ``root``."""
-    tiny_text.decoder(tie_word_embeddings=True).save_pretrained(root / "teacher")
+def recipe(root: Path, kind: str = "llama", **config: Any) -> Recipe:
+    """With its teacher and its rows below ``root``. kind, config: of the model that is teacher and student."""
+    tiny_text.decoder(kind, tie_word_embeddings=True, **config).save_pretrained(root / "teacher")
     tiny_text.bpe_tokenizer().save_pretrained(root / "teacher")
     pairs = zip(tiny_text.texts(40), tiny_text.texts(40, seed=1), strict=True)
     rows = [json.dumps({"input": text, "reference": f"{text} {other}"}) for text, other in pairs]

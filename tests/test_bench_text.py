@@ -293,3 +293,20 @@ def test_a_decoders_share_of_what_memory_can_do(run: tuple[Recipe, Workspace]) -
         rate = model["decode_tokens_per_second"]
         assert model["bandwidth_share"] == pytest.approx(rate * model["bytes_per_token"] / roof)
         assert 0 < model["bandwidth_share"] < 1
+
+
+# ── sliding windows ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("window", [8, 64, 512])
+def test_a_student_with_a_sliding_window_is_exported_quantized_and_timed(tmp_path: Path, window: int) -> None:
+    """Gemma 3: views and answers of some 40 tokens are longer than the window, shorter, and it exceeds what the
+    student takes at all."""
+    made = real_run_text.recipe(tmp_path, "gemma3_text", sliding_window=window)
+    workspace = Workspace(tmp_path / "run")
+    for stage in ("collect", "train", "export", "quantize", "bench"):
+        pipeline.stage(stage, made, workspace)
+    manifest = workspace.manifest("bench")
+    assert manifest
+    assert manifest.facts["agreement"]["deployed_genai"] == 1
+    assert manifest.facts["models"]["deployed_genai"]["p50_ms"] > 0

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer
 from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, text_parity, tracing
 from distillctl.graphs.text_parity import Rows
+from distillctl.runtimes.genai import GenaiDecoder
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.stages.generate import export
 from distillctl.workspace import file_digest, tree_digest
@@ -248,8 +250,73 @@ def test_genai_config_has_our_stop_ids_and_length():
     config = json.loads((exported(*LLAMA).folder / "genai_config.json").read_text(encoding="utf-8"))
     assert config["model"]["eos_token_id"] == STOP_IDS
     assert config["search"]["max_length"] == MAX_LENGTH
-    assert config["model"]["context_length"] == 128
+    assert config["model"]["context_length"] == MAX_LENGTH
     assert config["search"]["do_sample"] is False
+
+
+LONGROPE = {"rope_type": "longrope", "type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8}
+LONGROPE |= {"long_factor": [2.0] * 8, "original_max_position_embeddings": 512}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 512}
+
+
+def _tables(folder: Path) -> list[list[int]]:
+    """The shapes of the graph's rotary tables."""
+    graph = onnx_ir.load(folder / "model.onnx").graph
+    values = [*graph.initializers.values(), *(value for node in graph.all_nodes() for value in node.outputs)]
+    stored = [v for v in values if v.is_initializer() or ((node := v.producer()) and node.op_type == "Constant")]
+    return [list(v.shape.numpy()) for v in stored if "cos_cache" in v.name or "sin_cache" in v.name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("llama", {}),
+        ("llama", {"rope_parameters": LLAMA3}),
+        ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 512}),
+        ("gemma3_text", {"sliding_window": 8}),
+        ("gemma3_text", {"sliding_window": MAX_LENGTH - 1}),
+        ("gemma3_text", {"sliding_window": MAX_LENGTH}),
+        ("gemma3_text", {"sliding_window": 3000}),
+        ("mistral", {"sliding_window": MAX_LENGTH}),
+    ],
+)
+def test_rotary_tables_end_where_the_student_does(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """Of a model for 2,048 tokens; and answers of any length up to that are PyTorch's, in both loops."""
+    model = exported_text.model(kind, "genai", max_position_embeddings=2048, **config)
+    exported_text.save(model, tmp_path / "source")
+    exported_text.export(model, "genai", tmp_path / "source", tmp_path)
+    beside.copy(tmp_path / "source", tmp_path, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+    assert len(_tables(tmp_path)) in (2, 4)
+    assert {rows for rows, _ in _tables(tmp_path)} == {MAX_LENGTH}
+    own, genai = open_generator(tmp_path), GenaiDecoder(tmp_path)
+    for length in (1, 5, 30, MAX_LENGTH - MAX_NEW_TOKENS):
+        view = [5 + place % 30 for place in range(length)]
+        expected = plain_answer(model, view)
+        assert own.generate(view, MAX_NEW_TOKENS) == list(genai.stream(view, MAX_NEW_TOKENS)) == expected
+
+
+def test_a_window_that_the_builder_leaves_out_is_traced_instead(tmp_path: Path) -> None:
+    """All of Mistral's layers slide, and its config has no list of layers that says so."""
+    model = exported_text.model("mistral", "genai", sliding_window=MAX_LENGTH - 1)
+    exported_text.save(model, tmp_path / "source")
+    with pytest.raises(genai_builder.Unsupported, match="leaves out the sliding window of 95 tokens"):
+        exported_text.export(model, "genai", tmp_path / "source", tmp_path)
+
+
+def test_tables_in_a_models_own_buffers_are_cut_while_it_is_traced(tmp_path: Path) -> None:
+    model = exported_text.model("gptj", "trace", n_positions=512)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, length in ((whole, None), (cut, MAX_LENGTH)):
+        folder.mkdir()
+        decoder_trace.export(model, folder, max_length=length)
+        exported_text.save(model, folder / "source")
+        beside.copy(folder / "source", folder, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+    tables = 2 * (512 - MAX_LENGTH) * 8 * 4  # layers × rows × size × bytes, of one table at the least
+    assert (cut / "model.onnx").stat().st_size < (whole / "model.onnx").stat().st_size - tables / 2
+    for length in (1, MAX_LENGTH - MAX_NEW_TOKENS):
+        view = [5 + place % 30 for place in range(length)]
+        assert open_generator(cut).generate(view, MAX_NEW_TOKENS) == plain_answer(model, view)
 
 
 @pytest.mark.slow
@@ -387,7 +454,7 @@ def committed(request, tmp_path_factory):
     if builder == "genai":
         recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update={"builder": "auto"})})
 
-    def copied(model, folder, opset=None):
+    def copied(model, folder, *_):
         for path in source.folder.glob("*.onnx"):
             shutil.copyfile(path, folder / path.name)
         return source.graph

@@ -32,6 +32,11 @@ _DECODERS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1}
     | {"intermediate_size": 96, "max_position_embeddings": 128, "head_dim": 16, "sliding_window": 8}
     | {"final_logit_softcapping": 8.0},
+    "mistral": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    | {"intermediate_size": 96, "max_position_embeddings": 128},
+    "phi3": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    | {"intermediate_size": 96, "max_position_embeddings": 128},
+    "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8},
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
 }
 _SEQ2SEQ: dict[str, dict[str, Any]] = {

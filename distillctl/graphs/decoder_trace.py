@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from distillctl.graphs import tracing
+from distillctl.graphs import rotary_tables, tracing
 from distillctl.graphs.tracing import Axes, ExportedGraph, Part
 
 GRAPH = "model.onnx"
@@ -42,11 +42,14 @@ class Decoder(Part):
         return named
 
 
-def export(model: PreTrainedModel, folder: Path, opset: int | None = None) -> ExportedGraph:
+def export(
+    model: PreTrainedModel, folder: Path, opset: int | None = None, max_length: int | None = None
+) -> ExportedGraph:
     """Write ``folder``/model.onnx. Unavailable when the model's past is not keys and values alone, RecipeError when the
-    opset cannot be had."""
+    opset cannot be had. max_length: tokens of view and response, where rotary tables end."""
     inputs = _samples(model)
-    program = tracing.trace(Decoder(model), inputs, opset)
+    with rotary_tables.shortened(model, max_length):
+        program = tracing.trace(Decoder(model), inputs, opset)
     tracing.name_past(program.graph, _CACHES)
     return tracing.save(program, folder / GRAPH, _axes(len(inputs["past"])))
 

@@ -18,7 +18,7 @@ import onnx_ir
 
 from distillctl import console
 from distillctl.errors import Unavailable, first_line
-from distillctl.graphs import tracing
+from distillctl.graphs import rotary_tables, tracing
 from distillctl.graphs.tracing import ExportedGraph
 
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
@@ -34,39 +34,49 @@ def export(
 ) -> ExportedGraph:
     """Write ``folder``/model.onnx (float32, for CPUs) and genai_config.json from the transformers folder ``source``.
 
-    stop_ids and max_length (tokens of view and response) go into genai_config.json. Unsupported when it cannot be done.
+    stop_ids and max_length (tokens of view and response) go into genai_config.json, and rotary tables end there.
+    Unsupported when it cannot be done.
     """
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "built"
         try:
             with _builder() as builder, console.libraries_quiet(), redirect_stderr(io.StringIO()):  # its progress bar
-                _build(builder, source, built, trust_remote_code)
+                source_config = _build(builder, source, built, trust_remote_code)
+            program = onnx_ir.load(built / GRAPH)
+            config = json.loads((built / CONFIG).read_text(encoding="utf-8"))
+            positions = min(max_length, config["model"]["context_length"])
+            _check_windows(program.graph, source_config, positions)
         except Exception as error:  # whatever a config that it was not written for makes it raise
             raise Unsupported(
                 f"{_PACKAGE}'s model builder cannot build it: {first_line(error)}",
                 where="export.builder",
                 next="--set export.builder=trace",
             ) from error
-        program = onnx_ir.load(built / GRAPH)
-        config = json.loads((built / CONFIG).read_text(encoding="utf-8"))
         # The builder adds the commit of whatever repository it is run in.
         program.producer_version = importlib.metadata.version(_PACKAGE)
         _name_head_size(program.graph, config["model"]["decoder"]["head_size"])
         _unround_scale(program.graph, config["model"]["decoder"]["hidden_size"])
+        rotary_tables.cut(program.graph, positions)
         written = tracing.write(program, folder / GRAPH)
     ids = sorted(stop_ids)
     config["model"]["eos_token_id"] = ids if len(ids) > 1 else ids[0]
-    config["search"]["max_length"] = min(max_length, config["model"]["context_length"])
+    config["model"]["context_length"] = config["search"]["max_length"] = positions
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return written
 
 
-def _build(builder: Any, source: Path, target: Path, trust_remote_code: bool) -> None:
+def _build(builder: Any, source: Path, target: Path, trust_remote_code: bool) -> Any:
+    """The model's config, as the builder read it."""
     where = ("", str(source), str(target), "fp32", "cpu", str(target / "cache"))
     asked = ["hf_token=false", f"hf_remote={str(trust_remote_code).lower()}"]  # nothing is asked of the hub
+    # Buffers of a window's size would have to be as large as the window, however short an answer is to be, and could
+    # not be rewound.
+    asked += ["windowed_kv_cache=false"]
     options = builder.parse_extra_options(*where, asked)
-    _flatten_rope(options["hf_details"]["hf_config"])
+    config = options["hf_details"]["hf_config"]
+    _flatten_rope(config)
     builder.create_model(*where, **options)
+    return config
 
 
 def _flatten_rope(config: Any) -> None:
@@ -75,6 +85,17 @@ def _flatten_rope(config: Any) -> None:
     if {"full_attention", "sliding_attention"} <= by_kind.keys():
         config.rope_local_base_freq = by_kind["sliding_attention"]["rope_theta"]
         config.rope_parameters = by_kind["full_attention"]
+
+
+def _check_windows(graph: onnx_ir.Graph, config: Any, positions: int) -> None:
+    """ValueError where the graph lacks a sliding window that ``positions`` tokens outgrow: the builder knows of windows
+    by the config's `layer_types` alone, and Mistral's has none."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not window or window >= positions or (kinds is not None and "sliding_attention" not in kinds):
+        return
+    written = [node.attributes["local_window_size"] for node in graph if "local_window_size" in node.attributes]
+    if not any(attribute.as_int() == window for attribute in written):
+        raise ValueError(f"it leaves out the sliding window of {window:,} tokens")
 
 
 def _name_head_size(graph: onnx_ir.Graph, size: int) -> None:

@@ -71,7 +71,8 @@ class StartsPretrained(Spec):
     trust_remote_code: bool = False
     vocabulary: Vocabulary | None = None
     max_length: Count | None = None
-    """Longest simplified view, in tokens; to generate, view and response together (default: what the model allows)."""
+    """Longest simplified view, in tokens (default: what the model allows); to generate, view and response together
+    (default of a decoder: 2,048 or twice the longest row, as far as the model allows)."""
 
 
 class PretrainedStudent(StartsPretrained):

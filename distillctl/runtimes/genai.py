@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime_genai
 
-from distillctl.runtimes.text_folder import read_json
+from distillctl.runtimes.text_folder import read_json, window
 
 CONFIG = "genai_config.json"
 """A folder that has it can be run so."""
@@ -23,7 +23,8 @@ class GenaiDecoder:
         """What its tokenizer does not take from `tokenizer.json`: max_view, tokens at which a view is cut; begin, the
         special tokens with which it begins."""
         self._max_view, self._begin = max_view, list(begin)
-        model = read_json(folder / CONFIG)["model"]
+        genai = read_json(folder / CONFIG)
+        model, self._window = genai["model"], window(genai)
         decoder = model["decoder"]
         self._context: int = model["context_length"]
         self._per_token = (
@@ -44,11 +45,13 @@ class GenaiDecoder:
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
         """The answer's token ids, each as soon as it is known. The last one is a stop id, unless ``max_new_tokens`` or
         the last position came first."""
+        most = min(len(view) + max_new_tokens, self._context)
         parameters = onnxruntime_genai.GeneratorParams(self._model)
-        parameters.set_search_options(do_sample=False, max_length=min(len(view) + max_new_tokens, self._context))
+        # It is also the size of the buffers of keys and values, which have to hold a sliding window.
+        parameters.set_search_options(do_sample=False, max_length=max(most, self._window))
         generator = onnxruntime_genai.Generator(self._model, parameters)
         generator.append_tokens(list(view))
-        while not generator.is_done():
+        while not generator.is_done() and generator.token_count() < most:
             generator.generate_next_token()
             yield int(generator.get_next_tokens()[0])
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from distillctl.runtimes import key_values
 from distillctl.runtimes.key_values import Past, SharedBuffers, SwappedOutputs
 from distillctl.runtimes.onnxruntime import session
-from distillctl.runtimes.text_folder import TextFolder, read_json
+from distillctl.runtimes.text_folder import TextFolder, read_json, window
 
 
 class OnnxDecoder(TextFolder):
@@ -29,7 +29,7 @@ class OnnxDecoder(TextFolder):
         genai = read_json(folder / "genai_config.json")
         built: dict[str, Any] = genai["model"]["decoder"] if genai else {}
         self._shares = bool(genai) and genai["search"]["past_present_share_buffer"]
-        self._window: int = built.get("sliding_window", {}).get("window_size", 0)
+        self._window = window(genai) if genai else 0
         self._caches = key_values.caches(self._session, built.get("head_size"))
         self._buffers: SharedBuffers | None = None
 

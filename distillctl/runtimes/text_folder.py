@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,13 @@ def begin(folder: Path) -> list[int]:
     tokenizer.no_padding()
     ids: list[int] = tokenizer.encode("").ids
     return ids
+
+
+def window(genai: Mapping[str, Any]) -> int:
+    """Of what `genai_config.json` says, the sliding window: buffers of keys and values have room for so many tokens at
+    least. 0 where no layer has one."""
+    size: int = genai["model"]["decoder"].get("sliding_window", {}).get("window_size", 0)
+    return size
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _build(
     if graph is not None:
         return "genai", graph, model
     console.note("export: tracing")
-    return "trace", decoder_trace.export(model, staged, opset), model
+    return "trace", decoder_trace.export(model, staged, opset, train["max_length"]), model
 
 
 def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any]) -> ExportedGraph | None:

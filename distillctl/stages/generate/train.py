@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from distillctl.training.loop import Fit, Run, hold_out
 from distillctl.training.response_rows import ResponseRows, check_terms, end_token, rows
 from distillctl.workspace import Outcome, Workspace, replacing
 
+LEAST_POSITIONS = 2048
+"""Tokens of view and response that a decoder takes where the model allows it, though the data's rows are shorter."""
+
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Train, measure and answer the eval rows, save the best weights."""
@@ -37,6 +40,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     shares_tokenizer = collected.shares_tokenizer(student)
     check_terms(recipe.train.loss, shared_tokenizer=shares_tokenizer)
     data = {split: collected.rows(student, split) for split in ("train", "eval")}
+    student = _within_reach(recipe, student, data)
     done = _train(collected, student, data, "student", recipe.train.loss)
     control = None
     if recipe.train.control:  # with the same tokens
@@ -125,6 +129,15 @@ class _Trained:
     ids: list[list[int]]
     texts: list[str]
     figures: dict[str, Any]
+
+
+def _within_reach(recipe: Recipe, student: Student, data: dict[str, ResponseRows]) -> Student:
+    """A decoder takes no more tokens than a recipe of such rows reaches, twice over, and `LEAST_POSITIONS`: its graph
+    stores rotary tables that long. A length that the recipe names stays."""
+    if student.is_encoder_decoder or recipe.student.max_length is not None:
+        return student
+    longest = max(int(rows.lengths.max(initial=0)) for rows in data.values())
+    return replace(student, max_length=min(student.max_length, max(LEAST_POSITIONS, 2 * longest)))
 
 
 def _train(
