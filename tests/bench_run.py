@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from distillctl.data import view_table
+from distillctl.data.answer_place import AnswerPlace
 from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.references import ModelSource
 from distillctl.runtimes.onnxruntime import OnnxClassifier
@@ -102,6 +104,9 @@ def graph(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+PLACE = {"full": asdict(AnswerPlace())}
+
+
 def questions(count: int) -> list[str]:
     random = np.random.default_rng(0)
     return [" ".join(random.choice(WORDS, size=3 + n % 6)) for n in range(count)]
@@ -129,12 +134,12 @@ def prepare(root: Path, *, rows: int = 12, **bench: object) -> tuple[Recipe, Wor
     collect = workspace.folder("collect")
     view_table.write(collect / "views.parquet", {"eval": view_table.ViewTable(ids, texts, [None] * rows, full, texts)})
     loaded = teacher(model)
-    answers = [loaded.encode_answer(" " + words) for words in LABELS.values()]
-    scores = loaded.score([loaded.encode(text) for text in full], answers, None)
+    found = [loaded.label_tokens(text, list(LABELS.values()), AnswerPlace()) for text in full]
+    scores = loaded.score([one.view for one in found], [one.answers for one in found], None)
     shard = store.Shard("full", "eval", 0, "0" * 64, ids)
     store.write(collect, shard, store.SoftLabels(ids, scores.log_probs, scores.mass))
     log_prior = scores.log_probs.mean(axis=0).tolist()  # every label is some row's top label
-    _commit(workspace, "collect", ["views.parquet", "shards"], {"log_prior": log_prior})
+    _commit(workspace, "collect", ["views.parquet", "shards"], {"log_prior": log_prior, "answer_place": PLACE})
 
     for stage, column, folder in (("export", "student", "train"), ("quantize", "deployed", "quantize")):
         logits = OnnxClassifier(graph(workspace.folder(stage))).logits(texts)

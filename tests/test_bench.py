@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import Unavailable
 from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import interleaved, machine
@@ -24,22 +25,22 @@ from distillctl.runtimes.torch import TeacherClassifier, shared_context
 from distillctl.stages.classify import bench
 from tests import bench_run
 
-ANSWERS = [" " + words for words in bench_run.LABELS.values()]
+WORDS = list(bench_run.LABELS.values())
+PLACE = AnswerPlace()
 VIEWS = [bench_run.CONTEXT + text + bench_run.CUE for text in bench_run.questions(6)]
 
 
 # ── the prompted teacher ─────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("answers", [ANSWERS, [" dog", " cat", " other"], [" good dog", " good red boats", " good"]])
+@pytest.mark.parametrize("words", [WORDS, ["dog", "cat", "other"], ["good dog", "good red boats", "good"]])
 @pytest.mark.parametrize("sliding_window", [None, 5])
-def test_cached_prompt_gives_the_plain_log_probs(
-    tmp_path: Path, answers: list[str], sliding_window: int | None
-) -> None:
+def test_cached_prompt_gives_the_plain_log_probs(tmp_path: Path, words: list[str], sliding_window: int | None) -> None:
     teacher = bench_run.teacher(bench_run.causal_model(tmp_path, sliding_window=sliding_window))
-    context = shared_context(teacher, VIEWS)
-    uncached, cached = TeacherClassifier(teacher, answers), TeacherClassifier(teacher, answers, context)
-    plain = teacher.score([teacher.encode(v) for v in VIEWS], [teacher.encode_answer(a) for a in answers], None)
+    context = shared_context(teacher, VIEWS, PLACE)
+    uncached, cached = (TeacherClassifier(teacher, words, PLACE, cut) for cut in ((), context))
+    found = [teacher.label_tokens(view, words, PLACE) for view in VIEWS]
+    plain = teacher.score([one.view for one in found], [one.answers for one in found], None)
     assert len(context) > 10
     for _ in range(2):  # the cached prompt is as good for the second query as for the first
         for view, expected in zip(VIEWS, plain.log_probs, strict=True):
@@ -50,19 +51,19 @@ def test_cached_prompt_gives_the_plain_log_probs(
 
 def test_prior_is_taken_off_before_choosing(tmp_path: Path) -> None:
     teacher = bench_run.teacher(bench_run.causal_model(tmp_path))
-    log_probs = TeacherClassifier(teacher, ANSWERS).log_probs(VIEWS[0])
-    for label in range(len(ANSWERS)):
+    log_probs = TeacherClassifier(teacher, WORDS, PLACE).log_probs(VIEWS[0])
+    for label in range(len(WORDS)):
         prior = log_probs.copy()
         prior[label] -= 1
-        assert TeacherClassifier(teacher, ANSWERS, log_prior=prior.tolist()).label(VIEWS[0]) == label
+        assert TeacherClassifier(teacher, WORDS, PLACE, log_prior=prior.tolist()).label(VIEWS[0]) == label
 
 
 def test_shared_context_leaves_every_view_a_token(tmp_path: Path) -> None:
     teacher = bench_run.teacher(bench_run.causal_model(tmp_path))
-    assert shared_context(teacher, ["the price", "the price of cats"]) == teacher.encode("the")
-    assert shared_context(teacher, ["the price", "a price"]) == []
+    assert shared_context(teacher, ["the price", "the price of cats"], PLACE) == teacher.encode("the")
+    assert shared_context(teacher, ["the price", "a price"], PLACE) == []
     with pytest.raises(ValueError, match="does not start"):
-        TeacherClassifier(teacher, ANSWERS, teacher.encode("the")).label("a price")
+        TeacherClassifier(teacher, WORDS, PLACE, teacher.encode("the")).label("a price")
 
 
 # ── the worker process ───────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from distillctl import pipeline
+from distillctl.data.answer_place import AnswerPlace
 from distillctl.recipe import Recipe
 from distillctl.runtimes import interleaved
 from distillctl.runtimes.genai import GenaiDecoder
@@ -37,6 +38,9 @@ VIEWS = [bench_run.CONTEXT + text + bench_run.CUE for text in bench_run.question
 # ── the prompted teacher ─────────────────────────────────────────────────────────────────────────
 
 
+PLACE = AnswerPlace()
+
+
 @pytest.mark.parametrize("sliding_window", [None, 5])
 def test_one_query_at_a_time_the_teacher_says_what_it_says_in_batches(
     tmp_path: Path, sliding_window: int | None
@@ -47,8 +51,8 @@ def test_one_query_at_a_time_the_teacher_says_what_it_says_in_batches(
     stop = said[0][2:3]  # in the middle of an answer
     said = [one[0].token_ids for one in teacher.answer(views, None, stop=stop, max_new_tokens=LIMIT)]
     assert min(map(len, said)) < LIMIT
-    context = shared_context(teacher, VIEWS)
-    uncached, cached = TeacherWriter(teacher, stop), TeacherWriter(teacher, stop, context)
+    context = shared_context(teacher, VIEWS, PLACE)
+    uncached, cached = (TeacherWriter(teacher, stop, PLACE, part) for part in ((), context))
     for _ in range(2):  # the cached prompt is as good for the second query as for the first
         for text, view, answer in zip(VIEWS, views, said, strict=True):
             assert uncached.encode(text) == [*context, *cached.encode(text)] == view
@@ -59,7 +63,7 @@ def test_one_query_at_a_time_the_teacher_says_what_it_says_in_batches(
 @pytest.mark.parametrize("sliding_window", [None, 5])
 def test_the_teachers_keys_and_values_are_what_its_cache_holds(tmp_path: Path, sliding_window: int | None) -> None:
     teacher = bench_run.teacher(bench_run.causal_model(tmp_path, sliding_window=sliding_window))
-    writer = TeacherWriter(teacher, [], teacher.encode(bench_run.CONTEXT))
+    writer = TeacherWriter(teacher, [], PLACE, teacher.encode(bench_run.CONTEXT))
     for length in (3, 20):
         layers = writer._run(list(range(length))).layers
         assert writer.kv_bytes(length) == sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)

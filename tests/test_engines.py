@@ -126,10 +126,11 @@ def test_a_description_is_small_and_its_worker_answers_alike_in_any_order(tmp_pa
     there = pickle.dumps(description)
     assert len(there) < 4000
     context = list(range(4, 24))
-    tasks = []
+    tasks, answers = [], tuple((4 + k,) for k in range(3))
     for arm, shared in (("full", 20), ("simplified", 0)):
-        opening = Opening(arm, shared, [*context, 5][20 - shared :], [*context, 6, 7, 8][20 - shared :])
-        tasks.append(Task(arm, "eval", ["a", "b"], Views(opening, ids=[[5], [6, 7, 8]])))
+        ends = [*context, 5][20 - shared :], [*context, 6, 7, 8][20 - shared :]
+        opening = Opening(arm, shared, *ends, answers=(answers, answers))
+        tasks.append(Task(arm, "eval", ["a", "b"], Views(opening, ids=[[5], [6, 7, 8]], answers=[answers] * 2)))
     first, second = description.worker(), pickle.loads(there).worker()
     found = [first.label(task) for task in tasks]
     again = [second.label(pickle.loads(pickle.dumps(task))) for task in reversed(tasks)][::-1]

@@ -11,10 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from distillctl import gguf
 from distillctl.data import batching
+from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.recipe import HuggingFaceTeacher
 from distillctl.references import ModelSource
 from distillctl.teachers import huggingface, label_scoring, shared_context
+from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.shared_context import (
     Rows,
     SharedContext,
@@ -66,14 +68,15 @@ def _plain(model, views):
 def test_batched_and_shared_scores_equal_the_plain_forward(model, shared):
     views = _views(9, shared)
     expected = _plain(model, views)
-    batched = label_scoring.score(model, views, ANSWERS, batch_tokens=150)
+    batched = label_scoring.score(model, views, [ANSWERS] * len(views), batch_tokens=150)
+    expected = exclusive(expected, ANSWERS)
     np.testing.assert_allclose(batched.log_probs, expected, atol=1e-4)
     np.testing.assert_allclose(batched.mass, np.exp(expected).sum(-1), rtol=1e-3)
     prefix = common_prefix(views)
     context = SharedContext(model, views[0][:prefix])
     for batch_tokens in (1, 40, 1000):
         own = [view[prefix:] for view in views]
-        found = label_scoring.score(model, own, ANSWERS, batch_tokens=batch_tokens, context=context)
+        found = label_scoring.score(model, own, [ANSWERS] * len(own), batch_tokens=batch_tokens, context=context)
         np.testing.assert_allclose(found.log_probs, expected, atol=1e-4)
 
 
@@ -96,8 +99,9 @@ def test_a_row_longer_than_the_sliding_window_sees_what_the_window_shows(kind, s
     prefix = common_prefix(views)
     assert max(map(len, views)) - prefix > 6
     context = SharedContext(model, views[0][:prefix])
-    found = label_scoring.score(model, [view[prefix:] for view in views], ANSWERS, batch_tokens=64, context=context)
-    np.testing.assert_allclose(found.log_probs, _plain(model, views), atol=1e-4)
+    own = [view[prefix:] for view in views]
+    found = label_scoring.score(model, own, [ANSWERS] * len(own), batch_tokens=64, context=context)
+    np.testing.assert_allclose(found.log_probs, exclusive(_plain(model, views), ANSWERS), atol=1e-4)
 
 
 def test_attention_that_the_split_does_not_know_is_refused_not_guessed(model):
@@ -149,16 +153,16 @@ def _teacher(tmp_path, **spec):
 def test_a_loaded_teacher_knows_its_limits_and_its_words(tmp_path):
     teacher = _teacher(tmp_path)
     assert teacher.max_length == 64
-    assert teacher.encode_answer("who wrote") == [4, 5]
+    assert teacher.label_tokens("the king", ["who wrote", "where"], AnswerPlace()).answers == ((4, 5), (6,))
     with pytest.raises(RecipeError, match=r"task.labels: the teacher's tokenizer cannot write 'zebra'"):
-        teacher.encode_answer("zebra")
+        teacher.label_tokens("the king", ["who", "zebra"], AnswerPlace())
 
 
 def test_sharing_that_changes_the_numbers_is_not_used(tmp_path, monkeypatch, capsys):
     teacher = _teacher(tmp_path)
     views = _views(3, 20)
     views = [[token % tiny.VOCABULARY for token in view] for view in views]
-    answers = [[3], [4]]
+    answers = [[[3], [4]]] * 2
     assert teacher.prepare(views, answers, 20) is not None
     monkeypatch.setattr(SharedContext, "positions", lambda self, rows, length: torch.arange(length).expand(rows, -1))
     assert teacher.prepare(views, answers, 20) is None

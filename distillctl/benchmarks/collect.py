@@ -20,6 +20,7 @@ import numpy as np
 from distillctl import console, references
 from distillctl import recipe as recipes
 from distillctl.data import examples, views
+from distillctl.engines.tasks import Asked
 from distillctl.recipe import Recipe, implementation
 from distillctl.teachers import label_scoring
 from distillctl.teachers.huggingface import Teacher
@@ -39,20 +40,18 @@ class Contest:
         dataset = examples.load(recipe)
         renderer = views.renderers(recipe, dataset.shots)["full"]
         self.teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, references.teacher(recipe))
-        words = recipe.classify.labels.values()
-        self.answers = [self.teacher.encode_answer(recipe.classify.answer_prefix + word) for word in words]
-        self.views = [
-            self.teacher.encode(renderer.render(example, self.teacher.tokenizer), chat=renderer.is_chat)
-            for example in dataset.eval[:ROWS]
-        ]
+        task = recipe.classify
+        asked = Asked(task.answer_prefix, tuple(task.labels.values()))
+        found = [self.teacher.view(renderer, example, asked) for example in dataset.eval[:ROWS]]
+        self.views, self.answers = [view.ids or [] for view in found], [view.answers for view in found]
         self.shared = common_prefix(self.views)
         self.own = [view[self.shared :] for view in self.views]
 
     def plain(self, rows: Sequence[int], batch: int) -> tuple[float, np.ndarray]:
         """Seconds, and raw label log-probabilities of ``rows``, ``batch`` rows at a time."""
-        part = [self.views[row] for row in rows]
+        part, answers = ([both[row] for row in rows] for both in (self.views, self.answers))
         start = time.perf_counter()
-        found = label_scoring.score(self.teacher.model, part, self.answers, batch_tokens=batch * max(map(len, part)))
+        found = label_scoring.score(self.teacher.model, part, answers, batch_tokens=batch * max(map(len, part)))
         return time.perf_counter() - start, found.log_probs
 
     def split(self, batch_tokens: int) -> tuple[float, np.ndarray]:

@@ -30,14 +30,21 @@ class ChatTokenizer(Protocol):
     def get_chat_template(self) -> str: ...
 
 
-def text(tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, str]]) -> str:
-    """As `apply_chat_template(messages, tokenize=False, add_generation_prompt=True)`.
+def text(
+    tokenizer: ChatTokenizer,
+    messages: Sequence[Mapping[str, str]],
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    generation_prompt: bool = True,
+) -> str:
+    """As `apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt, **arguments)`.
 
     Jinja's errors, or Python's, where the template fails or is wasteful; ValueError where there is none, or no message.
     """
     if not messages:
         raise ValueError("there is no message")
-    given = {"messages": list(map(dict, messages)), "tools": None, "documents": None, "add_generation_prompt": True}
+    given: dict[str, Any] = {"messages": list(map(dict, messages)), "tools": None, "documents": None}
+    given |= {"add_generation_prompt": generation_prompt, **(arguments or {})}
     return _SANDBOX.render(_compiled(tokenizer.get_chat_template()), {**given, **tokenizer.special_tokens_map})
 
 

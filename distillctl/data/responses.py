@@ -61,17 +61,14 @@ def check_given(recipe: Recipe, dataset: Dataset) -> None:
                 )
 
 
-def given_ids(tokenizer: Any, text: str, stop: Sequence[str], ends: Sequence[int], max_new_tokens: int) -> list[int]:
-    """A response that is not the model's own, as it would write it: its tokens up to and with the first of ``ends``
-    (`stop_ids`). Where it has none, what ends responses follows: the first stop string, or without any the end token.
-    """
-    ids = list(tokenizer(text + "".join(stop[:1]), add_special_tokens=False).input_ids)
+def ended(ids: Sequence[int], ends: Sequence[int], eos: int | None, max_new_tokens: int) -> list[int]:
+    """A response that is not the model's own, as the model would have written it: up to and with the first of ``ends``
+    (`stop_ids`); where it has none, the end token follows."""
     at = next((place for place, token in enumerate(ids) if token in set(ends)), None)
-    if at is not None:
-        ids = ids[: at + 1]
-    elif ends:
-        ids.append(tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0])
-    return ids[:max_new_tokens]
+    whole = list(ids) if at is None else list(ids[: at + 1])
+    if at is None and ends:
+        whole.append(eos if eos in ends and eos is not None else ends[0])
+    return whole[:max_new_tokens]
 
 
 def token_texts(tokenizer: Any) -> list[str]:

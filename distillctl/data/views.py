@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 import jinja2
 
 from distillctl import limits
-from distillctl.data import chat_templates, template_sources
+from distillctl.data import answer_place, chat_templates, template_sources
+from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.chat_templates import ChatTokenizer
 from distillctl.data.rows import Example
 from distillctl.data.sandbox import Columns
@@ -47,6 +48,10 @@ class Renderer:
     labels: tuple[str, ...]
     time: limits.Allowance
     """Of this and all other contexts together."""
+    strip_newline: bool = True
+    """Whether the teacher reads a template's view without its final newline."""
+    chat_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the chat template."""
 
     @property
     def is_chat(self) -> bool:
@@ -61,10 +66,31 @@ class Renderer:
             raise RecipeError("messages need a model with a chat template; use `template`", where=self.where)
         try:
             with self.time:
-                return chat_templates.text(tokenizer, content)
+                return chat_templates.text(tokenizer, content, self.chat_arguments)
         except (*_FAILURES, limits.TookTooLong) as error:
             what = f"the model's chat template refuses these messages: {_reason(error)}"
             raise RecipeError(what, where=self.where) from None
+
+    def answer_place(self, example: Example, prefix: str | None, tokenizer: ChatTokenizer | None = None) -> AnswerPlace:
+        """Where an answer follows this context's views, by the look of one row's.
+
+        prefix: the recipe's own; tokenizer: whose chat template writes the messages, None where a server does.
+        """
+        if not self.is_chat:
+            return answer_place.of_template(
+                lambda text: str(self._content(replace(example, input=text))), prefix, strip_newline=self.strip_newline
+            )
+        if tokenizer is None or not tokenizer.chat_template:
+            return AnswerPlace(prefix, chat=True)
+        content = self._content(example)
+        assert not isinstance(content, str)
+
+        def conversation(more: Sequence[dict[str, str]]) -> str:
+            with self.time:
+                messages = [*content, *more]
+                return chat_templates.text(tokenizer, messages, self.chat_arguments, generation_prompt=False)
+
+        return answer_place.of_chat(conversation, self.render(example, tokenizer), prefix)
 
     def preview(self, example: Example) -> str:
         """The view's text without any tokenizer: of messages, their contents one after the other."""
@@ -125,7 +151,16 @@ def _renderer(recipe: Recipe, where: str, context: Context, shots: Sequence[Shot
         (message.role, message.each, made)
         for message, (_, made) in zip(context.messages or (), compiled, strict=context.messages is not None)
     )
-    return Renderer(where, template, messages, shots, tuple(recipe.task.names), time)
+    return Renderer(
+        where,
+        template,
+        messages,
+        shots,
+        tuple(recipe.task.names),
+        time,
+        strip_newline=context.final_newline == "strip",
+        chat_arguments=recipe.teacher.chat_template_kwargs,
+    )
 
 
 def _compile(source: template_sources.Source, time: limits.Allowance) -> jinja2.Template:

@@ -6,19 +6,28 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.examples import Example
 from distillctl.data.views import Renderer
 
 Key = TypeVar("Key")
 
 
+Answers = tuple[tuple[int, ...], ...]
+"""The token ids of the answers that are scored after a view: of every label, or of the one response that is given."""
+
+
 @dataclass(frozen=True)
 class View:
-    """One row as the teacher sees it. text: of messages that a server templates, their JSON; ids: token ids, None where
-    the server does the tokenizing."""
+    """One row as the teacher sees it. text: the rendered view, of messages that a server templates, their JSON; read:
+    what of it the teacher reads before an answer; ids: the token ids before an answer, None where the server does the
+    tokenizing; merged: how many of the text's own last tokens the answers have taken in (`teachers.answer_tokens`)."""
 
     text: str
+    read: str
     ids: list[int] | None
+    answers: Answers = ()
+    merged: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,15 +40,21 @@ class Opening:
     shortest: list[int] = field(default_factory=list)
     longest: list[int] = field(default_factory=list)
     """Whole views, on which sharing the context is tried before it is trusted."""
+    answers: tuple[Answers, Answers] = ((), ())
+    """Of the shortest and the longest."""
+    place: AnswerPlace = field(default_factory=AnswerPlace)
+    """Where an answer follows these views."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """Some rows of one arm: ``ids``, the token ids after the opening's shared ones, or ``texts``."""
+    """Some rows of one arm: ``ids``, the token ids after the opening's shared ones, or ``texts``; and each row's
+    ``answers``, where they are known."""
 
     opening: Opening
     ids: list[list[int]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    answers: list[Answers] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,26 @@ class Task:
     compared: Compared | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of every view: prefix, task.answer_prefix; words: what is scored after it, of every label, or the
+    given response; room: tokens that an answer may take that the teacher writes; cut: whether the end of an input may
+    be cut."""
+
+    prefix: str | None = None
+    words: tuple[str, ...] = ()
+    room: int = 0
+    cut: bool = False
+
+
 class Reader(Protocol):
     """A teacher without its weights: what has to be known of it before rows are answered."""
 
-    def view(self, renderer: Renderer, example: Example, *, answer_tokens: int, cut: bool) -> View:
-        """The row's view. DataError where it leaves no room for ``answer_tokens`` and the input may not be ``cut``."""
+    def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
+        """The row's view. DataError where it leaves no room for the answer and the input may not be cut."""
+
+    def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
+        """Where an answer follows the context's views, by the look of one row's."""
 
     def tokens(self, text: str) -> int:
         """How many tokens a text has, near enough."""

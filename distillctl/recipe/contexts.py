@@ -55,6 +55,9 @@ class Context(Closed):
     template_file: str | None = None
     messages: tuple[Message, ...] | None = None
     examples: Shots | None = None
+    final_newline: Literal["strip", "keep"] = "strip"
+    """A template's own last newline, when the teacher answers: editors and YAML's `|` leave one that is not meant. It
+    stays in any case where the context's examples have their answers on a line of their own."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Context:

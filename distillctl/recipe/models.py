@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from distillctl.recipe.base import Closed, Count, Spec
-from distillctl.recipe.served import OpenAITeacher
+from distillctl.recipe.served import OpenAITeacher, chat_arguments
 
 
 class HuggingFaceTeacher(Spec):
@@ -25,9 +25,17 @@ class HuggingFaceTeacher(Spec):
     device: str = "auto"
     batch_tokens: Count = 640
     """Row tokens per forward pass, padding included; the shared context is not counted."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Further arguments of the model's chat template, such as {enable_thinking: false}, which keeps Qwen 3 and its like
+    from beginning every answer with a thought."""
     share_context: bool = True
     """Run what all rows have in common once and reuse its keys and values."""
     threads: Count | None = None
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _are_the_templates_own(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return chat_arguments(given)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -24,6 +24,13 @@ class Prices(Closed):
     output: Price
 
 
+def chat_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what the tool itself tells a chat template."""
+    if taken := sorted({"messages", "tools", "documents", "add_generation_prompt"} & set(given)):
+        raise ValueError(f"{taken[0]} is not an argument to choose: the context says it")
+    return given
+
+
 class OpenAITeacher(Spec):
     """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, OpenAI."""
 
@@ -52,6 +59,9 @@ class OpenAITeacher(Spec):
     seed: int | None = None
     """Sent with every request, for servers that want one. Requests that draw send another each, worked out from the
     recipe's seed, the row and the sample."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Further arguments of the model's chat template, such as {enable_thinking: false}; sent with every request of a
+    chat, under this name, which vLLM, SGLang and llama.cpp know."""
     extra_body: dict[str, Any] = {}
     """Further keys of every request, by the server's own names: what it would otherwise do to probabilities or words by
     itself has to be switched off (llama-cpp-python: `{repeat_penalty: 1.0}`). No place for secrets."""
@@ -86,6 +96,11 @@ class OpenAITeacher(Spec):
                 "must hold no user, password or query: a key stands in the environment variable that api_key_env names"
             )
         return value.rstrip("/")
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _are_the_templates_own(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return chat_arguments(given)
 
     @field_validator("api_key_env")
     @classmethod
@@ -125,16 +140,13 @@ class OpenAITeacher(Spec):
 
 
 def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's sections where the task, as far as it is not described, fits a served teacher: in a chat an answer
-    begins with its first word; of texts as many tokens are kept as are asked for, and none drawn from the tail."""
+    """A recipe's sections where the task, as far as it is not described, fits a served teacher: of texts as many tokens
+    are kept as are asked for, and none drawn from the tail."""
     teacher, task = recipe.get("teacher"), recipe.get("task")
     if not isinstance(teacher, Mapping) or teacher.get("kind") != "openai" or not isinstance(task, Mapping):
         return dict(recipe)
     more: dict[str, Any] = {}
-    if task.get("kind", "classify") == "classify":
-        if teacher.get("api", "chat") == "chat" and "answer_prefix" not in task:
-            more = {"answer_prefix": ""}
-    else:
+    if task.get("kind", "classify") != "classify":
         kept = task.get("soft_labels", {"kind": "top_k"})
         if isinstance(kept, Mapping) and kept.get("kind") == "top_k":
             more = {"soft_labels": {"k": teacher.get("top_logprobs", 20), "tail_draws": 0, **kept}}
@@ -149,7 +161,7 @@ def misses(teacher: OpenAITeacher, task: Task, contexts: Contexts) -> str | None
     if contexts.simplified.messages is not None:
         return "contexts.simplified: the server's chat template is not known here; use a template, sent as a message"
     if isinstance(task, Classify):
-        if teacher.api == "chat" and (prefix := task.answer_prefix).strip() != prefix:
+        if teacher.api == "chat" and (prefix := task.answer_prefix or "").strip() != prefix:
             return f'task.answer_prefix: an answer in a chat does not begin with {prefix!r}; use answer_prefix: ""'
         return None
     kept = task.soft_labels

@@ -16,8 +16,9 @@ class Classify(Closed):
     kind: Literal["classify"] = "classify"
     labels: dict[str, str]
     """Label name → the words the teacher would answer with; a plain list means name = words."""
-    answer_prefix: str = " "
-    """Put before the words when the teacher scores them; "" for chat messages."""
+    answer_prefix: str | None = None
+    """Put before the words when the teacher scores them, in every context. Left out, each context has its own: what its
+    examples or its chat template have there, else a space after a template and nothing in a chat."""
     prior: Literal["none", "batch"] = "none"
     """batch: divide by the mean label distribution over the train rows (Batch Calibration, Zhou et al. 2023)."""
 
@@ -27,7 +28,10 @@ class Classify(Closed):
         if isinstance(values, dict) and isinstance(values.get("labels"), list):
             if other := [name for name in values["labels"] if not isinstance(name, str)]:
                 raise ValueError(f"the label {other[0]!r} is no text: put it in quotes")
-            return {**values, "labels": {str(name): str(name) for name in values["labels"]}}
+            names = values["labels"]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"the label {twice!r} is listed twice")
+            return {**values, "labels": {name: name for name in names}}
         return values
 
     @model_validator(mode="after")
@@ -36,6 +40,12 @@ class Classify(Closed):
             raise ValueError("needs at least two labels")
         if any(not words.strip() for words in self.labels.values()):
             raise ValueError("a label has no words")
+        for name, words in self.labels.items():
+            if other := next((text for text in (name, words) if text != text.strip()), None):
+                raise ValueError(
+                    f"the label {other!r} has white space around it: leave it out (what stands before the words is "
+                    "task.answer_prefix)"
+                )
         if len(set(self.labels.values())) < len(self.labels):
             raise ValueError("two labels have the same words")
         return self

@@ -86,7 +86,7 @@ class Bench:
                 "path": source.path and str(source.path),
                 "revision": source.revision,
             },
-            "chat": self.recipe.contexts.full.messages is not None,
+            "place": self.facts("collect")["answer_place"]["full"],
             **task,
         }
         return {"teacher": {**job, "cached": False}, "teacher_cached": {**job, "cached": True}}

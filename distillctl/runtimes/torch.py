@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,14 +13,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from distillctl.data.answer_place import AnswerPlace
+from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.huggingface import Teacher
 from distillctl.teachers.label_scoring import distinct_stems
 from distillctl.teachers.shared_context import common_prefix
 
 
-def shared_context(teacher: Teacher, texts: Sequence[str], *, chat: bool = False) -> list[int]:
+def shared_context(teacher: Teacher, texts: Sequence[str], place: AnswerPlace) -> list[int]:
     """The tokens all views start with; at least one token is left to each view."""
-    views = [teacher.encode(text, chat=chat) for text in texts]
+    views = [teacher.encode(place.before(text), chat=place.chat) for text in texts]
     return views[0][: common_prefix(views)]
 
 
@@ -27,18 +30,22 @@ class _Prompted:
     """With ``context`` (see `shared_context`) the prompt is cached: those tokens are run once, here, and a query runs
     only what follows. Without it a query runs its whole view. Either way the view is tokenized whole.
 
-    chat: the views come from a chat template, special tokens included.
+    place: where an answer follows the views, as collect found it.
     """
 
-    def __init__(self, teacher: Teacher, context: Sequence[int], chat: bool) -> None:
+    def __init__(self, teacher: Teacher, place: AnswerPlace, context: Sequence[int]) -> None:
         self._teacher = teacher
-        self._chat = chat
+        self._place = place
         self._context = list(context)
         self._prefix = self._run(self._context) if context else None
 
     def encode(self, text: str) -> list[int]:
         """The view's token ids that follow the cached prompt."""
-        ids, shared = self._teacher.encode(text, chat=self._chat), len(self._context)
+        return self._own(self._teacher.encode(self._place.before(text), chat=self._place.chat))
+
+    def _own(self, ids: list[int]) -> list[int]:
+        """What of a view's token ids follows the cached prompt."""
+        shared = len(self._context)
         if ids[:shared] != self._context or len(ids) == shared:
             raise ValueError("the view does not start with the cached context")
         return ids[shared:]
@@ -72,10 +79,10 @@ class TeacherWriter(_Prompted):
     """Answers greedily, one token after the other."""
 
     def __init__(
-        self, teacher: Teacher, stop_ids: Sequence[int], context: Sequence[int] = (), chat: bool = False
+        self, teacher: Teacher, stop_ids: Sequence[int], place: AnswerPlace, context: Sequence[int] = ()
     ) -> None:
         """stop_ids: the tokens that end an answer."""
-        super().__init__(teacher, context, chat)
+        super().__init__(teacher, place, context)
         self._stop_ids = frozenset(stop_ids)
 
     @torch.inference_mode()
@@ -114,20 +121,17 @@ class TeacherClassifier(_Prompted):
     def __init__(
         self,
         teacher: Teacher,
-        answers: Sequence[str],
+        words: Sequence[str],
+        place: AnswerPlace,
         context: Sequence[int] = (),
         log_prior: Sequence[float] | None = None,
-        chat: bool = False,
     ) -> None:
-        """answers: the label words with their prefix. log_prior: natural logs [K], taken off before choosing."""
-        super().__init__(teacher, context, chat)
-        self._answers = [teacher.encode_answer(answer) for answer in answers]
-        self._stems = distinct_stems(self._answers)
-        self._paths = [
-            next(i for i, s in enumerate(self._stems) if [*s[: len(a) - 1]] == a[:-1]) for a in self._answers
-        ]
+        """words: the labels'. log_prior: natural logs [K], taken off before choosing."""
+        super().__init__(teacher, place, context)
+        self._words = list(words)
+        self._stems = functools.cache(distinct_stems)
         self._vocabulary = len(teacher.tokenizer)  # logits beyond it are padding
-        self._log_prior = np.zeros(len(answers)) if log_prior is None else np.asarray(log_prior)
+        self._log_prior = np.zeros(len(words)) if log_prior is None else np.asarray(log_prior)
 
     def label(self, text: str) -> int:
         """The index of the chosen label."""
@@ -135,17 +139,20 @@ class TeacherClassifier(_Prompted):
 
     @torch.inference_mode()
     def log_probs(self, text: str) -> np.ndarray:
-        """log Pr(label words | view), float32 [K]: sums over the words' tokens, not normalised over the labels."""
-        past, ids = self._past(), self.encode(text)
-        if len(self._stems) > 1 and len(ids) > 1:
+        """log Pr(label words | view), float32 [K], of exclusive labels and not normalised over them."""
+        whole = self._teacher.label_tokens(text, self._words, self._place)
+        past, ids, stems = self._past(), self._own(whole.view), self._stems(whole.answers)
+        if len(stems) > 1 and len(ids) > 1:
             past, ids = self._run(ids[:-1], past), ids[-1:]
-        batch = pad_sequence([torch.tensor([*ids, *stem]) for stem in self._stems], batch_first=True)
+        batch = pad_sequence([torch.tensor([*ids, *stem]) for stem in stems], batch_first=True)
         if past is not None and len(batch) > 1:
             past.batch_repeat_interleave(len(batch))
         logits = self._forward(batch, past, keep=batch.shape[1] - len(ids) + 1)
         log_probs = logits[:, :, : self._vocabulary].float().log_softmax(-1)
-        sums = [log_probs[path, range(len(a)), a].sum() for path, a in zip(self._paths, self._answers, strict=True)]
-        return torch.stack(sums).cpu().numpy()
+        paths = [next(i for i, s in enumerate(stems) if s[: len(a) - 1] == a[:-1]) for a in whole.answers]
+        sums = [log_probs[path, range(len(a)), a].sum() for path, a in zip(paths, whole.answers, strict=True)]
+        found: np.ndarray = exclusive(torch.stack(sums).cpu().numpy()[None], whole.answers)[0]
+        return found
 
 
 def _copy(cache: DynamicCache) -> DynamicCache:

@@ -8,9 +8,8 @@ most (RLIMIT_DATA: heap and private maps that can be written, not the files it m
 - "genai": the same, run by onnxruntime-genai; ``max_view``: tokens at which a view is cut;
   ``begin``: the special tokens with which it begins.
 - "memory": no model; a query reads a large array once and answers with the bytes per second.
-- "torch": ``teacher`` (its recipe section), ``source`` (the fields of a ModelSource), ``chat`` (the texts come from a
-  chat template), ``cached``; to choose labels ``label_words`` (with their prefix) and ``log_prior`` (or null), to write
-  ``stop_ids``.
+- "torch": ``teacher`` (its recipe section), ``source`` (the fields of a ModelSource), ``place`` (the fields of an
+  AnswerPlace), ``cached``; to choose labels ``label_words`` and ``log_prior`` (or null), to write ``stop_ids``.
 
 What writes also wants ``limit``, tokens of an answer at most, and ``answer_tokens``, what is usual; "onnx_text" takes
 ``until``: "limit", to write that many whether or not the answer would have ended. All but "torch"
@@ -130,6 +129,7 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     began = time.perf_counter()
     import torch
 
+    from distillctl.data.answer_place import AnswerPlace
     from distillctl.recipe import HuggingFaceTeacher, implementation
     from distillctl.references import ModelSource
     from distillctl.runtimes.torch import TeacherClassifier, TeacherWriter, shared_context
@@ -141,13 +141,14 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     torch.set_num_threads(job["threads"])
     teacher = load(spec, ModelSource(source["reference"], source["path"] and Path(source["path"]), source["revision"]))
     loaded = time.perf_counter()
-    context = shared_context(teacher, job["texts"], chat=job["chat"]) if job["cached"] else []
+    place = AnswerPlace(**job["place"])
+    context = shared_context(teacher, job["texts"], place) if job["cached"] else []
     known = time.perf_counter()
     model: TeacherClassifier | TeacherWriter
     if "label_words" in job:
-        model = TeacherClassifier(teacher, job["label_words"], context, job["log_prior"], job["chat"])
+        model = TeacherClassifier(teacher, job["label_words"], place, context, job["log_prior"])
     else:
-        model = TeacherWriter(teacher, job["stop_ids"], context, job["chat"])
+        model = TeacherWriter(teacher, job["stop_ids"], place, context)
     ready = time.perf_counter()
     facts = {
         "import_ms": 1e3 * (imported - began),

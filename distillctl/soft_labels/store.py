@@ -17,18 +17,21 @@ from distillctl.soft_labels.shards import Shard
 from distillctl.workspace import Workspace, replacing
 
 _AGAIN = "distillctl collect RECIPE"
-_COLUMNS = ("id", "label_log_probs", "label_mass", "label_seen")
+_COLUMNS = ("id", "label_log_probs", "label_mass", "label_seen", "next_token", "next_log_prob")
 
 
 @dataclass(frozen=True)
 class SoftLabels:
     """Rows of one arm: log_probs float32 [N, K] (raw, natural logs), mass float32 [N] (Σ_k Pr(label k)). seen: bool
-    [N, K], False where a log-probability is an upper bound and no part of the mass; None: all are exact."""
+    [N, K], False where a log-probability is an upper bound and no part of the mass; None: all are exact. next_token,
+    next_log_prob: the teacher's likeliest token after each view, as text, and its log-probability, float32 [N]."""
 
     ids: list[str]
     log_probs: np.ndarray
     mass: np.ndarray
     seen: np.ndarray | None = None
+    next_token: list[str] | None = None
+    next_log_prob: np.ndarray | None = None
 
 
 def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
@@ -43,6 +46,9 @@ def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
     if labels.seen is not None:
         seen = pa.array(list(labels.seen), pa.list_(pa.bool_(), labels.seen.shape[1]))
         table = table.append_column("label_seen", seen)
+    if labels.next_token is not None and labels.next_log_prob is not None:
+        table = table.append_column("next_token", pa.array(labels.next_token, pa.string()))
+        table = table.append_column("next_log_prob", pa.array(labels.next_log_prob, pa.float32()))
     with replacing(folder / shard.file) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
@@ -120,6 +126,8 @@ def _read(path: Path) -> SoftLabels:
             log_probs.flatten().to_numpy().reshape(-1, width).copy(),
             table["label_mass"].to_numpy().copy(),
             _seen(table),
+            table["next_token"].to_pylist() if "next_token" in table.column_names else None,
+            table["next_log_prob"].to_numpy().copy() if "next_log_prob" in table.column_names else None,
         )
         if len(found.log_probs) != len(found.ids) or np.isnan(found.log_probs).any():
             raise ValueError("not a log-probability for each row and label")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distillctl import console
 from distillctl.data import view_table
-from distillctl.data.examples import Dataset
+from distillctl.data.answer_place import AnswerPlace
+from distillctl.data.examples import Dataset, Example
 from distillctl.data.spool import Spool, shared_start
 from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer
-from distillctl.engines.tasks import Opening, Reader, View, Views
+from distillctl.engines.tasks import Answers, Asked, Opening, Reader, View, Views
 from distillctl.recipe import Recipe
 
+_END = -1
+"""Ends each answer where several stand one after the other: no token has this id."""
 GROUP_ROWS = 1024
 """Rows of views.parquet that are in memory at a time."""
 
@@ -22,28 +27,42 @@ GROUP_ROWS = 1024
 class Arm:
     """One context over the splits: the text of every row, and the token ids of those it is scored on."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, folder: Path, place: AnswerPlace) -> None:
+        self.name, self.place = name, place
         self._folder = folder
         self._texts: dict[str, Spool] = {}
+        self._read: dict[str, Spool] = {}
         self._ids: dict[str, Spool] = {}
-        self._shortest: list[int] = []
-        self._longest: list[int] = []
+        self._answers: dict[str, Spool] = {}
+        self._shortest: View | None = None
+        self._longest: View | None = None
+        self.merged_rows = 0
+        """Views whose last token the answers have taken in."""
+        self.stripped_rows = 0
+        """Views of which the teacher does not read the final newline."""
 
     def append(self, split: str, view: View) -> None:
         """The split's next row."""
-        if split not in self._texts:
-            self._texts[split] = Spool(self._folder, np.uint8)
-        self._texts[split].append(np.frombuffer(view.text.encode(), np.uint8))
-        if view.ids is None or split not in self.scored:
+        self._append(self._texts, split, np.frombuffer(view.text.encode(), np.uint8))
+        if split not in self.scored:
             return
-        if split not in self._ids:
-            self._ids[split] = Spool(self._folder, np.int32)
-        self._ids[split].append(view.ids)
-        if not self._shortest or len(view.ids) < len(self._shortest):
-            self._shortest = view.ids
-        if len(view.ids) > len(self._longest):
-            self._longest = view.ids
+        self.stripped_rows += view.read != view.text
+        flat = [token for answer in view.answers for token in (*answer, _END)]
+        self._append(self._answers, split, np.asarray(flat, np.int32))
+        if view.ids is None:
+            self._append(self._read, split, np.frombuffer(view.read.encode(), np.uint8))
+            return
+        self._append(self._ids, split, np.asarray(view.ids, np.int32))
+        self.merged_rows += view.merged > 0
+        if self._shortest is None or len(view.ids) < len(self._shortest.ids or ()):
+            self._shortest = view
+        if self._longest is None or len(view.ids) > len(self._longest.ids or ()):
+            self._longest = view
+
+    def _append(self, rows: dict[str, Spool], split: str, row: np.ndarray) -> None:
+        if split not in rows:
+            rows[split] = Spool(self._folder, row.dtype.type)
+        rows[split].append(row)
 
     @property
     def scored(self) -> tuple[str, ...]:
@@ -58,32 +77,52 @@ class Arm:
     def text(self, split: str, row: int) -> str:
         return self._texts[split][row].tobytes().decode()
 
-    def seen(self, split: str, row: int) -> list[int] | str:
-        """What the teacher sees of a row: token ids, or the text where a server does the tokenizing."""
-        found: list[int] | str = self._ids[split][row].tolist() if self._ids else self.text(split, row)
-        return found
+    def read(self, split: str, row: int) -> str:
+        """The text that a served teacher reads before its answer."""
+        return self._read[split][row].tobytes().decode()
+
+    def answers(self, split: str, row: int) -> Answers:
+        """The token ids of the answers that are scored after a row."""
+        flat = self._answers[split][row].tolist()
+        ends = [place for place, token in enumerate(flat) if token == _END]
+        return tuple(tuple(flat[start:end]) for start, end in zip([0, *(e + 1 for e in ends)], ends, strict=False))
+
+    def seen(self, split: str, row: int) -> list[Any]:
+        """What a row's numbers come from: its token ids (the text, where a server does the tokenizing), and those of
+        its answers."""
+        view = self._ids[split][row].tolist() if self._ids else self.read(split, row)
+        return [view, self._answers[split][row].tolist()]
 
     def lengths(self, split: str) -> np.ndarray:
         """Of what the teacher sees, int [N]: tokens, or bytes of text."""
-        return (self._ids or self._texts)[split].lengths
+        return (self._ids or self._read)[split].lengths
 
     @property
     def shared(self) -> int:
         """Length of the token prefix that all views share, leaving every view at least one token of its own."""
-        if not self._ids:
+        if self._shortest is None:
             return 0
-        return max(0, min(_shared(list(self._ids.values())), len(self._shortest) - 1))
+        return max(0, min(_shared(list(self._ids.values())), len(self._shortest.ids or ()) - 1))
 
     @property
     def opening(self) -> Opening:
-        return Opening(self.name, self.shared, self._shortest, self._longest)
+        if self._shortest is None or self._longest is None:
+            return Opening(self.name, 0, place=self.place)
+        ends = self._shortest, self._longest
+        shortest, longest = (view.ids or [] for view in ends)
+        return Opening(self.name, self.shared, shortest, longest, (ends[0].answers, ends[1].answers), self.place)
 
     def views(self, split: str, rows: Iterable[int]) -> Views:
         """Some rows, as a task carries them."""
         opening = self.opening
         if not self._ids:
-            return Views(opening, texts=[self.text(split, row) for row in rows])
-        return Views(opening, ids=[self._ids[split][row][opening.shared :].tolist() for row in rows])
+            return Views(opening, texts=[self.read(split, row) for row in rows])
+        rows = list(rows)
+        return Views(
+            opening,
+            ids=[self._ids[split][row][opening.shared :].tolist() for row in rows],
+            answers=[self.answers(split, row) for row in rows],
+        )
 
     @property
     def shared_text(self) -> str:
@@ -98,17 +137,35 @@ def _shared(spools: list[Spool]) -> int:
 
 
 def arms(
-    recipe: Recipe, reader: Reader, dataset: Dataset, contexts: dict[str, Renderer], answer_tokens: int, folder: Path
+    reader: Reader,
+    dataset: Dataset,
+    contexts: dict[str, Renderer],
+    asked: Callable[[str, str, Example], Asked],
+    folder: Path,
 ) -> list[Arm]:
-    """Every context of the recipe, the ceiling first; views leave room for ``answer_tokens``, and lie in ``folder``."""
-    cut = recipe.contexts.truncate == "input"
+    """Every context of the recipe, the ceiling first; the views lie in ``folder``.
+
+    asked: the arm's name, the split and the row → what is asked of its view.
+    """
     found = []
     for name, renderer in contexts.items():
-        arm = Arm(name, folder)
+        splits = ("train", "eval") if name in (CEILING, FLOOR) else ("eval",)
+        first = dataset.eval[0]
+        arm = Arm(name, folder, reader.place(renderer, first, asked(name, "eval", first).prefix))
         # The student's text of the train rows is wanted too.
-        for split in ("train", "eval") if name in (CEILING, FLOOR) else ("eval",):
+        for split in splits:
             for example in dataset.splits[split]:
-                arm.append(split, reader.view(renderer, example, answer_tokens=answer_tokens, cut=cut))
+                arm.append(split, reader.view(renderer, example, asked(name, split, example)))
+        if arm.stripped_rows:
+            console.note(
+                f"{renderer.where}: the teacher does not read the final newline of the template "
+                "(final_newline: keep would leave it)"
+            )
+        if arm.merged_rows:
+            console.note(
+                f"{renderer.where}: in {arm.merged_rows:,} rows the view's last token is part of the answer's first "
+                "one; both are scored together, as the teacher would write them"
+            )
         found.append(arm)
     return found
 
@@ -153,6 +210,7 @@ def facts(recipe: Recipe, reader: Reader, dataset: Dataset, found: Sequence[Arm]
             side: int(np.median(_tokens(reader, arm))) for side, arm in (("teacher", ceiling), ("student", floor))
         },
         "shared_tokens": ceiling.shared or reader.tokens(ceiling.shared_text),
+        "answer_place": {arm.name: asdict(arm.place) for arm in found},
         "context_text": ceiling.shared_text.replace(MESSAGE, ""),
         "teacher": {"reference": recipe.teacher.model, **reader.facts(), "fingerprint": fingerprint},
     }

@@ -15,7 +15,7 @@ from distillctl.recipe import HuggingFaceTeacher, Sampling
 from distillctl.references import ModelSource
 from distillctl.teachers import generation, label_scoring, response_scoring
 from distillctl.teachers.generation import Generated, Keep
-from distillctl.teachers.label_scoring import LabelScores
+from distillctl.teachers.label_scoring import Answers, LabelScores
 from distillctl.teachers.reading import Reader, sizes, unavailable
 from distillctl.teachers.response_scoring import Use
 from distillctl.teachers.shared_context import SharedContext, Unsupported
@@ -40,10 +40,11 @@ class Teacher(Reader):
 
     # ── the shared context, if it can be trusted ─────────────────────────────────────────────────
 
-    def prepare(
-        self, views: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int
-    ) -> SharedContext | None:
-        """Run the first ``shared`` tokens of the views once; None where it does not pay or does not hold."""
+    def prepare(self, views: Sequence[Sequence[int]], answers: Sequence[Answers], shared: int) -> SharedContext | None:
+        """Run the first ``shared`` tokens of the views once; None where it does not pay or does not hold.
+
+        views: the shortest and the longest; answers: the labels' token ids after each.
+        """
 
         def difference(pair: Sequence[Sequence[int]], own: Sequence[Sequence[int]], context: SharedContext) -> float:
             split = self.score(own, answers, context).log_probs
@@ -103,9 +104,9 @@ class Teacher(Reader):
     # ── what it says ─────────────────────────────────────────────────────────────────────────────
 
     def score(
-        self, views: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], context: SharedContext | None
+        self, views: Sequence[Sequence[int]], answers: Sequence[Answers], context: SharedContext | None
     ) -> LabelScores:
-        """Raw label log-probabilities; ``views`` without the tokens of ``context``."""
+        """Raw log-probabilities of each view's labels; ``views`` without the tokens of ``context``."""
         return label_scoring.score(
             self.model,
             views,

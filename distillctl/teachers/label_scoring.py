@@ -12,35 +12,45 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distillctl.data import batching
+from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.shared_context import SharedContext
 
 MIN_SHARED = 16
 """Shorter shared contexts are not worth a pass of their own."""
 
 
+Answers = Sequence[Sequence[int]]
+"""The token ids of each of the K labels."""
+
+
 @dataclass(frozen=True)
 class LabelScores:
-    """log_probs: float32 [N, K], natural logs, not normalised over labels. mass: float32 [N], Σ_k Pr(label k). tokens:
-    of the views, as many as were run. seen: bool [N, K], False where the log-probability is an upper bound and is left
-    out of the mass; None where all are exact."""
+    """log_probs: float32 [N, K], natural logs of exclusive labels (`teachers.exclusive`), not normalised over labels.
+    mass: float32 [N], Σ_k Pr(label k). tokens: of the views, as many as were run. seen: bool [N, K], False where the
+    log-probability is an upper bound and is left out of the mass; None where all are exact. next_ids, next_log_probs:
+    int32 and float32 [N], the likeliest token after each view, whether or not a label begins with it."""
 
     log_probs: np.ndarray
     mass: np.ndarray
     tokens: int
     seen: np.ndarray | None = None
+    next_ids: np.ndarray | None = None
+    next_log_probs: np.ndarray | None = None
+    next_tokens: list[str] | None = None
+    """As text."""
 
 
 @torch.inference_mode()
 def score(
     model: PreTrainedModel,
     views: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
+    answers: Sequence[Answers],
     *,
     batch_tokens: int,
     vocabulary: int | None = None,
     context: SharedContext | None = None,
 ) -> LabelScores:
-    """Score every answer (token ids) after every view (token ids, without ``context``'s tokens).
+    """Score each view's labels (token ids, as they follow that view) after it (token ids, without ``context``'s).
 
     Probabilities are over the first ``vocabulary`` ids: what some models pad their output with is no token.
 
@@ -48,14 +58,31 @@ def score(
     a stem, or whose stem begins another's, share a sequence. Right padding only: what pads follows every real token, so
     causality hides it, and sliding windows stay exact.
     """
-    stems = distinct_stems(answers)
-    sequences = [(row, stem) for row in range(len(views)) for stem in stems]
+    same = [tuple(map(tuple, row)) for row in answers]
+    stems = {labels: distinct_stems(labels) for labels in set(same)}
+    sequences = [(row, stem) for row in range(len(views)) for stem in stems[same[row]]]
     lengths = [len(views[row]) + len(stem) for row, stem in sequences]
-    log_probs = torch.empty(len(views), len(answers))
+    out = _Scores(np.empty((len(views), len(answers[0])), np.float32), np.zeros(len(views), np.int32),
+                  np.zeros(len(views), np.float32))  # fmt: skip
     with context.attached() if context else nullcontext():
         for batch in batching.by_length(lengths, max_rows=batch_tokens, max_tokens=batch_tokens):
-            _score_batch(model, [sequences[i] for i in batch], views, answers, vocabulary, context, log_probs)
-    return LabelScores(log_probs.numpy(), log_probs.exp().sum(-1).numpy(), sum(map(len, views)))
+            _score_batch(model, [sequences[i] for i in batch], views, same, vocabulary, context, out)
+    for labels in stems:
+        rows = [row for row, own in enumerate(same) if own == labels]
+        out.log_probs[rows] = exclusive(out.log_probs[rows], labels)
+    mass = np.exp(out.log_probs.astype(np.float64)).sum(-1).astype(np.float32)
+    return LabelScores(
+        out.log_probs, mass, sum(map(len, views)), next_ids=out.next_ids, next_log_probs=out.next_log_probs
+    )
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What batches fill in: log_probs [N, K], and the likeliest next token and its log-probability [N]."""
+
+    log_probs: np.ndarray
+    next_ids: np.ndarray
+    next_log_probs: np.ndarray
 
 
 def distinct_stems(answers: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
@@ -68,10 +95,10 @@ def _score_batch(
     model: PreTrainedModel,
     batch: list[tuple[int, tuple[int, ...]]],
     views: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
+    answers: Sequence[Answers],
     vocabulary: int | None,
     context: SharedContext | None,
-    out: torch.Tensor,
+    out: _Scores,
 ) -> None:
     ids = pad_sequence([torch.tensor([*views[row], *stem]) for row, stem in batch], batch_first=True).to(model.device)
     # The positions whose logits predict an answer token; by length, a batch has few distinct ones.
@@ -83,7 +110,10 @@ def _score_batch(
     ).logits
     log_probs = logits[..., :vocabulary].float().log_softmax(-1).cpu()
     for index, (row, stem) in enumerate(batch):
-        for k, answer in enumerate(answers):
+        start = len(views[row]) - 1
+        best, token = log_probs[index, column[start]].max(-1)
+        out.next_log_probs[row], out.next_ids[row] = float(best), int(token)
+        for k, answer in enumerate(answers[row]):
             if stem[: len(answer) - 1] == tuple(answer[:-1]):
-                start = len(views[row]) - 1
-                out[row, k] = sum(log_probs[index, column[start + step], token] for step, token in enumerate(answer))
+                steps = [log_probs[index, column[start + step], token] for step, token in enumerate(answer)]
+                out.log_probs[row, k] = float(torch.stack(steps).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,14 @@ class Local:
 
     def worker(self) -> LabelWorker | TextWorker:
         teacher = huggingface.load(self.spec, self.source)
-        return LabelWorker(teacher, self.task) if isinstance(self.task, Classify) else TextWorker(teacher, self.task)
+        return LabelWorker(teacher) if isinstance(self.task, Classify) else TextWorker(teacher, self.task)
 
 
 class LabelWorker:
     """Scores the labels after every view."""
 
-    def __init__(self, teacher: Teacher, task: Classify) -> None:
+    def __init__(self, teacher: Teacher) -> None:
         self.reader = teacher
-        self._answers = teacher.answers(task)
         self._contexts: dict[str, SharedContext | None] = {}
 
     def label(self, task: Task) -> LabelScores:
@@ -51,9 +50,11 @@ class LabelWorker:
         opening = task.views.opening
         if opening.arm not in self._contexts:
             ends = opening.shortest, opening.longest
-            self._contexts[opening.arm] = self.reader.prepare(ends, self._answers, opening.shared)
+            self._contexts[opening.arm] = self.reader.prepare(ends, opening.answers, opening.shared)
         context = self._contexts[opening.arm]
-        return self.reader.score(_own(task.views, context), self._answers, context)
+        found = self.reader.score(_own(task.views, context), task.views.answers, context)
+        assert found.next_ids is not None
+        return replace(found, next_tokens=[self.reader.tokenizer.decode([token]) for token in found.next_ids.tolist()])
 
 
 class TextWorker:

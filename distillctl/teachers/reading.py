@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -10,13 +12,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from distillctl import console, model_files
 from distillctl.data import responses
+from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.examples import Example
 from distillctl.data.views import Renderer
-from distillctl.engines.tasks import View
+from distillctl.engines.tasks import Answers, Asked, View
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.pretrained import folder, options
-from distillctl.recipe import Classify, HuggingFaceTeacher
+from distillctl.recipe import HuggingFaceTeacher
 from distillctl.references import ModelSource
+from distillctl.teachers.answer_tokens import AnswerTokenizer, InPlace
 
 
 class Reader:
@@ -27,6 +31,9 @@ class Reader:
         self.spec = spec
         self._config = config
         self._generation_config = generation_config
+        self._in_place = {chat: AnswerTokenizer(partial(self.encode, chat=chat)) for chat in (False, True)}
+        self._places: dict[str, AnswerPlace] = {}
+        self._checked: set[tuple[tuple[str, ...], Answers]] = set()
 
     @property
     def max_length(self) -> int:
@@ -47,11 +54,18 @@ class Reader:
         return sizes(model)
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
-        """Token ids of a view; a chat template has written its special tokens already."""
+        """Token ids of a view; a chat template has written its special tokens already. What a tokenizer puts after a
+        text is left out: the answer goes on where the view ends."""
         ids = self._ids(text, add_special_tokens=not chat)
-        if not chat and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id and not text.endswith("</s>"):
-            ids.pop()  # the answer goes on where the view ends
-        return ids
+        return ids if chat else ids[: len(ids) - self._behind]
+
+    @cached_property
+    def _behind(self) -> int:
+        """How many special tokens the tokenizer puts after a text."""
+        bare = self._ids("a", add_special_tokens=False)
+        whole = self._ids("a", add_special_tokens=True)
+        at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), len(whole))
+        return max(0, len(whole) - at - len(bare))
 
     def tokens(self, text: str) -> int:
         """How many there are in a text, without special ones."""
@@ -65,20 +79,35 @@ class Reader:
             raise unavailable(self.spec, ValueError(f"its tokenizer has the id {max(ids)}, the model {rows:,} tokens"))
         return ids
 
-    def encode_answer(self, words: str) -> list[int]:
-        """Token ids of label words; RecipeError when the vocabulary cannot say them."""
-        ids = self._ids(words, add_special_tokens=False)
-        unknown = self.tokenizer.unk_token_id
-        back = self.tokenizer.decode(ids) if ids else ""
-        if not ids or (unknown is not None and unknown in ids) or back.strip() != words.strip():
-            raise RecipeError(
-                f"the teacher's tokenizer cannot write {words!r} (it reads back as {back!r})", where="task.labels"
-            )
-        return ids
+    def in_place(self, text: str, words: Sequence[str], place: AnswerPlace) -> InPlace:
+        """The tokens of a view and of each of ``words`` after it."""
+        between = place.between(text)
+        return self._in_place[place.chat](place.before(text), [between + one for one in words])
 
-    def answers(self, task: Classify) -> list[list[int]]:
-        """The labels' words as token ids."""
-        return [self.encode_answer(task.answer_prefix + words) for words in task.labels.values()]
+    def label_tokens(self, text: str, words: Sequence[str], place: AnswerPlace) -> InPlace:
+        """As `in_place`, of label words; RecipeError when the vocabulary cannot say them, or not tell them apart."""
+        found = self.in_place(text, words, place)
+        if (tuple(words), found.answers) not in self._checked:
+            for label, ids in zip(words, found.answers, strict=True):
+                self._check_label(label, ids, list(words)[found.answers.index(ids)])
+            self._checked.add((tuple(words), found.answers))
+        return found
+
+    def _check_label(self, words: str, ids: Sequence[int], first: str) -> None:
+        """first: the first label of these tokens."""
+        back = self.tokenizer.decode(ids)
+        if self.tokenizer.unk_token_id in {*ids} - {None} or not "".join(back.split()).endswith("".join(words.split())):
+            what = f"the teacher's tokenizer cannot write {words!r} (it reads back as {back!r})"
+            raise RecipeError(what, where="task.labels")
+        if first != words:
+            what = f"{first!r} and {words!r} are the same tokens to the teacher, which cannot tell them apart"
+            raise RecipeError(what, where="task.labels")
+
+    def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
+        """Where an answer follows the context's views."""
+        if renderer.where not in self._places:
+            self._places[renderer.where] = renderer.answer_place(example, prefix, self.tokenizer)
+        return self._places[renderer.where]
 
     def stop_ids(self, stop: Sequence[str]) -> list[int]:
         """The tokens at which an answer ends, sorted: the model's own, and those that contain a string of ``stop``."""
@@ -86,24 +115,29 @@ class Reader:
         eos = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
         return responses.stop_ids(self.tokenizer, eos, stop)
 
-    def view(self, renderer: Renderer, example: Example, *, answer_tokens: int, cut: bool) -> View:
+    def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
         """The row's text and tokens; too long is an error, or the end of the input is cut."""
-        text = renderer.render(example, self.tokenizer)
-        ids, limit = self.encode(text, chat=renderer.is_chat), self.max_length - answer_tokens
+        text, place = renderer.render(example, self.tokenizer), self.place(renderer, example, asked.prefix)
+        if asked.room:
+            found = self.in_place(text, asked.words, place) if asked.words else None
+        else:
+            found = self.label_tokens(text, asked.words, place)
+        ids = self.encode(place.before(text), chat=renderer.is_chat) if found is None else found.view
+        answers = () if found is None else found.answers
+        limit = self.max_length - max([asked.room, *map(len, answers)])
         if not ids:
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
         if len(ids) <= limit:
-            return View(text, ids)
+            return View(text, place.before(text), ids, answers, 0 if found is None else found.merged)
         words = self._ids(example.input, add_special_tokens=False)
         keep = len(words) - (len(ids) - limit)
-        if not cut or keep < 1:
+        if not asked.cut or keep < 1:
             raise DataError(
                 f"row {example.id}: the view has {len(ids)} tokens, the teacher takes {limit} before the answer",
                 where=renderer.where,
                 next="shorten the context, or set contexts.truncate: input",
             )
-        shorter = Example(example.id, self.tokenizer.decode(words[:keep]), example.reference, example.documents)
-        return self.view(renderer, shorter, answer_tokens=answer_tokens, cut=cut)
+        return self.view(renderer, replace(example, input=self.tokenizer.decode(words[:keep])), asked)
 
 
 def sizes(model: torch.nn.Module) -> dict[str, Any]:

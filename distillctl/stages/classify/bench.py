@@ -19,7 +19,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Time all four models on the same eval rows."""
     bench, task = Bench(recipe, workspace), recipe.classify
     log_prior = bench.facts("collect")["log_prior"]
-    words = [task.answer_prefix + label for label in task.labels.values()]
+    words = list(task.labels.values())
     jobs = (
         bench.teachers(label_words=words, log_prior=log_prior)
         | bench.student("fp32", "onnx")

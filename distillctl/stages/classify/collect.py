@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from distillctl import cautions, console, references
 from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import CEILING, PUBLIC
-from distillctl.engines.tasks import Task
+from distillctl.engines.tasks import Asked, Task
 from distillctl.metrics import comparison, scores
 from distillctl.recipe import Recipe
 from distillctl.soft_labels import labels as soft_labels
@@ -31,9 +32,9 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     contexts = views.renderers(recipe, dataset.shots)
     source = references.teacher(recipe)
     with crews.crew(recipe, source, folder) as crew:
-        answers = crew.reader.answers(recipe.classify)
-        longest = max(map(len, answers))
-        arms = teacher_arms.arms(recipe, crew.reader, dataset, contexts, answer_tokens=longest, folder=folder)
+        words = tuple(recipe.classify.labels.values())
+        asked = Asked(recipe.classify.answer_prefix, words, cut=recipe.contexts.truncate == "input")
+        arms = teacher_arms.arms(crew.reader, dataset, contexts, lambda *row: asked, folder)
         fingerprint = source.fingerprint()
         workspace.retract("collect")
         spec = recipe.teacher.identity
@@ -44,7 +45,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
                 dataset.splits[split].ids,
                 arm.lengths(split),
                 partial(arm.seen, split),
-                [fingerprint, spec, answers, arm.shared],
+                [fingerprint, spec, words, asdict(arm.place), arm.shared],
                 recipe.shard_rows,
             )
             for arm in arms
@@ -58,7 +59,10 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             return Task(shard.arm, shard.split, shard.ids, seen)
 
         def commit(shard: Shard, found: Any) -> int:
-            store.write(folder, shard, SoftLabels(shard.ids, found.log_probs, found.mass, found.seen))
+            labels = SoftLabels(
+                shard.ids, found.log_probs, found.mass, found.seen, found.next_tokens, found.next_log_probs
+            )
+            store.write(folder, shard, labels)
             return int(found.tokens)
 
         with console.progress("collect", total=sum(len(shard.ids) for shard in every)) as bar:

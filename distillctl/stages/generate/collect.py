@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from distillctl import cautions, console, references
 from distillctl.data import examples, views
-from distillctl.data.examples import Dataset
-from distillctl.data.responses import Response, check_given, given_ids
+from distillctl.data.examples import Dataset, Example
+from distillctl.data.responses import Response, check_given, ended
 from distillctl.data.spool import Spool
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
-from distillctl.engines.tasks import Compared, Crew, Task
+from distillctl.engines.tasks import Asked, Compared, Crew, Task
 from distillctl.metrics import comparison
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import Tally
@@ -46,9 +46,8 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     source = references.teacher(recipe)
     with crews.crew(recipe, source, folder) as crew:
         stop_ids = crew.reader.stop_ids(recipe.generate.stop)
-        longest = recipe.generate.max_new_tokens
-        arms = teacher_arms.arms(recipe, crew.reader, dataset, contexts, answer_tokens=longest, folder=folder)
-        given = _given(recipe, crew, dataset, arms[0], stop_ids, folder, chat=contexts[CEILING].is_chat)
+        arms = teacher_arms.arms(crew.reader, dataset, contexts, partial(_asked, recipe), folder)
+        given = _given(recipe, crew, arms[0], len(dataset.train), stop_ids, folder)
         fingerprint = source.fingerprint()
         workspace.retract("collect")
         work = _Work(recipe, dataset, {arm.name: arm for arm in arms}, given, folder)
@@ -70,25 +69,22 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     return Outcome(outputs=["views.parquet", "shards"], facts=_findings(recipe, dataset, work) | facts)
 
 
-def _given(
-    recipe: Recipe, crew: Crew, dataset: Dataset, ceiling: Arm, stop_ids: list[int], folder: Path, *, chat: bool
-) -> Spool | None:
+def _asked(recipe: Recipe, arm: str, split: str, example: Example) -> Asked:
+    """Of every view an answer; of the ceiling's train rows, where the data give them, how likely that answer is."""
+    task = recipe.generate
+    given = isinstance(task.responses, Given) and arm == CEILING and split == "train"
+    words = ((example.reference or "") + "".join(task.stop[:1]),) if given else ()
+    return Asked(words=words, room=task.max_new_tokens, cut=recipe.contexts.truncate == "input")
+
+
+def _given(recipe: Recipe, crew: Crew, ceiling: Arm, rows: int, stop_ids: list[int], folder: Path) -> Spool | None:
     """The tokens of the responses that the data give the train rows; None where the teacher answers."""
-    if not isinstance(recipe.generate.responses, Given):
+    task, found = recipe.generate, Spool(folder, np.int32)
+    if not isinstance(task.responses, Given):
         return None
-    found = Spool(folder, np.int32)
-    for row, example in enumerate(dataset.train):
-        # After a template the answer is a word that follows; after a chat template it begins a message.
-        space = "" if chat or ceiling.text("train", row)[-1:].isspace() else " "
-        found.append(
-            given_ids(
-                crew.reader.tokenizer,
-                space + (example.reference or ""),
-                recipe.generate.stop,
-                stop_ids,
-                recipe.generate.max_new_tokens,
-            )
-        )
+    for row in range(rows):
+        [ids] = ceiling.answers("train", row)
+        found.append(ended(ids, stop_ids, crew.reader.tokenizer.eos_token_id, task.max_new_tokens))
     return found
 
 
@@ -129,16 +125,9 @@ class _Work:
                     how += [shard.key for shard in self.shards[CEILING, split]]
                 rows = self.dataset.splits[split].ids
                 self.shards[arm.name, split] = shards.plan(
-                    arm.name, split, rows, *self._seen(arm, split), how, self.recipe.shard_rows
+                    arm.name, split, rows, arm.lengths(split), partial(arm.seen, split), how, self.recipe.shard_rows
                 )
         return self.shards
-
-    def _seen(self, arm: Arm, split: str) -> tuple[np.ndarray, Callable[[int], Any]]:
-        """What a row's numbers come from, and its length; a given response is part of it, and −1 is no token."""
-        given = self.given
-        if given is None or split != "train":
-            return arm.lengths(split), lambda row: arm.seen(split, row)
-        return arm.lengths(split) + 1 + given.lengths, lambda row: [*arm.seen(split, row), -1, *given[row].tolist()]
 
     def task(self, shard: Shard) -> Task:
         """What a shard asks; one of the floor's also asks what the ceiling's answers needed the full context for."""

@@ -8,12 +8,13 @@ from typing import Any
 
 from distillctl import console, model_files
 from distillctl.data import responses
+from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.examples import Example
 from distillctl.data.views import MESSAGE, Renderer
-from distillctl.engines.tasks import View
+from distillctl.engines.tasks import Answers, Asked, View
 from distillctl.errors import DataError, Unavailable, first_line
-from distillctl.recipe import Classify
 from distillctl.references import ServedSource
+from distillctl.teachers.answer_tokens import AnswerTokenizer
 from distillctl.teachers.served.protocol import Prompt
 from distillctl.teachers.served.vocabulary import Vocabulary
 
@@ -27,6 +28,7 @@ class Reader:
     def __init__(self, source: ServedSource) -> None:
         self.source = source
         self._characters = self._tokens = 0
+        self._places: dict[str, AnswerPlace] = {}
         self.asked: Callable[[], dict[str, Any]] = dict
         """What the server granted and what it was asked so far; nothing where all was there already."""
 
@@ -61,12 +63,28 @@ class Reader:
         address = {"base_url": self.source.base_url, "api": self.source.api}
         return {"parameters": None, "bytes": None, "served": address | self.asked()}
 
-    def view(self, renderer: Renderer, example: Example, *, answer_tokens: int, cut: bool) -> View:
+    def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
+        """Where an answer follows the context's views; the server's own chat template is not known."""
+        return renderer.answer_place(example, prefix)
+
+    def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
         """The row's text, or its messages as one text (`prompt` undoes it). How long it may be, the server knows."""
         text = renderer.as_text(example)
         if not text.strip():
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
-        return View(text, None)
+        if renderer.where not in self._places:
+            self._places[renderer.where] = self.place(renderer, example, asked.prefix)
+        read = self._places[renderer.where].before(text)
+        return View(text, read, None, self._given(text, asked.words) if asked.room and asked.words else ())
+
+    def _given(self, text: str, words: Sequence[str]) -> Answers:
+        """The tokens of a response that the data give, in its place; in a chat it begins a message."""
+        assert self.known is not None
+        encode = self.known.tokenizer
+        place = AnswerPlace(chat=True) if text.startswith(MESSAGE) else AnswerPlace()
+        view = "" if place.chat else place.before(text)
+        tokenize = AnswerTokenizer(lambda text: list(encode(text, add_special_tokens=False).input_ids))
+        return tokenize(view, [place.between(text) + one for one in words]).answers
 
     def tokens(self, text: str) -> int:
         """How many tokens a text has: counted, or estimated from what the server has counted so far."""
@@ -79,10 +97,6 @@ class Reader:
         """What a server has counted."""
         self._characters += characters
         self._tokens += tokens
-
-    def answers(self, task: Classify) -> list[str]:
-        """What stands for each label."""
-        return [task.answer_prefix + words for words in task.labels.values()]
 
     def stop_ids(self, stop: Sequence[str]) -> list[int]:
         """The tokens at which an answer ends; none where they are not known."""

@@ -149,13 +149,23 @@ class Labelled:
     mass: np.ndarray
     tokens: int
     seen: np.ndarray
+    next_tokens: list[str] | None = None
+    next_log_probs: np.ndarray | None = None
+    """As `teachers.label_scoring.LabelScores` has them."""
 
 
 class _LabelRows(Rows):
     def __init__(self, served: Served, reader: Reader, asker: Asker, granted: Grants, task: Classify) -> None:
         super().__init__(served, reader, asker, granted)
-        self._first_only = self.spec.api == "chat"
-        self._labels = labels.labels(task.labels, task.answer_prefix, reader.known, first_only=self._first_only)
+        self._first_only, self._words = self.spec.api == "chat", task.labels
+        self._known: dict[str, list[labels.Label]] = {}
+
+    def _labels(self, prefix: str) -> list[labels.Label]:
+        """As they follow a view with this between."""
+        if prefix not in self._known:
+            known = labels.labels(self._words, prefix, self.reader.known, first_only=self._first_only)
+            self._known[prefix] = known
+        return self._known[prefix]
 
     async def _row(self, task: Task, place: int) -> labels.Scores:
         text, seen = task.views.texts[place], dict[bytes, Position]()
@@ -171,7 +181,8 @@ class _LabelRows(Rows):
                 seen[said] = await self._next(self._request(whole, 1, self.granted.top_logprobs))
             return seen[said]
 
-        return await labels.score(self._labels, following, first_only=self._first_only)
+        after = self._labels(task.views.opening.place.between(text))
+        return await labels.score(after, following, first_only=self._first_only)
 
     async def _next(self, request: Request) -> Position:
         """The likeliest tokens after a text. Where the model would end there, most servers show nothing: another token

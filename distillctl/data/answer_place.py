@@ -1,0 +1,88 @@
+"""Where an answer begins: what the teacher reads before it, and what stands between that and the answer's words.
+
+A label or a given response is scored as the teacher itself would write it. What it would write first (a space, a
+newline, nothing) depends on the context: on what stands between cue and answer in the context's own examples, or on
+the model's chat template. A recipe's ``task.answer_prefix`` takes precedence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_INPUT = "\ue000"
+"""Stands for the input while a context is looked at: a private character, which no template's own text has."""
+_WORD = "answer"
+
+
+@dataclass(frozen=True)
+class AnswerPlace:
+    """How an answer follows the views of one context.
+
+    prefix: what the recipe puts before the words; None: derived. gap: the white space between cue and answer in the
+    context's own examples or in the chat template; None: there is none to go by.
+    """
+
+    prefix: str | None = None
+    gap: str | None = None
+    chat: bool = False
+    strip_newline: bool = True
+
+    def before(self, view: str) -> str:
+        """The text that the teacher reads: the view without one final newline, which editors and YAML's ``|`` leave.
+
+        The newline stays where the context's examples have one there too, where the recipe says ``final_newline:
+        keep``, and in what a chat template has written.
+        """
+        if self.chat or not self.strip_newline or (self.gap or "").startswith(("\n", "\r")):
+            return view
+        return view.removesuffix("\n").removesuffix("\r") if view.endswith("\n") else view
+
+    def between(self, view: str) -> str:
+        """What stands between `before` of a view and the answer's words."""
+        if self.prefix is not None:
+            return self.prefix
+        text = self.before(view)
+        if self.gap is not None:
+            there = next(n for n in range(len(self.gap), -1, -1) if text.endswith(self.gap[:n]))
+            return self.gap[there:]
+        return "" if self.chat or text[-1:].isspace() else " "
+
+
+def of_template(render: Callable[[str], str], prefix: str | None, *, strip_newline: bool) -> AnswerPlace:
+    """Look at a template context.
+
+    render: an input → the view's text. Examples, in the template or through its variables, repeat what stands after
+    the input (the cue); the white space that most often follows it there is what the teacher will write.
+    """
+    try:
+        _, at, cue = render(_INPUT).rpartition(_INPUT)
+        earlier = render(_INPUT)[: -len(cue)] if cue else ""
+    except Exception:  # a template that fails on this input fails on real ones too, with their names
+        at = cue = earlier = ""
+    cue = cue.rstrip()
+    gaps = Counter(_white_space(rest) for rest in earlier.split(cue)[1:] if rest.strip()) if at and cue else Counter()
+    gap = gaps.most_common(1)[0][0] if gaps else None
+    return AnswerPlace(prefix, gap or None, strip_newline=strip_newline)
+
+
+def of_chat(render: Callable[[Sequence[dict[str, str]]], str], prompt: str, prefix: str | None) -> AnswerPlace:
+    """Look at a chat context.
+
+    render: further messages → the whole conversation as the chat template writes it; prompt: the view, ready for the
+    answer. What the template puts before an assistant's words is taken where it is white space alone.
+    """
+    gap = ""
+    try:
+        whole = render([{"role": "assistant", "content": _WORD}])
+    except Exception:  # some templates refuse what they have not foreseen; an answer then follows the view at once
+        whole = ""
+    if whole.startswith(prompt):
+        lead, found, _ = whole[len(prompt) :].partition(_WORD)
+        gap = lead if found and not lead.strip() else ""
+    return AnswerPlace(prefix, gap or None, chat=True)
+
+
+def _white_space(text: str) -> str:
+    return text[: len(text) - len(text.lstrip())]
