@@ -65,8 +65,10 @@ class Client:
             async with asyncio.timeout(self.spec.timeout_seconds):
                 answer = protocol.parse(await self._bytes(request), request)
                 # These two are no part of the answer: they go into the manifest.
-                names = {"model": answer.model, "system_fingerprint": answer.system_fingerprint}
-                return replace(answer, **{key: name and redacted(name, self._key) for key, name in names.items()})
+                model, fingerprint = (
+                    name and redacted(name, self._key) for name in (answer.model, answer.system_fingerprint)
+                )
+                return replace(answer, model=model, system_fingerprint=fingerprint)
         except (TimeoutError, openai.APITimeoutError):
             raise Fault("timeout", f"no whole answer in {self.spec.timeout_seconds:g} s", paid=True) from None
         except Impossible as error:
