@@ -99,6 +99,15 @@ def bounds(folder: Path, parts: Sequence[Shard]) -> tuple[float, float] | None:
     return float((~seen).mean()), float(((probs * ~seen).sum(-1) / probs.sum(-1)).mean())
 
 
+def likeliest(folder: Path, parts: Sequence[Shard], rows: int) -> list[tuple[str, str, float]]:
+    """Of a few rows of a finished plan: id, the teacher's likeliest token after the view, and its probability."""
+    found = _read(folder / parts[0].file)
+    if found.next_token is None or found.next_log_prob is None:
+        return []
+    probs = np.exp(found.next_log_prob[:rows].astype(np.float64)).tolist()
+    return list(zip(found.ids, found.next_token, probs, strict=False))
+
+
 def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
     """One table of several, its rows in the order of ``ids``."""
     place = {row: index for index, row in enumerate(row for part in parts for row in part.ids)}

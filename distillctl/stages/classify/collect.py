@@ -13,7 +13,7 @@ from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import CEILING, PUBLIC
 from distillctl.engines.tasks import Asked, Task
-from distillctl.metrics import comparison, scores
+from distillctl.metrics import comparison, label_checks, scores
 from distillctl.recipe import Recipe
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels import shards, store
@@ -72,12 +72,17 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     teacher_arms.write_views(folder, dataset, arms)
     shards.drop_others(folder, every)
     facts = _findings(recipe, dataset, {key: store.read_shards(folder, part) for key, part in plan.items()})
+    label_checks.check_mass(
+        store.read_shards(folder, plan[CEILING, "eval"])[1], store.likeliest(folder, plan[CEILING, "eval"], SHOWN_ROWS)
+    )
     facts["unseen"] = _unseen(
         {arm: store.bounds(folder, part) for (arm, split), part in plan.items() if split == "eval"}
     )
     return Outcome(outputs=["views.parquet", "shards"], facts=facts | told | work.facts)
 
 
+SHOWN_ROWS = 3
+"""Of which a caution shows what the teacher would rather write than a label."""
 MAY_BE_UNKNOWN = 0.02
 """Mean share of a row's label mass that may be upper bounds before it is said."""
 
@@ -112,6 +117,8 @@ def _findings(
     }
     arms, gaps = comparison.compare({PUBLIC.get(arm, arm): values for arm, values in rows.items()}, metric, recipe.seed)
     comparison.warn(gaps)
+    train = soft_labels.calibrate(labels[CEILING, "train"][0], log_prior)
+    label_checks.check_labels(recipe.task.names, train, calibrated[CEILING], references)
     return {
         "metric": metric,
         "labels": recipe.task.names,
