@@ -10,8 +10,8 @@ import numpy as np
 from distillctl import cautions
 
 SMALL_MASS = 0.1
-"""Median label mass below which the teacher would mostly write something else. The prompted teacher of recipes/demo.yaml
-has 0.89; without its prompt, 0.00001."""
+"""Median label mass below which the teacher would mostly write something else. The prompted teacher of
+recipes/demo.yaml has 0.89; without its prompt, 0.00001."""
 NEARLY_EVERY = 0.9
 """Share of the rows with one label from which the labels say next to nothing."""
 
@@ -66,6 +66,6 @@ def check_labels(
     if never := [name for name, count in zip(names, given.tolist(), strict=True) if not count]:
         cautions.add(
             "labels-never-given",
-            f"The prompted teacher gives no train row the label{'s' * (len(never) > 1)} {', '.join(never)}: the student "
-            "sees no example of it.",
+            f"The prompted teacher gives no train row the label{'s' * (len(never) > 1)} {', '.join(never)}: the "
+            "student sees no example of it.",
         )
