@@ -43,6 +43,13 @@ LIGHT = {
     "wrong type": ({"train": {"epochs": "two"}}, None, ["train.epochs", "valid integer"]),
     "empty data": ({"data": {"source": "empty.jsonl"}}, None, ["empty.jsonl: has no rows"]),
     "row without input": ({"data": {"source": "bad.jsonl"}}, None, ['bad.jsonl:2: no "input"']),
+    "blank row": ({"data": {"source": "blank.csv"}}, None, ['blank.csv:3: "input" is empty', "data.blank: drop"]),
+    "stray quotes": (
+        {"data": {"source": "stray.tsv", "quoting": "on"}}, None, ["stray.tsv:2: a quote that opens here"]),
+    "semicolons": ({"data": {"source": "semicolons.csv"}}, None, ["semicolons.csv:1: the header is one cell"]),
+    "one train row": ({"data": {"source": "two.csv", "eval_rows": 1}}, None, ["data: nothing is left to train on"]),
+    "unknown column": (
+        {"contexts": {"full": {"template": "{{ row.title }}"}}}, None, ["'title' is undefined", "the columns: input"]),
     "unknown reference": ({"task": {"labels": ["who", "where"]}}, None, ["rows.jsonl:1", "is no label"]),
     "bad template": ({"contexts": {"full": {"template": "{{ inpt }}"}}}, None, ["contexts.full", "'inpt' is"]),
 }  # fmt: skip
@@ -56,11 +63,27 @@ def test_what_recipe_and_data_show_is_told_without_torch(tmp_path, case):
         recipe.write_text(text)
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.jsonl").write_text('{"input": "who"}\n{"text": "who"}\n')
-    script = tmp_path / "no_torch" / "torch.py"
+    (tmp_path / "blank.csv").write_text("input,reference\nwho,person\n,person\n")
+    (tmp_path / "stray.tsv").write_text('input\treference\n"who\tperson\nhow"\tnumber\nwhat\tnumber\n')
+    (tmp_path / "semicolons.csv").write_text("input;reference\nwho;person\n")
+    (tmp_path / "two.csv").write_text("input,reference\nwho,person\nhow,number\n")
+    done = project.run("collect", recipe, "--run-dir", tmp_path / "run", PYTHONPATH=without_torch(tmp_path))
+    fails(done, 3, *told)
+    assert "torch was imported" not in done.stderr
+
+
+def without_torch(folder):
+    """A path on which torch ends the program."""
+    script = folder / "no_torch" / "torch.py"
     script.parent.mkdir()
     script.write_text("raise SystemExit('torch was imported')")
-    done = project.run("collect", recipe, "--run-dir", tmp_path / "run", PYTHONPATH=str(script.parent))
-    fails(done, 3, *told)
+    return str(script.parent)
+
+
+def test_train_says_without_torch_that_nothing_is_left_to_train_on(copy, tmp_path):
+    arguments = ("--run-dir", copy / "run", "--set", "train.validation=0.999")
+    done = project.run("train", copy / "recipe.yaml", *arguments, PYTHONPATH=without_torch(tmp_path))
+    fails(done, 3, "nothing is left to train on", "train.validation: 0.999")
     assert "torch was imported" not in done.stderr
 
 

@@ -50,7 +50,8 @@ def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
     kept = rest[: data.train_rows]
     for name, part, wanted in (("train", kept, data.train_rows), ("eval", held_out, data.eval_rows)):
         if not len(part):
-            raise DataError(f"no rows are left for the {name} split ({left_out(counts)})", where="data")
+            mend = "give more rows, or lower data.eval_rows" if name == "train" else "give more rows"
+            raise DataError(f"no rows are left for the {name} split ({left_out(counts)})", where="data", next=mend)
         if wanted is not None and len(part) < wanted:
             raise DataError(
                 f"only {len(part)} rows for {name}, the recipe asks for {wanted} ({left_out(counts)})",

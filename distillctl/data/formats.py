@@ -21,6 +21,7 @@ from distillctl.recipe import Data
 _UNPACKED, _RATIO = 4 << 20, 100
 """Of a .gz: so many characters in any case, and otherwise so many for each of its bytes."""
 _CATALOG_BYTES = 32 << 20
+_SAVE_SHEET = "save the sheet as CSV (UTF-8)"
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -38,6 +39,8 @@ def format_of(path: Path, chosen: str, where: str) -> str:
     if chosen != "auto":
         return chosen
     suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+    if suffix in (".xlsx", ".xls", ".ods"):
+        raise DataError(f"{path.name} is a workbook, which is not read", where=where, next=_SAVE_SHEET)
     if suffix not in SUFFIXES:
         raise DataError(
             f"what is {path.name}? say data.format ({', '.join(sorted(set(SUFFIXES.values())))}, lines)", where=where
@@ -70,7 +73,7 @@ def rows(
                 yield from tables.rows(path, lines, kind, data)
     except (UnicodeError, LookupError, ValueError) as error:
         what = f"is not {data.encoding} text ({first_line(error)})"
-        raise DataError(what, where=str(path), next=f"set data.encoding{_marked(path)}") from None
+        raise DataError(what, where=str(path), next=_advice(path)) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path)) from None
 
@@ -89,17 +92,21 @@ def _lines(path: Path, file: IO[str]) -> Iterator[str]:
         yield line.removeprefix("\ufeff") if number == 1 else line
 
 
-def _marked(path: Path) -> str:
-    """The encoding that a file's byte-order mark tells, as the end of the advice to set it."""
+def _advice(path: Path) -> str:
+    """What to do about a file that is no text in the recipe's encoding, by its first bytes."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rb") as file:
             start = file.read(4)
     except (OSError, EOFError, zlib.error):
-        return ""
+        return "set data.encoding"
+    if start == b"PK\x03\x04":
+        return _SAVE_SHEET
     if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        return ": utf-32"
-    return ": utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ""
+        return "set data.encoding: utf-32"
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "set data.encoding: utf-16"
+    return "set data.encoding, such as cp1252"
 
 
 def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -217,13 +217,14 @@ def _derived_id(text: str, place: str) -> str:
     return hashlib.sha256(normal(whole(text, place)).encode()).hexdigest()[:16]
 
 
+def _has(row: Mapping[str, Any]) -> str:
+    return f"it has: {', '.join(map(str, list(row)[:8]))}"
+
+
 def _no_input(place: str, row: dict[str, Any], text: Any, data: Data) -> DataError:
-    have = ", ".join(map(str, list(row)[:8]))
     drop = "set data.blank: drop to leave such rows out"
     if text is MISSING:
-        return DataError(
-            f'no "{data.input}" (it has: {have})', where=place, next=None if data.blank == "drop" else drop
-        )
+        return DataError(f'no "{data.input}" ({_has(row)})', where=place, next=f"set data.input, or {drop}")
     if isinstance(text, (list, dict)):
         inner = "[0]" if isinstance(text, list) else f".{next(iter(text), 'text')}"
         mend = f"name a text inside it, such as data.input: {data.input}{inner}"
@@ -249,8 +250,7 @@ def _reference(recipe: Recipe, place: str, row: dict[str, Any]) -> str | None:
     column = recipe.data.reference or "reference"
     cell = value(row, column)
     if cell is MISSING and recipe.data.reference is not None:
-        have = ", ".join(map(str, list(row)[:8]))
-        raise DataError(f'no "{column}" (it has: {have})', where=place, next="set data.reference")
+        raise DataError(f'no "{column}" ({_has(row)})', where=place, next="set data.reference")
     known = spellings(cell)
     if not known:
         return None
@@ -264,5 +264,7 @@ def _reference(recipe: Recipe, place: str, row: dict[str, Any]) -> str | None:
     near = get_close_matches(mapped[0], recipe.task.names, n=1)
     hint = f", did you mean {near[0]}?" if near else f" (labels: {', '.join(recipe.task.names)})"
     raise DataError(
-        f'"{column}" is {mapped[0]!r}, which is no label{hint}', where=place, next="set data.label_map, or mend the row"
+        f'"{column}" is {mapped[0]!r}, which is no label{hint}',
+        where=place,
+        next=f'mend the row, or set data.label_map, such as {{"{mapped[0]}": {recipe.task.names[0]}}}',
     )

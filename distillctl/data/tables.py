@@ -121,7 +121,8 @@ class _Records:
         """A row that cannot be read. A quote that is never closed takes all that follows it."""
         first = self._number - len(self._taken) + 1
         if len(self._taken) < 2:
-            return DataError(what, where=f"{self._path}:{first}")
+            mend = "set data.quoting: off if double quotes are only text" if '"' in "".join(self._taken) else None
+            return DataError(what, where=f"{self._path}:{first}", next=mend)
         return DataError(
             f"{what}; a quote that opens on this line is not closed before line {self._number}",
             where=f"{self._path}:{first}",
@@ -146,9 +147,10 @@ def _header(path: Path, records: _Records, data: Data) -> list[str] | None:
     if len(named) == 1 and data.input not in named:
         count, other = max((named[0].count(other), other) for other in _OTHERS)
         if count:
+            expected = _OTHERS.get(records.delimiter, repr(records.delimiter))
+            found = _OTHERS[other]
             raise DataError(
-                f"the header is one cell with {count} {_OTHERS[other]} in it ({named[0][:60]!r}): they seem to be what "
-                f"stands between the cells, and {_OTHERS.get(records.delimiter, repr(records.delimiter))} are expected",
+                f"the header is one cell, {named[0][:60]!r}: {found} seem to stand between the cells, not {expected}",
                 where=f"{path}:1",
                 next=f"set data.delimiter: {other!r}" if other != "\t" else "set data.format: tsv",
             )
