@@ -524,3 +524,19 @@ def test_a_json_file_that_is_one_list_says_how_to_write_it(make, content):
     with pytest.raises(DataError) as error:
         examples.load(make(content, "rows.json"))
     assert "jq -c '.[]'" in error.value.next
+
+
+def test_a_label_in_other_letters_is_recognised_in_the_error(make):
+    with pytest.raises(DataError, match=r"is 'YES', which is no label, did you mean yes\?") as error:
+        examples.load(make([{"input": "a", "reference": "YES"}]))
+    assert error.value.next == 'mend the row, or set data.label_map, such as {"YES": yes}'
+
+
+def test_a_few_shot_file_is_not_mended_by_knobs_of_the_data(make, tmp_path):
+    (tmp_path / "shots.csv").write_text("input;answer\nq;a\n")
+    contexts = {"full": {"template": "{{ input }}", "examples": {"file": "shots.csv"}}}
+    with pytest.raises(DataError, match=r"shots.csv:1: the header is one cell") as error:
+        examples.load(make(ROWS, contexts=contexts))
+    assert error.value.next.startswith("few-shot files are")
+    (tmp_path / "shots.csv").write_bytes("input,answer\nq,a\n".encode("utf-8-sig"))
+    assert examples.load(make(ROWS, contexts=contexts)).shots["full"][0].input == "q"

@@ -73,6 +73,25 @@ def test_cells_of_several_lines_in_several_rows_are_read(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_two_lines_that_would_be_rows_are_read_where_the_user_vouches_for_them(tmp_path: Path, rows: int) -> None:
+    content = "text,label\n" + '"a, b\nc",x\nplain,x\n' * rows + "last,x\n"
+    with pytest.raises(DataError, match=r"r.csv:2: .* joins 2 lines") as error:
+        read(tmp_path / "r.csv", content)
+    assert "if the cell is meant so, set data.quoting: on" in str(error.value.next)
+    assert read(tmp_path / "r.csv", content, quoting="on")[0]["text"] == "a, b\nc"
+
+
+def test_a_table_whose_cells_all_have_lines_with_commas_is_read(tmp_path: Path) -> None:
+    assert len(read(tmp_path / "r.csv", "text,label\n" + '"a, b\nc",x\n' * 20)) == 20
+
+
+def test_stray_quotes_among_cells_of_several_lines(tmp_path: Path) -> None:
+    content = 'text,label\n"two\nlines",x\n"one,x\ntwo,x\nthree",x\n' + "plain,x\n" * 4
+    with pytest.raises(DataError, match=r"r.csv:4: .* joins 3 lines .* each of them is a whole row"):
+        read(tmp_path / "r.csv", content, quoting="on")
+
+
 def test_a_quoted_tab_that_no_other_row_has(tmp_path: Path) -> None:
     content = 'text\tlabel\nfirst\tx\n"two\tcells"\tx\n'
     with pytest.raises(DataError, match=r"r.tsv:3: a quote that opens here takes a tab into a cell"):

@@ -261,10 +261,12 @@ def _reference(recipe: Recipe, place: str, row: dict[str, Any]) -> str | None:
     mapped = [recipe.data.label_map.get(text, text) for text in known]
     if (label := next((text for text in mapped if text in recipe.classify.labels), None)) is not None:
         return label
-    near = get_close_matches(mapped[0], recipe.task.names, n=1)
-    hint = f", did you mean {near[0]}?" if near else f" (labels: {', '.join(recipe.task.names)})"
+    names = {name.casefold(): name for name in recipe.task.names}
+    near = get_close_matches(mapped[0].strip().casefold(), names, n=1)
+    meant = names[near[0]] if near else recipe.task.names[0]
+    hint = f", did you mean {meant}?" if near else f" (labels: {', '.join(recipe.task.names)})"
     raise DataError(
         f'"{column}" is {mapped[0]!r}, which is no label{hint}',
         where=place,
-        next=f'mend the row, or set data.label_map, such as {{"{mapped[0]}": {recipe.task.names[0]}}}',
+        next=f'mend the row, or set data.label_map, such as {{"{mapped[0]}": {meant}}}',
     )

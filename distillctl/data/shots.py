@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from distillctl import references
 from distillctl.data import formats, template_sources
@@ -32,11 +34,20 @@ def _of_file(recipe: Recipe, reference: str, where: str, reader: RowReader) -> I
     path = references.data_file(reference, recipe.folder, where=where)
     if path is None:
         raise DataError(f"no such file: {reference}", where=where)
-    for place, row in formats.rows(path, formats.format_of(path, "auto", where), Data(source=reference)):
+    for place, row in _rows(path, reference, where):
         if not row.get("input") or not row.get("answer"):
             have = ", ".join(map(str, list(row)[:8]))
             raise DataError(f'needs "input" and "answer" (it has: {have})', where=place)
         yield Shot(input=str(row["input"]), answer=str(row["answer"]), row=reader.columns(place, row))
+
+
+def _rows(path: Path, reference: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As the data's are read, but by its file's name alone: no knob of `data` is about it."""
+    try:
+        yield from formats.rows(path, formats.format_of(path, "auto", where), Data(source=reference))
+    except DataError as error:
+        mend = "few-shot files are .jsonl, .csv (with commas), .tsv or .parquet, in UTF-8" if error.next else None
+        raise DataError(error.what, where=error.where, next=mend) from None
 
 
 def drawn(recipe: Recipe, train: Rows) -> tuple[dict[str, list[Shot]], set[int]]:

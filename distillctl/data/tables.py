@@ -193,14 +193,17 @@ class _Unnamed:
 class _Swallowed:
     """Rows that a stray quote may have joined: those on several lines, or with a tab inside a cell of a tsv.
 
-    A cell may well have several lines. What tells a stray quote is that each line by itself is a whole row, or that no
-    other row of the file has such a cell.
+    A cell may well have several lines. What tells a stray quote is that each line by itself is a whole row, in few of
+    the table's rows, or that no other row has such a cell. `data.quoting: on` vouches for a csv, unless three lines or
+    more are whole rows.
     """
 
     def __init__(self, path: Path, columns: int, data: Data) -> None:
         self._path, self._columns, self._data = path, columns, data
         self._rows = self._joined = self._whole = 0
+        self._certain = False
         self._first: tuple[int, _Record] | None = None
+        self._first_whole: tuple[int, _Record] | None = None
 
     def look(self, number: int, record: _Record) -> None:
         self._rows += 1
@@ -208,20 +211,23 @@ class _Swallowed:
         if len(record.lines) == 1 and not inside:
             return
         self._joined += 1
-        whole = self._columns > 1 and all(
-            line.count(record.delimiter) == self._columns - 1 for line in record.lines if line.strip()
-        )
-        self._whole += whole and len(record.lines) > 1
-        if self._first is None:
-            self._first = number, record
+        self._first = self._first or (number, record)
+        cells = [line.count(record.delimiter) + 1 for line in record.lines if line.strip()]
+        if len(cells) > 1 and self._columns > 1 and set(cells) == {self._columns}:
+            self._whole += 1
+            self._certain = self._certain or len(cells) > 2 or record.delimiter == "\t"
+            self._first_whole = self._first_whole or (number, record)
 
     def check(self) -> None:
         """DataError for the first such row."""
         if self._first is None:
             return
-        number, record = self._first
+        few = 2 * self._joined <= self._rows or self._rows == 1
+        whole = few and self._whole > 0 and (self._certain or self._whole == self._joined)
         alone = self._joined == 1 < self._rows
-        if not (self._whole == self._joined or (alone and (self._data.quoting == "auto" or record.delimiter == "\t"))):
+        number, record = (whole and self._first_whole) or self._first
+        refused_anyway = (whole and self._certain) or (alone and record.delimiter == "\t")
+        if not (refused_anyway or ((whole or alone) and self._data.quoting == "auto")):
             return
         if len(record.lines) > 1:
             cell = next((cell for cell in record.cells if "\n" in cell or "\r" in cell), record.cells[0])
@@ -229,12 +235,12 @@ class _Swallowed:
         else:
             cell = next(cell for cell in record.cells if "\t" in cell)
             what = "a quote that opens here takes a tab into a cell"
-        why = "each of them is a whole row" if self._whole else "no other row of the file has such a cell"
+        why = "each of them is a whole row" if whole else "no other row of the file has such a cell"
+        meant = "write the rows as JSON lines" if refused_anyway else "set data.quoting: on"
         raise DataError(
             f"{what} ({cell[:40]!r}…), and {why}",
             where=f"{self._path}:{number}",
-            next="set data.quoting: off if quotes are only text; a cell that is meant so can stand in a JSON lines file"
-            + ("" if self._whole or self._data.quoting == "on" else ", or set data.quoting: on"),
+            next=f"set data.quoting: off if quotes are only text; if the cell is meant so, {meant}",
         )
 
 
