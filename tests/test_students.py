@@ -75,7 +75,7 @@ def test_an_encoder_decoder_keeps_its_head_and_needs_no_room(tmp_path):
         assert (who.max_length, who.max_view, who.is_encoder_decoder) == (128, 128, True)
         ids = {"input_ids": torch.tensor([[5, 6, 1]]), "decoder_input_ids": torch.tensor([[0, 9]])}
         torch.testing.assert_close(who.model.eval()(**ids).logits, tiny_text.seq2seq(kind)(**ids).logits)
-        assert who.encode(["the sea"], ["a"], cut=False)[0][-1] == tiny_text.EOS_ID
+        assert encoded(who, ["the sea"], ["a"])[0][-1] == tiny_text.EOS_ID
 
 
 def test_a_truncated_decoder_has_the_chosen_layers(folder):
@@ -125,20 +125,26 @@ def test_an_encoder_cannot_write(tmp_path):
         build(model=str(path))
 
 
+def encoded(who: Student, texts: list[str], ids: list[str]) -> list[list[int]]:
+    """The views' token ids."""
+    return [tokens for _, tokens in who.encode([(ids, texts)])]
+
+
 # ── views ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_views_leave_room_for_the_response_and_are_never_empty(folder):
     who = build(model=str(folder), max_length=12)
-    assert len(who.encode(["abcd"], ["x"], cut=False)[0]) == 4
+    assert len(encoded(who, ["abcd"], ["x"])[0]) == 4
     with pytest.raises(DataError, match=r"row y: .* takes 12 and keeps 8 of them for the response"):
-        who.encode(["abcd", "abcdefg"], ["x", "y"], cut=False)
-    assert [len(ids) for ids in who.encode(["abcd", "abcdefg"], ["x", "y"], cut=True)] == [4, 4]
+        encoded(who, ["abcd", "abcdefg"], ["x", "y"])
+    with pytest.raises(DataError, match=r"row y: the simplified view has 7 tokens, .*\(1 more row is too long\)"):
+        encoded(who, ["abcdef", "abcdefg", "abcd"], ["x", "y", "z"])
     with pytest.raises(DataError, match="row z: the simplified view has no tokens"):
-        who.encode([""], ["z"], cut=False)
+        encoded(who, [""], ["z"])
     who.tokenizer.add_tokens(["zzz"])
     with pytest.raises(Unavailable, match=rf"makes the id {len(who.tokenizer) - 1} of row q"):
-        who.encode(["zzz"], ["q"], cut=False)
+        encoded(who, ["zzz"], ["q"])
 
 
 def framed(template):
@@ -165,7 +171,7 @@ def test_the_response_goes_on_where_the_view_ends(tmp_path, template, text, chat
     messages = {"simplified": {"messages": [{"role": "user", "content": "{{ input }}"}]}}
     for contexts, before in (({}, text), (messages, chat)):
         who = build(contexts=contexts, model=str(path))
-        ids = who.encode(["the sea"], ["a"], cut=False)[0]
+        ids = encoded(who, ["the sea"], ["a"])[0]
         assert who.tokenizer.convert_ids_to_tokens(ids) == [*before, "t", "h", "e", "Ġs", "ea"]
         who.tokenizer.save_pretrained(tmp_path / "saved")
         assert AutoTokenizer.from_pretrained(tmp_path / "saved")("the sea").input_ids == ids
@@ -206,7 +212,7 @@ def test_a_new_model_takes_its_ids_from_its_tokenizer(tmp_path, model_type, conf
     for owner in (model.config, model.generation_config):
         assert (owner.pad_token_id, owner.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
         assert getattr(owner, "bos_token_id", None) in (None, tokenizer.bos_token_id)
-    ids = who.encode(["the sea", ""] if new else ["the sea"], ["a", "b"][: 1 + new], cut=False)
+    ids = encoded(who, ["the sea", ""] if new else ["the sea"], ["a", "b"][: 1 + new])
     if who.is_encoder_decoder:
         assert model.generation_config.decoder_start_token_id == tokenizer.pad_token_id
         assert getattr(model.generation_config, "forced_eos_token_id", None) is None
@@ -222,7 +228,7 @@ def test_a_new_model_takes_its_ids_from_its_tokenizer(tmp_path, model_type, conf
 def test_a_new_classifier_can_have_a_new_tokenizer():
     spec = {"kind": "from_config", "model_type": "bert", "config": SIZES, "tokenizer": {"vocabulary": 350}}
     who = build({"labels": tiny.LABELS}, **spec)
-    [ids] = who.encode(["the sea"], ["a"], cut=False)
+    [ids] = encoded(who, ["the sea"], ["a"])
     assert (ids[0], ids[-1]) == (who.tokenizer.cls_token_id, who.tokenizer.sep_token_id)
     assert who.model(torch.tensor([ids])).logits.shape == (1, 3)
 

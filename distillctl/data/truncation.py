@@ -50,7 +50,8 @@ class Length:
 
     def error(self, row: str, others: int = 0) -> DataError:
         """The error for a row that may not be cut. others: further rows that are too long."""
-        also = f" ({others:,} more rows are too long)" if others else ""
+        more = "1 more row is" if others == 1 else f"{others:,} more rows are"
+        also = f" ({more} too long)" if others else ""
         return DataError(
             f"row {row}: the {self.view} has {self.tokens:,} tokens, {self.limit.told}{also}",
             where=self.where,

@@ -38,6 +38,11 @@ def writes_on(recipe: Recipe, config: Any) -> bool:
     return recipe.task.kind == "generate" and not config.is_encoder_decoder
 
 
+def warn_of_code(source: ModelSource) -> None:
+    """Say what ``trust_remote_code`` means."""
+    console.warn(f"student.trust_remote_code: Python code that comes with {source.reference} is run on this machine")
+
+
 def label_config(labels: Sequence[str]) -> dict[str, Any]:
     """Label names as transformers configs carry them."""
     return {
@@ -52,9 +57,7 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
     """`from_pretrained` of safetensors or GGUF weights: to classify, with a fresh head where the checkpoint has none;
     to generate, a whole language model. Unavailable when it cannot be had, RecipeError when it is of another kind."""
     if trust_remote_code:
-        console.warn(
-            f"student.trust_remote_code: Python code that comes with {source.reference} is run on this machine"
-        )
+        warn_of_code(source)
     arguments, place = options(source, revision, trust_remote_code), folder(source)
     with model_files.loading(lambda error: unavailable(source, error)):
         config = AutoConfig.from_pretrained(place, **arguments)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from transformers import PreTrainedModel
 
+from distillctl.data.truncation import Length, Limit
 from distillctl.errors import DataError, Unavailable
 from distillctl.students.early import no_room
 from distillctl.students.tokenization import pad
@@ -79,27 +80,69 @@ class Student:
         new_ids[self.kept_ids] = np.arange(len(self.kept_ids))
         return new_ids
 
-    def encode(self, texts: Sequence[str], ids: Sequence[str], *, cut: bool) -> list[list[int]]:
-        """Token ids per simplified view. Too long: DataError naming the row, or (``cut``) its end is cut."""
-        encoded: list[list[int]] = self.tokenizer(list(texts), truncation=cut, max_length=self.max_view).input_ids
+    @property
+    def limit(self) -> Limit:
+        """Tokens a simplified view may have, as a limit that an error can name."""
+        return view_limit(self.max_length, self.response_length)
+
+    def encode(self, parts: Iterable[tuple[Sequence[str], ...]]) -> Iterator[tuple[str, list[int]]]:
+        """Yield row and token ids of every simplified view. parts: ids and texts, some rows at a time.
+
+        Where views are too long, DataError names the longest one and counts the others, after all rows were seen.
+        """
         known = int(self.model.config.get_text_config().vocab_size)
-        room = f" and keeps {self.response_length} of them for the response" if self.response_length else ""
-        for row, tokens in zip(ids, encoded, strict=True):
-            if len(tokens) > self.max_view:
-                raise DataError(
-                    f"row {row}: the simplified view has {len(tokens)} tokens, "
-                    f"the student takes {self.max_length}{room}",
-                    where="contexts.simplified",
-                    next="shorten it, raise student.max_length, or set contexts.truncate: input",
-                )
-            if not tokens:
-                raise DataError(f"row {row}: the simplified view has no tokens", where="contexts.simplified")
-            if max(tokens) >= known:
-                raise Unavailable(
-                    f"the student's tokenizer makes the id {max(tokens)} of row {row}, its model has {known:,} tokens",
-                    where="student.model",
-                )
-        return encoded
+        too_long, longest, worst = 0, 0, ""
+        for ids, texts in parts:
+            for row, tokens in zip(ids, self.tokenizer(list(texts)).input_ids, strict=True):
+                if not tokens:
+                    raise DataError(f"row {row}: the simplified view has no tokens", where="contexts.simplified")
+                if max(tokens) >= known:
+                    raise Unavailable(
+                        f"the student's tokenizer makes the id {max(tokens)} of row {row}, its model has "
+                        f"{known:,} tokens",
+                        where="student.model",
+                    )
+                if len(tokens) > self.max_view:
+                    too_long += 1
+                    longest, worst = max((longest, worst), (len(tokens), row))
+                else:
+                    yield row, tokens
+        if too_long:
+            limit = replace(self.limit, next=_LONGER)
+            raise Length(longest, limit, "contexts.simplified", "simplified view").error(worst, too_long - 1)
+
+
+_LONGER = (
+    "shorten the view, or raise student.max_length as far as the model allows (a new model as far as student.config "
+    "says); contexts.truncate: input cuts the inputs in collect, unless the student's tokenizer is a new one, which is "
+    "not there before train"
+)
+
+
+def view_limit(max_length: int, response_length: int) -> Limit:
+    """How long a student's simplified views may be, in tokens."""
+    room = f" and keeps {response_length:,} of them for the response" if response_length else ""
+    return Limit(
+        "the student",
+        max_length - response_length,
+        f"the student takes {max_length:,}{room}",
+        "shorten the view, raise student.max_length where the model allows it, or set contexts.truncate: input",
+    )
+
+
+def longest_view(config: Any, tokenizer: Any, max_length: int | None, response_length: int = 0) -> int:
+    """Tokens that a student takes, its response included: what model, tokenizer and recipe allow.
+
+    RecipeError when the response leaves no room for a view.
+    """
+    allowed = getattr(config, "max_position_embeddings", None) or 2**31
+    longest = min(allowed, tokenizer.model_max_length)
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        longest = min(longest, allowed - tokenizer.pad_token_id - 1)  # their positions start after the padding id
+    longest = min(max_length or longest, longest)
+    if longest <= response_length:
+        raise no_room(longest, response_length)
+    return int(longest)
 
 
 def finish(model: PreTrainedModel, tokenizer: Any, max_length: int | None, response_length: int = 0) -> Student:
@@ -108,11 +151,5 @@ def finish(model: PreTrainedModel, tokenizer: Any, max_length: int | None, respo
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
-    allowed = getattr(model.config, "max_position_embeddings", None) or 2**31
-    longest = min(allowed, tokenizer.model_max_length)
-    if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        longest = min(longest, allowed - model.config.pad_token_id - 1)  # their positions start after the padding id
-    longest = min(max_length or longest, longest)
-    if longest <= response_length:
-        raise no_room(longest, response_length)
+    longest = longest_view(model.config, tokenizer, max_length, response_length)
     return Student(model, tokenizer, longest, response_length=response_length)

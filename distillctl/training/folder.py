@@ -41,14 +41,12 @@ def checkpoints(recipe: Recipe, workspace: Workspace, run: str) -> Checkpoints:
     return Checkpoints(workspace.folder("train") / "checkpoints", run, key)
 
 
-def save(student: Student, folder: Path, *, cut: bool) -> None:
-    """Model and tokenizer; the tokenizer cuts what is too long if the recipe says so, and never pads."""
+def save(student: Student, folder: Path) -> None:
+    """Model and tokenizer. The tokenizer neither pads nor cuts: cutting would take the end of a whole view, where the
+    template may go on after the input; what is too long was cut inside its view (`data.truncation`)."""
     tokenizer = student.tokenizer
     tokenizer.backend_tokenizer.no_padding()
-    if cut:
-        tokenizer.backend_tokenizer.enable_truncation(student.max_view)
-    else:
-        tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_truncation()
     with replacing_folder(folder) as temporary:
         student.model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

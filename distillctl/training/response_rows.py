@@ -29,13 +29,15 @@ from distillctl.training.learner import Batch
 class ResponseRows:
     """One row a response. views, responses: the student's token ids, the responses' with the token that ended them;
     targets: of some rows, for all their response tokens in order; vocabulary: how many ids are tokens; examples: the
-    number of the view that each row answers."""
+    number of the view that each row answers; cut: how many responses lost their end, for which the student has no
+    room."""
 
     views: Sequence[list[int]]
     responses: Sequence[list[int]]
     targets: Callable[[Batch], Targets]
     vocabulary: int
     examples: Batch = ()
+    cut: int = 0
 
     def take(self, rows: Batch) -> ResponseRows:
         """Some of the rows, in that order."""
@@ -72,20 +74,20 @@ def rows(
     views: ids and simplified texts, in parts; ``responses``: in parts, in any order, of the soft labels' ``profile``;
     ``folder``: where the files lie that the rows are kept in; shared_tokenizer: whether the teacher's token ids mean
     the same to the student. What is too long for the student, or (a trimmed vocabulary) cannot be said by it: DataError
-    naming the row; with ``cut`` what is too long loses its end.
+    naming the row; with ``cut`` a response that is too long in the student's own tokens loses its end.
     """
     number: dict[str, int] = {}
     own, said, theirs = (Spool(folder, np.int32) for _ in range(3))
     labels = SpooledLabels(folder, profile.fields)
-    for names, texts in views:
-        for name, ids in zip(names, student.encode(texts, names, cut=cut), strict=True):
-            number[name] = len(number)
-            own.append(ids)
-    room, example, sample = own.lengths, array("q"), array("q")
+    for name, ids in student.encode(views):
+        number[name] = len(number)
+        own.append(ids)
+    room, example, sample, shortened = own.lengths, array("q"), array("q"), 0
     for part in responses:
         found = _remapped(student, part) if shared_tokenizer else _tokenized_again(student, part)
         for row, name in enumerate(part.id):
             response = _fitted(student, name, int(room[number[name]]), found[row], cut=cut)
+            shortened += len(response) < len(found[row])
             # In shared tokens a response that was cut here is a beginning of the teacher's.
             end = len(response) if shared_tokenizer else len(part.token_ids[row])
             said.append(response)
@@ -116,6 +118,7 @@ def rows(
         targets,
         len(student.tokenizer),
         examples,
+        shortened,
     )
 
 

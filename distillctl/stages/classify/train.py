@@ -30,11 +30,12 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Train, measure on the eval rows, save the best weights."""
     folder = train_folder.prepare(recipe, workspace)
     student = _student(recipe, workspace)
-    data = {split: _rows(recipe, workspace, student, split) for split in ("train", "eval")}
+    data = {split: _rows(workspace, student, split) for split in ("train", "eval")}
     fit, predictions, facts = _train(recipe, workspace, student, data, "student", recipe.train.loss)
     facts |= fit.facts | {
         "parameters": sum(p.numel() for p in student.model.parameters()),
         "max_length": student.max_length,
+        "cut_inputs": _collect_facts(workspace)["counts"].get("cut_inputs"),
         "control": None,
     }
     columns: dict[str, np.ndarray | None] = {"student": predictions, "control": None}
@@ -42,7 +43,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         again = _student(recipe, workspace)  # with the same tokens
         _, columns["control"], facts["control"] = _train(recipe, workspace, again, data, "control", (CrossEntropy(),))
     if ranks.is_first():
-        train_folder.save(student, folder / "model", cut=recipe.contexts.truncate == "input")
+        train_folder.save(student, folder / "model")
         ids = view_table.column(_views(workspace), "eval", "id")
         _write_predictions(folder / "eval.parquet", ids, columns)
     return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet"], facts=facts)
@@ -50,6 +51,12 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
 
 def _views(workspace: Workspace) -> Path:
     return workspace.folder("collect") / "views.parquet"
+
+
+def _collect_facts(workspace: Workspace) -> dict[str, Any]:
+    collect = workspace.manifest("collect")
+    assert collect is not None
+    return collect.facts
 
 
 def _student(recipe: Recipe, workspace: Workspace) -> Student:
@@ -83,21 +90,17 @@ def _train(
     return fit, found, {"kl": scores.kl(teacher, found), "agreement": scores.same_top(teacher, found)}
 
 
-def _rows(recipe: Recipe, workspace: Workspace, student: Student, split: str) -> Rows:
+def _rows(workspace: Workspace, student: Student, split: str) -> Rows:
     """In files, whatever order the shards have, in that of the views."""
-    collect = workspace.manifest("collect")
-    assert collect is not None
+    log_prior = _collect_facts(workspace)["log_prior"]
     folder, number = workspace.folder("train"), dict[str, int]()
     ids, teacher = Spool(folder, np.int32), Spool(folder, np.float32)
-    for names, texts in view_table.parts(_views(workspace), split, "id", "simplified"):
-        for name, tokens in zip(
-            names, student.encode(texts, names, cut=recipe.contexts.truncate == "input"), strict=True
-        ):
-            number[name] = len(number)
-            ids.append(tokens)
+    for name, tokens in student.encode(view_table.parts(_views(workspace), split, "id", "simplified")):
+        number[name] = len(number)
+        ids.append(tokens)
     places = np.full(len(number), -1)
     for part in store.read_each(workspace, "full", split):
-        for name, row in zip(part.ids, soft_labels.calibrate(part.log_probs, collect.facts["log_prior"]), strict=True):
+        for name, row in zip(part.ids, soft_labels.calibrate(part.log_probs, log_prior), strict=True):
             if name not in number:
                 raise UpstreamError(f"row {name} has no view", where=str(folder), next="distillctl collect RECIPE")
             places[number[name]] = len(teacher)

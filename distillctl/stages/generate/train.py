@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.utils import set_seed
 
-from distillctl import ranks
+from distillctl import cautions, ranks
 from distillctl.data import responses as response_texts
 from distillctl.data import view_table
 from distillctl.losses.heads import check_head
@@ -40,6 +40,13 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     shares_tokenizer = collected.shares_tokenizer(student)
     check_terms(recipe.train.loss, shared_tokenizer=shares_tokenizer)
     data = {split: collected.rows(student, split) for split in ("train", "eval")}
+    cut_responses = {split: part.cut for split, part in data.items()}
+    if any(cut_responses.values()):
+        cautions.add(
+            "responses-cut-for-student",
+            f"The ends of {cut_responses['train']:,} train and {cut_responses['eval']:,} eval responses were cut, "
+            f"because view and response do not fit into the {student.max_length:,} tokens that the student takes.",
+        )
     student = _within_reach(recipe, student, data)
     done = _train(collected, student, data, "student", recipe.train.loss)
     control = None
@@ -47,11 +54,13 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         control = _train(collected, collected.student(), data, "control", (CrossEntropy(),))
     if ranks.is_first():
         student.model.generation_config = greedy_config(student.model, done.stop_ids, recipe.generate.max_new_tokens)
-        train_folder.save(student, folder / "model", cut=recipe.contexts.truncate == "input")
+        train_folder.save(student, folder / "model")
         _write(folder, view_table.column(collected.views, "eval", "id"), done, control)
     facts = done.figures | done.fit.facts | {
         "parameters": student.model.num_parameters(),
         "max_length": student.max_length,
+        "cut_inputs": collected.facts["counts"].get("cut_inputs"),
+        "cut_responses": cut_responses,
         "control": control.figures if control else None,
         "vocabulary": student.vocabulary_facts,
         "stop_ids": done.stop_ids,

@@ -1,0 +1,65 @@
+"""How long a student's views are and how long they may be: its tokenizer and its sizes, without the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig
+
+from distillctl import console, model_files, references
+from distillctl.data.truncation import Length, Limit
+from distillctl.pretrained import folder, options
+from distillctl.recipe import FromConfigStudent, NewTokenizer, Recipe
+from distillctl.references import ModelSource
+from distillctl.students import loading, tokenization
+from distillctl.students.student import longest_view, view_limit
+from distillctl.students.trained import trusted
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a student makes of a simplified view before it is trained."""
+
+    tokenizer: Any
+    limit: Limit
+
+    def length(self, text: str) -> Length:
+        """The tokens of a simplified view, as training will count them. A trimmed vocabulary changes none of them."""
+        tokens = len(self.tokenizer(text).input_ids)
+        return Length(tokens, self.limit, "contexts.simplified", "simplified view")
+
+
+def read(recipe: Recipe) -> Reader | None:
+    """The recipe's student, or None where its tokenizer is a new one, which is not there before train.
+
+    Unavailable when tokenizer or sizes cannot be had; RecipeError where the response leaves no room for a view.
+    """
+    spec, source = recipe.student, references.student(recipe)
+    if source is None:
+        return None
+    trust = trusted(recipe)
+    if trust:
+        loading.warn_of_code(source)
+    tokenizer = tokenization.of(source, spec.revision, trust)
+    config = _config(recipe, source, trust)
+    tokenization.pad(tokenizer)
+    response_length = 0
+    if loading.writes_on(recipe, config):
+        tokenizer = tokenization.for_writing_on(tokenizer, chat=recipe.contexts.simplified.messages is not None)
+        response_length = recipe.generate.max_new_tokens
+    longest = longest_view(config, tokenizer, spec.max_length, response_length)
+    return Reader(tokenizer, view_limit(longest, response_length))
+
+
+def has_new_tokenizer(recipe: Recipe) -> bool:
+    """Whether the student's tokenizer is trained together with it."""
+    return isinstance(recipe.student, FromConfigStudent) and isinstance(recipe.student.tokenizer, NewTokenizer)
+
+
+def _config(recipe: Recipe, source: ModelSource, trust: bool) -> Any:
+    spec = recipe.student
+    with model_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
+        if isinstance(spec, FromConfigStudent):
+            return AutoConfig.for_model(spec.model_type, **spec.config)
+        return AutoConfig.from_pretrained(folder(source), **options(source, spec.revision, trust))
