@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from distillctl import console, gguf_header
 from distillctl.errors import Unavailable, first_line
-from distillctl.workspace import digest, file_digest, replacing_folder
+from distillctl.workspace import replacing_folder
 
 
 def dequantized(path: Path) -> Path:
     """A folder with the GGUF file's weights as safetensors and its tokenizer, cached by content and versions."""
-    key = digest([file_digest(path), transformers.__version__])[:24]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distillctl" / "gguf" / key
+    cache = gguf_header.cache(path)
     if not (cache / "config.json").is_file():
         try:
             gguf_header.read(path)

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import re
 import struct
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from distillctl.workspace import digest, file_digest
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -74,6 +78,13 @@ def general(path: Path) -> dict[str, str]:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = _Reader(data, 4).keys(group="general.")
     return {name.removeprefix("general."): value for name, value in found.items() if isinstance(value, str)}
+
+
+def cache(path: Path) -> Path:
+    """The folder in the user's cache where its weights as safetensors and its tokenizer belong, by content and
+    versions; `gguf.dequantized` puts them there."""
+    key = digest([file_digest(path), version("transformers")])[:24]
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distillctl" / "gguf" / key
 
 
 class _Reader:

@@ -7,18 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import cautions, engines, model_files, pipeline, references
+from distillctl import cautions, engines, pipeline, references, view_lengths
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
-from distillctl.errors import Unavailable, first_line
+from distillctl.model_preview import ModelPreview
 from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, Text
 from distillctl.soft_labels import size
 from distillctl.students import early, parameters
 from distillctl.workspace import Workspace
 
-CHARACTERS_PER_TOKEN = 4.0
-"""English text under common 32k–150k vocabularies; used only where no tokenizer.json is at hand."""
 SAMPLE = 64
 """Rows whose views (and given responses) are tokenized to estimate the mean."""
 
@@ -37,10 +35,13 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
     early.check(recipe)
     responses.check_given(recipe, dataset)
     source = references.teacher(recipe)
-    known = source.tokenizer or source if isinstance(source, references.ServedSource) else source
-    count, vocabulary = _token_counter(known)
+    known = source.tokenizer if isinstance(source, references.ServedSource) else source
+    preview, contexts = ModelPreview(known), views.renderers(recipe, dataset.shots)
+    count, vocabulary = preview.tokens, preview.vocabulary
+    reads = view_lengths.teacher(recipe, preview)
+    takes = view_lengths.student(recipe, ModelPreview(references.student(recipe)))
     arms = {}
-    for name, renderer in views.renderers(recipe, dataset.shots).items():
+    for name, renderer in contexts.items():
         rows = len(dataset.eval) + (len(dataset.train) if name == "full" else 0)
         tokens, shared = _tokens(renderer, dataset.eval[:SAMPLE], count)
         arms[name] = {"rows": rows, "tokens_per_row": round(tokens), "shared_tokens": round(shared)}
@@ -66,6 +67,8 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
         "rows": dataset.counts,
         "arms": arms,
         "tokens": counted + answers.told,
+        "lengths": view_lengths.check(recipe, dataset, contexts, reads, takes),
+        "views": view_lengths.samples(dataset, contexts, preview),
         "collect": {
             "teacher_parameters": of_teacher,
             "forward_tokens": forward,
@@ -160,21 +163,3 @@ def _tokens(renderer: Renderer, rows: Sequence[examples.Example], count: Callabl
     texts = [renderer.preview(row) for row in rows]
     shared = count(texts[0][: views.shared_length(texts)])
     return sum(map(count, texts)) / len(texts), shared if shared >= 16 else 0
-
-
-def _token_counter(source: references.ModelSource) -> tuple[Callable[[str], float], int | None]:
-    """Tokens of a text, and the size of the vocabulary where a tokenizer.json is at hand."""
-    if source.path is not None and (file := source.path / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        def unreadable(error: BaseException) -> Unavailable:
-            return Unavailable(f"the tokenizer cannot be read: {first_line(error)}", where=str(file))
-
-        def count(text: str) -> int:
-            with model_files.loading(unreadable):
-                return len(tokenizer.encode(text).ids)
-
-        with model_files.loading(unreadable):
-            tokenizer = Tokenizer.from_file(str(file))
-        return count, tokenizer.get_vocab_size()
-    return lambda text: len(text) / CHARACTERS_PER_TOKEN, None

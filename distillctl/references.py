@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from distillctl import gguf_header
 from distillctl import recipe as recipes
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.workspace import digest, tree_digest
@@ -33,6 +34,21 @@ class ModelSource:
         if self.path is None:
             return self.reference
         return str(self.path.parent if self.is_gguf else self.path)
+
+    @property
+    def at_hand(self) -> Path | None:
+        """The folder with its config and tokenizer, if they are on this machine: of a GGUF file what was made of it, of
+        a hub id the snapshot in the local cache."""
+        if self.is_gguf:
+            assert self.path is not None
+            made = gguf_header.cache(self.path)
+            return made if (made / "config.json").is_file() else None
+        if self.path is not None:
+            return self.path
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.reference, "config.json", revision=self.revision)
+        return Path(found).parent if isinstance(found, str) else None
 
     def fingerprint(self) -> str:
         """Hash of the files; for a hub id, of the id and the commit its revision means in the local cache."""

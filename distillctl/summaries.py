@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from textwrap import indent
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from distillctl.data.rows import left_out
 from distillctl.data.views import PUBLIC
@@ -365,6 +367,9 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
         table.add_row(name, f"{arm['rows']:,}", f"{arm['tokens_per_row']:,}", f"{arm['shared_tokens']:,}")
     yield table
     yield f"tokens are {found['tokens']}"
+    yield from _lengths(found["lengths"])
+    for name, view in found["views"].items():
+        yield f"the {name} view of the first eval row:\n{indent(view, '    ')}"
     collect, train = found["collect"], found["train"]
     kept = f"{size(collect['soft_label_bytes'])} of soft labels"
     if served := collect.get("served"):
@@ -381,6 +386,26 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
     yield (
         f"train: about {train['steps']:,} steps, {train['tokens']:,} tokens ({_flop(train['flop'])}), "
         f"checkpoints of {size(train['checkpoint_bytes'])}"
+    )
+
+
+def _lengths(found: Mapping[str, Any]) -> Iterator[Any]:
+    """The longest rows against the two limits, and what becomes of those that are too long."""
+    for name in ("teacher", "student"):
+        side = found[name]
+        estimated = "" if side["counted"] else "its tokens are estimated from characters"
+        yield "; ".join(filter(None, (side["told"] or f"the {name}'s limit is not known", side["note"], estimated)))
+    names = sorted({name for row in found["longest"] for name in row["tokens"]} - {"student"})
+    table = _table("longest rows", "split", *(f"{name} tokens" for name in (*names, "student")))
+    for row in found["longest"]:
+        tokens = [f"{row['tokens'][name]:,}" if name in row["tokens"] else "" for name in (*names, "student")]
+        table.add_row(Text(row["id"]), row["split"], *tokens)
+    yield table
+    too_long, checked = found["too_long"], found["checked"]
+    of = f"{found['rows']:,} rows" if checked == found["rows"] else f"the {checked:,} longest of {found['rows']:,} rows"
+    yield (
+        f"too long, of {of}: {too_long['teacher']:,} for the teacher, {too_long['student']:,} for the student; "
+        f"{found['then']}"
     )
 
 

@@ -36,6 +36,11 @@ class Rows(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Bytes of each row's record, int [N]."""
+        return self._spool.lengths[self._places]
+
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distillctl import gguf_header, references
+from distillctl.data.truncation import Limit
 from distillctl.errors import RecipeError
 from distillctl.recipe import Generate, Recipe, TruncatedStudent
 
@@ -40,6 +42,32 @@ def no_room(longest: int, response: int) -> RecipeError:
         where="student.max_length",
         next="lower task.max_new_tokens, or raise student.max_length where the model allows it",
     )
+
+
+def view_limit(max_length: int, response_length: int) -> Limit:
+    """How long a student's simplified views may be, in tokens."""
+    room = f" and keeps {response_length:,} of them for the response" if response_length else ""
+    return Limit(
+        "the student",
+        max_length - response_length,
+        f"the student takes {max_length:,}{room}",
+        "shorten the view, raise student.max_length where the model allows it, or set contexts.truncate: input",
+    )
+
+
+def longest_view(config: Any, tokenizer: Any, max_length: int | None, response_length: int = 0) -> int:
+    """Tokens that a student takes, its response included: what model, tokenizer and recipe allow.
+
+    RecipeError when the response leaves no room for a view.
+    """
+    allowed = getattr(config, "max_position_embeddings", None) or 2**31
+    longest = min(allowed, tokenizer.model_max_length)
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        longest = min(longest, allowed - tokenizer.pad_token_id - 1)  # their positions start after the padding id
+    longest = min(max_length or longest, longest)
+    if longest <= response_length:
+        raise no_room(longest, response_length)
+    return int(longest)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from distillctl.pretrained import folder, options
 from distillctl.recipe import FromConfigStudent, NewTokenizer, Recipe
 from distillctl.references import ModelSource
 from distillctl.students import loading, tokenization
-from distillctl.students.student import longest_view, view_limit
+from distillctl.students.early import longest_view, view_limit
 from distillctl.students.trained import trusted
 
 

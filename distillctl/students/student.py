@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from distillctl.data.truncation import Length, Limit
 from distillctl.errors import DataError, Unavailable
-from distillctl.students.early import no_room
+from distillctl.students.early import longest_view, view_limit
 from distillctl.students.tokenization import pad
 
 T = TypeVar("T")
@@ -117,32 +117,6 @@ _LONGER = (
     "says); contexts.truncate: input cuts the inputs in collect, unless the student's tokenizer is a new one, which is "
     "not there before train"
 )
-
-
-def view_limit(max_length: int, response_length: int) -> Limit:
-    """How long a student's simplified views may be, in tokens."""
-    room = f" and keeps {response_length:,} of them for the response" if response_length else ""
-    return Limit(
-        "the student",
-        max_length - response_length,
-        f"the student takes {max_length:,}{room}",
-        "shorten the view, raise student.max_length where the model allows it, or set contexts.truncate: input",
-    )
-
-
-def longest_view(config: Any, tokenizer: Any, max_length: int | None, response_length: int = 0) -> int:
-    """Tokens that a student takes, its response included: what model, tokenizer and recipe allow.
-
-    RecipeError when the response leaves no room for a view.
-    """
-    allowed = getattr(config, "max_position_embeddings", None) or 2**31
-    longest = min(allowed, tokenizer.model_max_length)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        longest = min(longest, allowed - tokenizer.pad_token_id - 1)  # their positions start after the padding id
-    longest = min(max_length or longest, longest)
-    if longest <= response_length:
-        raise no_room(longest, response_length)
-    return int(longest)
 
 
 def finish(model: PreTrainedModel, tokenizer: Any, max_length: int | None, response_length: int = 0) -> Student:

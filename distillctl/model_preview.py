@@ -1,0 +1,140 @@
+"""What a model makes of a text, told from its files on this machine alone: token counts, longest input, chat template.
+
+This is for --dry-run, which imports neither torch nor transformers. What cannot be told is None; ``unknown`` says why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from distillctl import gguf_header, model_files
+from distillctl.errors import Unavailable, first_line
+from distillctl.references import ModelSource
+
+CHARACTERS_PER_TOKEN = 4.0
+"""English text under common 32k–150k vocabularies; used only where no tokenizer.json is at hand."""
+_POSITIONS_ALIAS = ("gpt2", "gptj", "codegen", "openai-gpt", "gpt_bigcode", "ctrl")
+"""Architectures whose config says ``n_positions`` for what transformers calls ``max_position_embeddings``."""
+
+
+class ModelPreview:
+    """A model's tokenizer and config, so far as they are at hand; None of ``source``: there is no such model."""
+
+    def __init__(self, source: ModelSource | None) -> None:
+        self._source = source
+        self._folder = None if source is None else source.at_hand
+        self.config = _json(self._folder, "config.json")
+        self._tokenizer_config = _json(self._folder, "tokenizer_config.json")
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if self._folder is None or not (file := self._folder / "tokenizer.json").is_file():
+            return None
+        from tokenizers import Tokenizer
+
+        with model_files.loading(lambda error: _unreadable(error, file)):
+            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer.no_truncation()  # sentence-transformers saves both, and transformers ignores them
+            tokenizer.no_padding()
+        return tokenizer
+
+    @property
+    def counts(self) -> bool:
+        """Whether tokens are counted; otherwise they are estimated from characters."""
+        return self._tokenizer is not None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens there are."""
+        return self._tokenizer.get_vocab_size() if self.counts else None
+
+    def tokens(self, text: str, *, special: bool = True) -> int:
+        """The tokens of a text. special: with those that the tokenizer puts around it; a chat template's text has them
+        already."""
+        if self._tokenizer is None:
+            return round(len(text) / CHARACTERS_PER_TOKEN)
+        assert self._folder is not None
+        with model_files.loading(lambda error: _unreadable(error, Path(str(self._folder)) / "tokenizer.json")):
+            return len(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    @cached_property
+    def positions(self) -> int | None:
+        """Positions that the model was made for; None where that is not known, or not bounded."""
+        text = self.config.get("text_config") or self.config
+        found = text.get("max_position_embeddings")
+        if text.get("model_type") in _POSITIONS_ALIAS:
+            found = found or text.get("n_positions")
+        if found is None and self._source is not None and self._source.is_gguf:
+            found = _gguf_positions(self._source)
+        return found if isinstance(found, int) and found > 0 else None
+
+    @property
+    def tokenizer_limit(self) -> int:
+        """The longest text by the tokenizer's own account; as transformers has it, very large where it says nothing."""
+        found = self._tokenizer_config.get("model_max_length")
+        return int(found) if isinstance(found, int | float) and 0 < found < 2**31 else 2**31
+
+    @property
+    def unknown(self) -> str | None:
+        """Why the longest input cannot be told; None where it can."""
+        if self._source is None or self.config or self.positions is not None:
+            return None
+        if self._source.path is None:
+            return f"{self._source.reference} is not on this machine yet; its limits are known once it is downloaded"
+        return f"{self._source.reference} has no config that says how long its input may be"
+
+    @property
+    def chat(self) -> Chat | None:
+        """The chat template; None where there is none at hand."""
+        template = self._tokenizer_config.get("chat_template")
+        if self._folder is not None and (file := self._folder / "chat_template.jinja").is_file():
+            template = file.read_text(encoding="utf-8")
+        if isinstance(template, list):  # several, by name
+            template = {one.get("name"): one.get("template") for one in template}.get("default")
+        return Chat(template, _special_tokens(self._tokenizer_config)) if isinstance(template, str) else None
+
+
+@dataclass
+class Chat:
+    """The part of a tokenizer that writes messages as one text (`data.chat_templates.ChatTokenizer`)."""
+
+    chat_template: Any
+    special_tokens_map: Mapping[str, str]
+    """Name → text, such as ``bos_token``."""
+
+    def get_chat_template(self) -> str:
+        return str(self.chat_template)
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    found = {key: value for key, value in config.items() if key.endswith("_token")}
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in found.items()}
+    return {key: value for key, value in texts.items() if isinstance(value, str)}
+
+
+def _json(folder: Path | None, name: str) -> dict[str, Any]:
+    """An object of a file; empty where there is none, since whoever loads the model says what is wrong with it."""
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _gguf_positions(source: ModelSource) -> int | None:
+    assert source.path is not None
+    try:
+        header = gguf_header.read(source.path)
+        found: int | None = header.keys.get(f"{header.architecture}.context_length")
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
+
+
+def _unreadable(error: BaseException, file: Path) -> Unavailable:
+    return Unavailable(f"the tokenizer cannot be read: {first_line(error)}", where=str(file))

@@ -1,0 +1,190 @@
+"""For --dry-run: the longest rows against what teacher and student can read, and one view of each kind; no torch."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from distillctl.data.rows import Dataset, Example
+from distillctl.data.truncation import Limit
+from distillctl.data.views import CEILING, FLOOR, Renderer
+from distillctl.model_preview import ModelPreview
+from distillctl.recipe import FromConfigStudent, Generate, NewTokenizer, OpenAITeacher, Recipe
+from distillctl.students.early import longest_view, view_limit
+
+CHECKED = 2_000
+"""Rows whose views are rendered and counted: those with the longest records."""
+LISTED = 5
+"""The longest of them, by name."""
+SHOWN = 600
+"""Characters of a view that are shown, half of them from its end."""
+_COUNTED = 64
+"""Rows that are counted in any case; of the others, those that could be too long: a token has at least one byte."""
+_AROUND = 8
+"""More tokens than any tokenizer puts around a text."""
+_ENCODER_DECODERS = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "marian", "bart", "mbart", "pegasus")
+"""Architectures of a new student whose responses take no room from its views."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Teacher or student: how it counts, its limit (None: not known, or none), and what else there is to say of it."""
+
+    preview: ModelPreview
+    limit: Limit | None
+    note: str | None = None
+
+
+def teacher(recipe: Recipe, preview: ModelPreview) -> Side:
+    """The recipe's teacher, with room for its answer."""
+    if isinstance(recipe.teacher, OpenAITeacher):
+        return Side(preview, None, "how long a view may be, only the server knows")
+    if preview.positions is None:
+        return Side(preview, None, preview.unknown or "its config names no longest input")
+    task = recipe.task
+    if isinstance(task, Generate):
+        room = task.max_new_tokens
+    else:
+        room = max(preview.tokens(f" {words}", special=False) for words in task.labels.values())
+    takes = preview.positions - room
+    return Side(preview, Limit("the teacher", takes, f"the teacher takes {takes:,} before the answer"))
+
+
+def student(recipe: Recipe, preview: ModelPreview) -> Side:
+    """The recipe's student; to generate with a decoder, with room for the response."""
+    spec, config, limits = recipe.student, preview.config, preview.tokenizer_limit
+    if isinstance(spec, FromConfigStudent):
+        config = {"is_encoder_decoder": spec.model_type in _ENCODER_DECODERS, **spec.config}
+        config["model_type"] = spec.model_type
+    known = SimpleNamespace(
+        model_type=config.get("model_type"),
+        max_position_embeddings=preview.positions
+        if not isinstance(spec, FromConfigStudent)
+        else config.get("max_position_embeddings"),
+    )
+    tokenizer = SimpleNamespace(model_max_length=limits, pad_token_id=config.get("pad_token_id") or 1)
+    writes_on = isinstance(recipe.task, Generate) and not config.get("is_encoder_decoder")
+    response = recipe.generate.max_new_tokens if writes_on else 0
+    longest = longest_view(known, tokenizer, spec.max_length, response)
+    if longest >= 2**31:
+        return Side(preview, None, _unknown(recipe, preview))
+    limit = view_limit(longest, response)
+    if isinstance(spec, FromConfigStudent) and isinstance(spec.tokenizer, NewTokenizer):
+        told = "its tokenizer is trained in train, which refuses a view that is too long then; tokens are estimated"
+        return Side(preview, limit, told)
+    return Side(preview, limit, preview.unknown)
+
+
+def _unknown(recipe: Recipe, preview: ModelPreview) -> str:
+    if isinstance(recipe.student, FromConfigStudent):
+        return "the architecture's own limit is known once it is built, in train; student.max_length would set one"
+    return preview.unknown or "neither its config nor its tokenizer names a longest input"
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Row:
+    id: str
+    split: str
+    tokens: dict[str, int]
+    """Context → tokens of the teacher's view; "student" → of the student's."""
+    too_long: tuple[str, ...]
+
+    @property
+    def longest(self) -> tuple[int, int, str]:
+        return self.tokens["student"], max(self.tokens.values()), self.id
+
+
+def check(
+    recipe: Recipe, dataset: Dataset, contexts: Mapping[str, Renderer], reads: Side, takes: Side
+) -> dict[str, Any]:
+    """The part of the plan about lengths. reads, takes: teacher and student."""
+    total = len(dataset.train) + len(dataset.eval)
+    listed: list[tuple[tuple[int, int, str], int, _Row]] = []
+    too_long = {"teacher": 0, "student": 0, "rows": 0}
+    for number, row in enumerate(_rows(dataset, contexts, reads, takes)):
+        for side in row.too_long:
+            too_long[side] += 1
+        too_long["rows"] += bool(row.too_long)
+        heapq.heappush(listed, (row.longest, number, row))
+        if len(listed) > LISTED:
+            heapq.heappop(listed)
+    longest = [row for _, _, row in sorted(listed, reverse=True)]
+    return {
+        "teacher": _side(reads),
+        "student": _side(takes),
+        "longest": [{"id": row.id, "split": row.split, "tokens": row.tokens} for row in longest],
+        "too_long": too_long,
+        "checked": min(total, CHECKED),
+        "rows": total,
+        "then": _then(recipe, too_long["rows"]),
+    }
+
+
+def _side(side: Side) -> dict[str, Any]:
+    return {
+        "limit": None if side.limit is None else side.limit.tokens,
+        "told": None if side.limit is None else side.limit.told,
+        "counted": side.preview.counts,
+        "note": side.note,
+    }
+
+
+def _then(recipe: Recipe, too_long: int) -> str:
+    """What becomes of rows that are too long."""
+    if not too_long:
+        return "no row is too long"
+    if recipe.contexts.truncate == "input":
+        return "the ends of their inputs are cut in collect, for all contexts and the student alike"
+    return (
+        "collect ends with an error before the teacher is asked; shorten the context, leave these rows out, or set "
+        "contexts.truncate: input"
+    )
+
+
+def _rows(dataset: Dataset, contexts: Mapping[str, Renderer], reads: Side, takes: Side) -> Iterator[_Row]:
+    """The rows with the longest records, longest first, without those that are short beyond doubt."""
+    sizes = ((size, split, place) for split, rows in dataset.splits.items() for place, size in enumerate(rows.sizes))
+    for number, (_, split, place) in enumerate(heapq.nlargest(CHECKED, sizes)):
+        example = dataset.splits[split][place]
+        names = list(contexts) if split == "eval" else [CEILING, FLOOR]
+        views = {name: render(contexts[name], example, reads.preview) for name in names}
+        doubtful = _may_be_long(takes, views[FLOOR]) or any(_may_be_long(reads, view) for view in views.values())
+        if number >= _COUNTED and not doubtful:
+            continue
+        has_special = {name: contexts[name].is_chat and reads.preview.chat is not None for name in names}
+        tokens = {name: reads.preview.tokens(views[name], special=not has_special[name]) for name in names}
+        own = takes.preview.tokens(views[FLOOR])
+        sides = (("teacher", reads, max(tokens.values())), ("student", takes, own))
+        too_long = [name for name, side, most in sides if side.limit is not None and most > side.limit.tokens]
+        yield _Row(example.id, split, {**tokens, "student": own}, tuple(too_long))
+
+
+def _may_be_long(side: Side, view: str) -> bool:
+    return side.limit is not None and len(view.encode()) + _AROUND > side.limit.tokens
+
+
+def render(renderer: Renderer, example: Example, preview: ModelPreview) -> str:
+    """The view as the teacher reads it; of messages their contents alone, where the chat template is not at hand."""
+    if renderer.is_chat and (chat := preview.chat) is not None:
+        return renderer.render(example, chat)
+    return renderer.preview(example)
+
+
+def samples(dataset: Dataset, contexts: Mapping[str, Renderer], preview: ModelPreview) -> dict[str, str]:
+    """Context → the first eval row's view, shortened in the middle where it is long."""
+    return {name: shortened(render(one, dataset.eval[0], preview)) for name, one in contexts.items()}
+
+
+def shortened(text: str) -> str:
+    """At most about `SHOWN` characters: the beginning and the end."""
+    left_out = len(text) - SHOWN
+    if left_out < SHOWN // 10:
+        return text
+    half = SHOWN // 2
+    return f"{text[:half]} … ({left_out:,} characters) … {text[-half:]}"
