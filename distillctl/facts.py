@@ -50,7 +50,7 @@ class _Known(TypedDict, total=False):
     metric: str
     labels: list[str]
     log_prior: list[_Number] | None
-    counts: dict[str, int]
+    counts: dict[str, int | dict[str, int]]
     arms: dict[str, _Arm]
     gaps: dict[str, _Interval]
     context_tokens: _Tokens

@@ -52,7 +52,8 @@ def _teacher_files(recipe: Recipe) -> dict[str, str]:
 
 
 def _collect_files(recipe: Recipe) -> dict[str, str]:
-    return examples.fingerprints(recipe) | _teacher_files(recipe)
+    student = _student_files(recipe) if recipe.contexts.truncate == "input" else {}
+    return examples.fingerprints(recipe) | _teacher_files(recipe) | student
 
 
 def _check_data(recipe: Recipe, workspace: Workspace) -> None:
@@ -106,6 +107,8 @@ STAGES = {
 }
 
 
+_STUDENT_LENGTH = ("kind", "model", "revision", "model_type", "config", "tokenizer", "max_length")
+"""The student's keys on which it depends how long its views are and may be."""
 SERVED = ("collect", "train", "export", "quantize")
 """What has to be fresh before devices are let in."""
 
@@ -137,6 +140,9 @@ def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     found = recipe.model_dump(mode="json", include=set(stage.keys))
     if "teacher" in found:  # what an answer costs and how long it takes makes nothing stale
         found["teacher"] = {k: v for k, v in found["teacher"].items() if k not in recipe.teacher.operational}
+    if stage.name == "collect" and recipe.contexts.truncate == "input":  # inputs are cut for the student as well
+        student = recipe.model_dump(mode="json", include={"student"})["student"]
+        found["student"] = {key: value for key, value in student.items() if key in _STUDENT_LENGTH}
     return found
 
 

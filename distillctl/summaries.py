@@ -87,6 +87,8 @@ def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
         f"the teacher reads {tokens['teacher']} tokens a row ({facts['shared_tokens']} shared), "
         f"the student {tokens['student']}"
     )
+    if cut := _cut_inputs(counts.get("cut_inputs")):
+        yield cut
     if responses := facts.get("responses"):
         yield from _responses(responses, facts["necessity"])
     if "requests" in (served := facts["teacher"].get("served", {})):
@@ -102,6 +104,13 @@ def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
         yield _corpus(metrics)
     if facts.get("without_prior"):
         yield "without the prior: " + ", ".join(f"{arm} {score:.3f}" for arm, score in facts["without_prior"].items())
+
+
+def _cut_inputs(found: Mapping[str, int] | None) -> str | None:
+    """How many inputs lost their end; earlier versions did not count them."""
+    if not found or not any(found.values()):
+        return None
+    return f"inputs whose end was cut: {found['train']:,} in train, {found['eval']:,} in eval"
 
 
 def _responses(found: Mapping[str, Any], necessity: Mapping[str, float] | None) -> Iterator[str]:
@@ -146,6 +155,10 @@ def _train(facts: Mapping[str, Any]) -> Iterator[Any]:
     resumed = f", resumed from step {facts['resumed_from']}" if facts["resumed_from"] else ""
     yield f"{facts['steps']} steps (best {facts['best_step']}){resumed}; stopped by {facts['stopped']}"
     yield f"on eval: {_distance(facts)}"
+    if cut := _cut_inputs(facts.get("cut_inputs")):
+        yield cut
+    if any(cut := facts.get("cut_responses", {}).values()):
+        yield f"responses whose end was cut: {sum(cut):,}"
     if facts["control"]:
         yield f"control on the teacher's bare answers: {_distance(facts['control'])}"
     if vocabulary := facts.get("vocabulary"):

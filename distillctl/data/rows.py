@@ -94,6 +94,8 @@ class Dataset:
     counts: dict[str, int] = field(default_factory=dict)
     """Rows of each kind: ``train``, ``eval`` and ``shots`` are kept, `LEFT_OUT` names what is not; ``contradictory``
     counts inputs that stand there with several references, of which the first is kept."""
+    cut_inputs: dict[str, int] = field(default_factory=dict)
+    """Split → rows whose input lost its end, because a view was too long."""
 
     @property
     def splits(self) -> dict[str, Rows]:

@@ -94,7 +94,7 @@ def fit(
         return example, rendered
 
     def fits(text: str) -> bool:
-        return longest(lengths(render(replace(example, input=text)))) is None
+        return longest(lengths(render(_with_input(example, text)))) is None
 
     kept = cut_to_fit(example.input, fits)
     if kept is None:
@@ -104,8 +104,14 @@ def fit(
             where=too_long.where,
             next="shorten the context, or leave the row out",
         )
-    shorter = replace(example, input=kept)
+    shorter = _with_input(example, kept)
     return shorter, render(shorter)
+
+
+def _with_input(example: Example, text: str) -> Example:
+    """The example with another input, under the input's own column name too."""
+    columns = {name: text if value == example.input else value for name, value in example.columns.items()}
+    return replace(example, input=text, columns=columns)
 
 
 def _word_boundary(text: str, end: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from distillctl.engines.tasks import Crew, Description, Key, Task
@@ -11,17 +12,21 @@ from distillctl.engines.tasks import Crew, Description, Key, Task
 
 @contextmanager
 def crew(description: Description) -> Iterator[Crew]:
-    """The teacher is loaded at once."""
-    yield _Alone(description.worker())
+    """The teacher's weights are loaded for the first task: a row that is refused costs no more than its tokens."""
+    yield _Alone(description)
 
 
 class _Alone:
-    def __init__(self, worker: Any) -> None:
-        self._worker = worker
+    def __init__(self, description: Description) -> None:
+        self._description = description
 
-    @property
+    @cached_property
     def reader(self) -> Any:
-        return self._worker.reader
+        return self._description.reader()
+
+    @cached_property
+    def _worker(self) -> Any:
+        return self._description.worker()
 
     def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
         """In the tasks' order, one at a time."""

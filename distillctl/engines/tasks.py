@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.examples import Example
+from distillctl.data.truncation import Length
 from distillctl.data.views import Renderer
 
 Key = TypeVar("Key")
@@ -28,6 +29,8 @@ class View:
     ids: list[int] | None
     answers: Answers = ()
     merged: int = 0
+    length: Length | None = None
+    """Of what the teacher reads, and its limit; None where only a server knows either."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +87,18 @@ class Task:
 @dataclass(frozen=True)
 class Asked:
     """What is asked of every view: prefix, task.answer_prefix; words: what is scored after it, of every label, or the
-    given response; room: tokens that an answer may take that the teacher writes; cut: whether the end of an input may
-    be cut."""
+    given response; room: tokens that an answer may take that the teacher writes."""
 
     prefix: str | None = None
     words: tuple[str, ...] = ()
     room: int = 0
-    cut: bool = False
 
 
 class Reader(Protocol):
     """A teacher without its weights: what has to be known of it before rows are answered."""
 
     def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
-        """The row's view. DataError where it leaves no room for the answer and the input may not be cut."""
+        """The row's view and its length, which leaves room for the answer where it is within the limit."""
 
     def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
         """Where an answer follows the context's views, by the look of one row's."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig
 
-from distillctl import console, model_files, references
+from distillctl import cautions, console, model_files, references
 from distillctl.data.truncation import Length, Limit
+from distillctl.errors import Unavailable
 from distillctl.pretrained import folder, options
-from distillctl.recipe import FromConfigStudent, NewTokenizer, Recipe
+from distillctl.recipe import FromConfigStudent, Recipe
 from distillctl.references import ModelSource
 from distillctl.students import loading, tokenization
 from distillctl.students.early import longest_view, view_limit
@@ -52,9 +54,22 @@ def read(recipe: Recipe) -> Reader | None:
     return Reader(tokenizer, view_limit(longest, response_length))
 
 
-def has_new_tokenizer(recipe: Recipe) -> bool:
-    """Whether the student's tokenizer is trained together with it."""
-    return isinstance(recipe.student, FromConfigStudent) and isinstance(recipe.student.tokenizer, NewTokenizer)
+def measure(recipe: Recipe) -> Callable[[str], Length] | None:
+    """What measures the simplified views that collect makes; None where the student's tokenizer is not there yet.
+
+    Where it cannot be had, collect goes on without, and says so; unless inputs are to be cut, for the student as well.
+    """
+    try:
+        reader = read(recipe)
+    except Unavailable as error:
+        if recipe.contexts.truncate == "input":
+            raise
+        cautions.add(
+            "student-limit-unknown",
+            f"Nobody has checked whether the views fit the student, because its tokenizer cannot be had: {error.what}.",
+        )
+        return None
+    return None if reader is None else reader.length
 
 
 def _config(recipe: Recipe, source: ModelSource, trust: bool) -> Any:

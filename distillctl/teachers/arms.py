@@ -17,6 +17,7 @@ from distillctl.data.spool import Spool, shared_start
 from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer
 from distillctl.engines.tasks import Answers, Asked, Opening, Reader, View, Views
 from distillctl.recipe import Recipe
+from distillctl.teachers.fitting import Fitting, StudentLength
 
 _END = -1
 """Ends each answer where several stand one after the other: no token has this id."""
@@ -142,20 +143,35 @@ def arms(
     contexts: dict[str, Renderer],
     asked: Callable[[str, str, Example], Asked],
     folder: Path,
-) -> list[Arm]:
-    """Every context of the recipe, the ceiling first; the views lie in ``folder``.
+    *,
+    student: StudentLength | None,
+    cut: bool,
+) -> tuple[list[Arm], Dataset]:
+    """Every context of the recipe, the ceiling first, and the rows as they were read; the views lie in ``folder``.
 
-    asked: the arm's name, the split and the row → what is asked of its view.
+    asked: the arm's name, the split and the row → what is asked of its view. student: measures a simplified view.
+    cut: whether the end of an input that is too long may be cut. DataError where a row is too long for the teacher or
+    the student and may not be cut.
     """
-    found = []
+    first = dataset.eval[0]
+    found = {
+        name: Arm(name, folder, reader.place(renderer, first, asked(name, "eval", first).prefix))
+        for name, renderer in contexts.items()
+    }
+    fitting = Fitting(reader, contexts, asked, student, folder, cut=cut)
+    for split, examples in dataset.splits.items():
+        for example in examples:
+            for name, view in fitting.views(split, example).items():
+                found[name].append(split, view)
+    dataset = fitting.dataset(dataset)
+    _notes(contexts, found)
+    return list(found.values()), dataset
+
+
+def _notes(contexts: dict[str, Renderer], found: dict[str, Arm]) -> None:
+    """What the teacher does not read, or reads otherwise."""
     for name, renderer in contexts.items():
-        splits = ("train", "eval") if name in (CEILING, FLOOR) else ("eval",)
-        first = dataset.eval[0]
-        arm = Arm(name, folder, reader.place(renderer, first, asked(name, "eval", first).prefix))
-        # The student's text of the train rows is wanted too.
-        for split in splits:
-            for example in dataset.splits[split]:
-                arm.append(split, reader.view(renderer, example, asked(name, split, example)))
+        arm = found[name]
         if arm.stripped_rows:
             console.note(
                 f"{renderer.where}: the teacher does not read the final newline of the template "
@@ -166,8 +182,6 @@ def arms(
                 f"{renderer.where}: in {arm.merged_rows:,} rows the view's last token is part of the answer's first "
                 "one; both are scored together, as the teacher would write them"
             )
-        found.append(arm)
-    return found
 
 
 def write_views(folder: Path, dataset: Dataset, found: Sequence[Arm]) -> None:
@@ -205,7 +219,7 @@ def facts(recipe: Recipe, reader: Reader, dataset: Dataset, found: Sequence[Arm]
     """What collect's manifest says of the data, the contexts and the teacher, whatever is asked of it."""
     ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
     return {
-        "counts": dataset.counts,
+        "counts": {**dataset.counts, "cut_inputs": dataset.cut_inputs},
         "context_tokens": {
             side: int(np.median(_tokens(reader, arm))) for side, arm in (("teacher", ceiling), ("student", floor))
         },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from distillctl import console, model_files
 from distillctl.data import responses
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.examples import Example
+from distillctl.data.truncation import Length, Limit
 from distillctl.data.views import Renderer
 from distillctl.engines.tasks import Answers, Asked, View
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
@@ -116,7 +116,7 @@ class Reader:
         return responses.stop_ids(self.tokenizer, eos, stop)
 
     def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
-        """The row's text and tokens; too long is an error, or the end of the input is cut."""
+        """The row's text, its tokens and how long it may be."""
         text, place = renderer.render(example, self.tokenizer), self.place(renderer, example, asked.prefix)
         if asked.room:
             found = self.in_place(text, asked.words, place) if asked.words else None
@@ -127,17 +127,10 @@ class Reader:
         limit = self.max_length - max([asked.room, *map(len, answers)])
         if not ids:
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
-        if len(ids) <= limit:
-            return View(text, place.before(text), ids, answers, 0 if found is None else found.merged)
-        words = self._ids(example.input, add_special_tokens=False)
-        keep = len(words) - (len(ids) - limit)
-        if not asked.cut or keep < 1:
-            raise DataError(
-                f"row {example.id}: the view has {len(ids)} tokens, the teacher takes {limit} before the answer",
-                where=renderer.where,
-                next="shorten the context, or set contexts.truncate: input",
-            )
-        return self.view(renderer, replace(example, input=self.tokenizer.decode(words[:keep])), asked)
+        length = Length(
+            len(ids), Limit("the teacher", limit, f"the teacher takes {limit:,} before the answer"), renderer.where
+        )
+        return View(text, place.before(text), ids, answers, 0 if found is None else found.merged, length)
 
 
 def sizes(model: torch.nn.Module) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from distillctl.soft_labels import shards, store
 from distillctl.soft_labels.committing import Committing
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.store import SoftLabels
+from distillctl.students import reading as student_lengths
 from distillctl.teachers import arms as teacher_arms
 from distillctl.teachers import crews
 from distillctl.workspace import Outcome, Workspace
@@ -33,8 +34,16 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     source = references.teacher(recipe)
     with crews.crew(recipe, source, folder) as crew:
         words = tuple(recipe.classify.labels.values())
-        asked = Asked(recipe.classify.answer_prefix, words, cut=recipe.contexts.truncate == "input")
-        arms = teacher_arms.arms(crew.reader, dataset, contexts, lambda *row: asked, folder)
+        asked = Asked(recipe.classify.answer_prefix, words)
+        arms, dataset = teacher_arms.arms(
+            crew.reader,
+            dataset,
+            contexts,
+            lambda *row: asked,
+            folder,
+            student=student_lengths.measure(recipe),
+            cut=recipe.contexts.truncate == "input",
+        )
         fingerprint = source.fingerprint()
         workspace.retract("collect")
         spec = recipe.teacher.identity

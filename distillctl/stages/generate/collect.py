@@ -27,6 +27,7 @@ from distillctl.soft_labels.committing import Committing
 from distillctl.soft_labels.responses import Profile, Responses
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
+from distillctl.students import reading as student_lengths
 from distillctl.students.vocabulary import vocabulary_digest
 from distillctl.teachers import arms as teacher_arms
 from distillctl.teachers import crews
@@ -46,7 +47,15 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     source = references.teacher(recipe)
     with crews.crew(recipe, source, folder) as crew:
         stop_ids = crew.reader.stop_ids(recipe.generate.stop)
-        arms = teacher_arms.arms(crew.reader, dataset, contexts, partial(_asked, recipe), folder)
+        arms, dataset = teacher_arms.arms(
+            crew.reader,
+            dataset,
+            contexts,
+            partial(_asked, recipe),
+            folder,
+            student=student_lengths.measure(recipe),
+            cut=recipe.contexts.truncate == "input",
+        )
         given = _given(recipe, crew, arms[0], len(dataset.train), stop_ids, folder)
         fingerprint = source.fingerprint()
         workspace.retract("collect")
@@ -74,7 +83,7 @@ def _asked(recipe: Recipe, arm: str, split: str, example: Example) -> Asked:
     task = recipe.generate
     given = isinstance(task.responses, Given) and arm == CEILING and split == "train"
     words = ((example.reference or "") + "".join(task.stop[:1]),) if given else ()
-    return Asked(words=words, room=task.max_new_tokens, cut=recipe.contexts.truncate == "input")
+    return Asked(words=words, room=task.max_new_tokens)
 
 
 def _given(recipe: Recipe, crew: Crew, ceiling: Arm, rows: int, stop_ids: list[int], folder: Path) -> Spool | None:

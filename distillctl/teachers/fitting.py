@@ -1,0 +1,93 @@
+"""Render a row under every context, with as much of its input as teacher and student can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from distillctl import cautions
+from distillctl.data import truncation
+from distillctl.data.rows import Dataset, Example, Writer
+from distillctl.data.truncation import Length
+from distillctl.data.views import CEILING, FLOOR, Renderer
+from distillctl.engines.tasks import Asked, Reader, View
+
+StudentLength = Callable[[str], Length]
+"""A simplified view's text → how long it is to the student, and the student's limit."""
+SPLITS = ("train", "eval")
+
+
+def contexts_of(split: str, contexts: Mapping[str, Renderer]) -> list[str]:
+    """The contexts under which a split is seen: of the train rows, the full one's labels and the student's text."""
+    return list(contexts) if split == "eval" else [name for name in contexts if name in (CEILING, FLOOR)]
+
+
+class Fitting:
+    """Renders rows so that every view fits. A row that is too long has the end of its input cut, once for all contexts
+    and the student; or, where inputs may not be cut, `dataset` refuses it."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        contexts: Mapping[str, Renderer],
+        asked: Callable[[str, str, Example], Asked],
+        student: StudentLength | None,
+        folder: Path,
+        *,
+        cut: bool,
+    ) -> None:
+        """asked: the context, the split and the row → what is asked of its view. student: None where its tokenizer is
+        not there yet. folder: where cut rows are kept."""
+        self._reader, self._contexts, self._asked, self._student, self._cut = reader, contexts, asked, student, cut
+        self._rows = {split: Writer(folder) for split in SPLITS} if cut else {}
+        self._too_long = dict.fromkeys(SPLITS, 0)
+        self._limits: dict[str, str] = {}
+        self._worst: tuple[Length, str] | None = None
+
+    def views(self, split: str, example: Example) -> dict[str, View]:
+        """Context → view, of one row; a row too long is cut, or remembered."""
+
+        def render(one: Example) -> dict[str, View]:
+            return {
+                name: self._reader.view(self._contexts[name], one, self._asked(name, split, one))
+                for name in contexts_of(split, self._contexts)
+            }
+
+        found = render(example)
+        lengths = self._lengths(found)
+        if truncation.longest(lengths) is not None:
+            self._remember(split, example.id, lengths)
+            if self._cut:
+                example, found = truncation.fit(example, render, self._lengths)
+        if self._cut:
+            self._rows[split].append(example)
+        return found
+
+    def dataset(self, dataset: Dataset) -> Dataset:
+        """The rows as they were read. DataError names the longest row where rows are too long and may not be cut."""
+        if self._worst is None:
+            return replace(dataset, cut_inputs=self._too_long)
+        length, row = self._worst
+        if not self._cut:
+            raise length.error(row, sum(self._too_long.values()) - 1)
+        cautions.add(
+            "inputs-cut",
+            "The ends of the inputs of "
+            + " and ".join(f"{self._too_long[s]:,} of {len(dataset.splits[s]):,} {s} rows" for s in SPLITS)
+            + f" were cut, because their views are too long: {' and '.join(self._limits.values())}. All contexts and "
+            "the student read the shortened inputs.",
+        )
+        train, held_out = (self._rows[split].rows for split in SPLITS)
+        return replace(dataset, train=train, eval=held_out, cut_inputs=self._too_long)
+
+    def _lengths(self, views: Mapping[str, View]) -> list[Length]:
+        lengths = [view.length for view in views.values() if view.length is not None]
+        return lengths if self._student is None else [*lengths, self._student(views[FLOOR].text)]
+
+    def _remember(self, split: str, row: str, lengths: list[Length]) -> None:
+        self._too_long[split] += 1
+        self._limits |= {one.limit.who: one.limit.told for one in lengths if one.excess > 0}
+        worst = truncation.longest(lengths)
+        if worst is not None and (self._worst is None or worst.excess > self._worst[0].excess):
+            self._worst = worst, row
