@@ -74,7 +74,8 @@ class Contexts(Closed):
     arms: dict[str, Context] = {}
     """Further contexts for the teacher, scored beside the floor."""
     truncate: Literal["never", "input"] = "never"
-    """A view that is too long: an error naming the row, or the end of its input is cut."""
+    """A view that is too long for the teacher or the student: an error in collect that names the row, or the end of its
+    input is cut, for all contexts and the student alike."""
 
     @model_validator(mode="after")
     def _names(self) -> Contexts:
