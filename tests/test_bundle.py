@@ -193,7 +193,7 @@ def test_another_label_names_the_row_and_a_tie_does_not():
 
 @pytest.mark.parametrize("name", ["classify.py", "classify_text_in.py"])
 def test_python_gives_the_recorded_label(folder, listing, name, tmp_path):
-    command = [sys.executable, str(folder / "snippets" / name), listing.example.text]
+    command = [sys.executable, str(folder / "snippets" / name), listing.example.input]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -211,7 +211,7 @@ def test_javascript_is_javascript(folder):
 def test_javascript_gives_the_recorded_label(folder, listing, npm):
     shutil.rmtree(npm / "bundle", ignore_errors=True)
     shutil.copytree(folder, npm / "bundle")
-    for text in (listing.example.text, " ".join(bundled.texts())):  # the second one has to be cut
+    for text in (listing.example.input, " ".join(bundled.texts())):  # the second one has to be cut
         command = ["node", str(npm / "bundle" / "snippets" / "classify.mjs"), text]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -269,9 +269,8 @@ def test_the_example_has_the_form_of_a_view(tmp_path):
     space = bundled.workspace(tmp_path / "run", rows=rows, simplified=[f"ba {row} do" for row in rows])
     bundle.run(bundled.recipe(), space)
     listing = Listing.model_validate_json((space.folder("bundle") / NAME).read_bytes())
-    assert listing.example.text.startswith("ba ")
-    assert listing.example.text.endswith(" do")
-    assert rows[0] not in listing.example.text
+    assert listing.example.view == f"ba {listing.example.input} do"
+    assert rows[0] not in listing.example.view
 
 
 # ── the pipeline and the command line ────────────────────────────────────────────────────────────

@@ -18,10 +18,12 @@ from onnx import numpy_helper
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from distillctl.data import view_table
 from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import card, exporter, parity, tracing
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.snippets.reading import Reading
 from distillctl.stages.classify import export
 from distillctl.workspace import Workspace, file_digest, tree_digest
 from tests import tiny
@@ -293,7 +295,10 @@ def test_the_card_quotes_a_licence_and_shows_the_form_of_the_text(tmp_path):
         contexts={"full": {"template": "{{ input }}"}, "simplified": {"template": "Q: {{ input }}"}},
     )
     space = tiny.workspace(tmp_path / "run", rows=4)
-    facts = [space.manifest(stage).facts for stage in ("collect", "train")]
-    text = card.render(recipe, *facts, [{"graph": "fp32"}])
+    facts, tokenizer = [space.manifest(stage).facts for stage in ("collect", "train")], space.folder("train") / "model"
+    reading = Reading.of(
+        recipe, view_table.read(space.folder("collect") / "views.parquet", "eval"), facts[1], tokenizer
+    )
+    text = card.render(recipe, *facts, reading, [{"graph": "fp32"}])
     assert text.startswith("---\nlicense: apache-2.0\n")
     assert "Q: {{ input }}" in text

@@ -20,11 +20,13 @@ import pytest
 from onnx import numpy_helper
 from transformers import AutoTokenizer
 
+from distillctl.data import view_table
 from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, text_parity, tracing
 from distillctl.graphs.text_parity import Rows
 from distillctl.runtimes.genai import GenaiDecoder
 from distillctl.runtimes.onnx_generator import open_generator
+from distillctl.snippets.reading import Reading
 from distillctl.stages.generate import export
 from distillctl.workspace import file_digest, tree_digest
 from tests import exported_text, tiny_text
@@ -573,13 +575,17 @@ def test_the_card_says_how_texts_look_to_the_last_newline(committed):
         contexts={"full": {"template": "{{ input }}"}, "simplified": {"template": "Q: {{ input }}\n"}}
     )
     facts = [space.manifest(stage).facts for stage in ("collect", "train")]
-    text = export.text_card.render(recipe, *facts, [{"graph": "fp32"}], outcome.facts["builder"])
+    views = view_table.read(space.folder("collect") / "views.parquet", "eval")
+    reading = Reading.of(recipe, views, facts[1], space.folder("train") / "model")
+    text = export.text_card.render(recipe, *facts, reading, [{"graph": "fp32"}], outcome.facts["builder"])
     assert '"Q: {{ input }}\\n"' in text
 
 
 def test_the_card_puts_in_front_what_genais_tokenizer_leaves_out(committed):
     _, space, _ = committed
     facts = [space.manifest(stage).facts for stage in ("collect", "train")]
+    views = view_table.read(space.folder("collect") / "views.parquet", "eval")
+    reading = Reading.of(exported_text.recipe(), views, facts[1], space.folder("train") / "model")
     measured = [{"graph": "fp32"}]
-    for begin, written in (([2], "ids = [2] + list(tokenizer.encode(text))"), ([], "ids = tokenizer.encode(text)\n")):
-        assert written in export.text_card.render(exported_text.recipe(), *facts, measured, "genai", begin)
+    for begin, written in (([2], "ids = [2] + list(tokenizer."), ([], "ids = list(tokenizer.encode(view(text)))\n")):
+        assert written in export.text_card.render(exported_text.recipe(), *facts, reading, measured, "genai", begin)

@@ -115,7 +115,7 @@ def workspace(root: Path, student: PreTrainedModel | None = None, rows: int = 40
     column = pa.array(list(predicted), pa.list_(pa.float32()))
     table = pa.table({"id": ids, "student": column, "control": pa.nulls(rows, column.type)})
     pq.write_table(table, folder / "eval.parquet")
-    commit(space, "train", Outcome(["model", "eval.parquet"], {"kl": 0.1, "agreement": 0.9}))
+    commit(space, "train", Outcome(["model", "eval.parquet"], {"kl": 0.1, "agreement": 0.9, "max_length": 64}))
     return space
 
 

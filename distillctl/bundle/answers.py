@@ -9,15 +9,23 @@ import numpy as np
 
 from distillctl.bundle import text_in
 from distillctl.bundle.listing import Example, Graph
+from distillctl.data.rows import Example as Row
+from distillctl.data.view_template import ViewTemplate
+from distillctl.data.views import renderers
+from distillctl.recipe import Recipe, Shot
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.snippets.reading import Reading
 
 TEXTS = (
     "How much does it cost, and when will it arrive?",
     "Who wrote this, and where does the writer live?",
     "It stopped working yesterday. Please help me.",
+    "How much?",
+    "Who?",
+    "I",
 )
-"""No row of anybody's data: a bundle is there to be published."""
+"""No row of anybody's data: a bundle is there to be published. The short ones are for models that take no more."""
 TOKENS = 16
 """Of an answer."""
 ALLOWED = 0.05
@@ -25,46 +33,61 @@ ALLOWED = 0.05
 otherwise."""
 
 
-def views(input: str, simplified: str) -> list[str]:
-    """`TEXTS` in the form of a simplified view, found on a row's input and view; bare where the input is not in it
-    once."""
-    if not input or simplified.count(input) != 1:
-        return [*TEXTS]
-    return [simplified.replace(input, text) for text in TEXTS]
+def asked(recipe: Recipe, reading: Reading) -> list[tuple[str | None, str]]:
+    """Some of `TEXTS` as (input, view), those that need not be cut; where a view takes more than an input, they stand
+    as views without an input."""
+    found = [(text, view) for text, view in _views(recipe, reading.template) if reading.takes(view)]
+    return found[:3] or [(None, TEXTS[-1])]
+
+
+def _views(recipe: Recipe, template: ViewTemplate) -> list[tuple[str | None, str]]:
+    if template.form == "text":
+        return [(text, template.view(text)) for text in TEXTS]
+    if template.form == "jinja" and not template.variables:
+        constants = template.constants.get("examples", ())
+        shots = [Shot(input=shot["input"], answer=shot["answer"], row=shot["row"]) for shot in constants]
+        renderer = renderers(recipe, {"simplified": shots})["simplified"]
+        return [(text, renderer.render(Row("example", text))) for text in TEXTS]
+    return [(None, text) for text in TEXTS]
 
 
 # ── labels ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def surest(folder: Path, labels: Sequence[str], texts: Sequence[str], max_length: int) -> Example:
-    """The example: of ``texts``, the one whose label is the clearest to `model.onnx`."""
-    logits = OnnxClassifier(folder, max_length=max_length).logits(texts)
+def surest(
+    reading: Reading, labels: Sequence[str], asked: Sequence[tuple[str | None, str]], max_length: int
+) -> Example:
+    """The example: of some inputs with their views, the one whose label is the clearest to `model.onnx`."""
+    texts, views = zip(*asked, strict=True)
+    logits = OnnxClassifier(reading.folder, max_length=max_length).logits(views)
     second, first = np.sort(logits, axis=-1)[:, -2:].T
     at = int(np.argmax(first - second))
     return Example(
-        text=texts[at],
-        ids=text_in.cutting_tokenizer(folder, max_length).encode(texts[at]).ids,
+        input=texts[at],
+        view=views[at],
+        ids=reading.fit(reading.tokenizer.encode(views[at]).ids),
         label=labels[int(logits[at].argmax())],
         logits=logits[at].tolist(),
     )
 
 
-def label_logits(folder: Path, name: str, graph: Graph, texts: Sequence[str], max_length: int) -> np.ndarray:
-    """Logits, float32 [N, K], of one graph of a bundle."""
+def label_logits(folder: Path, name: str, graph: Graph, example: Example, max_length: int) -> np.ndarray:
+    """Logits, float32 [K], of one graph of a bundle: of the example's input, or its view, as the graph takes it."""
     if graph.takes == "ids":
-        return OnnxClassifier(folder, file=name, max_length=max_length).logits(texts)
-    opened = text_in.session(folder / name)
-    return np.concatenate([opened.run(["logits"], {"text": [text]})[0] for text in texts])
+        logits: np.ndarray = OnnxClassifier(folder, file=name, max_length=max_length).logits([example.view])[0]
+    else:
+        logits = text_in.session(folder / name).run(["logits"], {"text": [example.input]})[0][0]
+    return logits
 
 
 # ── texts ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def written(folder: Path, text: str, suffix: str = ".onnx") -> Example:
+def written(folder: Path, text: str | None, view: str, suffix: str = ".onnx") -> Example:
     """The example of a model that writes: its answer's first tokens, by the graphs with this ending."""
     generator = open_generator(folder, suffix=suffix)
-    ids = generator.encode(text)
-    return Example(text=text, ids=ids, answer_ids=generator.generate(ids, TOKENS))
+    ids = generator.encode(view)
+    return Example(input=text, view=view, ids=ids, answer_ids=generator.generate(ids, TOKENS))
 
 
 # ── the same again ───────────────────────────────────────────────────────────────────────────────

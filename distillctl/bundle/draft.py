@@ -11,9 +11,17 @@ from distillctl import console, interrupts
 from distillctl.bundle import archive, contents, figures, mobile, text_in
 from distillctl.bundle.listing import NAME, Example, File, Graph, Listing
 from distillctl.recipe import Recipe
+from distillctl.snippets import javascript
+from distillctl.snippets.reading import Reading
 from distillctl.workspace import Manifest, Outcome, Workspace, replacing, versions
 
 ARCHIVE = "bundle.zip"
+SCORING = {
+    "classify": "softmax of the logits, in the order of labels; no temperature, threshold or prior is to be applied, "
+    "because the student learned the teacher's distribution with any prior taken into account",
+    "generate": "the likeliest token at each step, until one that ends the answer; no temperature",
+}
+"""How a graph's output is read."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class Draft:
     def close(
         self,
         labels: list[str],
+        reading: Reading,
         max_length: int,
         graphs: dict[str, Graph],
         example: Example,
@@ -74,7 +83,12 @@ class Draft:
             name=self.recipe.name,
             task=self.recipe.task.kind,
             labels=labels,
+            template=reading.template,
             max_length=max_length,
+            view_limit=reading.limit,
+            tail=reading.tail,
+            scoring=SCORING[self.recipe.task.kind],
+            other_ids=javascript.other_ids(reading),
             files=self.files(),
             graphs=graphs,
             example=example,
@@ -91,6 +105,7 @@ class Draft:
             "files": contents.sizes(listing.files),
             "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},
             "example": example.model_dump(exclude_none=True),
+            "template": reading.template.model_dump(exclude_none=True),
             "mobile": {name: {"advice": mobile.advice(found), "providers": found} for name, found in verdicts.items()},
             "provenance": listing.provenance,
         }

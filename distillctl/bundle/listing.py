@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from distillctl.data.view_template import ViewTemplate
 from distillctl.workspace import digest
 
 NAME = "bundle.json"
+OLD_FORMAT = b'"distillctl bundle 1"'
 MAX_BYTES = 16 * 1024 * 1024
 """Of bundle.json itself; a bundle has some twenty files."""
 
@@ -43,11 +45,14 @@ class Graph(_Closed):
 
 
 class Example(_Closed):
-    """A text, and what the graphs made of it when the bundle was built."""
+    """An input, and what the graphs made of it when the bundle was built."""
 
-    text: str
+    input: str | None
+    """As an app gets it; null where a view takes more than an input."""
+    view: str
+    """What `template` makes of the input."""
     ids: list[int]
-    """The text's tokens."""
+    """The view's tokens."""
     label: str | None = None
     logits: list[float] | None = None
     answer_ids: list[int] | None = None
@@ -55,13 +60,25 @@ class Example(_Closed):
 
 
 class Listing(_Closed):
-    format: Literal["distillctl bundle 1"] = "distillctl bundle 1"
+    format: Literal["distillctl bundle 2"] = "distillctl bundle 2"
     name: str
     task: Literal["classify", "generate"]
     labels: list[str]
     """In the order of the logits; empty for models that write."""
+    template: ViewTemplate
+    """What the student was trained on: apply it to an input before the tokenizer. The snippets do, and the text-in
+    graph has it inside."""
     max_length: int
-    """Tokens that the model takes; longer inputs are cut."""
+    """Tokens that the model takes."""
+    view_limit: int
+    """Tokens that a view may have: of a decoder, the answer's come on top."""
+    tail: list[int] | None
+    """The tokens behind the input in every view. A view that is too long keeps its first tokens and these, so that
+    only the end of the input is cut; null where it is refused instead."""
+    scoring: str
+    """What the graph's output means, and what has to be applied to it."""
+    other_ids: dict[str, tuple[str, ...]] = {}
+    """Tokenizer's package → some texts that it is known to give other ids than `tokenizer.json`."""
     files: dict[str, File]
     graphs: dict[str, Graph]
     example: Example

@@ -10,10 +10,13 @@ from distillctl.bundle import contents, mobile, text_in
 from distillctl.bundle.listing import File, Graph
 from distillctl.graphs import card
 from distillctl.recipe import Recipe
+from distillctl.snippets import javascript
+from distillctl.snippets.reading import Reading
 
 
 def of_labels(
     recipe: Recipe,
+    reading: Reading,
     about: str,
     files: Mapping[str, File],
     graphs: Mapping[str, Graph],
@@ -34,7 +37,9 @@ def of_labels(
     use = f"""Each of these loads exactly the files here: `snippets/classify.py`, `snippets/classify.mjs` (browser and
 Node), `snippets/Classifier.kt` (Android), `snippets/Classifier.swift` (iOS, macOS).
 
-{tokens}{card.form(recipe)}
+{tokens}
+
+{card.form(reading)}{_javascript(reading)}
 
 {_rest(files, verdicts)}"""
     return _page(recipe, "text-classification", about, use, figures)
@@ -42,6 +47,7 @@ Node), `snippets/Classifier.kt` (Android), `snippets/Classifier.swift` (iOS, mac
 
 def of_texts(
     recipe: Recipe,
+    reading: Reading,
     task: str,
     about: str,
     use: str,
@@ -59,7 +65,8 @@ def of_texts(
         "and use a tokenizer that reads `tokenizer.json`."
     )
     apps = f"`snippets/answer.py` and `snippets/answer.mjs` (browser and Node) load exactly the files here. {apps}"
-    return _page(recipe, task, about, f"{use}{card.form(recipe)}\n\n{apps}\n\n{_rest(files, verdicts)}", figures)
+    use = f"{use}{_javascript(reading)}\n\n{apps}\n\n{_rest(files, verdicts)}"
+    return _page(recipe, task, about, use, figures)
 
 
 def _page(recipe: Recipe, task: str, about: str, use: str, figures: tuple[list[dict[str, str]], str]) -> str:
@@ -76,12 +83,22 @@ def _odd(texts: Sequence[str]) -> str:
     return f"; {tried} it reads otherwise: " + ", ".join(f"`{json.dumps(text)}`" for text in texts)
 
 
+def _javascript(reading: Reading) -> str:
+    """What its tokenizer is known to read otherwise."""
+    return "".join(
+        f"\n\n{package}, which the JavaScript uses, is known to read some rare characters otherwise than the tokenizer "
+        f"that the model learned with, such as {', '.join(f'`{json.dumps(text)}`' for text in texts)}."
+        for package, texts in javascript.other_ids(reading).items()
+    )
+
+
 def _rest(files: Mapping[str, File], verdicts: Mapping[str, Any]) -> str:
     checked = "\n".join(f"- `{name}`: {mobile.advice(found)}" for name, found in verdicts.items())
     return f"""## Files
 
 {contents.shown(files)}
-- `bundle.json`: all of these with size and SHA-256, where they came from, and an example with its answer
+- `bundle.json`: all of these with size and SHA-256, where they came from, what is put around an input (`template`), and
+  an example: its input, view, token ids and answer
 
 `distillctl bundle verify .` checks them, opens the graphs and asks the example.
 

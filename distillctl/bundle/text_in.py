@@ -20,13 +20,20 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
+from distillctl.data.view_template import BARE, WHITESPACE, ViewTemplate
 from distillctl.errors import GateFailed, RecipeError, Unavailable, first_line
+from distillctl.snippets.reading import Reading
 
 FILE = "model_text_in.onnx"
 EXTENSIONS = "onnxruntime-extensions"
 _DOMAIN = "ai.onnx.contrib"
 _WHERE = "bundle.text_in"
 _PREFIX = "text_in/"
+_VIEW = f"{_PREFIX}view"
+_WITHOUT = "leave --text-in (bundle.text_in) out"
+_SPACE = "[" + "".join(f"\\x{{{ord(character):x}}}" for character in WHITESPACE) + "]+"
+_AT_ENDS = f"^{_SPACE}|{_SPACE}$"
+"""What is dropped of a text, as a regular expression of RE2."""
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 _PROBE = "a"
 ODD_TEXTS = (
@@ -71,22 +78,31 @@ def session(graph: Path | bytes, threads: int = 1) -> ort.InferenceSession:
 # ── building ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def build(folder: Path, max_length: int) -> None:
-    """`model_text_in.onnx` beside `model.onnx`: `text` (one string) → `logits` [1, K], `label` (int64 [1], their
-    largest). Texts of more than ``max_length`` tokens are cut as the tokenizer does it.
+def build(folder: Path, max_length: int, template: ViewTemplate = BARE) -> None:
+    """`model_text_in.onnx` beside `model.onnx`: `text` (one string, the bare input) → `logits` [1, K], `label` (int64
+    [1], their largest). The template is put around the text; the end of a text that makes more than ``max_length``
+    tokens is cut.
 
-    RecipeError where onnxruntime-extensions has no such tokenizer.
+    RecipeError where onnxruntime-extensions has no such tokenizer, or the template is more than text around the input.
     """
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    reading = Reading(template, max_length, folder)
+    tokenizer, tail = reading.tokenizer, reading.tail
+    if tail is None:
+        what = (
+            "a text that is too long cannot be cut: its end shares a token with what the template puts behind it"
+            if template.form == "text"
+            else "the template of contexts.simplified is more than text around the input, which no graph can apply"
+        )
+        raise RecipeError(what, where=_WHERE, next=_WITHOUT)
     model = onnx.load(folder / "model.onnx")
     graph = model.graph
     inputs = [value.name for value in graph.input]
     if unknown := sorted({*inputs} - _INPUTS):
         raise RecipeError(f"the graph takes {', '.join(unknown)} too, which no tokenizer makes", where=_WHERE)
     operator = _operator(tokenizer, folder)
-    nodes, constants = _front(operator, _Frame.of(tokenizer, operator), max_length, inputs)
+    nodes, constants = _front(operator, _Frame.of(tokenizer, operator), max_length, tail, inputs)
+    before, texts = _around_text(template)
+    nodes, constants = before + nodes, texts + constants
     label = helper.make_node("ArgMax", ["logits"], ["label"], name=f"{_PREFIX}label", axis=-1, keepdims=0)
     body = list(graph.node)
     del graph.node[:], graph.input[:]
@@ -105,7 +121,7 @@ def _operator(tokenizer: Tokenizer, folder: Path) -> onnx.NodeProto:
     if model["type"] == "WordPiece":
         attributes = _bert(document)
         outputs = [f"{_PREFIX}{name}" for name in ("ids", "types", "mask")]  # it writes to all, asked or not
-        node = helper.make_node("BertTokenizer", ["text"], outputs, domain=_DOMAIN, **attributes)
+        node = helper.make_node("BertTokenizer", [_VIEW], outputs, domain=_DOMAIN, **attributes)
     elif model["type"] == "BPE":
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         attributes = {
@@ -113,7 +129,7 @@ def _operator(tokenizer: Tokenizer, folder: Path) -> onnx.NodeProto:
             "tokenizer_config": json.dumps(config, ensure_ascii=False),
         }
         outputs = [f"{_PREFIX}ids", f"{_PREFIX}mask"]
-        node = helper.make_node("HfJsonTokenizer", ["text"], outputs, domain=_DOMAIN, **attributes)
+        node = helper.make_node("HfJsonTokenizer", [_VIEW], outputs, domain=_DOMAIN, **attributes)
     else:
         raise _no_such_tokenizer(f"of the kind {model['type']}; it knows WordPiece (BERT's) and BPE")
     node.name = f"{_PREFIX}tokenizer"
@@ -142,9 +158,7 @@ def _bert(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _no_such_tokenizer(kind: str) -> RecipeError:
-    return RecipeError(
-        f"{EXTENSIONS} has no tokenizer {kind}", where=_WHERE, next="leave --text-in (bundle.text_in) out"
-    )
+    return RecipeError(f"{EXTENSIONS} has no tokenizer {kind}", where=_WHERE, next=_WITHOUT)
 
 
 @dataclass(frozen=True)
@@ -177,19 +191,36 @@ def _around(ids: list[int], plain: list[int]) -> tuple[list[int], list[int]]:
 
 def _probe(operator: onnx.NodeProto) -> list[int]:
     """What the operator alone makes of a text."""
-    text = helper.make_tensor_value_info("text", TensorProto.STRING, [1])
+    text = helper.make_tensor_value_info(_VIEW, TensorProto.STRING, [1])
     ids = helper.make_tensor_value_info(operator.output[0], TensorProto.INT64, None)
     graph = helper.make_graph([operator], "probe", [text], [ids])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(_DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    found = session(model.SerializeToString()).run(None, {"text": [_PROBE]})[0]
+    found = session(model.SerializeToString()).run(None, {_VIEW: [_PROBE]})[0]
     return [int(token) for token in found.reshape(-1)]
 
 
+def _around_text(template: ViewTemplate) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    """From `text` to its view: whitespace dropped at its ends, prefix and suffix added."""
+    given = {"at_ends": _AT_ENDS, "nothing": "", "prefix": template.prefix or "", "suffix": template.suffix or ""}
+    constants = [numpy_helper.from_array(np.array([text], object), f"{_PREFIX}{name}") for name, text in given.items()]
+    stripped, begun = f"{_PREFIX}stripped", f"{_PREFIX}begun"
+    steps = [
+        ("StringRegexReplace", ["text", f"{_PREFIX}at_ends", f"{_PREFIX}nothing"], stripped),
+        ("StringConcat", [f"{_PREFIX}prefix", stripped], begun),
+        ("StringConcat", [begun, f"{_PREFIX}suffix"], _VIEW),
+    ]
+    nodes = [
+        helper.make_node(kind, taken, [given], name=f"{given}/{kind}", domain=_DOMAIN) for kind, taken, given in steps
+    ]
+    return nodes, constants
+
+
 def _front(
-    operator: onnx.NodeProto, frame: _Frame, max_length: int, inputs: Sequence[str]
+    operator: onnx.NodeProto, frame: _Frame, max_length: int, tail: list[int], inputs: Sequence[str]
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """From `text` to the classifier's inputs, int64 [1, T]: plain ids, cut, framed."""
+    """From the view to the classifier's inputs, int64 [1, T]: the tokenizer's ids, framed; of too many the first ones,
+    and those of ``tail``, which end every view."""
     constants: list[TensorProto] = []
 
     def constant(name: str, values: list[int]) -> str:
@@ -201,20 +232,28 @@ def _front(
             kind, taken, [given], name=f"{_PREFIX}{kind}/{given.removeprefix(_PREFIX)}", **attributes
         )
 
-    room = max_length - len(frame.begin) - len(frame.end)
     first, last = frame.strip
-    flat, size, whole, stop, kept, framed = (
-        f"{_PREFIX}{name}" for name in ("flat", "size", "whole", "stop", "kept", "framed")
+    flat, size, stop, plain, framed, length, over, room, kept, behind, cut = (
+        f"{_PREFIX}{name}"
+        for name in ("flat", "size", "stop", "plain", "framed", "length", "over", "room", "kept", "behind", "cut")
     )
+    most = constant("most", [max_length])
     nodes = [
         operator,
         node("Reshape", [operator.output[0], constant("in_a_row", [-1])], flat),
         node("Shape", [flat], size),
-        node("Sub", [size, constant("behind", [last])], whole),
-        node("Min", [whole, constant("longest", [first + room])], stop),
-        node("Slice", [flat, constant("in_front", [first]), stop], kept),
-        node("Concat", [constant("begin", frame.begin), kept, constant("end", frame.end)], framed, axis=0),
-        node("Unsqueeze", [framed, constant("batch", [0])], "input_ids"),
+        node("Sub", [size, constant("last", [last])], stop),
+        node("Slice", [flat, constant("first", [first]), stop], plain),
+        node("Concat", [constant("begin", frame.begin), plain, constant("end", frame.end)], framed, axis=0),
+        node("Shape", [framed], length),
+        node("Greater", [length, most], over),
+        # Where there are too many: room for the tail, and all of it. Else all, and nothing of the tail.
+        node("Where", [over, constant("before_tail", [max_length - len(tail)]), length], room),
+        node("Slice", [framed, constant("start", [0]), room], kept),
+        node("Where", [over, constant("whole", [len(tail)]), constant("none", [0])], f"{_PREFIX}so_many"),
+        node("Slice", [constant("tail", tail), constant("tail_start", [0]), f"{_PREFIX}so_many"], behind),
+        node("Concat", [kept, behind], cut, axis=0),
+        node("Unsqueeze", [cut, constant("batch", [0])], "input_ids"),
         node("Shape", ["input_ids"], f"{_PREFIX}shape"),
     ]
     for name, value in (("attention_mask", 1), ("token_type_ids", 0)):
@@ -227,32 +266,36 @@ def _front(
 # ── checking ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def check(folder: Path, max_length: int, ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+def check(
+    folder: Path, max_length: int, ids: Sequence[str], texts: Sequence[str], template: ViewTemplate = BARE
+) -> np.ndarray:
     """Logits of the text-in graph, float32 [N, K]; GateFailed names the first row whose token ids are not the
-    tokenizer's."""
-    tokenizer = cutting_tokenizer(folder, max_length)
+    tokenizer's. texts: bare inputs."""
+    reading = Reading(template, max_length, folder)
     found = []
     for row, text, (tokens, logits) in zip(ids, texts, _answers(folder, texts), strict=True):
-        wanted = tokenizer.encode(text)
-        if tokens != wanted.ids or any(wanted.type_ids):
+        wanted = reading.encode(text)
+        if tokens != wanted or any(reading.tokenizer.encode(template.view(text)).type_ids):
             raise GateFailed(
-                f"the text-in graph's tokenizer gives {_first_difference(tokens, wanted.ids)}, nothing is committed",
+                f"the text-in graph's tokenizer gives {_first_difference(tokens, wanted)}, nothing is committed",
                 where=f"row {row}",
-                next="leave --text-in (bundle.text_in) out",
+                next=_WITHOUT,
             )
         found.append(logits)
     return np.array(found, np.float32)
 
 
-def other_ids(folder: Path, max_length: int, texts: Sequence[str] = ODD_TEXTS) -> list[str]:
+def other_ids(
+    folder: Path, max_length: int, texts: Sequence[str] = ODD_TEXTS, template: ViewTemplate = BARE
+) -> list[str]:
     """Those of ``texts`` that get other token ids in the text-in graph than from the tokenizer.
 
     BERT's operator of onnxruntime-extensions 0.15 keeps the pieces that it found of a word before the one that it does
     not know; tokenizers gives one unknown token for the whole word.
     """
-    tokenizer = cutting_tokenizer(folder, max_length)
+    reading = Reading(template, max_length, folder)
     found = zip(texts, _answers(folder, texts), strict=True)
-    return [text for text, (tokens, _) in found if tokens != tokenizer.encode(text).ids]
+    return [text for text, (tokens, _) in found if tokens != reading.encode(text)]
 
 
 def _answers(folder: Path, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -263,14 +306,6 @@ def _answers(folder: Path, texts: Sequence[str]) -> Iterator[tuple[list[int], np
     for text in texts:
         tokens, logits = opened.run(["input_ids", "logits"], {"text": [text]})
         yield tokens[0].tolist(), logits[0]
-
-
-def cutting_tokenizer(folder: Path, max_length: int) -> Tokenizer:
-    """The bundle's tokenizer, for one text at a time."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    return tokenizer
 
 
 def _first_difference(found: list[int], wanted: list[int]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from distillctl.bundle import answers, archive, text_in
-from distillctl.bundle.listing import MAX_BYTES, NAME, Graph, Listing
+from distillctl.bundle.listing import MAX_BYTES, NAME, OLD_FORMAT, Graph, Listing
 from distillctl.errors import DataError, DistillctlError, GateFailed, Unavailable, first_line
 from distillctl.graphs import beside
 from distillctl.workspace import MANIFEST, file_digest, writable
@@ -80,6 +80,9 @@ def _listing(folder: Path) -> Listing:
     try:
         listing = Listing.model_validate(from_json(data, allow_inf_nan=False))
     except ValueError as error:
+        if OLD_FORMAT in data:
+            what = "made by an older version, whose snippets left out what the recipe puts around an input"
+            raise GateFailed(what, where=str(folder), next=_NEXT) from None
         raise _failed(folder, [f"{NAME} is damaged: {first_line(error)}"]) from None
     if not listing.is_whole or listing.dumps() != data:
         raise _failed(folder, [f"{NAME} is damaged: it is not what its digest says"])
@@ -144,9 +147,9 @@ def _answers(folder: Path, listing: Listing) -> dict[str, str]:
 def _asked(folder: Path, listing: Listing, name: str, graph: Graph) -> str | None:
     example = listing.example
     if listing.task == "classify":
-        [logits] = answers.label_logits(folder, name, graph, [example.text], listing.max_length)
+        logits = answers.label_logits(folder, name, graph, example, listing.max_length)
         return answers.difference(example, listing.labels, logits)
-    again = answers.written(folder, example.text, f".{graph.format}")
+    again = answers.written(folder, example.input, example.view, f".{graph.format}")
     if again.ids != example.ids:
         return f"reads the tokens {again.ids}, {example.ids} are recorded"
     if again.answer_ids != example.answer_ids:

@@ -10,38 +10,28 @@ from typing import Any
 import yaml
 
 from distillctl import gguf_header, references
+from distillctl.data.view_template import BARE
 from distillctl.errors import DistillctlError
 from distillctl.recipe import FromConfigStudent, OpenAITeacher, Recipe
+from distillctl.snippets import code
+from distillctl.snippets.reading import Reading
 
 _NOT_STATED = "not stated"
-
-_USAGE = """```python
-import json
-
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
-
-text = "…"
-labels = json.load(open("config.json"))["id2label"]
-encoding = Tokenizer.from_file("tokenizer.json").encode(text)
-columns = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask, "token_type_ids": encoding.type_ids}
-session = onnxruntime.InferenceSession("model.onnx")
-feed = {value.name: np.array([columns[value.name]], dtype=np.int64) for value in session.get_inputs()}
-logits = session.run(["logits"], feed)[0][0]
-print(labels[str(logits.argmax())])
-```"""
 
 
 def render(
     recipe: Recipe,
     collect: Mapping[str, Any],
     train: Mapping[str, Any],
+    reading: Reading,
     measured: Sequence[Mapping[str, str]],
 ) -> str:
     """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
     shown. No row of the data is quoted: the card is there to be published."""
-    use = f"""{_USAGE}{form(recipe)}
+    use = f"""```python
+{code.render("classify.py", reading, "card")}```
+
+{form(reading)}
 
 With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
     return page(recipe, "text-classification", description(recipe, collect, train), use, measured)
@@ -100,17 +90,46 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def form(recipe: Recipe) -> str:
-    """What an input has to look like, where it is not the bare input."""
-    template = recipe.contexts.simplified.template
-    if template == "{{ input }}":
-        return ""
-    said = "\n\nThe text has the form of `contexts.simplified` in the recipe"
-    if template is None:
-        return said + "."
-    if template != template.strip():  # space at an end counts, and is not seen
-        said, template = f"{said}, here as a JSON string", json.dumps(template, ensure_ascii=False)
-    return f"{said}:\n\n```\n{template}\n```"
+def form(reading: Reading) -> str:
+    """What an input has to look like before it is tokenized, and what happens to one that is too long."""
+    template, limit = reading.template, f"{reading.limit:,} tokens"
+    if template.form == "text":
+        said = "Whitespace at the ends of a text is dropped, as it was for training"
+        if template.prefix or template.suffix:
+            said += (
+                f". Then `{_shown(template.prefix)}` is put in front of it and `{_shown(template.suffix)}` behind it"
+            )
+        said += ", which the code here does itself."
+    elif template.form == "jinja":
+        said = (
+            "The model does not read the bare input: it was trained on what the template below makes of it. The Python "
+            "code here renders that template itself; code in other languages has to be given the rendered text."
+        )
+        if template.variables:
+            said += f" Besides the input, the template takes {_list(template.variables)} from the input's row."
+    else:
+        said = (
+            "The model does not read the bare input: it was trained on what the messages of `contexts.simplified` in "
+            "the recipe make of it, which is more than a constant text around it. The code here has to be given that "
+            "whole text, which the app has to build itself."
+        )
+    ends = "the end of a longer input is cut." if reading.tail is not None else "a longer one is refused with an error."
+    said += f" In its context a text may have {limit}; {ends}"
+    if template.source is None or template == BARE:
+        return said
+    source = template.source
+    kind = ""
+    if source != source.strip() or "```" in source:  # whitespace at an end counts, and is not seen
+        kind, source = ", as a JSON string", _shown(source)
+    return f"{said}\n\nThe template (`contexts.simplified`){kind}:\n\n```\n{source}\n```"
+
+
+def _shown(text: str | None) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def sources(recipe: Recipe) -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import comparison
 from distillctl.metrics.statistics import difference_interval, recovered_interval
 from distillctl.recipe import Generate, Recipe
-from distillctl.report import devices, labels, numbers, texts
+from distillctl.report import devices, labels, numbers, texts, use
 from distillctl.training import metrics_log
 from distillctl.workspace import Manifest, Workspace
 
@@ -78,7 +78,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "not_tried": quantize["not_tried"],
         "gate": recipe.quantize.gate.model_dump(),
         "objective": recipe.quantize.objective,
-        "sample": views.simplified[0],
+        **use.facts(recipe, workspace, views, train),
         "provenance": {
             stage: {"fingerprint": m.fingerprint, "created": m.created, "seconds": m.seconds}
             for stage, m in manifests.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from distillctl.data.rows import left_out
-from distillctl.report import charts, numbers
+from distillctl.report import charts, numbers, use
 from distillctl.report.contract import Series
 from distillctl.report.drawing import NAMES
 
@@ -38,6 +37,7 @@ def render(facts: dict[str, Any], series: Series) -> str:
             names=NAMES,
             speakers=SPEAKERS,
             folder=str(Path(facts["artifact"]).parent),
+            code=use.code(facts),
         )
     )
 
@@ -79,8 +79,6 @@ def _environment() -> Environment:
         initial=_initial,
         voices=_voices,
         pieces=_pieces,
-        python=repr,
-        quoted=_quoted,
         left_out=left_out,
     )
     return environment
@@ -110,11 +108,6 @@ def _pieces(row: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
             yield row["text"][start : span["end"]], span["why"]
             at = span["end"]
     yield row["text"][at:], None
-
-
-def _quoted(text: str) -> str:
-    """A string literal as Kotlin and Swift read it."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _moment(created: float) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from distillctl import console
 from distillctl.bundle import agreement, answers, code, draft, ort_format, readme, text_in
@@ -19,6 +18,7 @@ from distillctl.data.view_table import ViewTable
 from distillctl.graphs import card
 from distillctl.recipe import Recipe
 from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.snippets.reading import Reading
 from distillctl.workspace import Outcome, Workspace, replacing_folder, versions
 
 
@@ -36,12 +36,13 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
 
 def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dict[str, Any]:
     folder, labels = made.folder, recipe.task.names
+    reading = Reading.of(recipe, views, made.facts("train"), folder)
     onnx = OnnxClassifier(folder, max_length=max_length).logits(views.simplified)
     found: dict[str, np.ndarray] = {}
     if recipe.bundle.text_in:
         console.note("bundle: the tokenizer into the graph")
-        text_in.build(folder, max_length)
-        found[text_in.FILE] = text_in.check(folder, max_length, views.id, views.simplified)
+        text_in.build(folder, max_length, reading.template)
+        found[text_in.FILE] = text_in.check(folder, max_length, views.id, _inputs(reading, views), reading.template)
     converted = _ort(folder)
     for name in converted:
         found[name] = OnnxClassifier(folder, file=name, max_length=max_length).logits(views.simplified)
@@ -51,29 +52,30 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dic
     }
     graphs = {name: _graph(name, agreed) for name in ["model.onnx", *converted]}
     if text_in.FILE in found:
-        odd = tuple(text_in.other_ids(folder, max_length))
+        odd = tuple(text_in.other_ids(folder, max_length, template=reading.template))
         graphs[text_in.FILE] = _graph(text_in.FILE, agreed).model_copy(update={"other_ids": odd})
-    (folder / "labels.json").write_text(code.labels_json(labels), encoding="utf-8")
-    code.of_labels(
+    (folder / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    files = ["classify.py", "classify.mjs", "Classifier.kt", "Classifier.swift"]
+    code.write(
         folder,
+        files + ["classify_text_in.py"] * recipe.bundle.text_in,
+        reading,
         name=recipe.name,
         versions=versions(),
         text_in=recipe.bundle.text_in,
         ids_graph=converted[0] if converted else "model.onnx",
         inputs=made.facts("export")["inputs"],
-        max_length=max_length,
-        at_end=_special_tokens_behind(folder),
     )
     verdicts = made.verdicts()
     about = card.description(recipe, made.facts("collect"), made.facts("train"))
-    text = readme.of_labels(recipe, about, made.files(), graphs, verdicts, made.figures("label"))
+    text = readme.of_labels(recipe, reading, about, made.files(), graphs, verdicts, made.figures("label"))
     (folder / "README.md").write_text(text, encoding="utf-8")
-    texts = answers.views(views.input[0], views.simplified[0])
+    asked = answers.asked(recipe, reading)
     if text_in.FILE in found:  # all graphs are asked the same, so all have to read the same
-        others = text_in.other_ids(folder, max_length, texts)
-        texts = [text for text in texts if text not in others] or [""]
-    example = answers.surest(folder, labels, texts, max_length)
-    return made.close(labels, max_length, graphs, example, verdicts)
+        others = text_in.other_ids(folder, max_length, [text for text, _ in asked if text], reading.template)
+        asked = [(text, view) for text, view in asked if text not in others] or [("", reading.template.view(""))]
+    example = answers.surest(reading, labels, asked, max_length)
+    return made.close(labels, reading, max_length, graphs, example, verdicts)
 
 
 def _ort(folder: Path) -> list[str]:
@@ -89,6 +91,12 @@ def _ort(folder: Path) -> list[str]:
             moved.rename(inside)
 
 
+def _inputs(reading: Reading, views: ViewTable) -> list[str]:
+    """What of each row's input stands in its view: all of it, unless the end was cut."""
+    before, behind = len(reading.template.prefix or ""), len(reading.template.suffix or "")
+    return [view[before : len(view) - behind] for view in views.simplified]
+
+
 def _graph(name: str, agreed: dict[str, dict[str, Any]]) -> Graph:
     inside = name == text_in.FILE
     return Graph(
@@ -97,9 +105,3 @@ def _graph(name: str, agreed: dict[str, dict[str, Any]]) -> Graph:
         libraries=(text_in.EXTENSIONS,) if inside else (),
         against_onnx=agreed.get(name, {}),
     )
-
-
-def _special_tokens_behind(folder: Path) -> int:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    mask: Sequence[int] = tokenizer.encode("a").special_tokens_mask
-    return next((behind for behind, special in enumerate(reversed(mask)) if not special), 0)

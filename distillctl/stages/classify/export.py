@@ -11,6 +11,7 @@ from distillctl.graphs.parity import Parity
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe
 from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.snippets.reading import Reading
 from distillctl.students import trained
 from distillctl.workspace import Outcome, Workspace, replacing_folder
 
@@ -30,7 +31,8 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         if found.ties:
             console.warn(f"on {found.ties} rows the two highest logits tie, and ONNX Runtime takes the other one")
         collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
-        text = card.render(recipe, collect, train, [_measured(graph, found)])
+        reading = Reading.of(recipe, views, train, staged)
+        text = card.render(recipe, collect, train, reading, [_measured(graph, found)])
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     return Outcome(outputs, asdict(graph) | asdict(found))

@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 
 from distillctl import console
 from distillctl.data import eval_table, view_table
+from distillctl.data.view_table import ViewTable
 from distillctl.graphs import beside, card
 from distillctl.quantizers import labels, search
 from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.quantizers.search import FP32
 from distillctl.recipe import CANDIDATES, Recipe
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
+from distillctl.snippets.reading import Reading
 from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
 from distillctl.workspace import Outcome, Workspace, replacing_folder
@@ -27,7 +29,8 @@ CALIBRATION_ROWS = 128
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """None inside the gate: GateFailed with every candidate's figures, and what was committed before stays."""
     collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
-    ids, rows = _held_out(recipe, workspace, collect["log_prior"])
+    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+    rows = _held_out(recipe, workspace, views, collect["log_prior"])
     exported = workspace.folder("export")
     again = "distillctl export RECIPE"
     with beside.sound(exported, again), replacing_folder(workspace.folder("quantize")) as staged:
@@ -54,22 +57,22 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
                 recipe.quantize,
                 "label",
             )
-        _write_eval(staged / "eval.parquet", ids, answers[settled.chosen.name])
-        text = card.render(recipe, collect, train, settled.shown)
+        _write_eval(staged / "eval.parquet", views.id, answers[settled.chosen.name])
+        reading = Reading.of(recipe, views, train, staged)
+        text = card.render(recipe, collect, train, reading, settled.shown)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     return Outcome(outputs, settled.facts)
 
 
-def _held_out(recipe: Recipe, workspace: Workspace, log_prior: list[float] | None) -> tuple[list[str], HeldOut]:
-    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+def _held_out(recipe: Recipe, workspace: Workspace, views: ViewTable, log_prior: list[float] | None) -> HeldOut:
     teacher = calibrate(store.read(workspace, "full", "eval").log_probs, log_prior)
     path = workspace.folder("train") / "eval.parquet"
     student = eval_table.log_probs(path, views.id, "student", teacher.shape[1])["student"]
     truth = None
     if views.has_references:
         truth = np.array([recipe.task.names.index(label) for label in views.labels(recipe.task.names)])
-    return views.id, HeldOut(views.simplified, student, teacher, truth)
+    return HeldOut(views.simplified, student, teacher, truth)
 
 
 def _calibration_texts(workspace: Workspace) -> list[str]:

@@ -19,6 +19,7 @@ from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from distillctl.runtimes.onnxruntime import session
 from distillctl.runtimes.text_folder import read_json
+from distillctl.snippets.reading import Reading
 from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 ROWS = 8
@@ -45,21 +46,24 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
         )
         for name in contents.graphs(folder, converted)
     }
-    begin = text_folder.begin(folder)
-    genai = f'text = "…"\n{text_card.genai_code(recipe, begin)}' if builder == "genai" else None
-    written = text_card.code(recipe, builder)
-    code.of_texts(folder, recipe.name, written, genai, **_known(recipe, folder, ".ort" if converted else ".onnx"))
+    reading, begin = Reading.of(recipe, views, made.facts("train"), folder), text_folder.begin(folder)
+    files = ["answer.py", "answer.mjs"] + ["answer_genai.py", "Writer.kt"] * (builder == "genai")
+    known = text_card.known(recipe, builder, begin) | _known(folder, ".ort" if converted else ".onnx")
+    code.write(folder, files, reading, name=recipe.name, **known)
     verdicts = made.verdicts()
     about = text_card.description(made.facts("collect"), made.facts("train"))
-    use = text_card.use(recipe, builder, begin)
-    text = readme.of_texts(recipe, text_card.task(builder), about, use, made.files(), verdicts, made.figures("token"))
+    use = text_card.use(recipe, reading, builder, begin)
+    text = readme.of_texts(
+        recipe, reading, text_card.task(builder), about, use, made.files(), verdicts, made.figures("token")
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
-    view = answers.views(views.input[0], views.simplified[0])[0]
-    return made.close([], made.facts("train")["max_length"], graphs, answers.written(folder, view), verdicts)
+    asked, view = answers.asked(recipe, reading)[0]
+    example = answers.written(folder, asked, view)
+    return made.close([], reading, made.facts("train")["max_length"], graphs, example, verdicts)
 
 
-def _known(recipe: Recipe, folder: Path, suffix: str) -> dict[str, Any]:
-    """What the snippets are filled in with."""
+def _known(folder: Path, suffix: str) -> dict[str, Any]:
+    """What JavaScript has to know of the graphs."""
     graph = open_generator(folder)
     encoder_decoder = isinstance(graph, OnnxSeq2Seq)
     decoder = "decoder_model_merged" if encoder_decoder else "model"
@@ -71,9 +75,6 @@ def _known(recipe: Recipe, folder: Path, suffix: str) -> dict[str, Any]:
         "caches": [[name, cache.heads, cache.size] for name, cache in found.items()],
         "start": graph.config["decoder_start_token_id"] if encoder_decoder else None,
         "ends": sorted(graph.stop_ids),
-        "stop": recipe.generate.stop,
-        "begin": text_folder.begin(folder),
-        "max_new_tokens": recipe.generate.max_new_tokens,
     }
 
 

@@ -12,12 +12,14 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from distillctl import console
 from distillctl.data import view_table
+from distillctl.data.view_table import ViewTable
 from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, text_card, text_parity, tracing
 from distillctl.graphs.text_parity import Rows, TextParity
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe, Text, implementation
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
+from distillctl.snippets.reading import Reading
 from distillctl.soft_labels import responses
 from distillctl.students import trained
 from distillctl.workspace import Outcome, Workspace, replacing_folder
@@ -31,17 +33,19 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         builder, graph, model = _build(recipe, source, staged, train)
         beside.copy(source, staged, ["input_ids", "attention_mask"], max_length=train["max_length"])
         written = open_generator(staged, torch.get_num_threads())
+        views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
         found = text_parity.check(
             model,
             written,
-            _rows(recipe, workspace, source, written),
+            _rows(recipe, workspace, views, source, written),
             allowed=recipe.export.max_logit_difference,
             prompts=recipe.export.prompts,
             max_new_tokens=recipe.generate.max_new_tokens,
         )
         if found.ties:
             console.warn(f"{found.ties} answers part from PyTorch's where two logits tie")
-        text = text_card.render(recipe, collect, train, [_measured(graph, found)], builder, text_folder.begin(staged))
+        reading, begin = Reading.of(recipe, views, train, staged), text_folder.begin(staged)
+        text = text_card.render(recipe, collect, train, reading, [_measured(graph, found)], builder, begin)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     facts = {"architecture": type(model).__name__, "builder": builder, **asdict(graph), **asdict(found)}
@@ -84,9 +88,8 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any])
     return graph
 
 
-def _rows(recipe: Recipe, workspace: Workspace, source: Path, graph: OnnxGenerator) -> Rows:
+def _rows(recipe: Recipe, workspace: Workspace, table: ViewTable, source: Path, graph: OnnxGenerator) -> Rows:
     """The eval rows: simplified views, and the teacher's responses in the student's tokens."""
-    table = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trained.trusted(recipe))
     views = text_parity.views(graph, tokenizer, table.id, table.simplified)
     said = responses.read(workspace, "full", "eval", implementation(Text())(Text()))

@@ -24,6 +24,7 @@ from distillctl.recipe import CANDIDATES, Recipe, Text, implementation
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
+from distillctl.snippets.reading import Reading
 from distillctl.soft_labels import responses
 from distillctl.soft_labels.responses import Profile, Responses
 from distillctl.soft_labels.text import TextLabels
@@ -62,7 +63,8 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             )
         chosen = settled.chosen.name
         _write_eval(staged / "eval.parquet", held_out.views.id, said[chosen], answers[chosen])
-        text = text_card.render(recipe, collect, train, settled.shown, export["builder"], text_folder.begin(staged))
+        reading, begin = Reading.of(recipe, held_out.views, train, staged), text_folder.begin(staged)
+        text = text_card.render(recipe, collect, train, reading, settled.shown, export["builder"], begin)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     return Outcome(outputs, settled.facts)

@@ -1,0 +1,139 @@
+"""The simplified context as an app has to apply it: what stands around the input of every view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from jinja2 import nodes
+from pydantic import BaseModel, ConfigDict
+
+from distillctl.data import examples, template_sources
+from distillctl.data.template_sources import SANDBOX
+from distillctl.data.view_table import ViewTable
+from distillctl.recipe import Recipe
+
+WHITESPACE = (
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680"
+    + "".join(map(chr, range(0x2000, 0x200B)))
+    + ("\u2028\u2029\u202f\u205f\u3000")
+)
+"""What Python's `str.strip` removes: the ends of every input, before the template gets it."""
+
+
+class ViewTemplate(BaseModel):
+    """What makes a view of an input.
+
+    `text`: the view is ``prefix`` + input + ``suffix``, the input without whitespace (`WHITESPACE`) at its ends.
+    `jinja`: the view is the Jinja template ``source``, rendered with `input`, the ``constants``, and those columns of
+    the input's row that ``variables`` names (each by its name, and all in `row`). `view`: neither describes it, so the
+    app has to build the view itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    form: Literal["text", "jinja", "view"]
+    prefix: str | None = None
+    suffix: str | None = None
+    source: str | None = None
+    """The recipe's Jinja template; None where the recipe has messages."""
+    variables: tuple[str, ...] = ()
+    constants: dict[str, Any] = {}
+
+    def view(self, text: str) -> str:
+        """The view of an input; ValueError unless the form is `text`."""
+        if self.prefix is None or self.suffix is None:
+            raise ValueError(f"a template of the form {self.form} is more than text around the input")
+        return f"{self.prefix}{text.strip()}{self.suffix}"
+
+
+BARE = ViewTemplate(form="text", prefix="", suffix="", source="{{ input }}")
+"""Nothing around the input."""
+
+
+def of(recipe: Recipe, rows: ViewTable) -> ViewTemplate:
+    """The simplified context of a recipe, as it was applied to these rows.
+
+    The form is `text` only where the template writes its input once and unchanged, whatever the input is, and where
+    every row's view is the same prefix and suffix around the row's input. The rows show what a chat template and
+    few-shot examples add.
+    """
+    where, context = template_sources.contexts(recipe)["simplified"]
+    sources = template_sources.sources(recipe, where, context)
+    found = [SANDBOX.variables(source.text) for source in sources]
+    used = {name for _, names in found for name in names}
+    columns = template_sources.columns(recipe)["simplified"]
+    variables = tuple(sorted(columns.names | ({"row"} if columns.all else set()) | ({"documents"} & used)))
+    repeated = any(source.each == "document" for source in sources)
+    source = None if context.messages is not None else sources[0].text
+    if not variables and not repeated and _writes_input_once([tree for tree, _ in found]):
+        pairs = zip(rows.input, rows.simplified, strict=True)
+        if around := _around(pairs, cut=recipe.contexts.truncate == "input"):
+            return ViewTemplate(form="text", prefix=around[0], suffix=around[1], source=source)
+    if source is None:
+        return ViewTemplate(form="view", variables=variables)
+    return ViewTemplate(form="jinja", source=source, variables=variables, constants=_constants(recipe, used))
+
+
+def _constants(recipe: Recipe, used: set[str]) -> dict[str, Any]:
+    """The variables that the template uses and that are the same for all rows."""
+    found = dict[str, Any]()
+    if "labels" in used:
+        found["labels"] = list(recipe.task.names)
+    if "examples" in used:
+        shots = recipe.contexts.simplified.examples
+        rows = shots.rows if shots and shots.rows else examples.load(recipe).shots.get("simplified", ())
+        found["examples"] = [{**shot.row, "row": shot.row, "input": shot.input, "answer": shot.answer} for shot in rows]
+    return found
+
+
+# ── what the template does to its input ──────────────────────────────────────────────────────────
+
+
+def _writes_input_once(trees: Sequence[nodes.Template]) -> bool:
+    """Whether `input` is used in one place only, and its text goes into the view unchanged there."""
+    uses = [name for tree in trees for name in tree.find_all(nodes.Name) if name.name == "input"]
+    return len(uses) == 1 and any(_writes_input(tree) for tree in trees)
+
+
+def _writes_input(node: nodes.Node) -> bool:
+    if isinstance(node, nodes.Name):
+        return node.name == "input"
+    if isinstance(node, nodes.Filter):  # the input has no whitespace at its ends to be trimmed
+        plain = node.name in ("trim", "string") and not (node.args or node.kwargs)
+        return plain and node.node is not None and _writes_input(node.node)
+    return any(_writes_input(part) for part in _written(node))
+
+
+def _written(node: nodes.Node) -> Iterator[nodes.Node]:
+    """The parts of a node that are written one after the other as they are."""
+    if isinstance(node, nodes.If):
+        yield from (*node.body, *node.elif_, *node.else_)
+    elif isinstance(node, (nodes.Template, nodes.Scope)):
+        yield from node.body
+    elif isinstance(node, (nodes.Output, nodes.Concat)):
+        yield from node.nodes
+    elif isinstance(node, nodes.Add):
+        yield from (node.left, node.right)
+
+
+def _around(pairs: Iterable[tuple[str, str]], *, cut: bool) -> tuple[str, str] | None:
+    """(prefix, suffix) of all views; None where there is no such pair. cut: the end of an input may be missing."""
+    found: list[tuple[str, str]] = []
+    for text, view in pairs:
+        whole = found or [(view[:at], view[at + len(text) :]) for at in _places(text, view)]
+        kept = [(prefix, suffix) for prefix, suffix in whole if f"{prefix}{text}{suffix}" == view]
+        if not kept and not cut:
+            return None
+        shorter = [pair for pair in found if view.startswith(pair[0]) and view.endswith(pair[1])]
+        if found and not (kept or shorter):
+            return None
+        found = kept or shorter
+    return found[0] if found else None
+
+
+def _places(text: str, view: str) -> Iterator[int]:
+    at = view.find(text)
+    while at >= 0:
+        yield at
+        at = view.find(text, at + 1)

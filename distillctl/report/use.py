@@ -1,0 +1,43 @@
+"""The report's code to ask the deployed graph with, in every language there is a snippet for."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from distillctl.data.view_table import ViewTable
+from distillctl.data.view_template import ViewTemplate
+from distillctl.recipe import Recipe
+from distillctl.snippets import code as snippets
+from distillctl.snippets.reading import Reading
+from distillctl.workspace import Workspace
+
+
+def facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: Mapping[str, Any]) -> dict[str, Any]:
+    """For the contract. template, view_limit: what makes a view of an input, and the tokens it may have; sample: what
+    the code asks, a held-out row's input (its view, where the code has to be given that)."""
+    reading = Reading.of(recipe, views, train, workspace.folder("quantize"))
+    rows = views.simplified if reading.template.form == "view" else views.input
+    return {"template": reading.template.model_dump(), "view_limit": reading.limit, "sample": rows[0]}
+
+
+def code(facts: Mapping[str, Any]) -> dict[str, Markup]:
+    """Language → code, escaped for HTML. facts: the contract's."""
+    folder = Path(facts["artifact"]).parent
+    reading = Reading(ViewTemplate.model_validate(facts["template"]), facts["view_limit"], folder)
+    known = {"name": facts["name"], "sample": facts["sample"], "versions": facts["versions"]}
+    if facts["task"] == "generate":
+        files = ["answer.py", *(["answer_genai.py", "Writer.kt"] if facts["genai"] else [])]
+        known |= {key: facts[key] for key in ("builder", "begin", "stop", "max_new_tokens")}
+    else:
+        files = ["classify.py", "Classifier.kt", "Classifier.swift"]
+        known |= {"inputs": facts["inputs"], "ids_graph": "model.onnx", "text_in": False}
+    shown = f"Path({str(folder)!r})"
+    return {
+        file: Markup(html.escape(snippets.render(file, reading, "report", folder=shown, **known), quote=False))
+        for file in files
+    }
