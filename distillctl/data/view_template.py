@@ -63,7 +63,8 @@ def of(recipe: Recipe, rows: ViewTable) -> ViewTemplate:
     found = [SANDBOX.variables(source.text) for source in sources]
     used = {name for _, names in found for name in names}
     columns = template_sources.columns(recipe)["simplified"]
-    variables = tuple(sorted(columns.names | ({"row"} if columns.all else set()) | ({"documents"} & used)))
+    of_row = {*columns.needed, *columns.optional, *(["row"] if columns.all else [])}
+    variables = tuple(sorted(of_row | ({"documents"} & used)))
     repeated = any(source.each == "document" for source in sources)
     source = None if context.messages is not None else sources[0].text
     if not variables and not repeated and _writes_input_once([tree for tree, _ in found]):
