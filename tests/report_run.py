@@ -162,7 +162,7 @@ def _train(workspace: Workspace, log_probs: dict[str, np.ndarray], control: bool
     other = pa.array(list(log_probs["control"]) if control else [None] * ROWS, pa.list_(pa.float32()))
     table(folder / "eval.parquet", id=ids(), student=list(log_probs["student"]), control=other)
     facts = {"kl": 0.2211, "agreement": 0.87, "steps": 300, "best_step": 259, "resumed_from": None, "stopped": "epochs"}
-    facts |= {"parameters": 22_715_526, "tokens_per_second": 9000.0}
+    facts |= {"parameters": 22_715_526, "max_length": 128, "tokens_per_second": 9000.0}
     facts |= {"control": {"kl": 0.4123, "agreement": 0.85} if control else None}
     commit(workspace, "train", ["metrics.jsonl", "eval.parquet"], facts)
 

@@ -38,8 +38,9 @@ class Task:
     """Of the graph."""
     labels: list[str]
     texts: list[str]
+    """The rows' inputs, as the page shows them."""
     feeds: list[dict[str, np.ndarray]]
-    """Per row, the graph's inputs, int64 [1, T], by the tokenizer beside the graph."""
+    """Per row, the graph's inputs, int64 [1, T]: the simplified view's tokens, by the tokenizer beside the graph."""
     recorded: np.ndarray
     """Normalised log-probabilities, float32 [N, K]."""
 
@@ -94,13 +95,12 @@ def prepare(recipe: Recipe, workspace: Workspace) -> Task:
         raise Unavailable(f"the page takes {MAX_LABELS} labels at most", where="task.labels")
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     sample = np.random.default_rng(recipe.seed).permutation(len(views.id))[:MAX_ROWS].tolist()
-    texts = [views.simplified[row] for row in sample]
     return Task(
         title=recipe.report.title or recipe.name,
         graph=folder / "model.onnx",
         sha256=manifest.outputs["model.onnx"].sha256,
         labels=classifier.labels,
-        texts=texts,
-        feeds=[classifier.feed([text]) for text in texts],
+        texts=[views.input[row] for row in sample],
+        feeds=[classifier.feed([views.simplified[row]]) for row in sample],  # the template is around the input here
         recorded=eval_table.read(folder / "eval.parquet", [views.id[row] for row in sample])["deployed"],
     )

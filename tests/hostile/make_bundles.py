@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 CORPUS = Path(__file__).parent / "corpus"
-LISTING = b'{"format": "distillctl bundle 1"}\n'
+LISTING = b'{"format": "distillctl bundle 2"}\n'
 LINK, DEVICE, FOLDER = 0o120777 << 16, 0o020666 << 16, 0o040755 << 16
 
 
