@@ -30,7 +30,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo tickets translate test test-durability test-hostile check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
-.PHONY: bench-vocabulary bench-decode
+.PHONY: bench-vocabulary bench-decode bench-coverage
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -94,6 +94,9 @@ bench-softlabels: $(VENV)/.demo  ## what soft labels take on disk, and what a st
 
 bench-loss: $(VENV)/.core  ## the loss through the head in chunks on kept tokens, against the plain dense way
 	$(BIN)/python -m distillctl.benchmarks.loss
+
+bench-coverage: $(VENV)/.core  ## how often the 95 % intervals hold the truth
+	$(BIN)/python -m distillctl.benchmarks.coverage
 
 bench-vocabulary: $(VENV)/.demo  ## what trimming the vocabulary saves, and that no answer changes
 	$(BIN)/distillctl collect recipes/tickets.yaml

@@ -1,15 +1,22 @@
-"""Percentile-bootstrap 95 % intervals over rows (Efron & Tibshirani 1993, ch. 13); what is compared is drawn together.
+"""95 % intervals over rows; arms that are compared were measured on the same rows, which are paired.
 
-Vectors hold one score per row (0 or 1 for a right answer), float or bool [N], the rows in one order.
+Vectors hold one score per row (0 or 1 for a right answer), float or bool [N], the rows in one order. Nothing is drawn:
+every interval is a formula. How often they hold the true value is measured by `distillctl.benchmarks.coverage`. A
+percentile bootstrap, which is often used here, has no width where all rows are right, and holds the truth in 64 of 100
+cases at 20 rows and a true share of .95.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest, t
 
-_ELEMENTS = 2**20  # of one batch of resampled rows: 8 MiB, whatever N is
+FEW = 5
+"""Of right or wrong rows: with fewer, a share's interval is Clopper–Pearson's, and otherwise Wilson's."""
+_Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -21,48 +28,90 @@ class Interval:
     high: float
 
 
-def mean_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Interval:
-    """mean(values)."""
-    means, draws = _means([values], seed, resamples)
-    return _interval(means[0], draws[:, 0])
+def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """Mean of scores from 0 to 1.
+
+    Of shares, whose rows are all 0 or 1, by Wilson (1927); with fewer than `FEW` rows of either kind by Clopper and
+    Pearson (1934), which holds the true share in at least 95 % of cases. Of other scores by Student's t, after two rows
+    were added, one with the least and one with the largest score. ``seed`` is ignored.
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    count, mean = len(rows), float(rows.mean())
+    if np.isin(rows, (0, 1)).all():
+        right = int(rows.sum())
+        method = "exact" if min(right, count - right) < FEW else "wilson"
+        found = binomtest(right, count).proportion_ci(0.95, method)
+        return Interval(mean, min(float(found.low), mean), max(float(found.high), mean))
+    least, largest = float(rows.min()), float(rows.max())
+    if least == largest:
+        # Rows that score anything else may be so rare that none was met.
+        unseen = 1 - 0.025 ** (1 / count)
+        return Interval(mean, mean - unseen * mean, mean + unseen * (1 - mean))
+    low, high = _padded_interval(rows, least, largest, float(t.ppf(0.975, count - 1)))
+    return Interval(mean, max(low, 0.0), min(high, 1.0))
 
 
-def difference_interval(a: np.ndarray, b: np.ndarray, seed: int = 0, resamples: int = 2000) -> Interval:
-    """mean(a) − mean(b), paired over rows."""
-    means, draws = _means([a, b], seed, resamples)
-    return _interval(means[0] - means[1], draws[:, 0] - draws[:, 1])
+def difference_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Interval:
+    """mean(a) − mean(b), paired over rows, from −1 to 1.
+
+    Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data": two rows are added, in which one side is better by 1 and worse by 1 (of scores that are not all 0 or 1, by
+    the largest difference of any row). So it has a width where no row differs. ``seed`` is ignored.
+    """
+    rows = _difference(a, b)
+    largest = _largest(rows)
+    low, high = _padded_interval(rows, -largest, largest, _quantile(rows))
+    return Interval(float(rows.mean()), max(low, -1.0), min(high, 1.0))
 
 
-def recovered_interval(
-    student: np.ndarray, floor: np.ndarray, ceiling: np.ndarray, seed: int = 0, resamples: int = 2000
-) -> Interval | None:
+def recovered_interval(student: np.ndarray, floor: np.ndarray, ceiling: np.ndarray, seed: int = 0) -> Interval | None:
     """(mean(student) − mean(floor)) / (mean(ceiling) − mean(floor)), paired over rows.
 
-    None when the interval of ceiling − floor reaches 0: a share of nothing means nothing.
+    Fieller (1954), "Some problems in interval estimation": the shares r for which student − floor − r (ceiling − floor)
+    cannot be told from 0, after two rows were added in which ceiling and floor are equal and the student is better and
+    worse. None where the interval of ceiling − floor reaches 0: a share of nothing means nothing. ``seed`` is ignored.
     """
-    means, draws = _means([student, floor, ceiling], seed, resamples)
-    gap, gaps = means[2] - means[1], draws[:, 2] - draws[:, 1]
-    if _interval(gap, gaps).low <= 0:
+    if difference_interval(ceiling, floor).low <= 0:
         return None
-    some = gaps > 0  # all but fewer than 2.5 %, by the check above
-    return _interval((means[0] - means[1]) / gap, (draws[some, 0] - draws[some, 1]) / gaps[some])
+    won, gap = _difference(student, floor), _difference(ceiling, floor)
+    count, largest = len(won) + 2, _largest(np.concatenate([won, won - gap]))
+    x, y = won.sum() / count, gap.sum() / count
+    spread = _quantile(np.concatenate([won, gap]), len(won)) ** 2 / count
+    xx = spread * ((won @ won + 2 * largest**2) / count - x * x)
+    xy = spread * (won @ gap / count - x * y)
+    yy = spread * (gap @ gap / count - y * y)
+    # Where (x − r y)² ≤ xx − 2 r xy + r² yy; y² > yy, as the gap's own interval does not reach 0.
+    a, b, c = y * y - yy, x * y - xy, x * x - xx
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return Interval(float(x / y), float((b - root) / a), float((b + root) / a))
 
 
-def _means(columns: list[np.ndarray], seed: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """The columns' means [k], and their means over rows drawn with replacement [resamples, k]."""
-    rows = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
-    generator = np.random.default_rng(seed)
-    batch = max(1, _ELEMENTS // rows.size)
-    draws = [
-        rows[generator.integers(0, len(rows), (min(batch, resamples - start), len(rows)))].mean(axis=1)
-        for start in range(0, resamples, batch)
-    ]
-    return rows.mean(axis=0), np.concatenate(draws)
+def _padded_interval(rows: np.ndarray, low: float, high: float, quantile: float) -> tuple[float, float]:
+    """Of the mean, by the normal approximation, after two rows were added that score ``low`` and ``high``."""
+    count = len(rows) + 2
+    centre = (rows.sum() + low + high) / count
+    variance = (rows @ rows + low * low + high * high) / count - centre * centre
+    half = quantile * math.sqrt(max(variance, 0.0) / count)
+    mean = float(rows.mean())
+    return min(float(centre - half), mean), max(float(centre + half), mean)
 
 
-def _interval(value: float, draws: np.ndarray) -> Interval:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(float(value), float(low), float(high))
+def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    one, other = (np.asarray(column, dtype=np.float64) for column in (a, b))
+    if one.shape != other.shape:
+        raise ValueError(f"columns of shape {one.shape} and {other.shape} are not paired")
+    difference: np.ndarray = one - other
+    return difference
+
+
+def _largest(differences: np.ndarray) -> float:
+    """The scale of what two added rows score: 1 where no row differs."""
+    return float(np.abs(differences).max(initial=0)) or 1.0
+
+
+def _quantile(rows: np.ndarray, count: int | None = None) -> float:
+    """The normal's for shares, as their methods have it; Student's t for other scores."""
+    return _Z if np.isin(rows, (-1, 0, 1)).all() else float(t.ppf(0.975, max((count or len(rows)) - 1, 1)))
 
 
 class Tally:
