@@ -134,6 +134,12 @@ class OpenAITeacher(Spec):
             return host == "localhost" or host.endswith(".localhost")
 
     @property
+    def further_keys(self) -> dict[str, Any]:
+        """What the body of every request has besides its own keys."""
+        arguments = {"chat_template_kwargs": self.chat_template_kwargs} if self.api == "chat" else {}
+        return {**self.extra_body, **{key: value for key, value in arguments.items() if value}}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What an answer depends on."""
         return self.model_dump(mode="json", exclude=set(self.operational))

@@ -73,39 +73,22 @@ def read_each(workspace: Workspace, arm: str, split: str) -> Iterator[SoftLabels
     return (_read(path) for path in shards.files(workspace, arm, split))
 
 
-def read_shards(folder: Path, parts: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities [N, K] and masses [N] of a finished plan, in the order of its split."""
-    count = sum(len(shard.ids) for shard in parts)
-    log_probs, mass = None, np.empty(count, np.float32)
-    for shard in parts:
-        found = _read(folder / shard.file)
-        if log_probs is None:
-            log_probs = np.empty((count, found.log_probs.shape[1]), np.float32)
-        if found.log_probs.shape != (len(shard.ids), log_probs.shape[1]):
-            raise UpstreamError("the shard is of other rows or labels", where=str(folder / shard.file), next=_AGAIN)
-        log_probs[shard.places], mass[shard.places] = found.log_probs, found.mass
-    assert log_probs is not None
-    return log_probs, mass
+def read_shards(folder: Path, parts: Sequence[Shard]) -> SoftLabels:
+    """All rows of a finished plan, in the order of its split."""
+    found = [_read(folder / shard.file) for shard in parts]
+    for shard, part in zip(parts, found, strict=True):
+        if part.ids != shard.ids:
+            raise UpstreamError("the shard is of other rows", where=str(folder / shard.file), next=_AGAIN)
+    ids = [row for shard in parts for row in shard.ids]
+    return in_order(found, [ids[at] for at in np.argsort(np.concatenate([shard.places for shard in parts]))])
 
 
-def bounds(folder: Path, parts: Sequence[Shard]) -> tuple[float, float] | None:
-    """Of a finished plan: the share of the (row, label) pairs whose log-probability is an upper bound, and the mean
-    share that these have of a row's label mass. None where all are exact."""
-    found = [part for shard in parts if (part := _read(folder / shard.file)).seen is not None]
-    if not found:
-        return None
-    seen = np.concatenate([part.seen for part in found if part.seen is not None])
-    probs = np.exp(np.concatenate([part.log_probs for part in found]).astype(np.float64))
-    return float((~seen).mean()), float(((probs * ~seen).sum(-1) / probs.sum(-1)).mean())
-
-
-def likeliest(folder: Path, parts: Sequence[Shard], rows: int) -> list[tuple[str, str, float]]:
-    """Of a few rows of a finished plan: id, the teacher's likeliest token after the view, and its probability."""
-    found = _read(folder / parts[0].file)
-    if found.next_token is None or found.next_log_prob is None:
+def likeliest(labels: SoftLabels, rows: int) -> list[tuple[str, str, float]]:
+    """Of a few rows: id, the teacher's likeliest token after the view, and its probability."""
+    if labels.next_token is None or labels.next_log_prob is None:
         return []
-    probs = np.exp(found.next_log_prob[:rows].astype(np.float64)).tolist()
-    return list(zip(found.ids, found.next_token, probs, strict=False))
+    probs = np.exp(labels.next_log_prob[:rows].astype(np.float64)).tolist()
+    return list(zip(labels.ids, labels.next_token, probs, strict=False))
 
 
 def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
@@ -116,13 +99,16 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
     if len({part.log_probs.shape[1] for part in parts}) > 1:
         raise UpstreamError("the shards are not of as many labels", next=_AGAIN)
     order = [place[row] for row in ids]
-    bounded = all(part.seen is not None for part in parts)
-    return SoftLabels(
-        list(ids),
-        np.concatenate([part.log_probs for part in parts])[order],
-        np.concatenate([part.mass for part in parts])[order],
-        np.concatenate([one for part in parts if (one := part.seen) is not None])[order] if bounded else None,
-    )
+
+    def joined(name: str) -> np.ndarray | None:
+        columns = [getattr(part, name) for part in parts]
+        return None if any(column is None for column in columns) else np.concatenate(columns)[order]
+
+    log_probs, mass, words = joined("log_probs"), joined("mass"), joined("next_token")
+    assert log_probs is not None
+    assert mass is not None
+    next_token = None if words is None else words.tolist()
+    return SoftLabels(list(ids), log_probs, mass, joined("seen"), next_token, joined("next_log_prob"))
 
 
 def _read(path: Path) -> SoftLabels:

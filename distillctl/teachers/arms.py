@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -184,15 +184,18 @@ def _notes(contexts: dict[str, Renderer], found: dict[str, Arm]) -> None:
             )
 
 
-def write_views(folder: Path, dataset: Dataset, found: Sequence[Arm]) -> None:
-    """collect/views.parquet."""
+def write_views(
+    folder: Path, dataset: Dataset, found: Sequence[Arm], kept: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """collect/views.parquet; kept: split → the rows that it has, bool [N], in place of all."""
     ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
 
     def parts() -> Iterator[tuple[str, view_table.ViewTable]]:
         for split, examples in dataset.splits.items():
             for start in range(0, len(examples), GROUP_ROWS):
-                rows = list(examples[start : start + GROUP_ROWS])
-                places = range(start, start + len(rows))
+                part = list(enumerate(examples[start : start + GROUP_ROWS], start))
+                part = [(place, row) for place, row in part if kept is None or kept[split][place]]
+                places, rows = [place for place, _ in part], [row for _, row in part]
                 yield (
                     split,
                     view_table.ViewTable(

@@ -10,7 +10,7 @@ Law: for any set of distinct labels the masses of the result sum to at most 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy.special import logsumexp
@@ -19,7 +19,7 @@ SMALLEST_SHARE = 2.0**-24
 """What is left of a label at the least, as a share of it: less is the rounding of float32, and 0 has no logarithm."""
 
 
-def exclusive(log_probs: np.ndarray, answers: Sequence[Sequence[int] | bytes]) -> np.ndarray:
+def exclusive(log_probs: np.ndarray, answers: Sequence[Sequence[Hashable]]) -> np.ndarray:
     """Take the longer labels' shares off the labels that begin them.
 
     log_probs: [N, K], natural logs of Pr(text begins with the label's tokens); answers: the tokens (or bytes) of the K
@@ -34,7 +34,7 @@ def exclusive(log_probs: np.ndarray, answers: Sequence[Sequence[int] | bytes]) -
     return found.astype(np.float32)
 
 
-def extensions(answers: Sequence[Sequence[int] | bytes]) -> list[list[int]]:
+def extensions(answers: Sequence[Sequence[Hashable]]) -> list[list[int]]:
     """For each label, the longer ones that it begins; of several that begin each other, the shortest."""
     plain = [tuple(answer) for answer in answers]
     longer = [

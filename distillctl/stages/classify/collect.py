@@ -16,7 +16,7 @@ from distillctl.engines.tasks import Asked, Task
 from distillctl.metrics import comparison, label_checks, scores
 from distillctl.recipe import Recipe
 from distillctl.soft_labels import labels as soft_labels
-from distillctl.soft_labels import shards, store
+from distillctl.soft_labels import measured, shards, store
 from distillctl.soft_labels.committing import Committing
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.store import SoftLabels
@@ -78,42 +78,51 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             work = Committing(crew, lambda shard: store.present(folder, shard), commit, bar)
             work.label(every, task)
         told = teacher_arms.facts(recipe, crew.reader, dataset, arms, fingerprint)
-    teacher_arms.write_views(folder, dataset, arms)
     shards.drop_others(folder, every)
-    facts = _findings(recipe, dataset, {key: store.read_shards(folder, part) for key, part in plan.items()})
-    label_checks.check_mass(
-        store.read_shards(folder, plan[CEILING, "eval"])[1], store.likeliest(folder, plan[CEILING, "eval"], SHOWN_ROWS)
-    )
-    facts["unseen"] = _unseen(
-        {arm: store.bounds(folder, part) for (arm, split), part in plan.items() if split == "eval"}
-    )
+    found = {key: store.read_shards(folder, part) for key, part in plan.items()}
+    kept, log_prior = _kept(recipe, found)
+    teacher_arms.write_views(folder, dataset, arms, kept)
+    told["counts"] = told["counts"] | {split: int(rows.sum()) for split, rows in kept.items()}
+    facts = _findings(recipe, dataset, found, kept, log_prior) | measured.facts(found, kept)
     return Outcome(outputs=["views.parquet", "shards"], facts=facts | told | work.facts)
 
 
 SHOWN_ROWS = 3
 """Of which a caution shows what the teacher would rather write than a label."""
-MAY_BE_UNKNOWN = 0.02
-"""Mean share of a row's label mass that may be upper bounds before it is said."""
 
 
 # ── what was found ───────────────────────────────────────────────────────────────────────────────
 
 
+def _kept(recipe: Recipe, found: measured.Labels) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Split → the rows that count, bool [N]; and the prior, which is estimated from those of train."""
+    kept, log_prior = measured.rows(found), None
+    measured.check(found, kept)
+    if recipe.classify.prior == "batch":
+        log_prior = soft_labels.batch_prior(found[CEILING, "train"].log_probs[kept["train"]])
+        calibrated = measured.rows(found, log_prior)
+        kept = {split: rows & calibrated[split] for split, rows in kept.items()}
+        measured.check(found, kept, log_prior)
+    return kept, log_prior
+
+
 def _findings(
-    recipe: Recipe, dataset: Dataset, labels: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
+    recipe: Recipe,
+    dataset: Dataset,
+    labels: measured.Labels,
+    kept: dict[str, np.ndarray],
+    log_prior: np.ndarray | None,
 ) -> dict[str, object]:
     """The arms' scores with intervals, their distance from the ceiling, and the prior."""
-    log_prior = None
-    if recipe.classify.prior == "batch":
-        log_prior = soft_labels.batch_prior(labels[CEILING, "train"][0])
-    references = [example.reference for example in dataset.eval]
+    references = [example.reference for example, counts in zip(dataset.eval, kept["eval"], strict=True) if counts]
     if 0 < (without := references.count(None)) < len(references):
         cautions.add(
             "references-incomplete",
             f"{without} of {len(references)} eval rows have no reference: arms are scored by agreement instead",
         )
-    held_out = {arm: found for (arm, split), found in labels.items() if split == "eval"}
-    calibrated = {arm: soft_labels.calibrate(log_probs, log_prior) for arm, (log_probs, _) in held_out.items()}
+    held_out = {arm: found.log_probs[kept[split]] for (arm, split), found in labels.items() if split == "eval"}
+    mass = {arm: found.mass[kept[split]] for (arm, split), found in labels.items() if split == "eval"}
+    calibrated = {arm: soft_labels.calibrate(log_probs, log_prior) for arm, log_probs in held_out.items()}
     rows = {}
     metric = ""
     for arm, log_probs in calibrated.items():
@@ -122,11 +131,12 @@ def _findings(
         PUBLIC.get(arm, arm): float(
             scores.row_scores(log_probs, recipe.task.names, references, calibrated[CEILING])[0].mean()
         )
-        for arm, (log_probs, _) in held_out.items()
+        for arm, log_probs in held_out.items()
     }
     arms, gaps = comparison.compare({PUBLIC.get(arm, arm): values for arm, values in rows.items()}, metric, recipe.seed)
     comparison.warn(gaps)
-    train = soft_labels.calibrate(labels[CEILING, "train"][0], log_prior)
+    label_checks.check_mass(mass[CEILING], store.likeliest(labels[CEILING, "eval"], SHOWN_ROWS))
+    train = soft_labels.calibrate(labels[CEILING, "train"].log_probs[kept["train"]], log_prior)
     label_checks.check_labels(recipe.task.names, train, calibrated[CEILING], references)
     return {
         "metric": metric,
@@ -135,22 +145,5 @@ def _findings(
         "log_prior": None if log_prior is None else [float(v) for v in log_prior],
         "arms": arms,
         "gaps": gaps,
-        "label_mass": {arm: float(np.median(mass)) for arm, (_, mass) in held_out.items()},
+        "label_mass": {arm: float(np.median(masses)) for arm, masses in mass.items()},
     }
-
-
-def _unseen(found: dict[str, tuple[float, float] | None]) -> dict[str, dict[str, float]] | None:
-    """Of a served teacher, per arm: the share of the (row, label) pairs that were not among the tokens it showed, whose
-    probabilities are upper bounds, and the mean share that these have of a row's label mass. None where all are exact.
-    """
-    if not (known := {arm: one for arm, one in found.items() if one is not None}):
-        return None
-    pairs, mass = known[CEILING]
-    if mass > MAY_BE_UNKNOWN:
-        cautions.add(
-            "labels-not-shown",
-            f"{pairs:.0%} of the (row, label) pairs were not among the tokens the server showed; their probabilities "
-            f"are upper bounds, and {mass:.1%} of the label mass: ask for more (teacher.top_logprobs), use words that "
-            "the teacher would say, or end the template where they follow",
-        )
-    return {arm: {"pairs": one[0], "mass": one[1]} for arm, one in known.items()}

@@ -17,6 +17,7 @@ from distillctl.data.responses import Response, check_given, ended
 from distillctl.data.spool import Spool
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
 from distillctl.engines.tasks import Asked, Compared, Crew, Task
+from distillctl.errors import RecipeError
 from distillctl.metrics import comparison
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import Tally
@@ -36,6 +37,10 @@ from distillctl.workspace import Outcome, Workspace, digest
 
 MAY_BE_ODD = 0.02
 """Share of the responses that may be cut off, or empty, before it is said."""
+MAY_THINK = 0.05
+"""Share of the responses that may begin with thoughts before the recipe is refused."""
+_THINKS = "<think>"
+"""What a reasoning model begins with."""
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
@@ -204,6 +209,23 @@ def _findings(recipe: Recipe, dataset: Dataset, work: _Work) -> dict[str, Any]:
     }
 
 
+def _check_thoughts(thinking: int, count: int) -> None:
+    """Caution where responses begin with a model's thoughts; RecipeError where these are no exception."""
+    switch = "teacher.chat_template_kwargs: {enable_thinking: false} switches that off where the chat template knows it"
+    if thinking > MAY_THINK * count:
+        raise RecipeError(
+            f"{thinking:,} of {count:,} responses begin with the teacher's thoughts ({_THINKS} …) and not with an answer",
+            where="teacher",
+            next=f"{switch}; what was answered is kept",
+        )
+    if thinking:
+        cautions.add(
+            "responses-think",
+            f"{thinking:,} of {count:,} responses begin with the teacher's thoughts ({_THINKS} …), which a student would "
+            f"learn to write as well. {switch}.",
+        )
+
+
 def _texts(work: _Work, arm: str, count: int) -> list[str]:
     """An arm's answers to the eval rows."""
     texts = [""] * count
@@ -222,13 +244,14 @@ def _necessity(work: _Work) -> dict[str, float] | None:
 
 def _responses(work: _Work) -> dict[str, Any]:
     """Of the ceiling, both splits: how many, how long, and how much of the distributions is kept on how many bytes."""
-    count = cut = empty = tokens = size = 0
+    count = cut = empty = thinking = tokens = size = 0
     masses, entropy_sum, entropy_count = Tally(), 0.0, 0
     for split in work.arms[CEILING].scored:
         for shard, found in work.read(CEILING, split, work.kept):
             count += len(found.id)
             cut += int(found.cut.sum())
             empty += sum(not text for text in found.text)
+            thinking += sum(text.startswith(_THINKS) for text in found.text)
             tokens += sum(map(len, found.token_ids))
             size += (work.folder / shard.file).stat().st_size
             if (mass := work.kept.captured_mass(found.labels)) is not None:
@@ -242,6 +265,7 @@ def _responses(work: _Work) -> dict[str, Any]:
             f"{cut} of {count} responses were cut off after {work.recipe.generate.max_new_tokens} tokens: raise "
             "task.max_new_tokens, or name in task.stop what ends an answer",
         )
+    _check_thoughts(thinking, count)
     if empty > MAY_BE_ODD * count:
         cautions.add(
             "responses-empty",

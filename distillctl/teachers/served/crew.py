@@ -82,7 +82,9 @@ class Crew:
             raise ended
 
     def finish(self) -> None:
-        """Unavailable when rows could not be answered; they are in failed.jsonl."""
+        """Say what is doubtful. Unavailable when rows could not be answered; they are in failed.jsonl."""
+        if self._rows is not None:
+            self._rows.doubts()
         if not self._failed:
             return
         path = self._write_failed()

@@ -64,7 +64,7 @@ class Wanted:
 async def ask(asker: Asker, wanted: Wanted) -> Grants:
     """Ask the server. Unavailable when it cannot be used."""
     spec = asker.spec
-    hello = Request(spec.api, spec.model, _HELLO, max_tokens=1, seed=spec.seed, extra=spec.extra_body)
+    hello = Request(spec.api, spec.model, _HELLO, max_tokens=1, seed=spec.seed, extra=spec.further_keys)
     answer, hello = await _plain(asker, hello)
     granted = shown = 0
     for count in _counts(spec.top_logprobs) if wanted.logprobs else ():
@@ -90,6 +90,36 @@ async def ask(asker: Asker, wanted: Wanted) -> Grants:
         untempered=untempered,
         usage=answer.usage is not None,
         limit_key=hello.limit_key,
+    )
+
+
+MORE = (1000, 300, 100, 50, 20)
+"""Of the likeliest tokens, for rows whose labels are not among those that the recipe asks for."""
+
+
+async def more(asker: Asker, granted: Grants) -> int:
+    """How many of the likeliest tokens the server shows beyond those that the recipe asks for; 0 where no more."""
+    if granted.top_logprobs < asker.spec.top_logprobs or granted.shown < granted.top_logprobs:
+        return 0  # it has refused as many already
+    for count in (count for count in MORE if count > granted.top_logprobs):
+        found = await _tried(asker, replace(_hello(asker.spec, granted), top_logprobs=count))
+        if found is not None:
+            shown = len(found.choices[0].positions[0].top) if found.choices[0].positions else 0
+            return count if shown > granted.shown else 0
+    return 0
+
+
+async def echoes(asker: Asker, granted: Grants) -> bool:
+    """Whether the server gives the log-probabilities of a prompt's own tokens."""
+    if asker.spec.api == "chat":
+        return False
+    found = await _tried(asker, replace(_hello(asker.spec, granted), top_logprobs=1, echo=len(" 4")))
+    return found is not None and bool(found.choices[0].positions)
+
+
+def _hello(spec: OpenAITeacher, granted: Grants) -> Request:
+    return Request(
+        spec.api, spec.model, _HELLO, max_tokens=1, seed=spec.seed, limit_key=granted.limit_key, extra=spec.further_keys
     )
 
 

@@ -14,24 +14,34 @@ from dataclasses import dataclass
 import numpy as np
 
 from distillctl.errors import RecipeError
+from distillctl.soft_labels.labels import measured
+from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.served.protocol import Position
-from distillctl.teachers.served.vocabulary import Vocabulary
 
 LEAST = 1e-9
 """A mass that is left below is the rounding of float32."""
+BELOW = 1e-5
+"""Nats by which an unseen token is taken to be less likely than the last one shown: log-probabilities are kept to six
+digits, and a bound that equals a label's own probability would leave open which of the two is likelier."""
+EXACT = 0.01
+"""Nats that a log-probability may be uncertain by and still count as exact, where a longer label begins with the words
+and is itself unseen."""
 SHARED = 0.01
 """A first token that begins two labels and is likelier than that leaves a chat no way to tell them apart."""
-Next = Callable[[bytes], Awaitable[Position]]
-"""The distribution of the token after the view and what was said so far."""
+Next = Callable[[bytes, int], Awaitable[Position | None]]
+"""The distribution of the token after the view and what was said so far, in so many tokens; None where the server
+cannot be asked for that."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """words: with the answer's prefix; tokens: where the tokenizer is known, as the model writes them."""
+    """words: as they follow what is sent of the view; tokens: where the tokenizer is known, those of the words; starts:
+    of a chat, the tokens that may be the first one, where the tokenizer is known."""
 
     name: str
     words: bytes
     tokens: tuple[bytes, ...] | None = None
+    starts: tuple[bytes, ...] = ()
 
     def next(self, said: bytes, position: Position) -> tuple[bytes, float] | None:
         """The token that goes on with the words after ``said`` and its log-probability, if it is shown: the one the
@@ -46,6 +56,33 @@ class Label:
             fitting = [one for one in position.top if one[0] and rest.startswith(one[0])]
         return max(fitting, key=lambda one: len(one[0]), default=None)
 
+    def first(self, position: Position) -> tuple[bytes, float] | None:
+        """The token that begins the words in a chat, with a space before it or without, if it is shown."""
+        if self.starts:
+            fitting = [one for one in position.top if one[0] in self.starts]
+            return max(fitting, key=lambda one: one[1], default=None)
+        spaced = b" " + self.words
+        fitting = [
+            one
+            for one in position.top
+            if one[0].strip() and (spaced.startswith(one[0]) or self.words.startswith(one[0]))
+        ]
+        return max(fitting, key=lambda one: (len(one[0].strip()), one[1]), default=None)
+
+    def path(self, said: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Its tokens, of which ``said`` were shown; without the tokenizer what is left of the words stands for one."""
+        left = self.words[sum(map(len, said)) :]
+        return self.tokens or (*said, *([left] if left else []))
+
+
+@dataclass(frozen=True)
+class Begun:
+    """log_prob: of a text that begins with the label's tokens, or an upper bound of it; path: those tokens."""
+
+    log_prob: float
+    seen: bool
+    path: tuple[bytes, ...]
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -55,77 +92,91 @@ class Scores:
     seen: np.ndarray
     mass: float
 
+    @property
+    def measured(self) -> bool:
+        """Whether the likeliest label is known."""
+        return bool(measured(self.log_probs[None], self.seen[None])[0])
 
-def labels(words: dict[str, str], prefix: str, vocabulary: Vocabulary | None, *, first_only: bool) -> list[Label]:
-    """The recipe's labels. RecipeError where ``first_only`` (a chat) and two of them begin with the same token."""
-    found = []
-    for name, said in words.items():
-        whole = prefix + said
-        ids = None if vocabulary is None else vocabulary.encode(whole)
-        tokens = None if ids is None or vocabulary is None else tuple(vocabulary.tokens[i] for i in ids)
-        found.append(Label(name, whole.encode(), tokens))
-    if first_only and vocabulary is not None:
-        first: dict[bytes, Label] = {}
-        for label in found:
-            assert label.tokens is not None
-            other = first.setdefault(label.tokens[0], label)
+
+def check_differ(labels: Sequence[Label], *, first_only: bool) -> None:
+    """RecipeError where two labels are the same tokens, or, ``first_only`` (a chat), begin with the same one."""
+    taken: dict[tuple[bytes, ...], Label] = {}
+    for label in labels:
+        for key in [(start,) for start in label.starts] if first_only else [label.tokens] if label.tokens else []:
+            other = taken.setdefault(key, label)
+            if other is not label and first_only:
+                raise shared(other, label, key[0])
             if other is not label:
-                raise shared(other, label, label.tokens[0])
-    return found
+                what = f"{other.name} and {label.name} are the same tokens, {label.words.decode(errors='replace')!r}"
+                raise RecipeError(what, where="task.labels", next="choose words that differ")
 
 
-async def score(labels: Sequence[Label], following: Next, *, first_only: bool) -> Scores:
-    """All labels of one row. ``following`` is asked once per distinct beginning; ``first_only``: for nothing but the
-    first token, whose probability then stands for the whole word's."""
+async def begun(labels: Sequence[Label], following: Next, *, first_only: bool) -> list[Begun]:
+    """How likely a text is to begin with each label. ``following`` is asked once per distinct beginning;
+    ``first_only``: for nothing but the first token, whose probability then stands for the whole word's."""
     if first_only:
-        return _by_first_token(labels, await following(b""))
-    log_probs, seen = np.empty(len(labels), np.float32), np.zeros(len(labels), bool)
-    for k, label in enumerate(labels):
-        log_probs[k], seen[k] = await _chain(label, following)
-    return _scores(log_probs, seen)
+        position = await following(b"", 0)
+        assert position is not None
+        return _by_first_token(labels, position)
+    return [await _chain(label, following) for label in labels]
 
 
-async def _chain(label: Label, following: Next) -> tuple[float, bool]:
-    """The label's log-probability, or an upper bound of it.
+async def _chain(label: Label, following: Next) -> Begun:
+    """Token by token.
 
     Without the tokenizer a beginning may be shown that is not the model's own way to write the word (" a" of
     " abbreviation"): where it leads to less than a token that is not shown might have, that bound is what counts.
     """
-    said, total, highest = b"", 0.0, -math.inf
+    said, path, total, highest = b"", list[bytes](), 0.0, -math.inf
     while said != label.words:
-        position = await following(said)
+        position = await following(said, len(path))
+        if position is None:
+            return Begun(max(total, highest), False, label.path(tuple(path)))
         step = label.next(said, position)
         if label.tokens is None or step is None:
             highest = max(highest, total + bound(position))
         if step is None:
-            return highest, False
+            return Begun(highest, False, label.path(tuple(path)))
         said, total = said + step[0], total + step[1]
-    return (total, True) if total >= highest else (highest, False)
+        path.append(step[0])
+    return Begun(max(total, highest), total >= highest, tuple(path))
 
 
-def _by_first_token(labels: Sequence[Label], position: Position) -> Scores:
-    steps = [label.next(b"", position) for label in labels]
-    log_probs, seen = np.full(len(labels), bound(position), np.float32), np.zeros(len(labels), bool)
+def _by_first_token(labels: Sequence[Label], position: Position) -> list[Begun]:
+    steps, highest = [label.first(position) for label in labels], bound(position)
+    found = []
     for k, (label, step) in enumerate(zip(labels, steps, strict=True)):
+        other = next((j for j, one in enumerate(steps) if step and j != k and one and one[0] == step[0]), None)
         if step is None:
-            continue
-        other = next((j for j, found in enumerate(steps) if j != k and found and found[0] == step[0]), None)
-        if other is None:
-            log_probs[k], seen[k] = step[1], True
+            found.append(Begun(highest, False, label.path(())))
+        elif other is None:
+            found.append(Begun(step[1], True, (step[0],)))
         elif math.exp(step[1]) > SHARED:
             raise shared(labels[other], label, step[0])
         else:  # a letter that begins both words, and how the model begins neither
-            log_probs[k] = max(step[1], float(log_probs[k]))
-    return _scores(log_probs, seen)
+            found.append(Begun(max(step[1], highest), False, label.path(())))
+    return found
 
 
-def _scores(log_probs: np.ndarray, seen: np.ndarray) -> Scores:
-    return Scores(log_probs, seen, float(np.exp(log_probs[seen].astype(np.float64)).sum()))
+def scores(found: Sequence[Begun]) -> Scores:
+    """The labels' own probabilities: what a longer label has is taken off one that begins it.
+
+    The longer label may be unseen, and have anything from nothing to its upper bound. Where that leaves the shorter one
+    uncertain, it is an upper bound as well.
+    """
+    log_probs = np.array([one.log_prob for one in found])
+    seen, paths = np.array([one.seen for one in found]), [one.path for one in found]
+    lowest = exclusive(log_probs[None], paths)[0]
+    highest = log_probs.astype(np.float32)
+    highest[seen] = exclusive(log_probs[seen][None], [path for path, own in zip(paths, seen, strict=True) if own])[0]
+    exact = seen & (highest - lowest <= EXACT)
+    own = np.where(exact, lowest, highest)
+    return Scores(own, exact, float(np.exp(own[exact].astype(np.float64)).sum()))
 
 
 def bound(position: Position) -> float:
     """The log of the most that a token which is not shown can have."""
-    return min(position.top[-1][1], math.log(max(position.left, LEAST)))
+    return min(position.top[-1][1] - BELOW, math.log(max(position.left, LEAST)))
 
 
 def shared(one: Label, other: Label, token: bytes) -> RecipeError:

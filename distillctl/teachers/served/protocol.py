@@ -25,6 +25,7 @@ _SPELLED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
 Message = dict[str, str]
 Prompt = str | list[Message]
 """The text of a completion, or a chat's messages."""
+Api = Literal["chat", "completions"]
 LimitKey = Literal["max_tokens", "max_completion_tokens"]
 """What the limit of an answer's length is called: OpenAI's newer models know the second name alone."""
 
@@ -76,9 +77,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """One question. top_logprobs: 0 for none; seed: None for none sent."""
+    """One question. top_logprobs: 0 for none; seed: None for none sent; echo: of a completion, so many bytes at the end
+    of the prompt whose own tokens' log-probabilities are wanted, instead of an answer's."""
 
-    api: Literal["chat", "completions"]
+    api: Api
     model: str
     prompt: Prompt
     max_tokens: int
@@ -89,6 +91,7 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     limit_key: LimitKey = "max_tokens"
+    echo: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of the body."""
 
@@ -110,6 +113,8 @@ class Request:
             found["prompt"] = self.prompt
             if self.top_logprobs:
                 found["logprobs"] = self.top_logprobs
+            if self.echo:
+                found["echo"] = True
         if self.n > 1:
             found["n"] = self.n
         if self.temperature:  # servers have defaults of their own
@@ -148,6 +153,7 @@ class _Logprobs(_Loose):
 
     content: list[_Content] | None = None
     tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
     top_logprobs: list[dict[str, float | None] | None] | None = None
 
 
@@ -206,6 +212,8 @@ def parse(body: bytes, request: Request) -> Answer:
 
 
 def _choice(found: _Choice, request: Request) -> Choice:
+    if request.echo:
+        return Choice("", False, _echoed(found.logprobs, request))
     said = found.message
     text = found.text if request.api == "completions" else None if said is None else said.text
     if text is None:
@@ -253,6 +261,31 @@ def _positions(found: _Logprobs | None) -> tuple[Position, ...]:
         Position(_spelled(token), _top([(_spelled(text), log_prob) for text, log_prob in (each or {}).items()]))
         for token, each in zip(tokens, top, strict=True)
     )
+
+
+def _echoed(found: _Logprobs | None, request: Request) -> tuple[Position, ...]:
+    """The tokens at the end of the prompt, each with its own log-probability alone; none where the server does not give
+    them, or one of them begins before."""
+    if found is None or not isinstance(request.prompt, str):
+        return ()
+    if found.content is not None:
+        tokens, values = [_bytes(one) for one in found.content], [one.logprob for one in found.content]
+    else:
+        tokens, values = [_spelled(token) for token in found.tokens or []], found.token_logprobs or []
+    prompt = request.prompt.encode()
+    for count in (len(tokens) - 1, len(tokens)):  # the last token is the answer's, if the server shows one
+        if b"".join(tokens[: max(count, 0)]).endswith(prompt):
+            break
+    else:
+        return ()
+    start, left = count, request.echo
+    while left > 0 and start > 0:
+        start -= 1
+        left -= len(tokens[start])
+    shown = [_top([one]) for one in zip(tokens[start:count], values[start:count], strict=False)]
+    if left or len(shown) < count - start or not all(shown):
+        return ()
+    return tuple(Position(top[0][0], top) for top in shown)
 
 
 def _spelled(text: str) -> bytes:

@@ -64,27 +64,31 @@ class Reader:
         return {"parameters": None, "bytes": None, "served": address | self.asked()}
 
     def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
-        """Where an answer follows the context's views; the server's own chat template is not known."""
-        return renderer.answer_place(example, prefix)
+        """Where an answer follows the context's views; in a chat it begins a message, whatever the template is like."""
+        if self.source.api == "chat":
+            return AnswerPlace(prefix, chat=True)
+        if renderer.where not in self._places:
+            self._places[renderer.where] = renderer.answer_place(example, prefix)
+        return self._places[renderer.where]
 
     def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
         """The row's text, or its messages as one text (`prompt` undoes it). How long it may be, the server knows."""
         text = renderer.as_text(example)
         if not text.strip():
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
-        if renderer.where not in self._places:
-            self._places[renderer.where] = self.place(renderer, example, asked.prefix)
-        read = self._places[renderer.where].before(text)
-        return View(text, read, None, self._given(text, asked.words) if asked.room and asked.words else ())
+        place = self.place(renderer, example, asked.prefix)
+        given = self._given(text, place, asked.words) if asked.room and asked.words else ()
+        return View(text, place.before(text), None, given)
 
-    def _given(self, text: str, words: Sequence[str]) -> Answers:
+    def _given(self, text: str, place: AnswerPlace, words: Sequence[str]) -> Answers:
         """The tokens of a response that the data give, in its place; in a chat it begins a message."""
-        assert self.known is not None
-        encode = self.known.tokenizer
-        place = AnswerPlace(chat=True) if text.startswith(MESSAGE) else AnswerPlace()
-        view = "" if place.chat else place.before(text)
-        tokenize = AnswerTokenizer(lambda text: list(encode(text, add_special_tokens=False).input_ids))
-        return tokenize(view, [place.between(text) + one for one in words]).answers
+        view, between = ("", "") if place.chat else (place.before(text), place.between(text))
+        return self._in_place(view, [between + one for one in words]).answers
+
+    @cached_property
+    def _in_place(self) -> AnswerTokenizer:
+        tokenizer = self.tokenizer
+        return AnswerTokenizer(lambda text: list(tokenizer(text, add_special_tokens=False).input_ids))
 
     def tokens(self, text: str) -> int:
         """How many tokens a text has: counted, or estimated from what the server has counted so far."""

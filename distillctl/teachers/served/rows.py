@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distillctl import console
+from distillctl import cautions, console
 from distillctl.data.responses import Response
 from distillctl.data.views import CEILING
 from distillctl.engines.tasks import Task
-from distillctl.errors import RecipeError, Unavailable
+from distillctl.errors import Unavailable
 from distillctl.recipe import Classify, Generate, OpenAITeacher, Sampling, TopK
 from distillctl.references import ServedSource
 from distillctl.teachers.served import grants, labels, texts
 from distillctl.teachers.served.asking import Asker
 from distillctl.teachers.served.client import Client, Fault
 from distillctl.teachers.served.grants import Grants
+from distillctl.teachers.served.in_place import LabelsInPlace, Sent
 from distillctl.teachers.served.journal import Journal
 from distillctl.teachers.served.protocol import Answer, Position, Request
 from distillctl.teachers.served.reading import Reader, prompt
@@ -118,8 +121,19 @@ class Rows:
             top_logprobs,
             seed=self.spec.seed,
             limit_key=self.granted.limit_key,
-            extra=self.spec.extra_body,
+            extra=self.spec.further_keys,
         )
+
+    def doubts(self) -> None:
+        """Cautions about what the server said of itself."""
+        spec, uncounted = self.spec, self.asker.uncounted
+        limits = [name for name in ("max_cost", "max_tokens_total") if getattr(spec, name) is not None]
+        if uncounted and limits:
+            cautions.add(
+                "tokens-not-counted",
+                f"The server does not say how many tokens it read for {uncounted:,} answers (its usage is 0 or "
+                f"missing): teacher.{' and '.join(limits)} is held by estimates from the length of the texts.",
+            )
 
     def facts(self) -> dict[str, Any]:
         """tokens, cost and milliseconds are of this run directory, the others of this run."""
@@ -154,35 +168,56 @@ class Labelled:
     """As `teachers.label_scoring.LabelScores` has them."""
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row's labels, and the likeliest token after its view with its log-probability."""
+
+    scores: labels.Scores
+    next: tuple[bytes, float]
+
+
 class _LabelRows(Rows):
+    """A row whose likeliest label is not among the tokens shown is asked for in other ways, as far as the server has
+    any: for more of the likeliest tokens, and for the log-probabilities of the labels' own tokens in a prompt."""
+
     def __init__(self, served: Served, reader: Reader, asker: Asker, granted: Grants, task: Classify) -> None:
         super().__init__(served, reader, asker, granted)
-        self._first_only, self._words = self.spec.api == "chat", task.labels
-        self._known: dict[str, list[labels.Label]] = {}
+        self._labels = LabelsInPlace(task.labels, reader.known, self.spec.api)
+        self._probes: dict[str, asyncio.Task[int]] = {}
 
-    def _labels(self, prefix: str) -> list[labels.Label]:
-        """As they follow a view with this between."""
-        if prefix not in self._known:
-            known = labels.labels(self._words, prefix, self.reader.known, first_only=self._first_only)
-            self._known[prefix] = known
-        return self._known[prefix]
+    async def _row(self, task: Task, place: int) -> _Row:
+        sent = self._labels.after(task.views.texts[place], task.views.opening.place)
+        found, likeliest = await self._shown(sent, self.granted.top_logprobs)
+        scores = labels.scores(found)
+        if not scores.measured and (more := await self._probed("more", grants.more)):
+            found, _ = await self._shown(sent, more)
+            scores = labels.scores(found)
+        if not scores.measured and await self._probed("echo", grants.echoes):
+            found = [await self._echoed(sent.text, label, one) for label, one in zip(sent.labels, found, strict=True)]
+            scores = labels.scores(found)
+        return _Row(scores, likeliest)
 
-    async def _row(self, task: Task, place: int) -> labels.Scores:
-        text, seen = task.views.texts[place], dict[bytes, Position]()
+    async def _probed(self, name: str, probe: Callable[[Asker, Grants], Awaitable[int]]) -> int:
+        """What a probe of the server finds; it is asked when a row first needs it."""
+        if name not in self._probes:
+            self._probes[name] = asyncio.ensure_future(probe(self.asker, self.granted))
+        return await asyncio.shield(self._probes[name])
 
-        async def following(said: bytes) -> Position:
-            if said not in seen:
-                try:
-                    whole = text + said.decode()
-                except UnicodeDecodeError:
-                    raise RecipeError(
-                        "a token of its words ends within a character, which cannot be asked for", where="task.labels"
-                    ) from None
-                seen[said] = await self._next(self._request(whole, 1, self.granted.top_logprobs))
+    async def _shown(self, sent: Sent, top_logprobs: int) -> tuple[list[labels.Begun], tuple[bytes, float]]:
+        """The labels by the likeliest tokens, and the likeliest token of all."""
+        seen: dict[bytes, Position | None] = {}
+
+        async def following(said: bytes, tokens: int) -> Position | None:
+            if said not in seen and not self._labels.can_ask(sent, said, tokens):
+                seen[said] = None
+            elif said not in seen:
+                seen[said] = await self._next(self._request(sent.text + said.decode(), 1, top_logprobs))
             return seen[said]
 
-        after = self._labels(task.views.opening.place.between(text))
-        return await labels.score(after, following, first_only=self._first_only)
+        found = await labels.begun(sent.labels, following, first_only=self.spec.api == "chat")
+        first = await following(b"", 0)
+        assert first is not None
+        return found, first.top[0]
 
     async def _next(self, request: Request) -> Position:
         """The likeliest tokens after a text. Where the model would end there, most servers show nothing: another token
@@ -194,12 +229,23 @@ class _LabelRows(Rows):
                 return Position(positions[0].token, positions[0].top[: request.top_logprobs])
         raise Fault("ended at once", "the model says nothing here, and the server then shows no token", again=False)
 
-    def joined(self, task: Task, found: list[labels.Scores]) -> Labelled:
+    async def _echoed(self, text: str, label: labels.Label, shown: labels.Begun) -> labels.Begun:
+        """The label by its own tokens' log-probabilities in a prompt; as it was where the server does not give them."""
+        request = replace(self._request(text + label.words.decode(), 1, 1), echo=len(label.words))
+        positions = (await self._ask(request)).choices[0].positions
+        path = tuple(position.token for position in positions)
+        if not path or (label.tokens is not None and path != label.tokens):
+            return shown
+        return labels.Begun(math.fsum(position.top[0][1] for position in positions), True, path)
+
+    def joined(self, task: Task, found: list[_Row]) -> Labelled:
         return Labelled(
-            np.stack([one.log_probs for one in found]),
-            np.array([one.mass for one in found], np.float32),
+            np.stack([one.scores.log_probs for one in found]),
+            np.array([one.scores.mass for one in found], np.float32),
             sum(self.reader.tokens(text) for text in task.views.texts),
-            np.stack([one.seen for one in found]),
+            np.stack([one.scores.seen for one in found]),
+            [one.next[0].decode(errors="replace") for one in found],
+            np.array([one.next[1] for one in found], np.float32),
         )
 
 

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 from distillctl.data.responses import token_texts
-from distillctl.errors import RecipeError
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"
@@ -44,13 +43,6 @@ class Vocabulary:
         """A token's id; of several that read the same (a byte that is a character, too) the one that is written, which
         is the last: single bytes come first in every vocabulary."""
         return {token: i for i, token in enumerate(self.tokens) if token}
-
-    def encode(self, words: str) -> list[int]:
-        """Words as the model would write them; RecipeError when its vocabulary cannot say them."""
-        ids = list(self.tokenizer(words, add_special_tokens=False).input_ids)
-        if b"".join(self.tokens[i] for i in ids) != words.encode():
-            raise RecipeError(f"teacher.tokenizer cannot write {words!r}", where="task.labels")
-        return ids
 
 
 def _byte_level(name: str) -> bytes:

@@ -1,0 +1,119 @@
+"""Which rows of a served teacher have a number at all, and what is said and done about the others.
+
+A server shows only its likeliest tokens. Where they do not tell which label is the likeliest, nothing was measured: the
+row is left out of the scores of every arm, which stay paired, and out of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from distillctl import cautions
+from distillctl.errors import RecipeError
+from distillctl.soft_labels import labels as soft_labels
+from distillctl.soft_labels.store import SoftLabels
+
+MAY_BE_UNMEASURED = 0.05
+"""Share of a split's rows that may be left out. Above it what is left may be the easy rows, and the recipe is refused."""
+MAY_BE_UNKNOWN = 0.02
+"""Mean share of a row's label mass that may be upper bounds before it is said."""
+_THINKS = "<think"
+"""What a reasoning model begins with instead of an answer."""
+_EXAMPLES = 3
+
+Labels = Mapping[tuple[str, str], SoftLabels]
+"""Of each arm and split, all rows."""
+
+
+def rows(found: Labels, log_prior: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Split → its rows that are measured in all arms, bool [N]."""
+    measured: dict[str, np.ndarray] = {}
+    for (_, split), labels in found.items():
+        own = _measured(labels, log_prior)
+        measured[split] = measured[split] & own if split in measured else own
+    return measured
+
+
+def _measured(labels: SoftLabels, log_prior: np.ndarray | None) -> np.ndarray:
+    log_probs = labels.log_probs if log_prior is None else labels.log_probs - log_prior
+    return soft_labels.measured(log_probs, labels.seen) & ~_thinks(labels)
+
+
+def _thinks(labels: SoftLabels) -> np.ndarray:
+    """Rows that a served teacher would answer with its thoughts, bool [N]: labels are then no answer of its."""
+    tokens = (labels.next_token if labels.seen is not None else None) or [""] * len(labels.ids)
+    return np.array([token.lstrip().startswith(_THINKS) for token in tokens], bool)
+
+
+def check(found: Labels, measured: Mapping[str, np.ndarray], log_prior: np.ndarray | None = None) -> None:
+    """RecipeError where so many rows of a split are not measured that the others do not stand for all of them."""
+    for split, kept in measured.items():
+        if (~kept).mean() <= MAY_BE_UNMEASURED:
+            continue
+        missing = {arm: ~_measured(labels, log_prior) for (arm, where), labels in found.items() if where == split}
+        arm = max(missing, key=lambda name: int(missing[name].sum()))
+        labels, here = found[arm, split], missing[arm]
+        thinking = _thinks(labels) & here
+        rather = [repr(token) for token, out in zip(labels.next_token or [], here, strict=False) if out]
+        shown = ", ".join(list(dict.fromkeys(rather))[:_EXAMPLES])
+        raise RecipeError(
+            f"{here.sum():,} of {len(here):,} {split} rows are not measured: the tokens that the server shows do not "
+            "tell which label is the likeliest" + (f"; there the teacher would rather write {shown}" if shown else ""),
+            where=f"contexts.{arm}" if arm in ("full", "simplified") else f"contexts.arms.{arm}",
+            next=_THINKING if thinking.sum() * 2 > here.sum() else _ADVICE,
+        )
+
+
+_THINKING = (
+    "switch off its thinking (teacher.chat_template_kwargs: {enable_thinking: false}), or use a teacher that answers "
+    "at once; what was answered is kept"
+)
+_ADVICE = (
+    "ask for more tokens (teacher.top_logprobs), use label words that the teacher would say, end the template where an "
+    "answer follows, or use teacher.api: completions with teacher.tokenizer; what was answered is kept"
+)
+
+
+def facts(found: Labels, measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What the manifest says of it, with cautions.
+
+    unmeasured: split → how many rows were left out, and their share; unseen: arm → of the eval rows, the share of the
+    (row, label) pairs that were not among the tokens shown, whose probabilities are upper bounds, and the mean share
+    that these have of a row's label mass. Both None where all are exact.
+    """
+    if all(labels.seen is None for labels in found.values()):
+        return {"unmeasured": None, "unseen": None}
+    left_out = {split: int((~kept).sum()) for split, kept in measured.items()}
+    if any(left_out.values()):
+        told = " and ".join(f"{count:,} of {len(measured[split]):,} {split} rows" for split, count in left_out.items())
+        cautions.add(
+            "rows-not-measured",
+            f"{told} were left out, of every arm alike: the tokens that the server showed do not tell which label the "
+            "teacher finds likeliest there. The scores are those of the other rows.",
+        )
+    unseen = dict(_bounds(found, measured))
+    pairs, mass = (
+        max(unseen.values(), key=lambda one: one["mass"])["pairs"],
+        max(one["mass"] for one in unseen.values()),
+    )
+    if mass > MAY_BE_UNKNOWN:
+        cautions.add(
+            "labels-not-shown",
+            f"{pairs:.0%} of the (row, label) pairs were not among the tokens the server showed; their probabilities "
+            f"are upper bounds, and {mass:.1%} of the label mass: ask for more (teacher.top_logprobs), use words that "
+            "the teacher would say, or end the template where they follow",
+        )
+    shares = {split: {"rows": count, "share": count / len(measured[split])} for split, count in left_out.items()}
+    return {"unmeasured": shares, "unseen": unseen}
+
+
+def _bounds(found: Labels, measured: Mapping[str, np.ndarray]) -> Iterable[tuple[str, dict[str, float]]]:
+    for (arm, split), labels in found.items():
+        if split != "eval" or labels.seen is None:
+            continue
+        seen, probs = labels.seen[measured[split]], np.exp(labels.log_probs[measured[split]].astype(np.float64))
+        share = float(((probs * ~seen).sum(-1) / probs.sum(-1)).mean())
+        yield arm, {"pairs": float((~seen).mean()), "mass": share}

@@ -1,0 +1,117 @@
+"""The labels as a served teacher would write them after a view, and the text that is sent to have them.
+
+Where the tokenizer is known, view and words are tokenized together, as for a teacher that runs here: white space at the
+end of a view, which belongs to a label's first token, is not sent. Without it one space is kept back, which belongs to
+the word in the vocabularies of all common models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from distillctl.data.answer_place import AnswerPlace
+from distillctl.errors import RecipeError
+from distillctl.teachers.answer_tokens import AnswerTokenizer
+from distillctl.teachers.served.labels import Label, check_differ
+from distillctl.teachers.served.protocol import Api
+from distillctl.teachers.served.vocabulary import Vocabulary
+
+_AFTER = "\n"
+"""What may stand before an answer in a chat, whose template only the server knows."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """text: what the server is sent of a view; labels: as they follow it; ids: its tokens, where they are known."""
+
+    text: str
+    labels: Sequence[Label]
+    ids: Sequence[int] | None = None
+
+
+@dataclass
+class LabelsInPlace:
+    """words: label name → the words that stand for it."""
+
+    words: Mapping[str, str]
+    vocabulary: Vocabulary | None
+    api: Api
+    _chats: dict[str, list[Label]] = field(default_factory=dict)
+    _checked: dict[tuple[tuple[int, ...], ...], list[Label]] = field(default_factory=dict)
+    _written: dict[tuple[int, ...], bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._tokenize = AnswerTokenizer(self._encode)
+
+    def after(self, view: str, place: AnswerPlace) -> Sent:
+        """RecipeError where two labels cannot be told apart, or the tokenizer cannot write one."""
+        between = place.between(view)
+        if self.api == "chat":
+            if between not in self._chats:
+                self._chats[between] = self._chat(between)
+            return Sent(view, self._chats[between])
+        if self.vocabulary is None:
+            if view.endswith(" ") and not between:
+                view, between = view[:-1], " "
+            return Sent(view, [Label(name, (between + said).encode()) for name, said in self.words.items()])
+        found = self._tokenize(view, [between + said for said in self.words.values()])
+        labels = self._known(found.answers)
+        text = self._text(view, len(found.view)) if found.merged else view
+        return Sent(text, labels, found.view)
+
+    def can_ask(self, sent: Sent, said: bytes, tokens: int) -> bool:
+        """Whether the server reads what was ``said`` of a label, after the view, as the label's own ``tokens`` first
+        tokens: a text that ends within a word, or a character, may be another one's."""
+        try:
+            whole = sent.text + said.decode()
+        except UnicodeDecodeError:
+            return False
+        if not said or sent.ids is None:
+            return True
+        ids = self._encode(whole)
+        return len(ids) == len(sent.ids) + tokens and ids[: len(sent.ids)] == list(sent.ids)
+
+    # ── with the tokenizer ───────────────────────────────────────────────────────────────────────
+
+    def _encode(self, text: str) -> list[int]:
+        assert self.vocabulary is not None
+        return list(self.vocabulary.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _text(self, view: str, tokens: int) -> str:
+        """What the view's first tokens are the tokens of."""
+        assert self.vocabulary is not None
+        offsets = self.vocabulary.tokenizer(view, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        return view[: offsets[tokens - 1][1]] if tokens else ""
+
+    def _known(self, answers: tuple[tuple[int, ...], ...]) -> list[Label]:
+        if answers not in self._checked:
+            labels = [self._label(name, ids) for name, ids in zip(self.words, answers, strict=True)]
+            check_differ(labels, first_only=False)
+            self._checked[answers] = labels
+        return self._checked[answers]
+
+    def _label(self, name: str, ids: Sequence[int]) -> Label:
+        """The label of these tokens. RecipeError where they do not write its words."""
+        assert self.vocabulary is not None
+        tokenizer, words = self.vocabulary.tokenizer, self.words[name]
+        back = tokenizer.decode(ids)
+        if tokenizer.unk_token_id in {*ids} - {None} or not "".join(back.split()).endswith("".join(words.split())):
+            what = f"teacher.tokenizer cannot write {words!r} (it reads back as {back!r})"
+            raise RecipeError(what, where="task.labels")
+        tokens = tuple(self.vocabulary.tokens[i] for i in ids)
+        return Label(name, b"".join(tokens), tokens)
+
+    def _chat(self, between: str) -> list[Label]:
+        """Of a chat only the first token is asked for. Whether a space belongs to it depends on what the server's chat
+        template puts before an answer: with a space and without, it is the label's."""
+        labels = []
+        for name, said in self.words.items():
+            words = between + said
+            starts: tuple[bytes, ...] = ()
+            if self.vocabulary is not None:
+                ways = [self._tokenize(view, [words]).answers[0] for view in ("", _AFTER)]
+                starts = tuple(dict.fromkeys(self._label(name, ids).tokens[0] for ids in ways))  # type: ignore[index]
+            labels.append(Label(name, words.encode(), starts=starts))
+        check_differ(labels, first_only=True)
+        return labels
