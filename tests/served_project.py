@@ -15,7 +15,7 @@ from tests import stub_server
 LABELS = {"river": "river", "king": "king", "city": "old city"}
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
 TEACHER = {"kind": "openai", "model": stub_server.MODEL, "api": "completions", "concurrency": 16, "max_retries": 20,
-           "backoff_seconds": 0.001, "timeout_seconds": 20}  # fmt: skip
+           "top_logprobs": 40, "backoff_seconds": 0.001, "timeout_seconds": 20}  # fmt: skip
 
 
 def rows(folder: Path, count: int) -> None:
@@ -46,7 +46,7 @@ def recipe(folder: Path, url: str, *, count: int = 60, evaluated: int = 20, **se
         else:
             found[key] = {**found[key], **section} if isinstance(section, dict) and key in found else section
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(found))
+    path.write_text(yaml.safe_dump(found, sort_keys=False))
     return recipes.load(path)
 
 

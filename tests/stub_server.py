@@ -107,7 +107,11 @@ class Model(Speaker):
         self._lock = threading.Lock()
 
     def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text).input_ids)
+        """With what the tokenizer puts before a text; the answer goes on where it ends."""
+        bare = self.tokenizer("a", add_special_tokens=False).input_ids
+        whole = self.tokenizer("a").input_ids
+        before = next(n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)
+        return [*whole[:before], *self.tokenizer(text, add_special_tokens=False).input_ids]
 
     def next(self, ids: Sequence[int]) -> np.ndarray:
         import torch
@@ -125,7 +129,7 @@ class Rules:
     """What the server is like."""
 
     key: str | None = None
-    most_logprobs: int | None = 20
+    most_logprobs: int | None = 40
     """None: it gives none and does not say so; 0: it refuses."""
     samples: bool = True
     usage: bool = True
@@ -137,6 +141,8 @@ class Rules:
     """Seconds that a request which times out is held."""
     tempers: bool = False
     """Its log-probabilities are those after the temperature."""
+    echo: bool = False
+    """Whether it gives a prompt's own log-probabilities."""
     echoes: bool = False
     """Repeat the key in every answer and refusal, as no server should."""
     counts_nothing: bool = False
@@ -209,6 +215,8 @@ class Stub:
             choice: dict[str, Any] = {"index": index, "finish_reason": one.reason}
             choice |= {"message": {"role": "assistant", "content": one.text}} if chat else {"text": one.text}
             choice["logprobs"] = self._logprobs(one, top, chat) if top else None
+            if body.get("echo"):
+                choice |= {"text": prompt + one.text, "logprobs": self._echo(ids, one)}
             choices.append(choice)
         found: dict[str, Any] = {
             "id": "x", "object": "chat.completion" if chat else "text_completion", "created": 0, "model": body["model"],
@@ -263,6 +271,12 @@ class Stub:
             "text_offset": [0] * len(rows),
         }
 
+    def _echo(self, prompt: list[int], said: _Said) -> dict[str, Any]:
+        """The prompt's tokens and the answer's, each with its own log-probability; the first token has none."""
+        ids = [*prompt, *said.shown]
+        values = [float(self.speaker.next(ids[:n])[ids[n]] + self.rules.shift) for n in range(1, len(ids))]
+        return {"tokens": [self._text(token, True) for token in ids], "token_logprobs": [None, *values]}
+
     def _token(self, token: int, log_probs: np.ndarray) -> dict[str, Any]:
         given = list(self.speaker.tokens[token]) if self.rules.gives_bytes else None
         return {"token": self._text(token), "logprob": float(log_probs[token]), "bytes": given}
@@ -316,6 +330,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, f"The model `{body['model']}` does not exist", code="model_not_found")
         elif stub.refuses is not None and stub.refuses in json.dumps(body):
             self._refuse(500, "broken")
+        elif body.get("echo") and not rules.echo:
+            self._refuse(400, "echo is not supported")
         elif self._wants_too_many(body, chat):
             self._refuse(400, f"Invalid value for 'top_logprobs': must be at most {rules.most_logprobs}")
         elif fault is None:

@@ -17,7 +17,7 @@ from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels.store import SoftLabels
 
 MAY_BE_UNMEASURED = 0.05
-"""Share of a split's rows that may be left out. Above it what is left may be the easy rows, and the recipe is refused."""
+"""Share of a split's rows that may be left out. Above it, what is left may be the easy rows: the recipe is refused."""
 MAY_BE_UNKNOWN = 0.02
 """Mean share of a row's label mass that may be upper bounds before it is said."""
 _THINKS = "<think"
@@ -60,8 +60,9 @@ def check(found: Labels, measured: Mapping[str, np.ndarray], log_prior: np.ndarr
         rather = [repr(token) for token, out in zip(labels.next_token or [], here, strict=False) if out]
         shown = ", ".join(list(dict.fromkeys(rather))[:_EXAMPLES])
         raise RecipeError(
-            f"{here.sum():,} of {len(here):,} {split} rows are not measured: the tokens that the server shows do not "
-            "tell which label is the likeliest" + (f"; there the teacher would rather write {shown}" if shown else ""),
+            f"{(~kept).sum():,} of {len(kept):,} {split} rows are not measured: the tokens that the server shows do "
+            "not tell which label is the likeliest"
+            + (f"; there the teacher would rather write {shown}" if shown else ""),
             where=f"contexts.{arm}" if arm in ("full", "simplified") else f"contexts.arms.{arm}",
             next=_THINKING if thinking.sum() * 2 > here.sum() else _ADVICE,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,9 +38,9 @@ from distillctl.workspace import Outcome, Workspace, digest
 MAY_BE_ODD = 0.02
 """Share of the responses that may be cut off, or empty, before it is said."""
 MAY_THINK = 0.05
-"""Share of the responses that may begin with thoughts before the recipe is refused."""
-_THINKS = "<think>"
-"""What a reasoning model begins with."""
+"""Share of the responses that may be thoughts alone before the recipe is refused."""
+OPEN, CLOSE = "<think>", "</think>"
+"""What a reasoning model writes around its thoughts; some chat templates write the first one themselves."""
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
@@ -209,20 +209,26 @@ def _findings(recipe: Recipe, dataset: Dataset, work: _Work) -> dict[str, Any]:
     }
 
 
-def _check_thoughts(thinking: int, count: int) -> None:
-    """Caution where responses begin with a model's thoughts; RecipeError where these are no exception."""
-    switch = "teacher.chat_template_kwargs: {enable_thinking: false} switches that off where the chat template knows it"
-    if thinking > MAY_THINK * count:
+def _check_thoughts(thoughts: Sequence[bool], count: int) -> None:
+    """Caution where responses hold a model's thoughts; RecipeError where many are nothing else.
+
+    thoughts: of each such response, whether an answer follows.
+    """
+    unanswered = len(thoughts) - sum(thoughts)
+    switch = (
+        "chat_template_kwargs: {enable_thinking: false} in teacher switches them off where the chat template knows it"
+    )
+    if unanswered > MAY_THINK * count:
         raise RecipeError(
-            f"{thinking:,} of {count:,} responses begin with the teacher's thoughts ({_THINKS} …) and not with an answer",
+            f"{unanswered:,} of {count:,} responses are the teacher's thoughts ({OPEN} …) without an answer",
             where="teacher",
-            next=f"{switch}; what was answered is kept",
+            next=f"raise task.max_new_tokens, or do without thoughts: {switch}; what was answered is kept",
         )
-    if thinking:
+    if thoughts:
         cautions.add(
             "responses-think",
-            f"{thinking:,} of {count:,} responses begin with the teacher's thoughts ({_THINKS} …), which a student would "
-            f"learn to write as well. {switch}.",
+            f"{len(thoughts):,} of {count:,} responses hold the teacher's thoughts ({OPEN} …), {unanswered:,} of them "
+            f"without an answer: the student learns to write thoughts as well. {switch[0].upper()}{switch[1:]}.",
         )
 
 
@@ -244,14 +250,15 @@ def _necessity(work: _Work) -> dict[str, float] | None:
 
 def _responses(work: _Work) -> dict[str, Any]:
     """Of the ceiling, both splits: how many, how long, and how much of the distributions is kept on how many bytes."""
-    count = cut = empty = thinking = tokens = size = 0
+    count = cut = empty = tokens = size = 0
+    thoughts: list[bool] = []
     masses, entropy_sum, entropy_count = Tally(), 0.0, 0
     for split in work.arms[CEILING].scored:
         for shard, found in work.read(CEILING, split, work.kept):
             count += len(found.id)
             cut += int(found.cut.sum())
             empty += sum(not text for text in found.text)
-            thinking += sum(text.startswith(_THINKS) for text in found.text)
+            thoughts += [CLOSE in text for text in found.text if text.startswith(OPEN) or CLOSE in text]
             tokens += sum(map(len, found.token_ids))
             size += (work.folder / shard.file).stat().st_size
             if (mass := work.kept.captured_mass(found.labels)) is not None:
@@ -265,7 +272,7 @@ def _responses(work: _Work) -> dict[str, Any]:
             f"{cut} of {count} responses were cut off after {work.recipe.generate.max_new_tokens} tokens: raise "
             "task.max_new_tokens, or name in task.stop what ends an answer",
         )
-    _check_thoughts(thinking, count)
+    _check_thoughts(thoughts, count)
     if empty > MAY_BE_ODD * count:
         cautions.add(
             "responses-empty",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import RecipeError
 from distillctl.teachers.answer_tokens import AnswerTokenizer
-from distillctl.teachers.served.labels import Label, check_differ
+from distillctl.teachers.served.labels import Label, Path, check_differ
 from distillctl.teachers.served.protocol import Api
 from distillctl.teachers.served.vocabulary import Vocabulary
 
@@ -39,7 +39,6 @@ class LabelsInPlace:
     api: Api
     _chats: dict[str, list[Label]] = field(default_factory=dict)
     _checked: dict[tuple[tuple[int, ...], ...], list[Label]] = field(default_factory=dict)
-    _written: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._tokenize = AnswerTokenizer(self._encode)
@@ -60,17 +59,17 @@ class LabelsInPlace:
         text = self._text(view, len(found.view)) if found.merged else view
         return Sent(text, labels, found.view)
 
-    def can_ask(self, sent: Sent, said: bytes, tokens: int) -> bool:
-        """Whether the server reads what was ``said`` of a label, after the view, as the label's own ``tokens`` first
-        tokens: a text that ends within a word, or a character, may be another one's."""
+    def can_ask(self, sent: Sent, path: Path) -> bool:
+        """Whether the server reads these first tokens of a label, after the view, as these tokens: a text that ends
+        within a word, or a character, may be another one's."""
         try:
-            whole = sent.text + said.decode()
+            whole = sent.text + b"".join(path).decode()
         except UnicodeDecodeError:
             return False
-        if not said or sent.ids is None:
+        if not path or sent.ids is None or self.vocabulary is None:
             return True
-        ids = self._encode(whole)
-        return len(ids) == len(sent.ids) + tokens and ids[: len(sent.ids)] == list(sent.ids)
+        ids, view = self._encode(whole), list(sent.ids)
+        return ids[: len(view)] == view and tuple(self.vocabulary.tokens[i] for i in ids[len(view) :]) == path
 
     # ── with the tokenizer ───────────────────────────────────────────────────────────────────────
 
@@ -108,7 +107,7 @@ class LabelsInPlace:
         labels = []
         for name, said in self.words.items():
             words = between + said
-            starts: tuple[bytes, ...] = ()
+            starts: Path = ()
             if self.vocabulary is not None:
                 ways = [self._tokenize(view, [words]).answers[0] for view in ("", _AFTER)]
                 starts = tuple(dict.fromkeys(self._label(name, ids).tokens[0] for ids in ways))  # type: ignore[index]

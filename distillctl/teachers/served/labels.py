@@ -28,9 +28,10 @@ EXACT = 0.01
 and is itself unseen."""
 SHARED = 0.01
 """A first token that begins two labels and is likelier than that leaves a chat no way to tell them apart."""
-Next = Callable[[bytes, int], Awaitable[Position | None]]
-"""The distribution of the token after the view and what was said so far, in so many tokens; None where the server
-cannot be asked for that."""
+Path = tuple[bytes, ...]
+"""Tokens."""
+Next = Callable[[Path], Awaitable[Position | None]]
+"""The distribution of the token after the view and these; None where the server cannot be asked for that."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Label:
 
     name: str
     words: bytes
-    tokens: tuple[bytes, ...] | None = None
-    starts: tuple[bytes, ...] = ()
+    tokens: Path | None = None
+    starts: Path = ()
 
     def next(self, said: bytes, position: Position) -> tuple[bytes, float] | None:
         """The token that goes on with the words after ``said`` and its log-probability, if it is shown: the one the
@@ -69,7 +70,7 @@ class Label:
         ]
         return max(fitting, key=lambda one: (len(one[0].strip()), one[1]), default=None)
 
-    def path(self, said: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    def path(self, said: Path) -> Path:
         """Its tokens, of which ``said`` were shown; without the tokenizer what is left of the words stands for one."""
         left = self.words[sum(map(len, said)) :]
         return self.tokens or (*said, *([left] if left else []))
@@ -77,11 +78,13 @@ class Label:
 
 @dataclass(frozen=True)
 class Begun:
-    """log_prob: of a text that begins with the label's tokens, or an upper bound of it; path: those tokens."""
+    """log_prob: of a text that begins with the label's tokens, or an upper bound of it; path: those tokens; asked:
+    whether the server could be asked for all of them one after the other."""
 
     log_prob: float
     seen: bool
-    path: tuple[bytes, ...]
+    path: Path
+    asked: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Scores:
 
 def check_differ(labels: Sequence[Label], *, first_only: bool) -> None:
     """RecipeError where two labels are the same tokens, or, ``first_only`` (a chat), begin with the same one."""
-    taken: dict[tuple[bytes, ...], Label] = {}
+    taken: dict[Path, Label] = {}
     for label in labels:
         for key in [(start,) for start in label.starts] if first_only else [label.tokens] if label.tokens else []:
             other = taken.setdefault(key, label)
@@ -115,7 +118,7 @@ async def begun(labels: Sequence[Label], following: Next, *, first_only: bool) -
     """How likely a text is to begin with each label. ``following`` is asked once per distinct beginning;
     ``first_only``: for nothing but the first token, whose probability then stands for the whole word's."""
     if first_only:
-        position = await following(b"", 0)
+        position = await following(())
         assert position is not None
         return _by_first_token(labels, position)
     return [await _chain(label, following) for label in labels]
@@ -127,19 +130,18 @@ async def _chain(label: Label, following: Next) -> Begun:
     Without the tokenizer a beginning may be shown that is not the model's own way to write the word (" a" of
     " abbreviation"): where it leads to less than a token that is not shown might have, that bound is what counts.
     """
-    said, path, total, highest = b"", list[bytes](), 0.0, -math.inf
+    said, path, total, highest = b"", Path(), 0.0, -math.inf
     while said != label.words:
-        position = await following(said, len(path))
+        position = await following(path)
         if position is None:
-            return Begun(max(total, highest), False, label.path(tuple(path)))
+            return Begun(max(total, highest), False, label.path(path), asked=False)
         step = label.next(said, position)
         if label.tokens is None or step is None:
             highest = max(highest, total + bound(position))
         if step is None:
-            return Begun(highest, False, label.path(tuple(path)))
-        said, total = said + step[0], total + step[1]
-        path.append(step[0])
-    return Begun(max(total, highest), total >= highest, tuple(path))
+            return Begun(highest, False, label.path(path))
+        said, path, total = said + step[0], (*path, step[0]), total + step[1]
+    return Begun(max(total, highest), total >= highest, path)
 
 
 def _by_first_token(labels: Sequence[Label], position: Position) -> list[Begun]:

@@ -192,7 +192,8 @@ class _LabelRows(Rows):
         if not scores.measured and (more := await self._probed("more", grants.more)):
             found, _ = await self._shown(sent, more)
             scores = labels.scores(found)
-        if not scores.measured and await self._probed("echo", grants.echoes):
+        wanting = not scores.measured or not all(one.asked for one in found)
+        if wanting and await self._probed("echo", grants.echoes):
             found = [await self._echoed(sent.text, label, one) for label, one in zip(sent.labels, found, strict=True)]
             scores = labels.scores(found)
         return _Row(scores, likeliest)
@@ -205,17 +206,18 @@ class _LabelRows(Rows):
 
     async def _shown(self, sent: Sent, top_logprobs: int) -> tuple[list[labels.Begun], tuple[bytes, float]]:
         """The labels by the likeliest tokens, and the likeliest token of all."""
-        seen: dict[bytes, Position | None] = {}
+        seen: dict[labels.Path, Position | None] = {}
 
-        async def following(said: bytes, tokens: int) -> Position | None:
-            if said not in seen and not self._labels.can_ask(sent, said, tokens):
-                seen[said] = None
-            elif said not in seen:
-                seen[said] = await self._next(self._request(sent.text + said.decode(), 1, top_logprobs))
-            return seen[said]
+        async def following(path: labels.Path) -> Position | None:
+            if path not in seen and not self._labels.can_ask(sent, path):
+                seen[path] = None
+            elif path not in seen:
+                text = sent.text + b"".join(path).decode()
+                seen[path] = await self._next(self._request(text, 1, top_logprobs))
+            return seen[path]
 
         found = await labels.begun(sent.labels, following, first_only=self.spec.api == "chat")
-        first = await following(b"", 0)
+        first = await following(())
         assert first is not None
         return found, first.top[0]
 
@@ -230,7 +232,10 @@ class _LabelRows(Rows):
         raise Fault("ended at once", "the model says nothing here, and the server then shows no token", again=False)
 
     async def _echoed(self, text: str, label: labels.Label, shown: labels.Begun) -> labels.Begun:
-        """The label by its own tokens' log-probabilities in a prompt; as it was where the server does not give them."""
+        """The label by its own tokens' log-probabilities in a prompt, where it is not known; as it was where the server
+        does not give them."""
+        if shown.seen:
+            return shown
         request = replace(self._request(text + label.words.decode(), 1, 1), echo=len(label.words))
         positions = (await self._ask(request)).choices[0].positions
         path = tuple(position.token for position in positions)
