@@ -1,6 +1,7 @@
 """Labels of a served teacher: exclusive, in their place, and no number where nothing was measured."""
 
 import asyncio
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from distillctl import pipeline
 from distillctl import recipe as recipes
@@ -22,6 +25,8 @@ from distillctl.teachers.served.protocol import Position
 from distillctl.workspace import Workspace
 from tests import served_project, stub_server, tiny_text, tokenizers_of_kind
 
+LIKELY = -8.0
+"""Without the tokenizer, a word that the model would hardly write may be read as other tokens (" " and "river")."""
 ALPHABET = [b"a", b"b", b"ab", b"ba", b"aa", b"c"]
 
 
@@ -144,8 +149,8 @@ def _check_left_out(workspace, facts, truth):
 
 
 def test_rows_that_are_not_measured_are_left_out_everywhere_and_counted(truth, tmp_path):
-    with stub_server.serve(most_logprobs=26) as stub:
-        recipe = served_project.recipe(tmp_path, stub.url, count=200, evaluated=80, teacher={"top_logprobs": 26})
+    with stub_server.serve(most_logprobs=28) as stub:
+        recipe = served_project.recipe(tmp_path, stub.url, count=200, evaluated=80, teacher={"top_logprobs": 28})
         workspace, facts = _collect(recipe, tmp_path / "run")
     assert sum(part["rows"] for part in facts["unmeasured"].values()) > 0
     assert "rows-not-measured" in _codes(facts)
@@ -157,9 +162,9 @@ def test_reversed_labels_have_the_same_scores(tmp_path):
     for order in (list(served_project.LABELS.items()), list(served_project.LABELS.items())[::-1]):
         folder = tmp_path / order[0][0]
         folder.mkdir()
-        with stub_server.serve(most_logprobs=26) as stub:
+        with stub_server.serve(most_logprobs=28) as stub:
             recipe = served_project.recipe(
-                folder, stub.url, count=200, evaluated=80, teacher={"top_logprobs": 26}, task={"labels": dict(order)}
+                folder, stub.url, count=200, evaluated=80, teacher={"top_logprobs": 28}, task={"labels": dict(order)}
             )
             found.append(_collect(recipe, folder / "run")[1])
     assert found[0]["arms"] == found[1]["arms"]
@@ -192,7 +197,9 @@ def test_a_row_that_is_not_measured_is_asked_for_in_another_way(truth, tmp_path,
     for arm, split in (("full", "train"), ("full", "eval"), ("simplified", "eval")):
         mine, theirs = store.read(workspace, arm, split), store.read(truth[0], arm, split)
         assert mine.log_probs.argmax(-1).tolist() == theirs.log_probs.argmax(-1).tolist()
-        np.testing.assert_allclose(mine.log_probs[mine.seen], theirs.log_probs[mine.seen], atol=labels.EXACT)
+        likely = mine.seen & (theirs.log_probs > LIKELY)
+        assert likely.any(-1).mean() > 0.9
+        np.testing.assert_allclose(mine.log_probs[likely], theirs.log_probs[likely], atol=labels.EXACT)
 
 
 def test_a_teacher_that_would_think_first_gives_no_labels(tmp_path):
@@ -236,11 +243,25 @@ TEMPLATES = {
 }
 
 
+def _without_twins(tokenizer):
+    """Without bytes that are characters of the vocabulary, too: a server names both alike, and a model that was trained
+    never writes them, but one of random weights does."""
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    words = document["model"]["vocab"]
+    for byte in range(128):
+        if {" ": "▁"}.get(chr(byte), chr(byte)) in words:
+            words[f"<unused-{byte}>"] = words.pop(f"<0x{byte:02X}>")
+    names = {key: str(getattr(tokenizer, key)) for key in ("pad_token", "eos_token", "bos_token", "unk_token")}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(document)), **names)
+
+
 @pytest.fixture(scope="module", params=["byte_level", "whole_words_first", "byte_fallback", "unigram", "word_piece"])
 def weights(request, tmp_path_factory):
     """A folder with a tiny Llama of that tokenizer, and the same as a server speaks it."""
     folder = tmp_path_factory.mktemp(request.param)
     tokenizer = getattr(tokenizers_of_kind, request.param)()
+    if request.param == "byte_fallback":
+        tokenizer = _without_twins(tokenizer)
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = tokenizer.sep_token
     model = tiny_text.decoder(vocabulary=len(tokenizer))
@@ -264,6 +285,8 @@ def test_local_and_served_labels_of_the_same_weights_agree(weights, tmp_path, te
     local, _ = _collect(recipes.load(recipe.path), tmp_path / "local")
     for arm, split in (("full", "train"), ("full", "eval"), ("simplified", "eval")):
         mine, theirs = store.read(served, arm, split), store.read(local, arm, split)
-        assert mine.seen.all()
-        np.testing.assert_allclose(mine.log_probs, theirs.log_probs, atol=1e-4)
+        assert mine.seen[theirs.log_probs > LIKELY].all()
+        np.testing.assert_allclose(mine.log_probs[mine.seen], theirs.log_probs[mine.seen], atol=1e-4)
+        assert (mine.log_probs >= theirs.log_probs - 1e-4).all()
+        assert mine.ids == theirs.ids
         assert (mine.mass <= 1 + 1e-6).all()
