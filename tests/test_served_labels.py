@@ -17,8 +17,8 @@ from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.errors import RecipeError
+from distillctl.metrics.scores import measured
 from distillctl.soft_labels import store
-from distillctl.soft_labels.labels import measured
 from distillctl.teachers.served import labels
 from distillctl.teachers.served.labels import Label
 from distillctl.teachers.served.protocol import Position
