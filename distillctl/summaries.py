@@ -12,6 +12,7 @@ from rich.text import Text
 from distillctl.data.rows import left_out
 from distillctl.data.views import PUBLIC
 from distillctl.pipeline import Ran, State
+from distillctl.report import speed
 from distillctl.workspace import Workspace
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "damaged": "red"}
@@ -217,7 +218,20 @@ def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
 def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield models(facts["models"])
     yield f"one query at a time, {facts['threads']} thread(s), this host, not a phone"
+    yield from compared(facts)
     yield from beside(facts)
+
+
+def compared(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Which teacher the deployed model is compared with, and what the sizes are sizes of."""
+    if peer := facts.get("headline_peer"):
+        share = peer["agreement"]
+        same = "" if share is None else f"; it gave the teacher's own answer in {share:.1%} of the timed queries"
+        yield f"deployed: {speed.words(facts)}{same}"
+    loaded = [name for name, one in facts["models"].items() if one.get("bytes_of") == "memory"]
+    if loaded:
+        weights = size(facts["models"][loaded[0]]["bytes"])
+        yield f"size: of the files; PyTorch holds {weights} of the teacher's weights in memory"
 
 
 def beside(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -123,7 +123,7 @@ def prepare(root: Path, *, rows: int = 12, **bench: object) -> tuple[Recipe, Wor
             "contexts": {"full": {"template": CONTEXT + "{{ input }}" + CUE}},
             "teacher": {"kind": "huggingface", "model": str(model)},
             "student": {"kind": "pretrained", "model": "any"},
-            "bench": bench,
+            "bench": {"quantized_teacher": False} | bench,
         }
     )
     workspace = Workspace(root / "run")

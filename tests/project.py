@@ -55,7 +55,7 @@ def make(folder: Path, rows: int = 160, **sections: Any) -> Path:
         "shard_rows": 8,
         "train": {"epochs": 3, "batch_rows": 8, "learning_rate": 1e-3, "checkpoint_every": 5, "patience": 99,
                   "threads": 1},
-        "bench": {"queries": 6, "processes": 2, "warmup": 0},
+        "bench": {"queries": 6, "processes": 2, "warmup": 0, "quantized_teacher": False},
         "quantize": {"gate": {"max_kl": 9, "min_same_top": 0, "max_score_drop": 1}},
     }  # fmt: skip
     for name, section in sections.items():

@@ -42,7 +42,7 @@ def recipe(root: Path, kind: str = "llama", **config: Any) -> Recipe:
             "candidates": [{"kind": "weight_only", "bits": bits} for bits in (4, 8)],
             "gate": {"max_kl": 9.0, "min_same_top": 0.01, "max_score_drop": 0.9},
         },
-        "bench": {"queries": 12, "processes": 1, "warmup": 1},
+        "bench": {"queries": 12, "processes": 1, "warmup": 1, "quantized_teacher": False},
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(made))
     return recipes.load(root / "recipe.yaml")

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from distillctl.metrics.statistics import difference_interval, mean_interval
 from distillctl.recipe import Recipe
+from distillctl.runtimes import model_facts
 from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
 from distillctl.workspace import Outcome, Workspace, write_text
@@ -249,5 +250,10 @@ def bench(
     machine |= {"governor": None, "load_average": 0.31}
     write_text(folder / "results.json", "{}")
     facts = {"models": figures, "machine": machine, "threads": 1, "ratios": ratios}
+    for name, found in figures.items():
+        runtime = "PyTorch" if name.startswith("teacher") else "ONNX Runtime"
+        found |= {"runtime": runtime, "dtype": "float32", "threads": 1}
+        found |= {"bytes_of": "memory" if name.startswith("teacher") else "file"}
     facts |= {"agreement": dict.fromkeys(middles, 1.0)}
+    facts |= {"headline_peer": model_facts.headline_peer(figures, facts["agreement"])}
     commit(workspace, "bench", ["results.json", "samples"], facts)

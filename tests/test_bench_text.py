@@ -303,14 +303,36 @@ def test_a_decoders_share_of_what_memory_can_do(run: tuple[Recipe, Workspace]) -
 
 
 @pytest.mark.parametrize("window", [8, 64, 512])
-def test_a_student_with_a_sliding_window_is_exported_quantized_and_timed(tmp_path: Path, window: int) -> None:
+def test_a_student_with_a_sliding_window_is_exported_quantized_and_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
     """Gemma 3: views and answers of some 40 tokens are longer than the window, shorter, and it exceeds what the
-    student takes at all."""
+    student takes at all. Its teacher is one too, and is timed with its prompt cached in onnxruntime-genai."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = real_run_text.recipe(tmp_path, "gemma3_text", sliding_window=window)
+    made = made.model_copy(update={"bench": made.bench.model_copy(update={"quantized_teacher": window == 8})})
     workspace = Workspace(tmp_path / "run")
     for stage in ("collect", "train", "export", "quantize", "bench"):
         pipeline.stage(stage, made, workspace)
     manifest = workspace.manifest("bench")
     assert manifest
-    assert manifest.facts["agreement"]["deployed_genai"] == 1
-    assert manifest.facts["models"]["deployed_genai"]["p50_ms"] > 0
+    facts, models = manifest.facts, manifest.facts["models"]
+    assert facts["agreement"]["deployed_genai"] == 1
+    assert models["deployed_genai"]["p50_ms"] > 0
+    assert ("teacher_genai" in models) == (window == 8)
+    described = {name: (one["runtime"], one["dtype"], one["bytes_of"]) for name, one in models.items()}
+    assert described.pop("teacher_genai", None) in (None, ("onnxruntime-genai", "int4", "file"))
+    assert described == {
+        "teacher": ("PyTorch", "float32", "memory"),
+        "teacher_cached": ("PyTorch", "float32", "memory"),
+        "fp32": ("ONNX Runtime", "float32", "file"),
+        "deployed": ("ONNX Runtime", described["deployed"][1], "file"),
+        "deployed_genai": ("onnxruntime-genai", described["deployed"][1], "file"),
+    }
+    peer = facts["headline_peer"]
+    cached = {name: models[name]["p50_ms"] for name in ("teacher_cached", "teacher_genai") if name in models}
+    assert peer["model"] == min(cached, key=cached.__getitem__)
+    assert peer["ratio"] == facts["ratios"][peer["model"]]
+    if window == 8:
+        assert models["teacher_genai"]["cached_tokens"] == models["teacher_cached"]["cached_tokens"] > 10
+        assert 0 <= facts["agreement"]["teacher_genai"] <= 1

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+from transformers import AutoConfig
 
 from distillctl import console
 from distillctl.errors import Unavailable, first_line
@@ -39,19 +40,11 @@ def export(
     """
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "built"
-        try:
-            with _builder() as builder, console.libraries_quiet(), redirect_stderr(io.StringIO()):  # its progress bar
-                source_config = _build(builder, source, built, trust_remote_code)
-            program = onnx_ir.load(built / GRAPH)
-            config = json.loads((built / CONFIG).read_text(encoding="utf-8"))
-            positions = min(max_length, config["model"]["context_length"])
-            _check_windows(program.graph, source_config, positions)
-        except Exception as error:  # whatever a config that it was not written for makes it raise
-            raise Unsupported(
-                f"{_PACKAGE}'s model builder cannot build it: {first_line(error)}",
-                where="export.builder",
-                next="--set export.builder=trace",
-            ) from error
+        _build(source, built, "fp32", trust_remote_code)
+        program = onnx_ir.load(built / GRAPH)
+        config = json.loads((built / CONFIG).read_text(encoding="utf-8"))
+        positions = min(max_length, config["model"]["context_length"])
+        check_windows(program.graph, source, positions, trust_remote_code)
         # The builder adds the commit of whatever repository it is run in.
         program.producer_version = importlib.metadata.version(_PACKAGE)
         _name_head_size(program.graph, config["model"]["decoder"]["head_size"])
@@ -65,18 +58,34 @@ def export(
     return written
 
 
-def _build(builder: Any, source: Path, target: Path, trust_remote_code: bool) -> Any:
-    """The model's config, as the builder read it."""
-    where = ("", str(source), str(target), "fp32", "cpu", str(target / "cache"))
-    asked = ["hf_token=false", f"hf_remote={str(trust_remote_code).lower()}"]  # nothing is asked of the hub
+def quantized(source: Path, folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Write the graph, its weights in blocks of int4 rounded to nearest, and the tokenizer to ``folder``, ready for
+    onnxruntime-genai. Of a prompt it gives the last token's logits alone."""
+    _build(source, folder, "int4", trust_remote_code, "prune_lm_head=true")
+
+
+def _build(source: Path, target: Path, precision: str, trust_remote_code: bool, *options: str) -> None:
+    """Unsupported for whatever a config that the builder was not written for makes it raise."""
+    where = ("", str(source), str(target), precision, "cpu", str(target / "cache"))
+    asked = ["hf_token=false", f"hf_remote={str(trust_remote_code).lower()}", *options]  # nothing is asked of the hub
     # Buffers of a window's size would have to be as large as the window, however short an answer is to be, and could
     # not be rewound.
     asked += ["windowed_kv_cache=false"]
-    options = builder.parse_extra_options(*where, asked)
-    config = options["hf_details"]["hf_config"]
-    _flatten_rope(config)
-    builder.create_model(*where, **options)
-    return config
+    try:
+        with _builder() as builder, console.libraries_quiet(), redirect_stderr(io.StringIO()):  # its progress bar
+            found = builder.parse_extra_options(*where, asked)
+            _flatten_rope(found["hf_details"]["hf_config"])
+            builder.create_model(*where, **found)
+    except Exception as error:
+        raise _unsupported(first_line(error)) from error
+
+
+def _unsupported(why: str) -> Unsupported:
+    return Unsupported(
+        f"{_PACKAGE}'s model builder cannot build it: {why}",
+        where="export.builder",
+        next="--set export.builder=trace",
+    )
 
 
 def _flatten_rope(config: Any) -> None:
@@ -87,15 +96,16 @@ def _flatten_rope(config: Any) -> None:
         config.rope_parameters = by_kind["full_attention"]
 
 
-def _check_windows(graph: onnx_ir.Graph, config: Any, positions: int) -> None:
-    """ValueError where the graph lacks a sliding window that ``positions`` tokens outgrow: the builder knows of windows
-    by the config's `layer_types` alone, and Mistral's has none."""
+def check_windows(graph: onnx_ir.Graph, source: Path, positions: int, trust_remote_code: bool = False) -> None:
+    """Unsupported where the graph lacks a sliding window that ``positions`` tokens outgrow: the builder knows of
+    windows by the `layer_types` of the model's config alone, and Mistral's has none. source: the model's folder."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=True)
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if not window or window >= positions or (kinds is not None and "sliding_attention" not in kinds):
         return
     written = [node.attributes["local_window_size"] for node in graph if "local_window_size" in node.attributes]
     if not any(attribute.as_int() == window for attribute in written):
-        raise ValueError(f"it leaves out the sliding window of {window:,} tokens")
+        raise _unsupported(f"it leaves out the sliding window of {window:,} tokens")
 
 
 def _name_head_size(graph: onnx_ir.Graph, size: int) -> None:

@@ -186,6 +186,9 @@ class Bench(Closed):
     """Untimed queries per process."""
     max_seconds: Positive | None = None
     """Stop timing a model after so many seconds in all, with at least two queries per process."""
+    quantized_teacher: bool = True
+    """Also time a local teacher in onnxruntime-genai, its weights in int4, its prompt cached. Its graph is built once,
+    and kept in the user's cache."""
     profile: str | None = None
     """Of those in distillctl/profiles: the threads and memory a device would give, on this host, not a phone."""
     sustained_seconds: Positive | None = None

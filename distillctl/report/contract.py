@@ -18,7 +18,7 @@ from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import comparison
 from distillctl.metrics.statistics import difference_interval, recovered_interval
 from distillctl.recipe import Generate, Recipe
-from distillctl.report import devices, labels, numbers, texts, use
+from distillctl.report import devices, labels, numbers, speed, texts, use
 from distillctl.training import metrics_log
 from distillctl.workspace import Manifest, Workspace
 
@@ -62,6 +62,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "recovered": {arm: _recovered(scores, arm, recipe.seed) for arm in own},
         "models": bench["models"],
         "ratios": bench["ratios"],
+        "headline_peer": bench.get("headline_peer"),
         "devices": devices.measured(workspace),
         "machine": bench["machine"],
         "threads": bench["threads"],
@@ -114,7 +115,7 @@ def _milliseconds(path: Path) -> np.ndarray:
 def headline(facts: dict[str, Any]) -> str:
     """The whole run in one sentence, good or bad."""
     tokens, model = facts["context_tokens"]["teacher"], numbers.size(facts["models"]["deployed"]["bytes"])
-    recovered, ratio = facts["recovered"]["deployed"], facts["ratios"].get("teacher")
+    recovered = facts["recovered"]["deployed"]
     if recovered is None:
         kept = "the prompt made no difference that could be measured"
     elif recovered["value"] <= 0:
@@ -124,11 +125,7 @@ def headline(facts: dict[str, Any]) -> str:
         kept = f"{share} of what the context did survives"
         if recovered["value"] > 1:
             kept = f"all of what the context did survives ({share})"
-    if ratio is None:  # a served teacher is not timed
-        speed = f"{numbers.duration(facts['models']['deployed']['p50_ms'])} a query"
-    else:
-        speed = f"{numbers.times(ratio)} faster" if ratio >= 1 else f"{numbers.times(1 / ratio)} slower"
-    return f"A prompt of {tokens:,} tokens now lives in a {model} model: {kept}, {speed}"
+    return f"A prompt of {tokens:,} tokens now lives in a {model} model: {kept}, {speed.words(facts)}"
 
 
 def _manifests(workspace: Workspace) -> dict[str, Manifest]:

@@ -25,6 +25,7 @@ NAMES = {
     "floor": ("Floor", "teacher, student's view"),
     "teacher": ("Teacher", "whole prompt"),
     "teacher_cached": ("Teacher, cached", "prompt kept in memory"),
+    "teacher_genai": ("Teacher, int4", "prompt kept in memory, onnxruntime-genai"),
     "fp32": ("Student, fp32", "ONNX Runtime"),
     "deployed_genai": ("Deployed, genai", "onnxruntime-genai"),
 }
@@ -33,7 +34,8 @@ NAMES = {
 _COLOURS = ("ink", "muted", "grid", "ceiling", "floor", "student", "deployed", "control", "band", "card")
 COLOUR = {name: f"#0101{index:02x}" for index, name in enumerate(_COLOURS, 1)}
 """The page's CSS variables → what stands for them in a drawing."""
-_OF_MODEL = {"teacher": "ceiling", "teacher_cached": "ceiling", "fp32": "student", "deployed_genai": "deployed"}
+_OF_MODEL = {"fp32": "student", "deployed_genai": "deployed"}
+_OF_MODEL |= dict.fromkeys(("teacher", "teacher_cached", "teacher_genai"), "ceiling")
 Stem = tuple[float, str, str, bool]
 """Length, how it is written, colour, whether the dot is filled."""
 _STYLE: dict[Any, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from distillctl.report import numbers
+from distillctl.report import numbers, speed
 
 
 def render(facts: dict[str, Any]) -> str:
@@ -26,7 +26,7 @@ def render(facts: dict[str, Any]) -> str:
     models = [
         [
             name,
-            numbers.size(model["bytes"]),
+            numbers.size(model["bytes"]) + (" in memory" if model.get("bytes_of") == "memory" else ""),
             *([numbers.duration(model["first_token_ms"])] if writes else []),
             *([numbers.count(model["decode_tokens_per_second"])] if writes else []),
             numbers.duration(model["p50_ms"]),
@@ -34,6 +34,7 @@ def render(facts: dict[str, Any]) -> str:
             numbers.duration(model["p99_ms"]),
             numbers.size(model["peak_rss_bytes"]),
             numbers.times(facts["ratios"].get(name)),
+            _ran(model),
         ]
         for name, model in facts["models"].items()
     ]
@@ -60,7 +61,9 @@ def render(facts: dict[str, Any]) -> str:
             "",
             *_table(["arm", numbers.metric(facts["metric"]), "95 % interval", "recovered", *corpus, "rows"], arms),
             "",
-            *_table(["model", "size", *first, "p50", "p90", "p99", "peak memory", "deployed is faster by"], models),
+            *_table(
+                ["model", "size", *first, "p50", "p90", "p99", "peak memory", "deployed is faster by", "ran in"], models
+            ),
             "",
             *_loadgen(facts.get("loadgen")),
             *_devices(facts["devices"]["measured"]),
@@ -74,6 +77,10 @@ def render(facts: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _ran(model: dict[str, Any]) -> str:
+    return _plain(speed.running(model)) if "runtime" in model else numbers.UNKNOWN
 
 
 def _loadgen(found: dict[str, Any] | None) -> list[str]:

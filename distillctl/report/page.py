@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from distillctl.data.rows import left_out
-from distillctl.report import charts, numbers, use
+from distillctl.report import charts, numbers, speed, use
 from distillctl.report.contract import Series
 from distillctl.report.drawing import NAMES
 
@@ -72,6 +72,7 @@ def _environment() -> Environment:
         size=numbers.size,
         duration=numbers.duration,
         times=numbers.times,
+        running=speed.running,
         count=numbers.count,
         nats=numbers.nats,
         metric=numbers.metric,

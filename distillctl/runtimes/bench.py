@@ -16,8 +16,11 @@ import pyarrow.parquet as pq
 
 from distillctl import console, references
 from distillctl.data import view_table
+from distillctl.data.answer_place import AnswerPlace
+from distillctl.errors import Unavailable
 from distillctl.recipe import HuggingFaceTeacher, Recipe
-from distillctl.runtimes import lengths, loadgen, machine, sustained
+from distillctl.references import ModelSource
+from distillctl.runtimes import lengths, loadgen, machine, model_facts, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.runtimes.process import WorkerProcess
@@ -25,7 +28,7 @@ from distillctl.workspace import Outcome, Workspace, replacing_folder, versions
 
 FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
 """The student's graphs → the stage that wrote them."""
-TEACHER_PROCESSES = {"teacher": 3, "teacher_cached": 3}
+TEACHER_PROCESSES = {"teacher": 3, "teacher_cached": 3, "teacher_genai": 3}
 LOGS = "loadgen"
 PASSES = 15
 """Over the large array whose reading tells how fast memory is."""
@@ -37,8 +40,10 @@ Answers = Mapping[str, list[int]]
 class Bench:
     """A seeded sample of eval rows, the same for all models; everything runs on the CPU with ``bench.threads`` threads.
 
-    The teacher is timed as a service would run it, in PyTorch under its full context, with and without its prompt
-    cached. What is counted where: `distillctl.runtimes.worker`; how turns are taken: `distillctl.runtimes.interleaved`.
+    The teacher is timed under its full context: in PyTorch, with and without its prompt cached; and as a service would
+    run it, in onnxruntime-genai with int4 weights and its prompt cached, where that can be had. The headline compares
+    with the fastest that has its prompt cached. What is counted where: `distillctl.runtimes.worker`; how turns are
+    taken: `distillctl.runtimes.interleaved`.
     """
 
     def __init__(self, recipe: Recipe, workspace: Workspace) -> None:
@@ -70,16 +75,20 @@ class Bench:
         assert manifest is not None
         return manifest.facts
 
-    def teachers(self, **task: Any) -> dict[str, Job]:
-        """task: what the worker wants to know of the task. None for a served teacher: what its requests took while
+    def teachers(
+        self, build: Callable[[HuggingFaceTeacher, ModelSource, int], Path | None], **task: Any
+    ) -> dict[str, Job]:
+        """build: teacher and number of positions → the folder of its graph for onnxruntime-genai, or None;
+        task: what the worker wants to know of the task. None for a served teacher: what its requests took while
         it was collected from depends on network and load, and is told apart (`teacher.served` in collect's facts)."""
         if not isinstance(self.recipe.teacher, HuggingFaceTeacher):
             return {}
         source, threads = references.teacher(self.recipe), self.recipe.bench.used_threads
+        texts = [self._views.full[row] for row in self._sample]
         job = {
             "runtime": "torch",
             **self._limits,
-            "texts": [self._views.full[row] for row in self._sample],
+            "texts": texts,
             "teacher": self.recipe.teacher.model_copy(update={"device": "cpu", "threads": threads}).model_dump(),
             "source": {
                 "reference": source.reference,
@@ -89,7 +98,37 @@ class Bench:
             "place": self.facts("collect")["answer_place"]["full"],
             **task,
         }
-        return {"teacher": {**job, "cached": False}, "teacher_cached": {**job, "cached": True}}
+        jobs = {"teacher": {**job, "cached": False}, "teacher_cached": {**job, "cached": True}}
+        if self.recipe.bench.quantized_teacher:
+            jobs |= self._genai_teacher(build, self.recipe.teacher, source, texts, task)
+        return jobs
+
+    def _genai_teacher(
+        self,
+        build: Callable[[HuggingFaceTeacher, ModelSource, int], Path | None],
+        spec: HuggingFaceTeacher,
+        source: ModelSource,
+        texts: list[str],
+        task: dict[str, Any],
+    ) -> dict[str, Job]:
+        from distillctl.runtimes import teacher_tokens  # torch
+
+        place = AnswerPlace(**self.facts("collect")["answer_place"]["full"])
+        prompted = teacher_tokens.read(spec, source, texts, place, task.get("label_words"))
+        vocabulary = prompted.pop("vocabulary")
+        longest = len(prompted["context"]) + max(map(len, prompted["own"].values()))
+        folder = build(spec, source, longest + task.get("limit", 0))
+        if folder is None:
+            return {}
+        job = {"runtime": "genai_teacher", **self._limits, "texts": texts, "folder": str(folder)}
+        job |= {"prompted": prompted, "vocabulary": vocabulary, **task}
+        try:
+            with WorkerProcess("teacher_genai", job) as worker:
+                worker.run(0, 1)
+        except Unavailable as error:  # a graph that was built may still be one that the runtime cannot run
+            console.note(f"bench: the teacher is timed in PyTorch alone: {error.what.splitlines()[-1]}")
+            return {}
+        return {"teacher_genai": job}
 
     def student(self, name: str, runtime: str, **task: Any) -> dict[str, Job]:
         """One of `FOLDERS`, run by ``runtime``."""
@@ -121,13 +160,22 @@ class Bench:
         passes = self._memory() if reads else []
         with console.progress("bench", self.plan.turns * sum(map(self.plan.rounds, jobs))) as bar:
             runs = measure(jobs, self.plan, lambda name: bar.advance(model=name))
-        models = {name: self._sizes(name, found) | figures(found) | more(found) for name, found in runs.items()}
+        quantize = self.facts("quantize")
+        models = {
+            name: self._sizes(name, jobs[name], found)
+            | model_facts.described(name, self.recipe, quantize)
+            | figures(found)
+            | more(found)
+            for name, found in runs.items()
+        }
+        shares = self._agreement(runs, expected)
         facts: dict[str, Any] = {
             "models": models,
             "machine": before,
             **{key: self._limits[key] for key in ("threads", "cpus")},
             "ratios": {n: m["p50_ms"] / models["deployed"]["p50_ms"] for n, m in models.items() if n != "deployed"},
-            "agreement": self._agreement(runs, expected),
+            "agreement": shares,
+            "headline_peer": model_facts.headline_peer(models, shares),
         }
         if reads:
             facts["memory_bytes_per_second"] = max(passes + self._memory())
@@ -138,7 +186,7 @@ class Bench:
         if settings.sustained_seconds:
             facts["sustained"] = sustained.measure(jobs["deployed"], settings.sustained_seconds)
         for name, share in facts["agreement"].items():
-            if share is not None and share < LEAST_AGREEMENT:
+            if share is not None and share < LEAST_AGREEMENT and name != "teacher_genai":  # it is quantized
                 console.warn(f"{name} gave the expected answer in {share:.1%} of its timed queries only: look into it")
         with tempfile.TemporaryDirectory() as scratch:
             logs = self._loadgen(jobs["deployed"], facts, Path(scratch))
@@ -172,10 +220,13 @@ class Bench:
             console.warn(f"LoadGen says INVALID ({', '.join(found['unmet'])}): see {kept}")
         return folder
 
-    def _sizes(self, name: str, runs: Sequence[Run]) -> dict[str, Any]:
-        """bytes: of the graphs with external data, of the teacher's weights as loaded; file_bytes: of its file."""
+    def _sizes(self, name: str, job: Job, runs: Sequence[Run]) -> dict[str, Any]:
+        """bytes: of the graphs with external data, of PyTorch's teacher its weights as loaded; file_bytes: of its
+        file."""
         if name in FOLDERS:
             return {"bytes": graph_bytes(self.workspace.folder(FOLDERS[name]))}
+        if name == "teacher_genai":
+            return {"bytes": graph_bytes(Path(job["folder"])), "cached_tokens": runs[0].loaded["cached_tokens"]}
         path = references.teacher(self.recipe).path
         weights = [] if path is None else [path] if path.is_file() else path.glob("*.safetensors")
         return {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnxruntime_genai
 
@@ -16,6 +17,22 @@ _VALUE_BYTES = 4
 """Of a key or a value: the builder keeps them in float32 on CPUs, whatever the weights are."""
 
 
+def load(folder: Path, threads: int) -> tuple[Any, dict[str, Any]]:
+    """The model with so many threads, and what genai_config.json says."""
+    onnxruntime_genai.disable_telemetry_events()
+    config = onnxruntime_genai.Config(str(folder))
+    options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    return onnxruntime_genai.Model(config), read_json(folder / CONFIG)
+
+
+def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
+    """Of keys and values, by what genai_config.json says."""
+    decoder = config["model"]["decoder"]
+    size: int = decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
+    return 2 * size * _VALUE_BYTES
+
+
 class GenaiDecoder:
     """A folder with `genai_config.json`, and the graph it names: tokens in, tokens out, the likeliest at each step."""
 
@@ -23,18 +40,9 @@ class GenaiDecoder:
         """What its tokenizer does not take from `tokenizer.json`: max_view, tokens at which a view is cut; begin, the
         special tokens with which it begins."""
         self._max_view, self._begin = max_view, list(begin)
-        genai = read_json(folder / CONFIG)
-        model, self._window = genai["model"], window(genai)
-        decoder = model["decoder"]
-        self._context: int = model["context_length"]
-        self._per_token = (
-            2 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"] * _VALUE_BYTES
-        )
-        onnxruntime_genai.disable_telemetry_events()
-        config = onnxruntime_genai.Config(str(folder))
-        options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-        self._model = onnxruntime_genai.Model(config)
+        self._model, config = load(folder, threads)
+        self._context: int = config["model"]["context_length"]
+        self._window, self._per_token = window(config), kv_bytes_per_token(config)
         self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
 
     def encode(self, text: str) -> list[int]:

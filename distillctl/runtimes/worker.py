@@ -10,6 +10,9 @@ most (RLIMIT_DATA: heap and private maps that can be written, not the files it m
 - "memory": no model; a query reads a large array once and answers with the bytes per second.
 - "torch": ``teacher`` (its recipe section), ``source`` (the fields of a ModelSource), ``place`` (the fields of an
   AnswerPlace), ``cached``; to choose labels ``label_words`` and ``log_prior`` (or null), to write ``stop_ids``.
+- "genai_teacher": ``folder`` with the teacher's graph for onnxruntime-genai, always with its prompt cached;
+  ``prompted`` and ``vocabulary`` (`teacher_tokens.read`); to choose labels ``log_prior`` (or null), to write
+  ``stop_ids``.
 
 What writes also wants ``limit``, tokens of an answer at most, and ``answer_tokens``, what is usual; "onnx_text" takes
 ``until``: "limit", to write that many whether or not the answer would have ended. All but "torch"
@@ -162,6 +165,29 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     return lambda text: [model.label(text)], facts
 
 
+def _genai_teacher(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+    began = time.perf_counter()
+    from distillctl.runtimes.genai_teacher import GenaiTeacherClassifier, GenaiTeacherWriter, Prompted
+
+    imported = time.perf_counter()
+    folder, threads, prompted = Path(job["folder"]), job["threads"], Prompted(**job["prompted"])
+    model: GenaiTeacherClassifier | GenaiTeacherWriter
+    if "stop_ids" in job:
+        model = GenaiTeacherWriter(folder, threads, prompted, job["stop_ids"], job["limit"])
+    else:
+        model = GenaiTeacherClassifier(folder, threads, prompted, job["vocabulary"], job["log_prior"])
+    loaded = time.perf_counter()
+    model.read_prompt()
+    ready = time.perf_counter()
+    facts = _loading(began, imported, ready) | {
+        "context_ms": 1e3 * (ready - loaded),
+        "cached_tokens": len(prompted.context),
+    }
+    if isinstance(model, GenaiTeacherWriter):
+        return _writing(job, model, facts)
+    return lambda text: [model.label(text)], facts
+
+
 def _memory(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     from distillctl.runtimes.roofline import Memory
 
@@ -169,10 +195,17 @@ def _memory(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     return lambda text: [round(array.bytes_per_second())], {}
 
 
-RUNTIMES = {"memory": _memory, "onnx": _onnx, "onnx_text": _onnx_text, "genai": _genai, "torch": _torch}
+RUNTIMES = {
+    "memory": _memory,
+    "onnx": _onnx,
+    "onnx_text": _onnx_text,
+    "genai": _genai,
+    "torch": _torch,
+    "genai_teacher": _genai_teacher,
+}
 
 
-def _loading(began: float, imported: float, ready: float) -> dict[str, float]:
+def _loading(began: float, imported: float, ready: float) -> dict[str, Any]:
     return {"import_ms": 1e3 * (imported - began), "load_ms": 1e3 * (ready - imported)}
 
 

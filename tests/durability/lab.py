@@ -194,7 +194,7 @@ def read(log: Path) -> list[Operation]:
 
 # ── the projects ─────────────────────────────────────────────────────────────────────────────────
 
-_BENCH = {"queries": 2, "processes": 1, "warmup": 0}
+_BENCH = {"quantized_teacher": False, "queries": 2, "processes": 1, "warmup": 0}
 
 
 def _make_labels(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from distillctl.data import eval_table
+from distillctl.graphs import teacher_graph
 from distillctl.recipe import Recipe
 from distillctl.runtimes.bench import Answers, Bench
 from distillctl.soft_labels import labels as soft_labels
@@ -16,18 +17,20 @@ from distillctl.workspace import Outcome, Workspace
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
-    """Time all four models on the same eval rows."""
+    """Time all models on the same eval rows."""
     bench, task = Bench(recipe, workspace), recipe.classify
     log_prior = bench.facts("collect")["log_prior"]
     words = list(task.labels.values())
     jobs = (
-        bench.teachers(label_words=words, log_prior=log_prior)
+        bench.teachers(teacher_graph.build, label_words=words, log_prior=log_prior)
         | bench.student("fp32", "onnx")
         | bench.student("deployed", "onnx")
     )
     collected = store.read(workspace, "full", "eval")
+    teacher = _top(collected.ids, soft_labels.calibrate(collected.log_probs, log_prior))
     expected = {
-        "teacher": _top(collected.ids, soft_labels.calibrate(collected.log_probs, log_prior)),
+        "teacher": teacher,
+        "teacher_genai": teacher,
         "fp32": _evaluated(workspace.folder("train"), "student"),
         "deployed": _evaluated(workspace.folder("quantize"), "deployed"),
     }

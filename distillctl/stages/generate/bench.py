@@ -9,6 +9,7 @@ from typing import Any
 
 from distillctl.data import eval_table
 from distillctl.data.views import CEILING
+from distillctl.graphs import teacher_graph
 from distillctl.recipe import Recipe, Text
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.bench import FOLDERS, Answers, Bench
@@ -34,8 +35,12 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         "fp32": _evaluated(workspace.folder("train"), "student_ids"),
         "deployed": _evaluated(workspace.folder("quantize"), "deployed_ids"),
     }
+    expected["teacher_genai"] = expected["teacher"]
     jobs = bench.teachers(
-        stop_ids=bench.facts("collect")["stop_ids"], answer_tokens=_mean(expected["teacher"]), **limit
+        teacher_graph.build,
+        stop_ids=bench.facts("collect")["stop_ids"],
+        answer_tokens=_mean(expected["teacher"]),
+        **limit,
     )
     for name in ("fp32", "deployed"):
         jobs |= bench.student(name, "onnx_text", answer_tokens=_mean(expected[name]), **limit)

@@ -1,0 +1,81 @@
+"""The teacher's graph for onnxruntime-genai, its weights in int4: built once, kept in the user's cache."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import shutil
+from pathlib import Path
+
+import onnx_ir
+import psutil
+import transformers
+
+from distillctl import console, model_files, pretrained
+from distillctl.errors import DistillctlError, Unavailable, first_line
+from distillctl.graphs import beside, genai_builder
+from distillctl.recipe import HuggingFaceTeacher
+from distillctl.references import ModelSource
+from distillctl.runtimes.model_facts import GENAI_DTYPE
+from distillctl.workspace import digest, replacing_folder
+
+_BUILD_BYTES, _KEPT_BYTES = 8, 2
+"""Of a parameter: what the builder may take of memory, with the float32 weights that it reads, and of the disk."""
+
+
+def build(spec: HuggingFaceTeacher, source: ModelSource, positions: int) -> Path | None:
+    """The folder with the graph, cached by the teacher's content and the builder's version. None, with a note why,
+    where this teacher cannot be had so.
+
+    positions: tokens of the longest view and its answer.
+    """
+    try:
+        builder = importlib.metadata.version("onnxruntime-genai")
+        key = digest([source.fingerprint(), transformers.__version__, builder, GENAI_DTYPE, spec.trust_remote_code])[
+            :24
+        ]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distillctl" / "genai" / key
+        if not _is_whole(cache):
+            _build(spec, source, cache)
+        graph = onnx_ir.load(cache / genai_builder.GRAPH).graph
+        genai_builder.check_windows(graph, _folder(source), positions, spec.trust_remote_code)
+    except (DistillctlError, OSError, importlib.metadata.PackageNotFoundError) as error:
+        console.note(f"bench: the teacher is timed in PyTorch alone: {first_line(error)}")
+        return None
+    return cache
+
+
+def _build(spec: HuggingFaceTeacher, source: ModelSource, cache: Path) -> None:
+    folder = _folder(source)
+    parameters = sum(math.prod(shape) for _, shape in model_files.shapes(folder))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(cache.parent).free
+    for what, needed, there in (("memory", _BUILD_BYTES, memory), ("disk", _KEPT_BYTES, disk)):
+        if needed * parameters > there:
+            raise Unavailable(
+                f"building its {GENAI_DTYPE} graph takes {needed * parameters / 1e9:.1f} GB of {what}, "
+                f"{there / 1e9:.1f} GB are free"
+            )
+    console.note(f"bench: building the teacher's {GENAI_DTYPE} graph once (kept in {cache})")
+    with replacing_folder(cache) as staged:
+        genai_builder.quantized(folder, staged, trust_remote_code=spec.trust_remote_code)
+
+
+def _folder(source: ModelSource) -> Path:
+    """Where its weights lie as safetensors."""
+    if source.path is not None:
+        return Path(pretrained.folder(source))
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source.reference, revision=source.revision, local_files_only=True))
+
+
+def _is_whole(cache: Path) -> bool:
+    if not (cache / genai_builder.CONFIG).is_file():
+        return False
+    try:
+        beside.check(cache, "distillctl bench RECIPE")
+    except DistillctlError:
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""The prompted teacher in onnxruntime-genai, its prompt cached: one query at a time, without torch.
+
+The prompt's tokens run once. A query goes back to their end and runs its own tokens, whatever the query before it has
+written. Which tokens these are, the teacher's own tokenizer has said (`Prompted`); in the time of a query the text is
+tokenized all the same, as a service would have to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime_genai
+from tokenizers import Tokenizer
+
+from distillctl.runtimes import genai
+from distillctl.teachers.exclusive import exclusive
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Views as the teacher reads them. context: the token ids that all of them begin with; own: by text, those that
+    follow; answers: by text, the token ids of each label after it, empty of a teacher that writes."""
+
+    context: Sequence[int]
+    own: Mapping[str, Sequence[int]]
+    answers: Mapping[str, Sequence[Sequence[int]]]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest view, with the longest of its labels."""
+        return len(self.context) + max(
+            len(ids) + max(map(len, self.answers.get(text, ())), default=0) for text, ids in self.own.items()
+        )
+
+
+class _Cached:
+    def __init__(self, folder: Path, threads: int, prompted: Prompted, answer_tokens: int) -> None:
+        """answer_tokens: room behind the longest view."""
+        self._prompted = prompted
+        self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._model, self._config = genai.load(folder, threads)
+        parameters = onnxruntime_genai.GeneratorParams(self._model)
+        parameters.set_search_options(do_sample=False, max_length=prompted.longest + answer_tokens)
+        self._generator = onnxruntime_genai.Generator(self._model, parameters)
+
+    def read_prompt(self) -> None:
+        """Run the shared tokens, once."""
+        if self._prompted.context:
+            self._generator.append_tokens(list(self._prompted.context))
+
+    def encode(self, text: str) -> list[int]:
+        """The view's token ids that follow the cached prompt."""
+        self._tokenizer.encode(text)
+        return list(self._prompted.own[text])
+
+    def _start(self, ids: Sequence[int]) -> None:
+        """Run a view's own tokens after the cached prompt."""
+        self._generator.rewind_to(len(self._prompted.context))
+        self._generator.append_tokens(list(ids))
+
+
+class GenaiTeacherWriter(_Cached):
+    """Answers greedily, one token after the other."""
+
+    def __init__(
+        self, folder: Path, threads: int, prompted: Prompted, stop_ids: Sequence[int], max_new_tokens: int
+    ) -> None:
+        """stop_ids: the tokens that end an answer."""
+        super().__init__(folder, threads, prompted, max_new_tokens)
+        self._stop_ids = frozenset(stop_ids)
+
+    def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+        """The answer's token ids, each as soon as it is known. The last one is a stop id, unless ``max_new_tokens``
+        came first. view: from `encode`."""
+        self._start(view)
+        for _ in range(max_new_tokens):
+            self._generator.generate_next_token()
+            token = int(self._generator.get_next_tokens()[0])
+            yield token
+            if token in self._stop_ids or self._generator.is_done():
+                return
+
+    def kv_bytes(self, length: int) -> int:
+        """Keys and values of ``length`` tokens, the prompt's among them."""
+        return genai.kv_bytes_per_token(self._config) * length
+
+
+class GenaiTeacherClassifier(_Cached):
+    """Chooses the label whose words are likeliest after the view: the view's own tokens run once, and every label's
+    tokens but its last, one by one."""
+
+    def __init__(
+        self, folder: Path, threads: int, prompted: Prompted, vocabulary: int, log_prior: Sequence[float] | None
+    ) -> None:
+        """vocabulary: logits beyond it are padding. log_prior: natural logs [K], taken off before choosing."""
+        super().__init__(folder, threads, prompted, 1)
+        self._vocabulary = vocabulary
+        self._log_prior = None if log_prior is None else np.asarray(log_prior)
+
+    def label(self, text: str) -> int:
+        """The index of the chosen label."""
+        found = self.log_probs(text)
+        return int((found if self._log_prior is None else found - self._log_prior).argmax())
+
+    def log_probs(self, text: str) -> np.ndarray:
+        """log Pr(label words | view), float32 [K], of exclusive labels and not normalised over them."""
+        self._start(self.encode(text))
+        answers = [tuple(answer) for answer in self._prompted.answers[text]]
+        after: dict[tuple[int, ...], np.ndarray] = {(): self._next_log_probs()}
+        view = self._generator.token_count()
+        for stem in sorted({answer[:-1] for answer in answers}):
+            self._generator.rewind_to(view)
+            for length in range(1, len(stem) + 1):
+                self._generator.append_tokens([stem[length - 1]])
+                after[stem[:length]] = self._next_log_probs()
+        sums = [sum(after[answer[:place]][token] for place, token in enumerate(answer)) for answer in answers]
+        found: np.ndarray = exclusive(np.array([sums]), answers)[0]
+        return found
+
+    def _next_log_probs(self) -> np.ndarray:
+        """Natural logs over the vocabulary, float64 [V], after the tokens so far."""
+        logits: Any = self._generator.get_logits()
+        last = np.asarray(logits, np.float64).reshape(-1, logits.shape[-1])[-1, : self._vocabulary]
+        last -= last.max()
+        return last - np.log(np.exp(last).sum())
