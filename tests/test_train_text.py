@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,8 +18,10 @@ from distillctl.recipe import Dense, Text
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.text import TextLabels
+from distillctl.stages.generate import train
+from distillctl.students.student import Student
 from distillctl.workspace import Workspace
-from tests import tiny_text
+from tests import exported_text, tiny_text
 
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
 STILL = {"epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
@@ -206,3 +209,29 @@ def test_a_tokenizer_of_its_own_cannot_learn_from_distributions(folder, workspac
     with pytest.raises(RecipeError, match=r"^train.loss\[0\]: forward_kl compares") as error:
         pipeline.stage("train", with_its_own_tokenizer(folder), workspace)
     assert "uld or cross_entropy" in error.value.next
+
+
+# ── how many tokens a decoder takes ──────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("allowed", "longest", "named", "taken"),
+    [
+        (32_768, 40, None, 2048),  # Gemma 3's rotary tables for all of them have 67 MB
+        (32_768, 3000, None, 6000),
+        (32_768, 30_000, None, 32_768),
+        (128, 40, None, 128),
+        (300, 40, 300, 300),
+        (32_768, 40, 32_768, 32_768),
+    ],
+)
+def test_a_decoder_takes_what_the_recipe_names_or_twice_its_longest_row(
+    allowed: int, longest: int, named: int | None, taken: int
+) -> None:
+    made = exported_text.recipe()
+    made = made.model_copy(update={"student": made.student.model_copy(update={"max_length": named})})
+    own = Student(tiny_text.decoder(), tiny_text.bpe_tokenizer(), allowed)
+    data = {split: SimpleNamespace(lengths=np.array([3, longest])) for split in ("train", "eval")}
+    assert train._within_reach(made, own, data).max_length == taken
+    other = Student(tiny_text.seq2seq(), own.tokenizer, allowed)
+    assert train._within_reach(made, other, data).max_length == allowed
