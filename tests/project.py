@@ -43,7 +43,7 @@ def make(folder: Path, rows: int = 160, **sections: Any) -> Path:
             file.write(json.dumps({"input": text, "reference": str(generator.choice(list(LABELS)))}) + "\n")
     recipe: dict[str, Any] = {
         "name": "tiny",
-        "task": {"labels": LABELS, "answer_prefix": "", "prior": "batch"},
+        "task": {"labels": LABELS, "answer_prefix": " ", "prior": "batch"},
         "data": {"source": "rows.jsonl", "eval_rows": 40},
         "contexts": {
             "full": {"template": CONTEXT + "{% for e in examples %}{{ e.input }} {{ e.answer }} {% endfor %}{{ input }}",  # noqa: E501
