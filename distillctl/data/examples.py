@@ -100,11 +100,12 @@ class _Pool:
         self._of_student = template_sources.columns(recipe)["simplified"]
         self._references: dict[bytes, bytes] = {}
         self._contradictory: set[bytes] = set()
+        self._names = {name: name.encode() for name in recipe.task.names} or None
 
     def read(self, examples: Iterable[Example]) -> _Split:
         """One split's rows, or all of them."""
         kept, keys = Writer(self._folder), list[bytes]()
-        seen, ids = set[bytes](), Counter[str]()
+        seen, ids, again = set[bytes](), set[str](), Counter[str]()
         for example in examples:
             if self._shots and _digest(example.input) in self._shots:
                 self.counts["shots_in_splits"] += 1
@@ -115,11 +116,12 @@ class _Pool:
                 self.counts["duplicates"] += 1
                 continue
             seen.add(key)
-            ids[example.id] += 1
-            if (number := ids[example.id]) > 1:
+            if example.id in ids:
                 if self._data.id is not None:
                     raise DataError(f"the id {example.id!r} is given twice", where="data.id")
-                example = replace(example, id=f"{example.id}-{number}")
+                again[example.id] += 1
+                example = replace(example, id=f"{example.id}-{again[example.id] + 1}")
+            ids.add(example.id)
             kept.append(example)
             keys.append(key)
         rows = kept.rows
@@ -134,7 +136,7 @@ class _Pool:
         """Count an input once that comes with another reference than before."""
         if reference is None:
             return
-        digested = _digest(reference)
+        digested = _digest(reference) if self._names is None else self._names[reference]
         if self._references.setdefault(key, digested) != digested and key not in self._contradictory:
             self._contradictory.add(key)
             self.counts["contradictory"] += 1

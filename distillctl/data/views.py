@@ -123,7 +123,7 @@ class Renderer:
                     return _SANDBOX.render(self.template, variables)
                 return list(self._conversation(variables))
         except (*_FAILURES, limits.TookTooLong) as error:
-            what = f"the template fails on row {example.id}: {_reason(error)}"
+            what = f"the template fails on row {example.id} ({example.input[:40]!r} …): {_reason(error)}"
             raise RecipeError(what, where=self.where, next=_next(error)) from None
 
     def _conversation(self, variables: dict[str, Any]) -> Iterable[dict[str, str]]:
