@@ -380,8 +380,8 @@ def status(
 
     loaded, workspace = _open(recipe, run_dir, set_)
     states = list(pipeline.status(loaded, workspace))
-    rows = [{"stage": s.stage, "state": s.state, "why": list(s.why)} for s in states]
-    console.result({"run_dir": str(workspace.root), "stages": rows}, summaries.states(states))
+    rows = [{"stage": s.stage, "state": s.state, "why": list(s.why), "next": s.next or None} for s in states]
+    console.result({"run_dir": str(workspace.root), "stages": rows}, *summaries.states(states))
 
 
 @command("init", "A commented recipe to start from.")

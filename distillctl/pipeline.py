@@ -6,8 +6,8 @@ import contextlib
 import importlib
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,12 @@ class Stage:
     """What recipe, data and upstream manifests alone can show to be wrong, found before torch is imported."""
     besides: Callable[[Workspace], dict[str, str]] = lambda workspace: {}
     """Stage → fingerprint of what it takes where it is there, and does without otherwise."""
+    keeps: tuple[str, ...] = ()
+    """Files in its folder that only its own next run reads, verified as its outputs are."""
+    command: tuple[str, ...] = ()
+    """The command that makes it, and its options behind the recipe; by default its name."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Key of the recipe → the option that turns it on for one command. What was made with it is fresh without it."""
     on_request: bool = False
     """`run` does not make it, and `status` shows it only once it was made."""
 
@@ -76,6 +82,10 @@ def _student_files(recipe: Recipe) -> dict[str, str]:
     return {"student.model": source.fingerprint()} if source else {}
 
 
+_STUDENT_LENGTH = ("kind", "model", "revision", "model_type", "config", "tokenizer", "max_length")
+"""The student's keys on which it depends how long its views are and may be."""
+SERVED = ("collect", "train", "export", "quantize")
+"""What has to be fresh before devices are let in."""
 STAGES = {
     stage.name: stage
     for stage in (
@@ -85,6 +95,7 @@ STAGES = {
             (),
             files=_collect_files,
             check=_check_data,
+            keeps=("served/answers.jsonl", "served/grants.json"),
         ),
         Stage("train", ("seed", "student", "train"), ("collect",), files=_student_files, check=_check_training),
         Stage("export", ("export",), ("collect", "train")),
@@ -101,25 +112,26 @@ STAGES = {
             ("name", "bundle"),
             ("collect", "train", "export", "quantize"),
             besides=figures.bench_fingerprint,
+            command=("export", "--bundle"),
+            options={"bundle.text_in": "--text-in"},
             on_request=True,
         ),
     )
 }
 
 
-_STUDENT_LENGTH = ("kind", "model", "revision", "model_type", "config", "tokenizer", "max_length")
-"""The student's keys on which it depends how long its views are and may be."""
-SERVED = ("collect", "train", "export", "quantize")
-"""What has to be fresh before devices are let in."""
+_DEVICES = Stage("devices", (), SERVED, command=("bench", "--serve"), on_request=True)
+"""What `serve` adds to: no stage that is run, but its files are verified as a stage's are."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A stage's state, and why."""
+    """A stage's state, and why; of one that is fresh, what there is to say all the same. next: what mends damage."""
 
     stage: str
     state: Literal["fresh", "stale", "missing", "damaged"]
     why: tuple[str, ...] = ()
+    next: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ def status(recipe: Recipe, workspace: Workspace, wanted: Collection[str] = ()) -
     """Every stage's state in order; a stage below one that is not fresh is not fresh either. One that is made on
     request is left out until it was made, unless it is ``wanted``."""
     states: dict[str, State] = {}
-    for stage in STAGES.values():
+    for stage in (*STAGES.values(), _DEVICES):
         states[stage.name] = _state(recipe, workspace, stage, states)
         if not stage.on_request or stage.name in wanted or states[stage.name].state != "missing":
             yield states[stage.name]
@@ -170,12 +182,12 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
     try:
         manifest = workspace.manifest(stage.name)
     except UpstreamError as error:
-        return State(stage.name, "damaged", (str(error),))
+        return State(stage.name, "damaged", (str(error),), _mend(stage, recipe, workspace))
     if manifest is None:
         return State(stage.name, "missing")
     if damage := workspace.damage(stage.name, manifest):
-        return State(stage.name, "damaged", (damage,))
-    why = [*_changed_keys(manifest.recipe, part(recipe, stage))]
+        return State(stage.name, "damaged", (damage,), _mend(stage, recipe, workspace, manifest))
+    why = [*_changed_keys(manifest.recipe, part(recipe, stage), stage.options)]
     not_fresh = {name for name in stage.upstream if above[name].state != "fresh"}
     current = inputs(recipe, workspace, stage)
     for name in sorted({*manifest.inputs, *current}):
@@ -183,7 +195,24 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
             why.append(f"{name} is {above[name].state}")
         elif manifest.inputs.get(name) != current.get(name):
             why.append(_anew(stage, name))
-    return State(stage.name, "stale" if why else "fresh", tuple(why))
+    return State(stage.name, "stale" if why else "fresh", (*why, *_noted(stage, workspace, manifest)))
+
+
+def _noted(stage: Stage, workspace: Workspace, manifest: Manifest) -> Iterator[str]:
+    """What does not make it stale."""
+    if manifest.checksum is None:
+        yield "made by an older version: a flipped bit in its manifest would go unnoticed"
+    if strangers := workspace.strangers(stage.name, manifest):
+        more = f" and {len(strangers) - 1} more files are" if len(strangers) > 1 else " is"
+        yield f"{strangers[0]}{more} not what {stage.name} committed: move it away"
+
+
+def _mend(stage: Stage, recipe: Recipe, workspace: Workspace, manifest: Manifest | None = None) -> str:
+    """What to type when something of it is damaged. manifest: it keeps what a command asked for."""
+    recorded = flatten(manifest.recipe) if manifest else {}
+    options = [option for key, option in stage.options.items() if recorded.get(key) is True]
+    removed = f"rm -r {shlex.quote(str(workspace.folder('devices')))}; " if stage.name == "devices" else ""
+    return removed + " ".join([_command(stage, recipe, workspace), *options])
 
 
 def _anew(stage: Stage, name: str) -> str:
@@ -192,11 +221,19 @@ def _anew(stage: Stage, name: str) -> str:
     return f"{name} was made anew" if name in STAGES else f"the file of {name} changed"
 
 
-def _changed_keys(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+def _changed_keys(before: dict[str, Any], after: dict[str, Any], options: Collection[str]) -> Iterator[str]:
     old, new = flatten(before), flatten(after)
     for key in sorted({*old, *new}):
+        if key in options and old.get(key) is True:
+            continue
         if old.get(key) != new.get(key) or (key in old) != (key in new):
-            yield f"{key} changed"
+            yield f"{key} changed{_from_to(old.get(key), new.get(key))}"
+
+
+def _from_to(old: Any, new: Any) -> str:
+    """Both values, where they are numbers."""
+    both = [value for value in (old, new) if isinstance(value, int | float) and not isinstance(value, bool)]
+    return f" from {both[0]:g} to {both[1]:g}" if len(both) == 2 else ""
 
 
 # ── running ──────────────────────────────────────────────────────────────────────────────────────
@@ -238,7 +275,8 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
         find(recipe)
     with workspace.lock():
         untouched = not force
-        states = [state for state in status(recipe, workspace) if not STAGES[state.stage].on_request]
+        all_of_them = [name for name, one in STAGES.items() if not one.on_request]
+        states = [state for state in status(recipe, workspace) if state.stage in all_of_them]
         if force or any(state.state != "fresh" for state in states):
             early.check(recipe)
         for state in states:
@@ -273,7 +311,8 @@ def require(
         if found[name].state != "fresh":
             why = f": {'; '.join(found[name].why)}" if found[name].why else ""
             raise UpstreamError(
-                f"{wanting} needs {name}, which is {found[name].state}{why}", next=_command(name, recipe, workspace)
+                f"{wanting} needs {name}, which is {found[name].state}{why}",
+                next=_command(STAGES[name], recipe, workspace),
             )
 
 
@@ -318,6 +357,7 @@ def _make(
                 outcome=Outcome(outcome.outputs, {**outcome.facts, "cautions": doubts}),
                 seed=recipe.train_seed if one.name == "train" else recipe.seed,
                 seconds=seconds,
+                keeps=one.keeps,
             )
     interrupts.check()
     return Ran(one.name, manifest, reused=False, seconds=seconds)
@@ -328,8 +368,9 @@ def _hub_models(recipe: Recipe) -> dict[str, str]:
     return {key: source.fingerprint() for key, source in sources.items() if source and source.path is None}
 
 
-def _command(name: str, recipe: Recipe, workspace: Workspace) -> str:
+def _command(stage: Stage, recipe: Recipe, workspace: Workspace) -> str:
     """What to type to run a stage as this one was asked for."""
     run_dir = [] if workspace.root == Path("runs") / recipe.name else ["--run-dir", str(workspace.root)]
     overrides = [word for override in recipe.overrides for word in ("--set", override)]
-    return shlex.join(["distillctl", name, str(recipe.path), *run_dir, *overrides])
+    command, *options = stage.command or (stage.name,)
+    return shlex.join(["distillctl", command, str(recipe.path), *run_dir, *overrides, *options])

@@ -375,12 +375,13 @@ _READABLE = {
 }
 
 
-def states(found: Sequence[State]) -> Table:
+def states(found: Sequence[State]) -> Iterator[Any]:
     table = _table("stage", "state", "why")
     table.columns[1].justify = table.columns[2].justify = "left"
     for one in found:
         table.add_row(one.stage, f"[{COLOURS[one.state]}]{one.state}[/]", "; ".join(one.why))
-    return table
+    yield table
+    yield from (f"To mend {one.stage}: {one.next}" for one in found if one.next)
 
 
 def plan(found: Mapping[str, Any]) -> Iterator[Any]:

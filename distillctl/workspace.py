@@ -9,108 +9,35 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import platform
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import from_json
-
-from distillctl import facts, limits
+from distillctl import manifest as manifests
 from distillctl.errors import Unavailable, UpstreamError, first_line
+from distillctl.fingerprints import digest as digest
+from distillctl.fingerprints import file_digest as file_digest
+from distillctl.fingerprints import tree_digest as tree_digest
+from distillctl.manifest import MANIFEST as MANIFEST
+from distillctl.manifest import SCRATCH, Output
+from distillctl.manifest import Manifest as Manifest
+from distillctl.manifest import versions as versions
 
-MANIFEST = "manifest.json"
-LIBRARIES = (
-    "distillctl",
-    "torch",
-    "transformers",
-    "optimum",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "onnxruntime-extensions",
-    "tokenizers",
-)
-
-
-# ── fingerprints ─────────────────────────────────────────────────────────────────────────────────
-
-
-def digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value in canonical form."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tree_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file, or of the names and contents of all files below a folder."""
-    if path.is_file():
-        return file_digest(path)
-    return digest({str(p.relative_to(path)): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()})
-
-
-# ── manifests ────────────────────────────────────────────────────────────────────────────────────
-
-
-_MANIFEST_BYTES = 64 << 20
-
-
-def _inside(name: str) -> str:
-    """A path below a stage's folder, or a file beside it (bundle.zip), whatever the system makes of it."""
-    parts = name.removeprefix("../").split("/")
-    most = 1 if name.startswith("../") else 16
-    if not (name.isprintable() and len(parts) <= most and all(p.strip(".") and len(p.encode()) < 256 for p in parts)):
-        raise ValueError("no path of the stage's")
-    return name
-
-
-class Output(BaseModel):
-    """One file a stage committed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-
-
-class Manifest(BaseModel):
-    """What a stage committed, from what, and what it found."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: str
-    recipe: dict[str, Any]
-    """The part of the recipe the stage depends on."""
-    inputs: dict[str, str]
-    """Name → fingerprint: upstream manifests, data files, model files."""
-    outputs: dict[Annotated[str, AfterValidator(_inside)], Output]
-    """Path from the stage's folder → hash and size."""
-    facts: dict[str, Any]
-    """The stage's findings; every number in the report is one of them."""
-    versions: dict[str, str]
-    seed: int
-    seconds: float
-    created: float
-    """Unix time."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Over what was asked, from what, and the bytes that came of it; not over times and versions."""
-        return digest(self.model_dump(include={"stage", "recipe", "inputs", "outputs", "seed"}, mode="json"))
+NOT_LOAD_BEARING = {
+    "recipe.lock.yaml": "the recipe with every default, for people; no command reads it",
+    ".lock": "whoever holds the run directory; the lock itself is the operating system's",
+    "collect/served/failed.jsonl": "the rows that a server could not answer, for people; no command reads it",
+}
+"""Files of a run directory that `status` does not verify → why no result can depend on them. It verifies all others."""
+FOLDERS = ("collect", "train", "export", "quantize", "bench", "devices", "report", "bundle")
+"""Of a run directory; whatever else lies in it is the user's."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +47,6 @@ class Outcome:
     outputs: list[str]
     """Paths from the stage's folder; a folder means all files in it."""
     facts: dict[str, Any]
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 # ── durable writes ───────────────────────────────────────────────────────────────────────────────
@@ -261,6 +179,25 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.aside")
 
 
+def _below(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The files of these names, of folders all that are in them, in order."""
+    named = (folder / name for name in names)
+    return sorted(f for path in named for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
+
+
+def _names(folder: Path, pattern: str) -> list[str]:
+    """Paths from the folder of what matches the pattern, in order."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
+
+
+def _output(file: Path) -> Output:
+    return Output(sha256=file_digest(file), bytes=file.stat().st_size)
+
+
+_OURS = re.compile(rf"\.({'|'.join(FOLDERS)})\.(\w+\.tmp|aside)|\.(recipe\.lock\.yaml|bundle\.zip)\.\d+\.tmp")
+"""Names of what is in the making, or set aside, beside the stages' folders."""
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -280,14 +217,10 @@ class Workspace:
         return self.root / stage
 
     def manifest(self, stage: str) -> Manifest | None:
-        """The stage's manifest, or None when it has not committed; UpstreamError when it cannot be read."""
+        """The stage's manifest, or None when it has not committed; UpstreamError when it is not as it was written."""
         path = self.folder(stage) / MANIFEST
         try:
-            document = from_json(limits.read_bytes(path, _MANIFEST_BYTES), allow_inf_nan=False)
-            manifest = Manifest.model_validate(document)
-            if manifest.stage != stage:
-                raise ValueError(f"it is one of {manifest.stage}")
-            return manifest.model_copy(update={"facts": facts.checked(manifest.facts)})
+            return manifests.read(path, stage)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, OSError) as error:
@@ -299,7 +232,7 @@ class Workspace:
 
     def damage(self, stage: str, manifest: Manifest) -> str | None:
         """What is wrong with the files the manifest names, or None."""
-        for name, output in manifest.outputs.items():
+        for name, output in manifest.files.items():
             path = self.folder(stage) / name
             if not path.is_file():
                 return f"{stage}/{name} is gone"
@@ -313,6 +246,20 @@ class Workspace:
                 return f"{stage}/{name} cannot be read: {error.strerror or error}"
         return None
 
+    def strangers(self, stage: str, manifest: Manifest) -> list[str]:
+        """Files in the stage's folder that it did not commit, hidden ones aside; an older version's are not known."""
+        if manifest.checksum is None:
+            return []
+        folder, found = self.folder(stage), []
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            known = name in manifest.files or name == MANIFEST or f"{stage}/{name}" in NOT_LOAD_BEARING
+            is_scratch = any(name.startswith(f"{one}/") for one in manifest.scratch)
+            is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if path.is_file() and not (known or is_scratch or is_hidden):
+                found.append(f"{stage}/{name}")
+        return found
+
     def retract(self, stage: str) -> None:
         """Before a committed output is touched: the stage no longer counts as done."""
         folder = self.folder(stage)
@@ -322,13 +269,23 @@ class Workspace:
                 sync(folder)
 
     def sweep(self) -> None:
-        """Remove what a killed process left half-written; put back what it had set aside."""
+        """Remove what a killed process left half-written; put back what it had set aside. All of it lies in the stages'
+        folders, or hidden beside them under their names: nothing else in the run directory is touched."""
         with writable(self.root):
-            hidden = sorted(self.root.rglob(".*"), reverse=True)  # what lies in a folder before the folder
+            folders = [self.root / name for name in FOLDERS]
+            within = [one for folder in folders for one in (folder, _aside(folder)) if _is_folder(one)]
+            hidden = [path for folder in within for path in folder.rglob(".*")]
+            hidden += [path for path in self.root.glob(".*") if _OURS.fullmatch(path.name)]
+            hidden.sort(reverse=True)  # what lies in a folder before the folder
             for torn in (path for path in hidden if path.suffix == ".tmp"):
                 shutil.rmtree(torn) if _is_folder(torn) else torn.unlink(missing_ok=True)
             for aside in (path for path in hidden if path.suffix == ".aside" and _is_folder(path)):
                 self._settle(aside.with_name(aside.name.removeprefix(".").removesuffix(".aside")))
+            for folder in folders:
+                if (folder / "checkpoints").is_dir():
+                    with contextlib.suppress(UpstreamError):
+                        if manifest := self.manifest(folder.name):
+                            self._discard(manifest)
 
     def _settle(self, folder: Path) -> None:
         """Drop what was set aside where something whole is in its place; put it back otherwise."""
@@ -363,31 +320,57 @@ class Workspace:
         outcome: Outcome,
         seed: int,
         seconds: float,
+        keeps: Sequence[str] = (),
     ) -> Manifest:
-        """Hash the outcome's files and write the manifest, last."""
+        """Hash the outcome's files and write the manifest, last; then remove the checkpoints of the run that is done.
+
+        keeps: files, where they are there, that only the stage's own next run reads.
+        """
         folder = self.folder(stage)
         with writable(folder):
             make_folder(folder)
-            named = [folder / name for name in outcome.outputs]
-            files = sorted(f for p in named for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file())
-            for path in [*files, *sorted({file.parent for file in files})]:
+            files, kept = _below(folder, outcome.outputs), _below(folder, keeps)
+            every = [*files, *kept]
+            for path in [*every, *sorted({file.parent for file in every})]:
                 sync(path)
-            manifest = Manifest(
+            manifest, text = Manifest(
                 stage=stage,
                 recipe=dict(recipe),
                 inputs=dict(inputs),
-                outputs={
-                    os.path.relpath(f, folder): Output(sha256=file_digest(f), bytes=f.stat().st_size) for f in files
-                },
+                outputs={os.path.relpath(file, folder): _output(file) for file in files},
                 facts=outcome.facts,
                 versions=versions(),
                 seed=seed,
                 seconds=round(seconds, 3),
                 created=round(time.time(), 3),
-            )
-            write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+                keeps={os.path.relpath(file, folder): _output(file) for file in kept},
+                scratch=tuple(name for name in _names(folder, "checkpoints/*") if SCRATCH.fullmatch(name)),
+            ).sealed()
+            write_text(folder / MANIFEST, text)
+        self._discard(manifest)
         shutil.rmtree(_aside(folder), ignore_errors=True)
         return manifest
+
+    def _discard(self, manifest: Manifest) -> None:
+        """Remove what the manifest says is of no more use, and the folder that it was in if that is all it held."""
+        folder = self.folder(manifest.stage)
+        for path in (folder / name for name in manifest.scratch):
+            if _is_folder(path) and _is_folder(path.parent):
+                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()
+
+    def _refuse_others(self) -> None:
+        """Unavailable where the folder holds something, and nothing that makes it a run directory."""
+        names = {path.name for path in self.root.iterdir()}
+        stages = (folder for name in FOLDERS for folder in (self.folder(name), _aside(self.folder(name))))
+        is_one = "recipe.lock.yaml" in names or any((folder / MANIFEST).exists() for folder in stages)
+        if not is_one and (others := sorted(name for name in names - {".lock"} if not _OURS.fullmatch(name))):
+            raise Unavailable(
+                f"the folder is not empty and no run directory (it holds {others[0]})",
+                where=str(self.root),
+                next="choose a new or empty folder with --run-dir",
+            )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -398,6 +381,7 @@ class Workspace:
         path = self.root / ".lock"
         with writable(self.root):
             make_folder(self.root)
+            self._refuse_others()
             file = path.open("ab+", buffering=0)  # nothing that a full disk could refuse once more when it is closed
         with file:
             try:

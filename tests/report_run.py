@@ -20,6 +20,7 @@ from distillctl.runtimes import model_facts
 from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
 from distillctl.workspace import Outcome, Workspace, write_text
+from tests import manifests
 
 LABELS = ["description", "thing", "abbreviation", "person", "place", "number"]
 ROWS = 200
@@ -77,7 +78,7 @@ def alter(workspace: Workspace, stage: str, path: str, value: Any) -> None:
     for part in parents:
         node = node[int(part) if isinstance(node, list) else part]
     node[last] = value
-    write_text(file, json.dumps(manifest))
+    manifests.write(file, manifest)
 
 
 def ids() -> list[str]:

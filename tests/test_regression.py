@@ -20,7 +20,7 @@ from distillctl.metrics.sequential import LOOKS
 from distillctl.runtimes import duel
 from distillctl.runtimes.duel import Duel, Side
 from distillctl.runtimes.process import WorkerProcess
-from tests import bench_run, project
+from tests import bench_run, manifests, project
 
 SLOWED = "distillctl.benchmarks.slowed_worker"
 
@@ -242,7 +242,7 @@ def test_larger_graph_fails_with_the_facts_in_one_object(made: Path) -> None:
     manifest["outputs"]["model.onnx"] = {
         "sha256": file_digest(made / "small/quantize/model.onnx"), "bytes": smaller,
     }  # fmt: skip
-    (made / "small/quantize/manifest.json").write_text(json.dumps(manifest))
+    manifests.write(made / "small/quantize/manifest.json", manifest)
     done = against(made, "small", "--max-size-growth", "0%", "--max-slowdown", "90%", "--max-seconds", "1")
     assert done.returncode == 6
     found = json.loads(done.stdout)
@@ -268,7 +268,7 @@ def test_what_cannot_be_compared_is_refused(made: Path) -> None:
     path = spoiled("text") / "collect/manifest.json"
     manifest = json.loads(path.read_text())
     manifest["recipe"]["task"]["kind"] = "generate"
-    path.write_text(json.dumps(manifest))
+    manifests.write(path, manifest)
     done = against(made, "text")
     assert (done.returncode, "its task is generate" in done.stdout) == (4, True)
     stale = project.run(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from tests import project, report_run, tiny_text
+from tests import manifests, project, report_run, tiny_text
 
 SMALL = {"epochs": 1, "batch_rows": 8, "checkpoint_every": 2, "patience": 99, "threads": 1}
 ROWS = 24
@@ -112,4 +112,4 @@ def freshen(work: Path, stage: str) -> None:
     manifest = json.loads(path.read_text())
     manifest["recipe"] = pipeline.part(loaded, pipeline.STAGES[stage])
     manifest["inputs"] = pipeline.inputs(loaded, space, pipeline.STAGES[stage])
-    path.write_text(json.dumps(manifest))
+    manifests.write(path, manifest)

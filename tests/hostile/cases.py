@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillctl.errors import DistillctlError
+from tests import manifests
 
 CORPUS = Path(__file__).parent / "corpus"
 ON_RUN = ("recipe.yaml", "--run-dir", "run")
@@ -117,7 +118,7 @@ def sign(work: Path, stage: str, name: str) -> None:
     manifest["outputs"][name] = {
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size
     }  # fmt: skip
-    path.write_text(json.dumps(manifest))
+    manifests.write(path, manifest)
     _follow(work, stage)
 
 
@@ -132,7 +133,7 @@ def _follow(work: Path, changed: str) -> None:
             for stage in manifest["inputs"]:
                 if stage in STAGES and (found := Workspace(work / "run").manifest(stage)):
                     manifest["inputs"][stage] = found.fingerprint
-            path.write_text(json.dumps(manifest))
+            manifests.write(path, manifest)
 
 
 def _put(file: Path, work: Path, stage: str, name: str) -> None:
@@ -206,7 +207,7 @@ def _manifest(file: Path, work: Path) -> list[Command]:
     whole = json.loads(path.read_text())
     text = file.read_bytes()
     if b"@WHOLE@" in text:  # members of the manifest that is there, to spare each file the rest
-        members = {key: value for key, value in whole.items() if f'"{key}":'.encode() not in text}
+        members = {key: value for key, value in whole.items() if f'"{key}":'.encode() not in text and key != "checksum"}
         text = text.replace(b"@WHOLE@", json.dumps(members)[1:-1].encode())
     path.write_bytes(text)
     after = {"collect": "train", "train": "quantize", "export": "quantize"}.get(stage, "report")
@@ -222,12 +223,9 @@ def _device(file: Path, work: Path) -> list[Command]:
     folder.mkdir()
     shutil.copyfile(file, folder / "0001.json")
     manifest = json.loads((work / "run" / "bench" / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "stage": "devices", "outputs": {}, "inputs": {}}))
-    sign_devices = folder / "manifest.json"
     data = (folder / "0001.json").read_bytes()
-    told = json.loads(sign_devices.read_text())
-    told["outputs"]["0001.json"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    sign_devices.write_text(json.dumps(told))
+    outputs = {"0001.json": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}}
+    manifests.write(folder / "manifest.json", {**manifest, "stage": "devices", "outputs": outputs, "inputs": {}})
     _undone(work, "report")
     return [("report", *ON_RUN)]
 

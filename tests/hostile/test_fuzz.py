@@ -30,7 +30,7 @@ from distillctl.phone.messages import Results
 from distillctl.recipe import Data
 from distillctl.training import metrics_log
 from distillctl.workspace import Workspace
-from tests import tiny
+from tests import manifests, tiny
 from tests.hostile import make_bundles, make_gguf, make_parquet
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "30"))
@@ -231,7 +231,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def test_manifests(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "manifests"
     document = data.draw(changed(_manifest(folder)))
-    text = json.dumps(document).encode()
+    texts = st.sampled_from([json.dumps(document).encode(), manifests.text(document).encode()])
+    text = data.draw(texts if isinstance(document, dict) else st.just(json.dumps(document).encode()))
     (folder / "run" / "collect" / "manifest.json").write_bytes(data.draw(st.just(text) | spoilt(text)))
     with well_behaved():
         manifest = Workspace(folder / "run").manifest("collect")
