@@ -21,6 +21,7 @@ from distillctl.workspace import (
     writable,
     write_text,
 )
+from tests import manifests
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(allow_nan=False, allow_infinity=False),
@@ -221,3 +222,150 @@ def test_an_error_of_a_scratch_file_elsewhere_names_it(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), scratch)
     assert raised.value.where == scratch
     assert "TMPDIR" in raised.value.next
+
+
+# ── what a manifest says of itself ───────────────────────────────────────────────────────────────
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_no_byte_of_a_manifest_changes_unseen(tmp_path_factory, place, mask):
+    workspace = Workspace(tmp_path_factory.mktemp("run"))
+    commit(workspace, facts={"arms": {"student": {"score": 0.725, "low": 0.7, "high": 0.75, "n": 9, "metric": "m"}}})
+    path = workspace.folder("collect") / "manifest.json"
+    raw = bytearray(path.read_bytes())
+    raw[int(place * len(raw))] ^= mask
+    path.write_bytes(raw)
+    with pytest.raises(UpstreamError, match=r"collect/manifest\.json: the manifest is damaged") as raised:
+        workspace.manifest("collect")
+    assert raised.value.next == "distillctl collect RECIPE"
+
+
+def test_a_manifest_of_an_older_version_is_read(tmp_path):
+    workspace = Workspace(tmp_path)
+    new = commit(workspace)
+    path = workspace.folder("collect") / "manifest.json"
+    document = json.loads(path.read_text())
+    for key in ("checksum", "keeps", "scratch"):
+        del document[key]
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    old = workspace.manifest("collect")
+    assert (old.checksum, old.fingerprint) == (None, new.fingerprint)
+    assert workspace.damage("collect", old) is None
+
+
+def test_what_is_kept_for_the_next_run_is_verified_and_no_part_of_the_fingerprint(tmp_path):
+    workspace = Workspace(tmp_path)
+    bare = commit(workspace)
+    (workspace.folder("collect") / "served").mkdir()
+    for content in ("1", "2"):
+        write_text(workspace.folder("collect") / "served" / "answers.jsonl", content)
+        manifest = commit(workspace, keeps=["served/answers.jsonl", "served/grants.json"])
+        assert manifest.fingerprint == bare.fingerprint
+        assert list(manifest.keeps) == ["served/answers.jsonl"]
+        assert workspace.damage("collect", manifest) is None
+    write_text(workspace.folder("collect") / "served" / "answers.jsonl", "3")
+    assert "collect/served/answers.jsonl is damaged" in workspace.damage("collect", manifest)
+
+
+def test_files_that_a_stage_did_not_commit_are_named(tmp_path):
+    workspace = Workspace(tmp_path)
+    folder = workspace.folder("collect")
+    manifest = commit(workspace)
+    assert workspace.strangers("collect", manifest) == []
+    (folder / "served").mkdir()
+    for name in ("served/failed.jsonl", ".DS_Store", "b.txt"):
+        (folder / name).write_text("")
+    assert workspace.strangers("collect", manifest) == ["collect/b.txt"]
+
+
+# ── checkpoints of a run that is done ────────────────────────────────────────────────────────────
+
+CHECKPOINT = f"checkpoints/student-{'0' * 16}-step-000003"
+
+
+def _checkpoints(workspace, *names):
+    for name in names:
+        path = workspace.folder("collect") / name
+        path.mkdir(parents=True)
+        (path / "model.safetensors").write_text("weights")
+
+
+def test_they_go_with_the_commit_and_nothing_else_does(tmp_path):
+    workspace = Workspace(tmp_path)
+    mine = ("checkpoints/student-best-step-3", "checkpoints/notes", f"{CHECKPOINT}-copy")
+    _checkpoints(workspace, CHECKPOINT, f"{CHECKPOINT}1-damaged", *mine)
+    manifest = commit(workspace)
+    assert manifest.scratch == (CHECKPOINT, f"{CHECKPOINT}1-damaged")
+    assert sorted(path.name for path in (workspace.folder("collect") / "checkpoints").iterdir()) == sorted(
+        name.removeprefix("checkpoints/") for name in mine
+    )
+    assert len(workspace.strangers("collect", manifest)) == 3
+
+
+def test_a_kill_between_commit_and_removal_leaves_nothing_at_the_next_opening(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path)
+    _checkpoints(workspace, CHECKPOINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(Workspace, "_discard", lambda *_: None)
+        manifest = commit(workspace)
+    assert (workspace.folder("collect") / CHECKPOINT).exists()
+    assert workspace.damage("collect", manifest) is None
+    assert workspace.strangers("collect", manifest) == []
+    with workspace.lock():
+        assert not (workspace.folder("collect") / "checkpoints").exists()
+    assert workspace.manifest("collect") == manifest
+
+
+def test_those_of_an_unfinished_run_stay(tmp_path):
+    workspace = Workspace(tmp_path)
+    commit(workspace)
+    workspace.retract("collect")
+    _checkpoints(workspace, CHECKPOINT)
+    (tmp_path / "recipe.lock.yaml").write_text("")
+    with workspace.lock():
+        assert (workspace.folder("collect") / CHECKPOINT).exists()
+
+
+def test_a_link_is_not_followed_and_a_strange_name_is_refused(tmp_path):
+    workspace = Workspace(tmp_path / "run")
+    (tmp_path / "elsewhere" / CHECKPOINT).mkdir(parents=True)
+    workspace.folder("collect").mkdir(parents=True)
+    (workspace.folder("collect") / "checkpoints").symlink_to(tmp_path / "elsewhere" / "checkpoints")
+    commit(workspace)
+    assert (tmp_path / "elsewhere" / CHECKPOINT).exists()
+    path = workspace.folder("collect") / "manifest.json"
+    for name in ("model", "../train", f"../{CHECKPOINT}", "checkpoints/..", "/tmp", f"{CHECKPOINT}/.."):
+        manifests.write(path, json.loads(path.read_text()) | {"scratch": [name]})
+        with pytest.raises(UpstreamError, match="damaged"):
+            workspace.manifest("collect")
+
+
+# ── folders that are none of ours ────────────────────────────────────────────────────────────────
+
+HOME = ("project/.cache.tmp/f", ".notes.aside/n", "project/sub/.data.aside/b", "project/sub/data/l", ".draft.tmp",
+        ".config/x.tmp/y", ".spool.1.tmp", "report.html")  # fmt: skip
+
+
+def _home(root):
+    for name in HOME:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"mine: {name}")
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path):
+    _home(tmp_path)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(Unavailable, match="not empty and no run directory") as raised, Workspace(tmp_path).lock():
+        pass
+    assert "--run-dir" in raised.value.next
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_what_else_lies_in_a_run_directory_is_left_alone(tmp_path):
+    workspace = Workspace(tmp_path)
+    commit(workspace)
+    _home(tmp_path)
+    (workspace.folder("collect") / ".views.parquet.7.tmp").write_text("torn")
+    with workspace.lock():
+        assert all((tmp_path / name).read_text() == f"mine: {name}" for name in HOME)
+        assert not (workspace.folder("collect") / ".views.parquet.7.tmp").exists()

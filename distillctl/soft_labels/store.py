@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from distillctl.data import parquet, view_table
 from distillctl.errors import UpstreamError, first_line
-from distillctl.soft_labels import shards
+from distillctl.soft_labels import seal, shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.workspace import Workspace, replacing
 
@@ -35,7 +35,7 @@ class SoftLabels:
 
 
 def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
-    """Commit a shard atomically, with page checksums."""
+    """Commit a shard atomically, with page checksums and a checksum of the whole file."""
     table = pa.table(
         {
             "id": pa.array(labels.ids, pa.string()),
@@ -50,7 +50,10 @@ def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
         table = table.append_column("next_token", pa.array(labels.next_token, pa.string()))
         table = table.append_column("next_log_prob", pa.array(labels.next_log_prob, pa.float32()))
     with replacing(folder / shard.file) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        with pq.ParquetWriter(temporary, table.schema, compression="zstd", write_page_checksum=True) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata(seal.METADATA)
+        seal.seal(temporary)
 
 
 def present(folder: Path, shard: Shard) -> bool:
@@ -113,7 +116,7 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
 
 def _read(path: Path) -> SoftLabels:
     try:
-        table = parquet.read(path, _COLUMNS)
+        table = parquet.read(pa.py_buffer(seal.unbroken(path, required=False)), _COLUMNS)
         log_probs = table["label_log_probs"].combine_chunks()
         width = log_probs.type.list_size
         found = SoftLabels(

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distillctl import console, limits, ranks
+from distillctl import checksums, console, limits, ranks
 from distillctl.errors import UpstreamError, first_line
 from distillctl.training import group
 from distillctl.training.learner import Learner
@@ -89,7 +88,7 @@ class Checkpoints:
                     save_file(tensors, folder / f"{name}.safetensors")
             files = {path.name: file_digest(path) for path in folder.iterdir()}
             state = {"progress": asdict(progress), "schedule": schedule, "files": files}
-            (folder / "progress.json").write_text(json.dumps(state), encoding="utf-8")
+            (folder / "progress.json").write_text(checksums.put(json.dumps(state)), encoding="utf-8")
         self._drop_others(target)
 
     def _drop_others(self, kept: Path) -> None:
@@ -146,7 +145,8 @@ class Checkpoints:
 
 
 def _read(folder: Path) -> _State:
-    return _State.model_validate(from_json(limits.read_bytes(folder / "progress.json", 1 << 20)))
+    document, _ = checksums.read(limits.read_bytes(folder / "progress.json", 1 << 20), allow_inf_nan=True)
+    return _State.model_validate(document)
 
 
 def _step(folder: Path) -> int:

@@ -113,8 +113,10 @@ class Trial:
         return ended
 
     def _resumable(self) -> dict[str, int]:
-        """Run of training → the step of its last checkpoint."""
-        found = {}
+        """Run of training → the step of its last checkpoint. There is none once train is committed."""
+        found: dict[str, int] = {}
+        if lab.manifest(self.run, "train") is not None:
+            return found
         for path in self.kept:
             if match := CHECKPOINT.search(str(path)):
                 found[match[1]] = max(found.get(match[1], 0), int(match[2]))
@@ -141,6 +143,8 @@ class Trial:
         for path, inode in self.kept.items():
             if not path.exists() or path.stat().st_ino != inode:
                 run, is_checkpoint, _ = path.name.partition("-step-")
+                if is_checkpoint and lab.manifest(self.run, "train") is not None:
+                    continue
                 if not (is_checkpoint and any(path.parent.glob(f"{run}-step-*"))):  # a later one
                     self.found.add("lost", f"{when}: {path.name} is gone")
         states = self.lab.states(self.run)

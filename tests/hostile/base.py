@@ -11,6 +11,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +26,15 @@ INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
 
 
 def make(folder: Path) -> None:
-    """folder/labels with all stages up to the report's, and folder/texts with collect."""
+    """folder/labels with all stages up to the report's, and folder/texts with collect. The checkpoints stay, as
+    if train had been killed before it removed them."""
+    from distillctl.workspace import Workspace
+
+    with mock.patch.object(Workspace, "_discard"):
+        _make(folder)
+
+
+def _make(folder: Path) -> None:
     for name in ("labels", "texts"):
         (folder / name).mkdir(parents=True)
     gate = {"max_kl": 99, "min_same_top": 0, "max_score_drop": 1}

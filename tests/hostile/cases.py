@@ -240,7 +240,7 @@ def _checkpoint(file: Path, work: Path) -> list[Command]:
         shutil.copyfile(file, folder / name)
         progress = json.loads((folder / "progress.json").read_text())
         progress["files"][name] = hashlib.sha256(file.read_bytes()).hexdigest()
-        (folder / "progress.json").write_text(json.dumps(progress))
+        manifests.write(folder / "progress.json", progress)
     _undone(work, "train")
     return [("train", *ON_RUN)]
 

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from distillctl import checksums
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.served.asking import Asker, Stopped
@@ -134,14 +135,15 @@ def _apart(one: Answer, other: Answer) -> float:
 def read(path: Path, asked: str) -> Grants | None:
     """Those of an earlier run that asked the same."""
     try:
-        found = Grants.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        document, _ = checksums.read(path.read_bytes())
+        found = Grants.model_validate(document)
+    except (OSError, ValueError):
         return None
     return found if found.asked == asked else None
 
 
 def write(path: Path, grants: Grants) -> None:
-    write_text(path, grants.model_dump_json(indent=2) + "\n")
+    write_text(path, checksums.put(grants.model_dump_json(indent=2)))
 
 
 def _counts(wanted: int) -> list[int]:

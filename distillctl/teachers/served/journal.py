@@ -1,8 +1,8 @@
 """Every answer that was paid for, kept the moment it is there: one JSON line each, only ever appended to.
 
 What is in the file is safe from a killed process at once, and from a power cut within a second. A line that was torn
-off by either is dropped when the file is opened next. Answers are found by what was asked, so a question that changed
-is asked again, and one that did not is never paid for twice.
+off by either is dropped when the file is opened next, and one that is not as its checksum says is ignored. Answers are
+found by what was asked, so a question that changed is asked again, and one that did not is never paid for twice.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from distillctl import checksums, console
 from distillctl.teachers.served.protocol import Answer, Choice, Position
 from distillctl.workspace import make_folder, writable
 
 SYNC_LINES, SYNC_SECONDS = 64, 1.0
+_KEYS = {"key", "used", "ms", "answer"}
 
 
 class Journal:
@@ -61,7 +63,7 @@ class Journal:
         os.close(self._file)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        line = checksums.put(json.dumps(entry, ensure_ascii=False, separators=(",", ":"))).encode()
         with writable(self.path):
             try:
                 left = memoryview(line)
@@ -79,19 +81,23 @@ class Journal:
 
     def _read(self) -> int:
         """Index what is there; returns where the last whole line ends. A line that is damaged is asked for again."""
-        end = 0
+        end = damaged = 0
         with os.fdopen(os.dup(self._file), "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    entry = json.loads(line)
+                    entry, _ = checksums.read(line, allow_inf_nan=True)
+                    if not entry.keys() <= _KEYS:
+                        raise ValueError("not a line of this journal")
                     if "answer" in entry:
                         _answer(entry["answer"])
                     self._count(entry, end, len(line))
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    pass
+                    damaged += 1
                 end += len(line)
+        if damaged:
+            console.warn(f"{self.path}: {damaged:,} damaged lines are ignored; what they answered is asked again")
         return end
 
     def _count(self, entry: dict[str, Any], start: int, length: int) -> None:
