@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo tickets translate test test-durability test-hostile check docs clean
+.PHONY: help demo tickets translate test test-durability test-hostile test-flips check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
 .PHONY: bench-vocabulary bench-decode bench-coverage
 
@@ -52,6 +52,9 @@ test-durability: $(VENV)/.dev  ## kills, full and failing disks, losses of power
 
 test-hostile: $(VENV)/.dev  ## a thousand hostile files: one clear error each, bounded time and memory (ten minutes)
 	$(BIN)/python -m tests.hostile
+
+test-flips: $(VENV)/.dev  ## a thousand changed bytes in a finished run directory: each is noticed (two minutes)
+	$(BIN)/python -m tests.flips
 
 check: $(VENV)/.dev  ## lint, types, import contracts
 	$(BIN)/ruff check .

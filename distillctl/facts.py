@@ -71,6 +71,9 @@ class _Known(TypedDict, total=False):
     ratios: _Figures
     machine: dict[str, Any]
     threads: int
+    artifact: str
+    folder: str
+    archive: str
 
 
 _ADAPTER = TypeAdapter(_Known)

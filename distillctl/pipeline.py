@@ -136,7 +136,7 @@ class State:
 
 @dataclass(frozen=True)
 class Ran:
-    """What `stage` did."""
+    """What `stage` did; paths among the facts are the caller's (`Workspace.located`)."""
 
     stage: str
     manifest: Manifest
@@ -201,7 +201,7 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
 def _noted(stage: Stage, workspace: Workspace, manifest: Manifest) -> Iterator[str]:
     """What does not make it stale."""
     if manifest.checksum is None:
-        yield "made by an older version: a flipped bit in its manifest would go unnoticed"
+        yield "made by an older version (its manifest has no checksum)"
     if strangers := workspace.strangers(stage.name, manifest):
         more = f" and {len(strangers) - 1} more files are" if len(strangers) > 1 else " is"
         yield f"{strangers[0]}{more} not what {stage.name} committed: move it away"
@@ -284,7 +284,7 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
             manifest = workspace.manifest(state.stage) if untouched else None
             if manifest:
                 cautions.repeat(manifest.facts.get("cautions", ()))
-                yield Ran(state.stage, manifest, reused=True, seconds=0.0)
+                yield Ran(state.stage, workspace.located(manifest), reused=True, seconds=0.0)
             else:
                 yield _stage(STAGES[state.stage], recipe, workspace, force)
 
@@ -322,7 +322,7 @@ def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         cautions.repeat(manifest.facts.get("cautions", ()))
-        return Ran(one.name, manifest, reused=True, seconds=0.0)
+        return Ran(one.name, workspace.located(manifest), reused=True, seconds=0.0)
     with cautions.collected() as doubts:
         return _make(one, recipe, workspace, force, states[one.name], manifest, doubts)
 
@@ -360,7 +360,7 @@ def _make(
                 keeps=one.keeps,
             )
     interrupts.check()
-    return Ran(one.name, manifest, reused=False, seconds=seconds)
+    return Ran(one.name, workspace.located(manifest), reused=False, seconds=seconds)
 
 
 def _hub_models(recipe: Recipe) -> dict[str, str]:

@@ -36,6 +36,8 @@ NOT_LOAD_BEARING = {
     "collect/served/failed.jsonl": "the rows that a server could not answer, for people; no command reads it",
 }
 """Files of a run directory that `status` does not verify → why no result can depend on them. It verifies all others."""
+PATHS = {"artifact": 2, "folder": 1, "archive": 1}
+"""Facts that are paths from the run directory → how many names they have."""
 FOLDERS = ("collect", "train", "export", "quantize", "bench", "devices", "report", "bundle")
 """Of a run directory; whatever else lies in it is the user's."""
 
@@ -233,17 +235,17 @@ class Workspace:
     def damage(self, stage: str, manifest: Manifest) -> str | None:
         """What is wrong with the files the manifest names, or None."""
         for name, output in manifest.files.items():
-            path = self.folder(stage) / name
+            path, shown = self.folder(stage) / name, os.path.normpath(f"{stage}/{name}")
             if not path.is_file():
-                return f"{stage}/{name} is gone"
+                return f"{shown} is gone"
             home = self.root if name.startswith("../") else self.folder(stage)
             if not path.resolve().is_relative_to(home.resolve()):
-                return f"{stage}/{name} is a link that leads out of the stage's folder"
+                return f"{shown} is a link that leads out of the stage's folder"
             try:
                 if path.stat().st_size != output.bytes or file_digest(path) != output.sha256:
-                    return f"{stage}/{name} is damaged (its bytes are not what the manifest says)"
+                    return f"{shown} is damaged (its bytes are not what the manifest says)"
             except OSError as error:
-                return f"{stage}/{name} cannot be read: {error.strerror or error}"
+                return f"{shown} cannot be read: {error.strerror or error}"
         return None
 
     def strangers(self, stage: str, manifest: Manifest) -> list[str]:
@@ -259,6 +261,12 @@ class Workspace:
             if path.is_file() and not (known or is_scratch or is_hidden):
                 found.append(f"{stage}/{name}")
         return found
+
+    def located(self, manifest: Manifest) -> Manifest:
+        """Its facts with paths that the caller can open. Older versions stored those of whoever made them."""
+        named = {key: Path(manifest.facts[key]).parts[-count:] for key, count in PATHS.items() if key in manifest.facts}
+        paths = {key: str(self.root.joinpath(*names)) for key, names in named.items()}
+        return manifest.model_copy(update={"facts": type(manifest.facts)({**manifest.facts, **paths})})
 
     def retract(self, stage: str) -> None:
         """Before a committed output is touched: the stage no longer counts as done."""

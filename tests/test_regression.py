@@ -288,7 +288,7 @@ def test_quick_is_seen_by_freshness(made: Path) -> None:
     assert json.loads(done.stdout)["models"]["deployed"]["n"] == 4  # two of each process: what is said last wins
     states = {row["stage"]: row for row in json.loads(project.run("status", *arguments, "--json").stdout)["stages"]}
     assert states["bench"]["state"] == "stale"
-    assert "bench.queries changed" in states["bench"]["why"]
+    assert "bench.queries changed from 2 to 6" in states["bench"]["why"]
 
 
 # ── its benchmark ────────────────────────────────────────────────────────────────────────────────

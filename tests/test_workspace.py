@@ -369,3 +369,14 @@ def test_what_else_lies_in_a_run_directory_is_left_alone(tmp_path):
     with workspace.lock():
         assert all((tmp_path / name).read_text() == f"mine: {name}" for name in HOME)
         assert not (workspace.folder("collect") / ".views.parquet.7.tmp").exists()
+
+
+@pytest.mark.parametrize("before", ["", "runs/old/", "/home/who/run/"])
+def test_paths_among_the_facts_are_those_of_who_asks(tmp_path, before):
+    paths = {"artifact": "quantize/model.onnx", "folder": "bundle", "archive": "bundle.zip"}
+    facts = {key: before + path for key, path in paths.items()} | {"score": 1.0}
+    commit(Workspace(tmp_path / "made"), facts=facts)
+    (tmp_path / "made").rename(tmp_path / "moved")
+    workspace = Workspace(tmp_path / "moved")
+    found = workspace.located(workspace.manifest("collect")).facts
+    assert found == {key: str(workspace.root / path) for key, path in paths.items()} | {"score": 1.0}

@@ -100,8 +100,8 @@ class Draft:
         ).sealed()
         (self.folder / NAME).write_bytes(listing.dumps())
         return {
-            "folder": str(self.workspace.folder("bundle")),
-            "archive": str(self.workspace.root / ARCHIVE),
+            "folder": "bundle",
+            "archive": ARCHIVE,
             "files": contents.sizes(listing.files),
             "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},
             "example": example.model_dump(exclude_none=True),

@@ -40,7 +40,10 @@ class Series:
 
 
 def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
-    """The contract of the design's section 3, and what the page shows besides. Every stage before must be committed."""
+    """The contract of the design's section 3, and what the page shows besides. Every stage before must be committed.
+
+    ``artifact`` is a path from the run directory, which may be moved; commands print it with the run directory's own.
+    """
     manifests = _manifests(workspace)
     collect, train, quantize, bench = (manifests[stage].facts for stage in ("collect", "train", "quantize", "bench"))
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")

@@ -29,7 +29,7 @@ def compare(
     }
     return scores, {
         "labels": names,
-        "artifact": str(workspace.folder("quantize") / "model.onnx"),
+        "artifact": "quantize/model.onnx",
         "inputs": export["inputs"],
         "parity": {key: export[key] for key in ("max_logit_difference", "same_top", "rows")},
         "verdicts": _verdicts(log_probs, scores),

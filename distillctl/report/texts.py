@@ -60,7 +60,7 @@ def compare(
     furthest = np.argsort(likeness, kind="stable")[: recipe.report.disagreements]
     lengths = np.array([len(ids) for ids in teacher["ceiling"].token_ids])
     return scores, {
-        "artifact": str(workspace.folder("quantize") / _graph(facts["export"])),
+        "artifact": f"quantize/{_graph(facts['export'])}",
         "builder": facts["export"]["builder"],
         "genai": (workspace.folder("quantize") / "genai_config.json").is_file(),
         "begin": text_folder.begin(workspace.folder("quantize")) if facts["export"]["builder"] != "seq2seq" else [],

@@ -26,8 +26,6 @@ TIMED = {"quantize": {"candidates.json", "README.md"}, "bench": None}
 """Outputs with measured times in them, which no two runs share; None: all of them."""
 SHARD = re.compile(r"/collect/shards/[^/]+\.parquet$")
 CHECKPOINT = re.compile(r"/train/checkpoints/(\w+)-[0-9a-f]+-step-(\d+)$")
-ROOT = re.compile(r"/[^\s\"'<>]*/(?:reference|runs/[^/\s\"'<>]+)(?=/)")
-"""Of a run directory."""
 RESUMED = re.compile(r"train: (\w+) goes on from step (\d+)")
 
 
@@ -165,8 +163,6 @@ def _comparable(run: Path, stage: str) -> dict[str, Any]:
     found = manifest(run, stage) or {"outputs": {}, "recipe": None, "seed": None}
     timed = TIMED.get(stage, set())
     same = {name: one["sha256"] for name, one in found["outputs"].items() if timed is not None and name not in timed}
-    if "report.html" in same:  # it says where the graph is; what was copied with a run, where it was made
-        same["report.html"] = ROOT.sub("", (run / stage / "report.html").read_text().replace(str(run), ""))
     if "metrics.jsonl" in same:
         lines = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
         lines = [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
