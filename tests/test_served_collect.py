@@ -302,6 +302,29 @@ def test_after_a_kill_nothing_that_was_answered_is_paid_for_again(tmp_path):
         assert twice <= 2 * 4  # answers that were under way when a kill came
 
 
+def test_a_changed_byte_in_the_servers_answers_is_noticed_and_never_used(tmp_path):
+    with stub_server.serve() as stub:
+        recipe = served_project.recipe(tmp_path, stub.url)
+        workspace, _ = _collect(recipe, tmp_path / "run")
+        folder, fingerprint = workspace.folder("collect"), workspace.manifest("collect").fingerprint
+        assert sorted(workspace.manifest("collect").keeps) == ["served/answers.jsonl", "served/grants.json"]
+        for name, asked in (("answers.jsonl", 1), ("grants.json", 0)):
+            path, raw = folder / "served" / name, bytearray((folder / "served" / name).read_bytes())
+            at = raw.index(b"-0.") + 3 if name == "answers.jsonl" else raw.index(b'"shown": ') + 9
+            raw[at] = raw[at] ^ 1  # another digit: as good a log-probability, as good a count
+            path.write_bytes(raw)
+            [state] = [one for one in pipeline.status(recipe, workspace) if one.stage == "collect"]
+            assert (state.state, state.why[0].partition(" ")[0]) == ("damaged", f"collect/served/{name}")
+            for shard in (folder / "shards").iterdir():  # all is asked again that the journal has not
+                shard.unlink()
+            before = sum(stub.answered.values())
+            _collect(recipe, workspace.root)
+            assert workspace.manifest("collect").fingerprint == fingerprint
+            greetings = 1 if name == "grants.json" else 0
+            assert sum(stub.answered.values()) - before <= asked + greetings
+        assert all(one.state == "fresh" for one in pipeline.status(recipe, workspace) if one.stage == "collect")
+
+
 # ── the key, and what needs none ─────────────────────────────────────────────────────────────────
 
 
