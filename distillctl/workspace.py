@@ -375,7 +375,7 @@ class Workspace:
         is_one = "recipe.lock.yaml" in names or any((folder / MANIFEST).exists() for folder in stages)
         if not is_one and (others := sorted(name for name in names - {".lock"} if not _OURS.fullmatch(name))):
             raise Unavailable(
-                f"the folder is not empty and no run directory (it holds {others[0]})",
+                f"the folder is not empty and is not a run directory (it holds {others[0]})",
                 where=str(self.root),
                 next="choose a new or empty folder with --run-dir",
             )

@@ -72,23 +72,22 @@ def _noticed(recipe: Recipe, run: Path, name: str) -> bool:
 
 def finished(folder: Path) -> tuple[Path, Path]:
     """The recipe and the run directory of a tiny project: all stages, a bundle, and what a device measured."""
+    from distillctl.phone import devices
     from tests import project
     from tests.test_phone_devices import measured
 
-    recipe, run = project.make(folder, rows=60, data={"eval_rows": 20}, train={"epochs": 2}), folder / "run"
-    for words in (["run", recipe], ["export", recipe, "--bundle"]):
-        done = project.run(*words, "--run-dir", run)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-    workspace = Workspace(run)
+    path, workspace = (
+        project.make(folder, rows=60, data={"eval_rows": 20}, train={"epochs": 2}),
+        Workspace(folder / "run"),
+    )
+    recipe = recipes.load(path)
+    for _ in pipeline.run(recipe, workspace):
+        pass
+    pipeline.stage("bundle", recipe, workspace)
     read = {name: manifest.fingerprint for name in pipeline.SERVED if (manifest := workspace.manifest(name))}
-    from distillctl.phone import devices
-
     devices.add(workspace, measured(workspace, "one"), read, 0, 1.0)
-    done = project.run("report", recipe, "--run-dir", run)  # with a column for the device
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return recipe, run
+    pipeline.stage("report", recipe, workspace)  # with a column for the device
+    return path, workspace.root
 
 
 def main() -> None:

@@ -355,7 +355,7 @@ def _home(root):
 def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path):
     _home(tmp_path)
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
-    with pytest.raises(Unavailable, match="not empty and no run directory") as raised, Workspace(tmp_path).lock():
+    with pytest.raises(Unavailable, match="not empty and is not a run directory") as raised, Workspace(tmp_path).lock():
         pass
     assert "--run-dir" in raised.value.next
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
