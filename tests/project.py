@@ -79,7 +79,7 @@ def run(*args: Any, limit: Callable[[], None] | None = None, **extra: str) -> su
         command(*args),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # of a machine with other things to do
         env=environment(**extra),
         preexec_fn=limit,
         check=False,
