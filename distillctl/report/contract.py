@@ -37,6 +37,8 @@ class Series:
     """The lines of train/metrics.jsonl."""
     latencies: dict[str, np.ndarray]
     """Model → milliseconds of every timed query."""
+    run_dir: Path
+    """Where the deployed graph's files are read."""
 
 
 def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def series(workspace: Workspace) -> Series:
         context=collect["context_text"],
         training=[line for text in lines if (line := metrics_log.parsed(text)) is not None],
         latencies={model: _milliseconds(samples / f"{model}.parquet") for model in bench["models"]},
+        run_dir=workspace.root,
     )
 
 

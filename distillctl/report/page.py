@@ -37,7 +37,7 @@ def render(facts: dict[str, Any], series: Series) -> str:
             names=NAMES,
             speakers=SPEAKERS,
             folder=str(Path(facts["artifact"]).parent),
-            code=use.code(facts),
+            code=use.code(facts, series.run_dir),
         )
     )
 

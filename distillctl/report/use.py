@@ -22,13 +22,14 @@ def facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: Mapping
     the code asks, a held-out row's input (its view, where the code has to be given that)."""
     reading = Reading.of(recipe, views, train, workspace.folder("quantize"))
     rows = views.simplified if reading.template.form == "view" else views.input
-    return {"template": reading.template.model_dump(), "view_limit": reading.limit, "sample": rows[0]}
+    return {"template": reading.template.model_dump(mode="json"), "view_limit": reading.limit, "sample": rows[0]}
 
 
-def code(facts: Mapping[str, Any]) -> dict[str, Markup]:
-    """Language → code, escaped for HTML. facts: the contract's."""
-    folder = Path(facts["artifact"]).parent
-    reading = Reading(ViewTemplate.model_validate(facts["template"]), facts["view_limit"], folder)
+def code(facts: Mapping[str, Any], run_dir: Path) -> dict[str, Markup]:
+    """Language → code, escaped for HTML, to be run in the run directory. facts: the contract's; run_dir: where its
+    files are now."""
+    inside = Path(facts["artifact"]).parent
+    reading = Reading(ViewTemplate.model_validate(facts["template"]), facts["view_limit"], run_dir / inside)
     known = {"name": facts["name"], "sample": facts["sample"], "versions": facts["versions"]}
     if facts["task"] == "generate":
         files = ["answer.py", *(["answer_genai.py", "Writer.kt"] if facts["genai"] else [])]
@@ -36,7 +37,7 @@ def code(facts: Mapping[str, Any]) -> dict[str, Markup]:
     else:
         files = ["classify.py", "Classifier.kt", "Classifier.swift"]
         known |= {"inputs": facts["inputs"], "ids_graph": "model.onnx", "text_in": False}
-    shown = f"Path({str(folder)!r})"
+    shown = f"Path({str(inside)!r})"
     return {
         file: Markup(html.escape(snippets.render(file, reading, "report", folder=shown, **known), quote=False))
         for file in files
