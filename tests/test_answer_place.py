@@ -33,11 +33,12 @@ def of(template: str, prefix: str | None = None, *, strip_newline: bool = True) 
         ("{{ input }}", "x", "x yes"),
         ("{{ input }}\n\n", "x\n\n", "x\nyes"),  # one newline is stripped, and the other one is meant
         (shots("\nA: ", "\nA:"), "Q: x\nA:", "Q: x\nA: yes"),
-        (shots("\nA:", "\nA:"), "Q: x\nA:", "Q: x\nA: yes"),
+        (shots("\nA:", "\nA:"), "Q: x\nA:", "Q: x\nA:yes"),
         (shots("\nA:\n", "\nA:"), "Q: x\nA:", "Q: x\nA:\nyes"),
         (shots("\nA:\n", "\nA:\n"), "Q: x\nA:\n", "Q: x\nA:\nyes"),  # the newline is the examples' own
         (shots(" A:  ", " A:"), "Q: x A:", "Q: x A:  yes"),
         (shots("\nA: ", "\nA: "), "Q: x\nA: ", "Q: x\nA: yes"),
+        (shots("分类:", "分类:"), "Q: x分类:", "Q: x分类:yes"),  # a language without spaces
         ("Q: old\nA:\nno\n\nQ: {{ input }}\nA:", "Q: x\nA:", "Q: x\nA:\nyes"),  # written into the template
     ],
 )

@@ -88,6 +88,13 @@ def test_a_space_that_ends_the_view_belongs_to_the_answers_first_token() -> None
     assert [loaded.tokenizer.convert_ids_to_tokens(list(ids)) for ids in bare.answers] == [["▁bazu"], ["▁miro"]]
 
 
+def test_with_an_empty_prefix_the_words_keep_tokens_of_their_own() -> None:
+    loaded = teacher("sentence_piece_bpe")
+    found = loaded.label_tokens("fete", ["bazu", "miro"], AnswerPlace(prefix=""))
+    assert (found.view, found.merged) == (loaded.encode("fete"), 0)
+    assert found.answers == loaded.label_tokens("fete", ["bazu", "miro"], AnswerPlace()).answers
+
+
 def test_labels_of_the_same_tokens_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"task.labels: 'fe  te' and 'fe te' are the same tokens to the teacher"):
         teacher("word_piece").label_tokens("fe", ["fe  te", "fe te"], AnswerPlace())

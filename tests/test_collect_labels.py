@@ -83,11 +83,11 @@ def test_a_chat_and_the_same_text_as_a_template_have_the_same_labels(tmp_path: P
 
 
 def test_an_explicit_prefix_wins(tmp_path: Path, teacher: Path) -> None:
-    for name in ("derived", "space", "none"):
+    for name in ("derived", "space", "line"):
         (tmp_path / name).mkdir()
     full = {"template": "{{ input }}:"}
     derived, _ = collected(tmp_path / "derived", teacher, full)
     space, _ = collected(tmp_path / "space", teacher, full, answer_prefix=" ")
-    none, _ = collected(tmp_path / "none", teacher, full, answer_prefix="")
+    line, _ = collected(tmp_path / "line", teacher, full, answer_prefix="\n")
     np.testing.assert_array_equal(derived, space)
-    assert abs(derived - none).max() > 1e-3
+    assert abs(derived - line).max() > 1e-3

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 _INPUT = "\ue000"
 """Stands for the input while a context is looked at: a private character, which no template's own text has."""
 _WORD = "answer"
+_SHORTEST_CUE = 2
+"""Characters: a shorter one, such as a colon, stands in any text."""
 
 
 @dataclass(frozen=True)
 class AnswerPlace:
     """How an answer follows the views of one context.
 
-    prefix: what the recipe puts before the words; None: derived. gap: the white space between cue and answer in the
-    context's own examples or in the chat template; None: there is none to go by.
+    prefix: what the recipe puts before the words; None: derived. gap: the white space (perhaps none) between cue and
+    answer in the context's own examples or in the chat template; None: there are no examples to go by.
     """
 
     prefix: str | None = None
@@ -62,9 +64,13 @@ def of_template(render: Callable[[str], str], prefix: str | None, *, strip_newli
     except Exception:  # a template that fails on this input fails on real ones too, with their names
         at = cue = earlier = ""
     cue = cue.rstrip()
-    gaps = Counter(_white_space(rest) for rest in earlier.split(cue)[1:] if rest.strip()) if at and cue else Counter()
+    gaps = (
+        Counter(_white_space(rest) for rest in earlier.split(cue)[1:] if rest.strip())
+        if at and len(cue) > 1
+        else Counter()
+    )
     gap = gaps.most_common(1)[0][0] if gaps else None
-    return AnswerPlace(prefix, gap or None, strip_newline=strip_newline)
+    return AnswerPlace(prefix, gap, strip_newline=strip_newline)
 
 
 def of_chat(render: Callable[[Sequence[dict[str, str]]], str], prompt: str, prefix: str | None) -> AnswerPlace:

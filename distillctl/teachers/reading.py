@@ -81,8 +81,13 @@ class Reader:
 
     def in_place(self, text: str, words: Sequence[str], place: AnswerPlace) -> InPlace:
         """The tokens of a view and of each of ``words`` after it."""
-        between = place.between(text)
-        return self._in_place[place.chat](place.before(text), [between + one for one in words])
+        between, view = place.between(text), place.before(text)
+        if place.prefix == "" and not place.chat and not view[-1:].isspace():
+            # The recipe says that nothing stands between: the words keep tokens of their own, and do not become the
+            # rest of the view's last word.
+            answers = tuple(tuple(self._ids(one, add_special_tokens=False)) for one in words)
+            return InPlace(self.encode(view), answers, 0)
+        return self._in_place[place.chat](view, [between + one for one in words])
 
     def label_tokens(self, text: str, words: Sequence[str], place: AnswerPlace) -> InPlace:
         """As `in_place`, of label words; RecipeError when the vocabulary cannot say them, or not tell them apart."""
