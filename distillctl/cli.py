@@ -284,6 +284,14 @@ def report(
     run_dir: RunDir = None,
     set_: Set = None,
     format: Annotated[Literal["html", "md", "json"], typer.Option("--format", help="What to print or write.")] = "html",
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Exit 6 if recovered, recovered.ARM or an arm's score is less or not known; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -295,9 +303,14 @@ def report(
     if as_json and format == "md":
         raise UsageError("--json and --format md exclude each other")
     loaded, workspace = _open(recipe, run_dir, set_)
+    from distillctl.report import fail_under as bounds
+
+    wanted = bounds.parse(fail_under or (), loaded)
     if dry_run:
         return _plan(loaded, workspace, ["report"])
     ran = pipeline.stage("report", loaded, workspace, force=force)
+    if as_json:
+        bounds.check(wanted, ran.manifest.facts)  # the one JSON object is then the error's, with these facts
     if format == "md":
         from distillctl.report.markdown import render
 
@@ -306,6 +319,7 @@ def report(
         console.print_json(ran.manifest.facts)
     else:
         console.result(summaries.as_json(ran), *summaries.readable(ran), summaries.report_path(workspace))
+    bounds.check(wanted, ran.manifest.facts)
 
 
 @command("run", "All stages in order, skipping what is fresh (like make).")

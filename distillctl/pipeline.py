@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import cautions, console, engines, interrupts, ranks, references
+from distillctl import attempts, cautions, console, engines, interrupts, ranks, references
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, split_checks, views
-from distillctl.errors import UpstreamError
+from distillctl.errors import GateFailed, UpstreamError
 from distillctl.recipe import Recipe, dump, flatten
 from distillctl.students import early
 from distillctl.workspace import Manifest, Outcome, Workspace, write_text
@@ -41,6 +41,8 @@ class Stage:
     """The command that makes it, and its options behind the recipe; by default its name."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Key of the recipe → the option that turns it on for one command. What was made with it is fresh without it."""
+    gate: str | None = None
+    """A stage above whose failed gate leaves something to do here, without it and those after it."""
     on_request: bool = False
     """`run` does not make it, and `status` shows it only once it was made."""
 
@@ -106,6 +108,7 @@ STAGES = {
             ("name", "seed", "report"),
             ("collect", "train", "export", "quantize", "bench"),
             optional=("devices",),
+            gate="quantize",
         ),
         Stage(
             "bundle",
@@ -318,13 +321,20 @@ def require(
 
 def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
     states = {state.stage: state for state in status(recipe, workspace, [one.name])}
-    require(one.name, one.upstream, states.values(), recipe, workspace)
+    require(one.name, _needs(one, recipe, workspace), states.values(), recipe, workspace)
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         cautions.repeat(manifest.facts.get("cautions", ()))
         return Ran(one.name, workspace.located(manifest), reused=True, seconds=0.0)
     with cautions.collected() as doubts:
         return _make(one, recipe, workspace, force, states[one.name], manifest, doubts)
+
+
+def _needs(one: Stage, recipe: Recipe, workspace: Workspace) -> tuple[str, ...]:
+    """The stages that have to be fresh: all upstream, or those before a gate that has failed."""
+    if one.gate and attempts.current(workspace, one.gate, part(recipe, STAGES[one.gate])):
+        return one.upstream[: one.upstream.index(one.gate)]
+    return one.upstream
 
 
 def _make(
@@ -345,7 +355,20 @@ def _make(
     with workspace.anew(one.name) if force else contextlib.nullcontext():
         # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
         read = inputs(recipe, workspace, one)
-        outcome = one.run(recipe, workspace)
+        try:
+            outcome = one.run(recipe, workspace)
+        except GateFailed as failure:
+            if failure.facts and ranks.is_first():
+                attempts.keep(
+                    workspace,
+                    one.name,
+                    recipe=part(recipe, one),
+                    inputs=read,
+                    facts={**failure.facts, "cautions": doubts},
+                    seed=recipe.seed,
+                    seconds=time.perf_counter() - start,
+                )
+            raise
         # A hub model's commit is known only once it is here.
         read |= {key: value for key, value in _hub_models(recipe).items() if key in read}
         seconds = time.perf_counter() - start
@@ -354,11 +377,13 @@ def _make(
                 one.name,
                 recipe=part(recipe, one),
                 inputs=read,
-                outcome=Outcome(outcome.outputs, {**outcome.facts, "cautions": doubts}),
+                # The report gathers all stages' cautions; its own are among them.
+                outcome=Outcome(outcome.outputs, {"cautions": doubts, **outcome.facts}),
                 seed=recipe.train_seed if one.name == "train" else recipe.seed,
                 seconds=seconds,
                 keeps=one.keeps,
             )
+    attempts.forget(workspace, one.name)
     interrupts.check()
     return Ran(one.name, workspace.located(manifest), reused=False, seconds=seconds)
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from distillctl.data.rows import left_out
 from distillctl.data.views import PUBLIC
+from distillctl.metrics import names
 from distillctl.pipeline import Ran, State
 from distillctl.report import speed
 from distillctl.workspace import Workspace
@@ -70,11 +71,15 @@ def _interval(found: Mapping[str, float], key: str = "value") -> str:
 
 
 def _arms(facts: Mapping[str, Any]) -> Table:
-    table = _table("arm", "score  (95 % interval)", "ceiling − arm")
+    """Scores under the name of what they measure. A ceiling that is compared with itself has no interval."""
+    metric = facts["metric"]
+    table = _table("arm", f"{names.named(metric)}  (95 % interval)", "ceiling − arm")
     table.columns[0].no_wrap = True
+    table.columns[1].overflow = "fold"
     for name, arm in facts["arms"].items():
         gap = facts.get("gaps", {}).get(name)
-        table.add_row(name, _interval(arm, "score"), _interval(gap) if gap else "")
+        score = "1 by construction" if name == "ceiling" and names.is_vs_ceiling(metric) else _interval(arm, "score")
+        table.add_row(name, score, _interval(gap) if gap else "")
     return table
 
 
@@ -145,10 +150,12 @@ def _served(found: Mapping[str, Any]) -> str:
 
 def _corpus(metrics: Mapping[str, Mapping[str, float]]) -> Table:
     """Every arm's metrics over the whole corpus, where there is more to say than the arms' scores."""
-    names = list(next(iter(metrics.values())))
-    table = _table("over the corpus", *names)
+    columns = list(next(iter(metrics.values())))
+    table = _table("over the corpus", *map(names.named, columns))
+    for column in table.columns:
+        column.overflow = "fold"
     for arm, found in metrics.items():
-        table.add_row(arm, *(f"{found[name]:.3f}" for name in names))
+        table.add_row(arm, *(f"{found[name]:.3f}" for name in columns))
     return table
 
 
@@ -174,7 +181,7 @@ def _distance(facts: Mapping[str, Any]) -> str:
     if "nll" not in facts:
         return f"KL to the teacher {facts['kl']:.4f} nats, same top label {facts['agreement']:.3f}"
     kl = "" if facts["kl"] is None else f"KL to the teacher {facts['kl']:.4f} nats per token, "
-    metrics = ", ".join(f"{name} {value:.3f}" for name, value in facts["metrics"].items())
+    metrics = ", ".join(f"{names.named(name)} {value:.3f}" for name, value in facts["metrics"].items())
     return f"{kl}−log Q of its responses {facts['nll']:.4f}, same top token {facts['agreement']:.3f}; {metrics}"
 
 
@@ -195,8 +202,8 @@ def _export(facts: Mapping[str, Any]) -> Iterator[Any]:
 def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
     """The candidates (KL from the fp32 student, share with its top label or token), no name broken at 80 columns."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
-    for column in ("size", "KL", "top", "score", "p50 ms"):
-        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("size", "KL", "top", names.named(facts["metric"]), "p50 ms"):
+        table.add_column(column, justify="right", no_wrap=column != names.named(facts["metric"]), min_width=5)
     table.add_column("candidate", no_wrap=True)
     for found in facts["candidates"]:
         score = "-" if found["score"] is None else f"{found['score']:.3f}"
@@ -321,23 +328,39 @@ def _milliseconds(value: float) -> str:
 
 
 def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
+    yield f"{facts['headline']}."
     yield _arms(facts)
     for name, recovered in facts["recovered"].items():
-        told = "no gap between ceiling and floor to recover" if recovered is None else _interval(recovered)
+        told = "unknown: no gap between ceiling and floor to recover" if recovered is None else _interval(recovered)
+        if not names.measures_content(facts["metric"]):
+            told = "unknown: the content of the answers was not measured"
         yield f"recovered by {name}: {told}"
+    for control, leads in facts["controls"]["leads"].items():
+        yield "; ".join(f"{arm} − {control}: {_interval(lead)}" for arm, lead in leads.items())
     if like := facts.get("like_ceiling"):
         name = next(iter(like["ceiling"]))
-        yield f"corpus {name} against the teacher's answers: " + ", ".join(
+        yield f"{names.named(name)} over the corpus, against the teacher's answers: " + ", ".join(
             f"{arm} {found[name]:.3f}" for arm, found in like.items() if arm != "ceiling"
         )
     if leakage := facts.get("leakage"):
         yield (
             f"{leakage['leaking']} of {leakage['responses']} responses of the teacher point at the context, "
-            f"{leakage['own']['deployed']} answers of the deployed model do"
+            f"{leakage['own'][facts['subject']]} answers of the {facts['subject']} model do"
         )
-    yield models(facts["models"])
+    for key, shares in facts.get("fields", {}).items():
+        told = ", ".join(f"{arm} {share:.3f}" for arm, share in shares.items() if arm != "ceiling")
+        yield f"{key}, equal to the teacher's: {told}"
+    for key, found in facts.get("fields_by_reference", {}).items():
+        told = ", ".join(f"{arm} {share['value']:.3f}" for arm, share in found.items())
+        rows = found["ceiling"]["n"] if found else 0
+        yield f"{key}, as the data have it on {rows} rows: {told}" if rows else f"{key}: no row has a reference"
+    if facts["failed_gate"]:
+        yield f"quantize failed, so there is no deployed model and nothing is timed: {facts['failed_gate']['why']}"
+    else:
+        yield models(facts["models"])
     yield from (f"caution ({one['stage']}): {one['text']}" for one in facts.get("cautions", ()))
-    yield f"model: {facts['artifact']}"
+    if facts["artifact"]:
+        yield f"model: {facts['artifact']}"
 
 
 def _bundle(facts: Mapping[str, Any]) -> Iterator[Any]:

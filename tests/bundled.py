@@ -99,7 +99,7 @@ def workspace(
     graph(deployed, len(tokenizer))
     for name in ("README.md", "candidates.json", "eval.parquet"):
         (deployed / name).write_text("quantize's own")
-    quantized = {"chosen": "small", "bytes": 1000, "kl": 0.01, "same_top": 0.98, "score": 0.75}
+    quantized = {"chosen": "small", "bytes": 1000, "kl": 0.01, "same_top": 0.98, "score": 0.75, "metric": "accuracy"}
     tiny.commit(space, "quantize", Outcome(["model.onnx"], quantized | {"fp32": {"bytes": 4000, "score": 0.76}}))
     return space
 

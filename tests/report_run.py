@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.special import log_softmax
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from distillctl import attempts
+from distillctl.controls import table as controls
+from distillctl.metrics import comparison
 from distillctl.metrics.statistics import difference_interval, mean_interval
 from distillctl.recipe import Recipe
 from distillctl.runtimes import model_facts
@@ -81,6 +85,27 @@ def alter(workspace: Workspace, stage: str, path: str, value: Any) -> None:
     manifests.write(file, manifest)
 
 
+def effects(names: dict[str, str], differs: dict[str, Any]) -> dict[str, Any]:
+    """What collect says of every arm but the ceiling. names: context → public name."""
+    return {names[arm]: comparison.context_effect(rows, 0.3) for arm, rows in differs.items() if arm != "full"}
+
+
+def fail_gate(workspace: Workspace, recipe: Recipe) -> None:
+    """Leave what quantize leaves when no candidate is inside the gate, and no bench."""
+    quantize = workspace.manifest("quantize")
+    assert quantize
+    facts = {key: quantize.facts[key] for key in ("fp32", "metric", "not_tried")}
+    names = [one["name"] for one in quantize.facts["candidates"]]
+    why = f"the nearest candidate is {names[0]}: kl 0.0810 > 0.05 (quantize.gate.max_kl), 1.62 times what is allowed"
+    outside = {"inside": False, "chosen": False, "why": "kl 0.0810 > 0.05 (quantize.gate.max_kl)"}
+    facts |= {"candidates": [one | outside for one in quantize.facts["candidates"]], "nearest": names[0], "why": why}
+    for stage in ("quantize", "bench"):
+        shutil.rmtree(workspace.folder(stage))
+    inputs = {stage: workspace.manifest(stage).fingerprint for stage in ("collect", "train", "export")}  # type: ignore[union-attr]
+    part = recipe.model_dump(mode="json", include={"quantize"})
+    attempts.keep(workspace, "quantize", recipe=part, inputs=inputs, facts=facts, seed=0, seconds=1.0)
+
+
 def ids() -> list[str]:
     return [f"row-{index:04d}" for index in range(ROWS)]
 
@@ -128,6 +153,7 @@ def _collect(workspace: Workspace, truth: np.ndarray | None, said: dict[str, np.
             "counts": {"train": 2400, "eval": ROWS, "shots": 48, "duplicates": 71, "overlap": 3},
             "arms": arms,
             "gaps": gaps,
+            "context_effects": effects(names, {arm: (top != tops["full"]) for arm, top in tops.items()}),
             "context_tokens": {"teacher": 1151, "student": 13},
             "shared_tokens": 1130,
             "context_text": CONTEXT * 12,
@@ -166,7 +192,10 @@ def _train(workspace: Workspace, log_probs: dict[str, np.ndarray], control: bool
     facts = {"kl": 0.2211, "agreement": 0.87, "steps": 300, "best_step": 259, "resumed_from": None, "stopped": "epochs"}
     facts |= {"parameters": 22_715_526, "max_length": 128, "tokens_per_second": 9000.0}
     facts |= {"control": {"kl": 0.4123, "agreement": 0.85} if control else None}
-    commit(workspace, "train", ["metrics.jsonl", "eval.parquet"], facts)
+    facts |= {"controls": {"train_rows": 2400}}
+    answers = np.random.default_rng(11).choice(LABELS, ROWS).tolist()
+    controls.write(workspace, ids(), {"majority": [LABELS[0]] * ROWS, "bag_of_words": answers})
+    commit(workspace, "train", ["metrics.jsonl", "eval.parquet", controls.FILE], facts)
 
 
 def _export(workspace: Workspace) -> None:
@@ -188,6 +217,7 @@ def _quantize(workspace: Workspace, log_probs: dict[str, np.ndarray]) -> None:
     ]
     candidates[1]["chosen"] = True
     facts = {"chosen": candidates[1]["name"], "bytes": 22_900_000, "kl": 0.0212, "same_top": 0.985, "score": 0.68}
+    facts |= {"metric": "accuracy"}
     facts |= {"fp32": {"bytes": 90_900_000, "score": 0.681, "p50_ms": 6.42}, "candidates": candidates, "not_tried": []}
     commit(workspace, "quantize", ["model.onnx", "config.json", "tokenizer.json", "eval.parquet"], facts)
 

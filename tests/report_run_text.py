@@ -12,6 +12,7 @@ import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from distillctl.controls import table as controls
 from distillctl.data.view_table import ViewTable
 from distillctl.metrics import comparison, text
 from distillctl.recipe import Recipe, Text
@@ -20,7 +21,7 @@ from distillctl.soft_labels.responses import Response
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.workspace import Workspace, write_text
-from tests.report_run import HOSTILE, bench, candidate, commit, table, training_log
+from tests.report_run import HOSTILE, bench, candidate, commit, effects, table, training_log
 
 ROWS = 60
 CONTEXT = (
@@ -150,6 +151,9 @@ def _collect(
             "counts": {"train": 2, "eval": ROWS, "shots": 12, "duplicates": 7, "overlap": 3},
             "arms": arms,
             "gaps": gaps,
+            "context_effects": effects(
+                names, {a: np.array([x != y for x, y in zip(t, said["full"], strict=True)]) for a, t in said.items()}
+            ),
             "context_tokens": {"teacher": 532, "student": 21},
             "shared_tokens": 505,
             "context_text": CONTEXT,
@@ -213,8 +217,9 @@ def _train(
     facts |= {"steps": 300, "best_step": 259, "resumed_from": None, "stopped": "epochs", "tokens_per_second": 9000.0}
     facts |= {"parameters": 41_300_000, "max_length": 256, "encoder_decoder": False, "shared_tokenizer": True}
     trimmed = {"tokens_before": 49152, "tokens_after": 9120, "bytes_saved": 92_300_000, "share_saved": 0.36}
-    facts |= {"stop_ids": [0, 2], "vocabulary": trimmed}
-    commit(workspace, "train", ["metrics.jsonl", "eval.parquet"], facts)
+    facts |= {"stop_ids": [0, 2], "vocabulary": trimmed, "controls": {"train_rows": 2}}
+    controls.write(workspace, views.id, {"most_frequent": ["Thank you."] * ROWS, "nearest_row": own["student"][::-1]})
+    commit(workspace, "train", ["metrics.jsonl", "eval.parquet", controls.FILE], facts)
 
 
 def _quantize(
@@ -235,6 +240,7 @@ def _quantize(
     ]
     candidates[1]["chosen"] = True
     facts = {"chosen": candidates[1]["name"], "bytes": 26_900_000, "kl": 0.0312, "same_top": 0.985, "score": 0.81}
+    facts |= {"metric": "chrf"}
     facts |= {"fp32": {"bytes": 165_000_000, "score": 0.82, "p50_ms": 143.0}, "candidates": candidates, "not_tried": []}
     outputs = ["model.onnx", "config.json", "generation_config.json", "genai_config.json", "tokenizer.json"]
     commit(workspace, "quantize", [*outputs, "eval.parquet"], facts)

@@ -335,7 +335,7 @@ def test_a_context_that_does_nothing_is_told(folder, tmp_path, capsys):
     same = {"template": "book {{ input }}"}
     recipe = _recipe(folder, "same", contexts={"full": same, "simplified": same, "arms": {}})
     _, facts = _collect(recipe, tmp_path)
-    assert "ceiling and floor cannot be told apart" in " ".join(capsys.readouterr().err.split())
+    assert "Ceiling and floor cannot be told apart" in " ".join(capsys.readouterr().err.split())
     assert facts["necessity"]["mean"] == pytest.approx(0, abs=1e-5)
 
 

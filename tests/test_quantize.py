@@ -163,7 +163,8 @@ def test_a_size_target_is_a_bound_like_the_others():
     rows = _rows()
     assert _judge(rows.student, rows, max_bytes=1).inside
     found = search.judge("one", 2_000, Answers(rows.student, np.ones(100)).figures(rows), None, Gate(max_bytes=1_000))
-    assert found.why == "2,000 bytes > 1,000"
+    assert found.why == "2,000 bytes > 1,000 (quantize.gate.max_bytes)"
+    assert found.excess == 2
 
 
 def _rows(n: int = 100, truth: bool = True) -> HeldOut:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import html
+import io
 import json
 import re
 import subprocess
@@ -14,13 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from distillctl.report import charts, contract, markdown, numbers, page
+from distillctl import attempts, summaries
+from distillctl.controls import table as control_table
+from distillctl.errors import GateFailed, UsageError
+from distillctl.report import charts, contract, fail_under, markdown, numbers, page, verdict
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages import report
-from distillctl.workspace import Workspace
+from distillctl.workspace import Outcome, Workspace
 from tests.browser import EXECUTABLE, browser
-from tests.report_run import CONTEXT, HOSTILE, LABELS, ROWS, alter, committed, recipe
+from tests.report_run import CONTEXT, HOSTILE, LABELS, ROWS, alter, committed, fail_gate, recipe
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,9 @@ def text(workspace: Workspace, facts: dict[str, Any]) -> str:
 
 
 def test_the_contract_has_the_shape_that_ci_jobs_read(facts: dict[str, Any], workspace: Workspace) -> None:
-    assert list(facts["arms"]) == ["ceiling", "deployed", "student", "control", "cue_only", "floor"]
+    assert list(facts["arms"]) == [
+        *("ceiling", "deployed", "student", "control", "majority", "bag_of_words", "cue_only", "floor")
+    ]
     for arm in facts["arms"].values():
         assert set(arm) == {"score", "low", "high", "n", "metric"}
         assert arm["low"] <= arm["score"] <= arm["high"]
@@ -86,14 +93,22 @@ def test_without_references_the_score_is_agreement_with_the_ceiling(tmp_path: Pa
     assert facts["arms"]["ceiling"]["score"] == facts["arms"]["ceiling"]["low"] == 1
     assert facts["arms"]["deployed"]["score"] == pytest.approx(1 - facts["verdicts"]["different"] / ROWS)
     text = page.render(facts, contract.series(workspace))
-    assert "agreement with the teacher" in text
+    assert "agreement with the prompted teacher" in text
+    assert facts["ceiling_by_construction"]
+    assert "by construction" in text
+    assert "| ceiling | 100.0\u00a0% | by construction |" in markdown.render(facts)
+    told = console_text(summaries._arms(facts))
+    assert "agreement with the prompted teacher" in " ".join(told.split())
+    assert "1 by construction" in told
+    assert "1.000 (1.000" not in told
     assert "Reference</th>" not in text
 
 
 def test_a_context_that_does_nothing_is_called_so(tmp_path: Path) -> None:
     workspace = committed(tmp_path, gap=0.0, control=False)
     facts = contract.build(recipe(), workspace)
-    assert facts["recovered"] == {"deployed": None, "student": None}
+    assert set(facts["recovered"]) == {"deployed", "student", "majority", "bag_of_words"}
+    assert set(facts["recovered"].values()) == {None}
     assert "control" not in facts["arms"]
     text = page.render(facts, contract.series(workspace))
     assert "cannot be told apart" in text
@@ -171,6 +186,130 @@ def test_altering_a_prediction_alters_the_report(tmp_path: Path, facts: dict[str
     changed = contract.build(recipe(), workspace)
     assert changed["arms"]["deployed"] == facts["arms"]["control"]
     assert changed["recovered"]["deployed"] == facts["recovered"]["control"]
+
+
+# ── verdicts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_recovered_has_its_interval_and_its_metric_everywhere(facts: dict[str, Any], text: str) -> None:
+    recovered = facts["recovered"]["deployed"]
+    told = f"{numbers.percent(recovered['value'], 0)} ({numbers.interval(recovered, 0)})"
+    assert f"{told} of what the context did survives by accuracy" in facts["headline"]
+    assert told in markdown.render(facts)
+
+
+def test_too_few_rows_or_too_wide_an_interval_allow_no_verdict(facts: dict[str, Any]) -> None:
+    wide = {**facts, "recovered": {**facts["recovered"], "deployed": {"value": 0.9, "low": 0.7, "high": 1.05}}}
+    few = {**facts, "arms": {arm: {**figure, "n": 99} for arm, figure in facts["arms"].items()}}
+    assert verdict.cautions(facts) == []
+    for altered in (wide, few):
+        assert "of what the context did survives by" not in verdict.kept(altered)
+        assert "to say how much" in verdict.kept(altered)
+        assert [one["code"] for one in verdict.cautions(altered)] == ["too-few-rows"]
+
+
+def test_a_format_alone_is_no_headline(facts: dict[str, Any]) -> None:
+    assert "was not measured" in verdict.kept({**facts, "metric": "format"})
+
+
+def test_a_lead_that_may_be_none_is_told(tmp_path: Path, facts: dict[str, Any]) -> None:
+    assert "no-better-than-control" not in {one["code"] for one in facts["cautions"]}
+    workspace = committed(tmp_path)
+    deployed = pq.read_table(workspace.folder("quantize") / "eval.parquet").to_pydict()
+    said = [LABELS[int(np.argmax(row))] for row in deployed["deployed"]]
+    control_table.write(workspace, deployed["id"], {"majority": [LABELS[0]] * ROWS, "bag_of_words": said})
+    altered = contract.build(recipe(), workspace)
+    [caution] = [one for one in altered["cautions"] if one["code"] == "no-better-than-control"]
+    assert "The deployed model is not clearly better than a bag of words" in caution["text"]
+    assert altered["controls"]["leads"]["bag_of_words"]["deployed"]["value"] == 0
+    assert html.escape(caution["text"], quote=False) in page.render(altered, contract.series(workspace))
+    assert "not clearly better than a bag of words" in markdown.render(altered)
+
+
+def test_cautions_of_all_stages_stand_at_the_top(tmp_path: Path) -> None:
+    workspace = committed(tmp_path)
+    alter(workspace, "train", "cautions", [{"code": "collapse", "text": "One <answer> on most rows."}])
+    facts = contract.build(recipe(), workspace)
+    assert {"stage": "train", "code": "collapse", "text": "One <answer> on most rows."} in facts["cautions"]
+    text = page.render(facts, contract.series(workspace))
+    assert text.index("One &lt;answer&gt; on most rows.") < text.index('<div class="tiles">')
+    assert markdown.render(facts).index("most rows") < markdown.render(facts).index("| arm |")
+
+
+# ── a gate that failed ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> Workspace:
+    workspace = committed(tmp_path)
+    fail_gate(workspace, recipe())
+    return workspace
+
+
+def test_a_failed_gate_leaves_a_report_of_what_there_is(failed: Workspace) -> None:
+    facts = contract.build(recipe(), failed)
+    assert "deployed" not in facts["arms"]
+    assert set(facts["recovered"]) == {"student", "control", "majority", "bag_of_words"}
+    assert facts["failed_gate"]["nearest"] == "dynamic_int8"
+    assert (facts["models"], facts["artifact"]) == ({}, None)
+    text = page.render(facts, contract.series(failed))
+    assert "nothing was deployed, and nothing was timed" in text
+    assert "nearest, outside: kl 0.0810 &gt; 0.05 (quantize.gate.max_kl)" in text
+    assert "Use it" not in text
+    assert "No smaller model passed the gate" in facts["headline"]
+    assert "quantize.gate.max" in markdown.render(facts)
+    told = "\n".join(console_text(one) for one in summaries._report(facts))
+    assert "quantize failed, so there is no deployed model" in told
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+
+
+def test_a_failure_of_another_recipe_or_of_other_inputs_is_none(failed: Workspace) -> None:
+    part = recipe().model_dump(mode="json", include={"quantize"})
+    assert attempts.current(failed, "quantize", part)
+    other = recipe(quantize={"gate": {"max_kl": 0.2}}).model_dump(mode="json", include={"quantize"})
+    assert attempts.current(failed, "quantize", other) is None
+    _export(failed, "another card")
+    assert attempts.current(failed, "quantize", part) is None
+
+
+def _export(workspace: Workspace, card: str) -> None:
+    export = workspace.manifest("export")
+    assert export
+    (workspace.folder("export") / "README.md").write_text(card)
+    workspace.commit("export", recipe={}, inputs={}, outcome=Outcome(["README.md"], export.facts), seed=0, seconds=0.0)
+
+
+# ── bounds for CI ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_bounds_that_hold_pass_and_others_fail_with_figures(facts: dict[str, Any]) -> None:
+    score = facts["arms"]["deployed"]["score"]
+    fail_under.check(fail_under.parse([f"deployed={score}", "recovered=0.1", "floor=0"], recipe()), facts)
+    bounds = fail_under.parse([f"deployed={score + 0.001}", "recovered.student=5"], recipe())
+    with pytest.raises(GateFailed) as told:
+        fail_under.check(bounds, facts)
+    assert told.value.exit_code == 6
+    assert f"deployed is {score:.3f} (accuracy)" in told.value.what
+    assert "recovered.student is " in told.value.what
+
+
+def test_a_figure_that_is_not_known_fails(failed: Workspace) -> None:
+    facts = contract.build(recipe(), failed)
+    for option in ("recovered=-9", "deployed=0"):
+        with pytest.raises(GateFailed, match="not known"):
+            fail_under.check(fail_under.parse([option], recipe()), facts)
+
+
+@pytest.mark.parametrize("option", ["recoverd=0.9", "deployed", "deployed=much", "deployed=nan", "control=0.5", "=1"])
+def test_a_bound_that_is_none_is_a_usage_error(option: str) -> None:
+    with pytest.raises(UsageError, match="--fail-under"):
+        fail_under.parse([option], recipe())
+
+
+def console_text(renderable: Any) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(renderable)
+    return stream.getvalue()
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────

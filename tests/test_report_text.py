@@ -55,12 +55,14 @@ def text(workspace: Workspace, facts: dict[str, Any]) -> str:
 
 
 def test_the_contract_has_the_shape_that_ci_jobs_read(facts: dict[str, Any], workspace: Workspace) -> None:
-    assert list(facts["arms"]) == ["ceiling", "deployed", "student", "control", "cue_only", "floor"]
+    assert list(facts["arms"]) == [
+        *("ceiling", "deployed", "student", "control", "most_frequent", "nearest_row", "cue_only", "floor")
+    ]
     for arm in facts["arms"].values():
         assert set(arm) == {"score", "low", "high", "n", "metric"}
         assert arm["low"] <= arm["score"] <= arm["high"]
         assert arm["metric"] == facts["metric"] == "chrf"
-    assert set(facts["recovered"]) == {"student", "deployed", "control"}
+    assert set(facts["recovered"]) == {"student", "deployed", "control", "most_frequent", "nearest_row"}
     for model in facts["models"].values():
         assert model.keys() >= {"p50_ms", "bytes", "peak_rss_bytes", "first_token_ms", "decode_tokens_per_second"}
     assert facts["artifact"] == "quantize/model.onnx"
@@ -355,9 +357,13 @@ def real() -> dict[str, Any]:
 
 
 def test_four_arms_and_every_model_of_a_real_run(real: dict[str, Any]) -> None:
-    assert list(real["arms"]) == ["ceiling", "deployed", "student", "control", "floor"]
+    own = ["deployed", "student", "control", "most_frequent", "nearest_row"]
+    assert list(real["arms"]) == ["ceiling", *own, "floor"]
     assert all(arm["low"] <= arm["score"] <= arm["high"] for arm in real["arms"].values())
-    assert set(real["recovered"]) == {"student", "deployed", "control"}
+    assert set(real["recovered"]) == set(own)
+    leads = real["controls"]["leads"]["nearest_row"]
+    score = {arm: figure["score"] for arm, figure in real["arms"].items()}
+    assert leads["student"]["value"] == pytest.approx(score["student"] - score["nearest_row"])
     assert real["arms"]["ceiling"]["score"] > real["arms"]["floor"]["score"]
     assert list(real["models"]) == ["teacher", "teacher_cached", "fp32", "deployed", "deployed_genai"]
     assert real["timed_agreement"] == dict.fromkeys(real["models"], 1.0)
@@ -431,7 +437,7 @@ def test_every_stage_tells_its_findings(workspace: Workspace, facts: dict[str, A
     told = {stage: _told(stage, workspace.manifest(stage)) for stage in contract.UPSTREAM}
     assert f"{ROWS + 2} responses of 13.4 tokens in the mean, 1 cut off; 201 bytes per token on disk" in told["collect"]
     assert "99.91% of the probability kept in the median" in told["collect"]
-    assert "over the corpus chrf bleu exact" in " ".join(told["collect"].split())
+    assert "over the corpus chrF BLEU share of exact answers" in " ".join(told["collect"].split())
     assert "KL to the teacher 0.2311 nats per token" in told["train"]
     assert "from 49,152 to 9,120 tokens: 92.3 MB (36%)" in told["train"]
     assert "the same answer to 50 of 50 prompts" in told["export"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -12,10 +13,11 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf, sentence_chrf
 
 from distillctl.errors import Unavailable
-from distillctl.metrics import text
+from distillctl.metrics import fields, names, text
 from distillctl.metrics.text import corpus, metric_name, row_scores
+from distillctl.recipe import Generate
 
-METRICS = ("exact", "chrf", "bleu", "rouge_l")
+METRICS = ("exact", "fields", "chrf", "bleu", "rouge_l")
 SAID = ["The cat sat on the mat.", "Übermorgen regnet es überall", "", "yes", "你好，世界"]
 MEANT = ["A cat sat down on the mat.", "Morgen regnet es überall", "nothing", "no", "你们好，世界"]
 NONE = [None] * len(SAID)
@@ -85,6 +87,66 @@ def test_one_missing_reference_makes_all_rows_compare_with_the_ceiling() -> None
     assert metric_name("exact", ["no", "no"]) == "exact"
     assert metric_name("exact", ["no", None]) == "exact vs ceiling"
     assert corpus(["exact", "chrf"], ceiling, NONE[:2], ceiling, None) == {"exact": 1, "chrf": 1}
+
+
+# ── JSON ─────────────────────────────────────────────────────────────────────────────────────────
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=6,
+)
+objects = st.dictionaries(st.text(max_size=3), values, max_size=4)
+
+
+@given(one=objects, other=objects)
+def test_the_share_of_equal_fields_is_a_share_the_same_from_both_sides(one: dict, other: dict) -> None:
+    own, wanted = json.dumps(one), json.dumps(other, indent=1)
+    share = fields.share_equal(own, wanted)
+    assert 0 <= share <= 1
+    assert fields.share_equal(own, json.dumps(one, indent=2, sort_keys=True)) == 1
+    if fields.parse(own) and fields.parse(wanted):
+        assert share == fields.share_equal(wanted, own)
+        assert (share == 1) == (fields.parse(own) == fields.parse(wanted))
+
+
+@pytest.mark.parametrize(
+    ("said", "share"),
+    [
+        ('{"about": "lens", "mood": "bad"}', 1.0),
+        ('{"mood":"bad","about":"lens"}', 1.0),
+        ('{"about": "lens", "mood": "good"}', 0.5),
+        ('{"about": "lens"}', 0.5),
+        ('{"about": "lens", "mood": "bad", "more": 1}', 2 / 3),
+        ('{"about": "lens", "mood": "bad"', 0.0),
+        ('["lens", "bad"]', 0.0),
+        ("", 0.0),
+        ("[" * 100_000, 0.0),
+    ],
+)
+def test_missing_and_invalid_json_counts_as_unequal(said: str, share: float) -> None:
+    target = '{"about": "lens", "mood": "bad"}'
+    assert row_scores("fields", [said], [target], [], None).tolist() == [pytest.approx(share)]
+
+
+def test_values_are_equal_as_json_and_nested_ones_are_taken_apart() -> None:
+    assert fields.share_equal('{"n": 1.0}', '{"n": 1}') == 1
+    assert fields.share_equal('{"n": true}', '{"n": 1}') == 0
+    assert fields.parse('{"a": {"b": 1, "c": [2, 3.0]}, "d": {}}') == {"a.b": "1", "a.c": "[2, 3]", "d": "{}"}
+    assert fields.keys(['{"a": 1}', '{"a": 2, "b": 3}', "none"]) == ["a"]
+    assert fields.values(['{"a": 1}', "none"], "a") == ["1", None]
+
+
+def test_a_format_never_scores_where_a_content_metric_is_there() -> None:
+    def score(*metrics: str) -> str:
+        return Generate.model_validate({"kind": "generate", "metrics": metrics, "format": ".*"}).score
+
+    assert score("format", "exact") == "exact"
+    assert score("format", "fields", "exact") == "fields"
+    assert score("chrf", "format") == "chrf"
+    assert score("format") == "format"
+    assert not names.measures_content("format")
+    assert names.named("format") == "share in the right format"
 
 
 def test_format_needs_no_reference_and_the_whole_text() -> None:

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from distillctl.errors import UpstreamError
+from distillctl.metrics import names
 from distillctl.workspace import Manifest, Workspace
 
 
@@ -29,7 +30,7 @@ def measured(quantize: dict[str, Any], bench: dict[str, Any] | None, unit: str) 
     label or a token."""
     fp32 = quantize["fp32"]
     rows = {
-        "fp32": _row("fp32", fp32["bytes"], fp32["score"], None, None, unit),
+        "fp32": _row("fp32", fp32["bytes"], fp32["score"], None, None, unit, quantize["metric"]),
         "deployed": _row(
             f"**{quantize['chosen']}** (here)",
             quantize["bytes"],
@@ -37,6 +38,7 @@ def measured(quantize: dict[str, Any], bench: dict[str, Any] | None, unit: str) 
             quantize["kl"],
             quantize["same_top"],
             unit,
+            quantize["metric"],
         ),
     }
     for name, row in rows.items():
@@ -59,14 +61,14 @@ def machine(bench: dict[str, Any] | None) -> str:
 
 
 def _row(
-    name: str, size: int, score: float | None, kl: float | None, same_top: float | None, unit: str
+    name: str, size: int, score: float | None, kl: float | None, same_top: float | None, unit: str, metric: str
 ) -> dict[str, str]:
     return {
         "graph": name,
         "size": f"{size / 1e6:.2f} MB",
         "KL from fp32": "–" if kl is None else f"{kl:.5f}",
         f"same top {unit}": "–" if same_top is None else f"{same_top:.2%}",
-        "score": "–" if score is None else f"{score:.4f}",
+        names.named(metric): "–" if score is None else f"{score:.4f}",
     }
 
 

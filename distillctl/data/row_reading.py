@@ -78,6 +78,9 @@ class RowReader:
         self._used = Columns()
         for context in template_sources.columns(recipe).values():
             self._used |= context
+        if isinstance(recipe.task, Generate):
+            for key, spec in recipe.task.fields.items():
+                self._used |= Columns({spec.column: f"task.fields.{key}"})
         self._present: set[str] = set()
 
     def examples(self, sources: Sequence[str], where: str) -> Iterator[Example]:

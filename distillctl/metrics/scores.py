@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distillctl.metrics import names
+
 
 def row_scores(
     log_probs: np.ndarray, labels: Sequence[str], references: Sequence[str | None], ceiling: np.ndarray
@@ -14,11 +16,17 @@ def row_scores(
 
     log_probs, ceiling: [N, K]. With a reference for every row: accuracy; else agreement with the ceiling's top label.
     """
-    top = log_probs.argmax(-1)
+    named = np.array(labels)
+    return label_scores(named[log_probs.argmax(-1)], references, named[ceiling.argmax(-1)])
+
+
+def label_scores(
+    said: Sequence[str] | np.ndarray, references: Sequence[str | None], ceiling: Sequence[str] | np.ndarray
+) -> tuple[np.ndarray, str]:
+    """`row_scores` of labels by their names: what an arm said and what the ceiling said, of each row."""
     if all(reference is not None for reference in references):
-        index = {label: k for k, label in enumerate(labels)}
-        return (top == np.array([index[str(r)] for r in references])).astype(float), "accuracy"
-    return (top == ceiling.argmax(-1)).astype(float), "agreement"
+        return (np.asarray(said) == np.asarray(references)).astype(float), "accuracy"
+    return (np.asarray(said) == np.asarray(ceiling)).astype(float), names.AGREEMENT
 
 
 def row_kl(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from distillctl.errors import Unavailable
+from distillctl.metrics import fields, names
 
 # Effective order only changes texts so short that they have no 4-gram at all, which would score 0 even when right.
 _SACREBLEU: dict[str, Any] = {"chrf": CHRF(), "bleu": BLEU(effective_order=True, force=True)}
@@ -24,7 +25,7 @@ _SACREBLEU: dict[str, Any] = {"chrf": CHRF(), "bleu": BLEU(effective_order=True,
 
 def metric_name(metric: str, references: Sequence[str | None]) -> str:
     """What the metric measures: `chrf` with a reference for every row, otherwise `chrf vs ceiling`."""
-    return metric if metric == "format" or _complete(references) else f"{metric} vs ceiling"
+    return metric if not names.measures_content(metric) or _complete(references) else names.vs_ceiling(metric)
 
 
 def row_scores(
@@ -36,9 +37,10 @@ def row_scores(
 ) -> np.ndarray:
     """Each row's score, float64 [N] in 0…1, against the references where every row has one, else against the ceiling.
 
-    `format`: the whole text matches ``pattern``; `exact`: equal once stripped; `chrf`: chrF2 (Popović 2015); `bleu`:
-    sentence BLEU with effective order and exponential smoothing (Post 2018, sacreBLEU); `rouge_l`: F1 of the longest
-    common subsequence of words (Lin 2004). Unavailable when rouge_l's package is not installed.
+    `format`: the whole text matches ``pattern``; `fields`: the share of equal values of two JSON objects (`fields`);
+    `exact`: equal once stripped; `chrf`: chrF2 (Popović 2015); `bleu`: sentence BLEU with effective order and
+    exponential smoothing (Post 2018, sacreBLEU); `rouge_l`: F1 of the longest common subsequence of words (Lin 2004).
+    Unavailable when rouge_l's package is not installed.
     """
     if metric == "format":
         fits = re.compile(pattern or "").fullmatch
@@ -87,6 +89,8 @@ def _similarity(metric: str) -> Callable[[str, str], float]:
     """(text, target) → 0…1, of two texts that differ."""
     if metric == "exact":
         return lambda text, target: 0.0
+    if metric == "fields":
+        return fields.share_equal
     if metric == "rouge_l":
         return _rouge_l()
     return lambda text, target: _share(_SACREBLEU[metric].sentence_score(text, [target]).score)

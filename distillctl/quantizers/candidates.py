@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from distillctl.errors import GateFailed
+from distillctl.metrics import names
 
 Unit = Literal["label", "token"]
 """What a graph chooses."""
@@ -14,7 +16,8 @@ Unit = Literal["label", "token"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A graph's figures (`search.Figures`; None where not finite, too). why: the bounds of the gate it breaks."""
+    """A graph's figures (`search.Figures`; None where not finite, too). why: the bounds of the gate it breaks, with the
+    recipe's keys; excess: the largest ratio of a figure to the bound it breaks, None where not finite."""
 
     name: str
     bytes: int
@@ -25,6 +28,7 @@ class Candidate:
     score: float | None
     p50_ms: float
     why: str | None
+    excess: float | None = None
 
     @property
     def inside(self) -> bool:
@@ -32,45 +36,57 @@ class Candidate:
 
 
 def measured(
-    candidates: Sequence[Candidate], chosen: Candidate, fp32: Mapping[str, Any], unit: Unit
+    candidates: Sequence[Candidate], chosen: Candidate, fp32: Mapping[str, Any], unit: Unit, metric: str
 ) -> list[dict[str, str]]:
-    """The card's table; this folder's graph in bold."""
+    """The card's table; this folder's graph in bold. metric: of the scores."""
     shown = [
-        _figures(one, unit)
+        _figures(one, unit, metric)
         | {"graph": f"**{one.name}** (here)" if one is chosen else one.name, "gate": one.why or "inside"}
         for one in candidates
     ]
     reference = dict.fromkeys(shown[0], "") | {
         "graph": "fp32",
         "size": f"{fp32['bytes'] / 1e6:.2f} MB",
-        "score": _number(fp32["score"], ".4f"),
+        names.named(metric): _number(fp32["score"], ".4f"),
         "p50, one thread": f"{fp32['p50_ms']:.2f} ms",
     }
     return [reference, *shown]
 
 
-def none_inside(candidates: Sequence[Candidate], fp32: Mapping[str, Any], unit: Unit) -> GateFailed:
-    """The error that lists them all."""
+def nearest(candidates: Sequence[Candidate]) -> Candidate:
+    """The one that breaks the gate by the least, as a share of what is allowed."""
+    return min(candidates, key=lambda one: math.inf if one.excess is None else one.excess)
+
+
+def none_inside(
+    candidates: Sequence[Candidate], fp32: Mapping[str, Any], unit: Unit, metric: str, facts: Mapping[str, Any]
+) -> GateFailed:
+    """The error that lists them all, the nearest first. facts: of the search, for the report."""
     lines = [
-        "  " + ", ".join(f"{key} {value}" for key, value in _figures(one, unit).items()) + f": {one.why}"
+        "  " + ", ".join(f"{key} {value}" for key, value in _figures(one, unit, metric).items()) + f": {one.why}"
         for one in candidates
     ]
-    score = "" if fp32["score"] is None else f"; the fp32 student scores {fp32['score']:.4f}"
+    score = "" if fp32["score"] is None else f"; the fp32 student has {names.named(metric)} {fp32['score']:.4f}"
+    near = nearest(candidates)
+    times = "" if near.excess is None else f", {near.excess:.3g} times what is allowed"
+    told = f"the nearest candidate is {near.name}: {near.why}{times}"
     return GateFailed(
-        "\n".join([f"no candidate is inside the gate, nothing is committed{score}", *lines]),
+        "\n".join([f"no candidate is inside the gate, nothing is committed{score}", told, *lines]),
         where="quantize.gate",
-        next="add candidates (quantize.candidates) or loosen quantize.gate",
+        next="distillctl report RECIPE shows what there is; then loosen the named keys of quantize.gate, or add "
+        "quantize.candidates",
+        facts={**facts, "nearest": near.name, "why": told},
     )
 
 
-def _figures(one: Candidate, unit: Unit) -> dict[str, str]:
+def _figures(one: Candidate, unit: Unit, metric: str) -> dict[str, str]:
     return {
         "graph": one.name,
         "size": f"{one.bytes / 1e6:.2f} MB",
         "KL from fp32": _number(one.kl, ".5f"),
         "KL from teacher": _number(one.kl_teacher, ".5f"),
         f"same top {unit}": f"{one.same_top:.2%}",
-        "score": _number(one.score, ".4f"),
+        names.named(metric): _number(one.score, ".4f"),
         "p50, one thread": f"{one.p50_ms:.2f} ms",
     }
 

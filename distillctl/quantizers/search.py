@@ -113,20 +113,23 @@ def turns(names: Sequence[str], rows: int) -> Iterator[tuple[list[str], range]]:
 
 def judge(name: str, size: int, found: Figures, fp32_score: float | None, gate: Gate) -> Candidate:
     """A candidate of ``size`` bytes with its figures, and whether they are inside the gate."""
-    broken = []
+    broken: dict[str, float] = {}  # what is told of each bound → the ratio of the figure to what it allows
     if not found.kl <= gate.max_kl:  # NaN too
-        broken.append(f"kl {found.kl:.4f} > {gate.max_kl}")
+        broken[f"kl {found.kl:.4f} > {gate.max_kl} (quantize.gate.max_kl)"] = _ratio(found.kl, gate.max_kl)
     if found.same_top < gate.min_same_top:
-        broken.append(f"same_top {found.same_top:.4f} < {gate.min_same_top}")
+        told = f"same_top {found.same_top:.4f} < {gate.min_same_top} (quantize.gate.min_same_top)"
+        broken[told] = _ratio(1 - found.same_top, 1 - gate.min_same_top)
     if gate.max_bytes is not None and size > gate.max_bytes:
-        broken.append(f"{size:,} bytes > {gate.max_bytes:,}")
+        broken[f"{size:,} bytes > {gate.max_bytes:,} (quantize.gate.max_bytes)"] = _ratio(size, gate.max_bytes)
     if found.score is not None and fp32_score is not None:
         drop = fp32_score - found.score
         if drop > gate.max_score_drop + _ROUNDING:
-            broken.append(f"score {found.score:.4f}, a drop of {drop:.4f} > {gate.max_score_drop}")
+            told = f"score {found.score:.4f}, a drop of {drop:.4f} > {gate.max_score_drop}"
+            broken[f"{told} (quantize.gate.max_score_drop)"] = _ratio(drop, gate.max_score_drop)
+    excess = _finite(max(broken.values(), default=None))
     figures = asdict(found) | {"kl": _finite(found.kl), "kl_teacher": _finite(found.kl_teacher)}
     figures["kl_percentiles"] = [_finite(value) for value in found.kl_percentiles]
-    return Candidate(name=name, bytes=size, **figures, why="; ".join(broken) or None)
+    return Candidate(name=name, bytes=size, **figures, why="; ".join(broken) or None, excess=excess)
 
 
 def choose(candidates: Sequence[Candidate], objective: Objective = "smallest") -> Candidate | None:
@@ -176,28 +179,34 @@ def settle(
     fp32: Mapping[str, Any],
     spec: Quantize,
     unit: Unit,
+    metric: str,
 ) -> Settled:
     """Judge all, move the chosen one's files to ``staged`` and write candidates.json there.
 
-    fp32: bytes, score and p50_ms of the fp32 graph. GateFailed with every candidate's figures when none is inside.
+    fp32: bytes, score and p50_ms of the fp32 graph; metric: of the scores. GateFailed with every candidate's figures
+    when none is inside.
     """
     sizes = {name: graph_bytes(path) for name, path in built.folders.items()}
     judged = [judge(name, size, found[name], fp32["score"], spec.gate) for name, size in sizes.items()]
     chosen, best = choose(judged, spec.objective), front(judged)
-    if chosen is None:
-        raise none_inside(judged, fp32, unit)
-    for path in sorted(built.folders[chosen.name].iterdir()):
-        path.replace(staged / path.name)
     listed = [
         asdict(one) | {"inside": one.inside, "front": one.name in best, "chosen": one is chosen} for one in judged
     ]
-    searched = {"candidates": listed, "not_tried": built.not_tried}
+    searched = {"metric": metric, "candidates": listed, "not_tried": built.not_tried}
+    if chosen is None:
+        raise none_inside(judged, fp32, unit, metric, {FP32: dict(fp32), **searched})
+    for path in sorted(built.folders[chosen.name].iterdir()):
+        path.replace(staged / path.name)
     told = {"gate": spec.gate.model_dump(), "objective": spec.objective, FP32: fp32, **searched}
     text = json.dumps(told, indent=2)
     (staged / "candidates.json").write_text(text + "\n", encoding="utf-8")
     facts = {key: getattr(chosen, key) for key in ("bytes", "kl", "same_top", "score")}
     facts = {"chosen": chosen.name, **facts, FP32: dict(fp32), **searched}
-    return Settled(chosen, facts, measured(judged, chosen, fp32, unit))
+    return Settled(chosen, facts, measured(judged, chosen, fp32, unit, metric))
+
+
+def _ratio(figure: float, bound: float) -> float:
+    return figure / bound if bound > 0 else math.inf
 
 
 def _finite(value: float | None) -> float | None:

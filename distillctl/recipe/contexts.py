@@ -66,6 +66,13 @@ class Context(Closed):
         return self
 
 
+TAKEN = {
+    *("full", "simplified", "ceiling", "floor", "student", "deployed", "control"),
+    *("majority", "bag_of_words", "most_frequent", "nearest_row", "recovered"),
+}
+"""Names of the report's own arms and figures."""
+
+
 class Contexts(Closed):
     full: Context
     """What the teacher sees."""
@@ -79,7 +86,7 @@ class Contexts(Closed):
 
     @model_validator(mode="after")
     def _names(self) -> Contexts:
-        taken = {"full", "simplified", "ceiling", "floor", "student", "deployed", "control"} & set(self.arms)
+        taken = TAKEN & set(self.arms)
         if taken:
             raise ValueError(f"arms: the name {sorted(taken)[0]} is taken")
         if bad := [name for name in self.arms if not re.fullmatch(r"[A-Za-z0-9_]+", name)]:

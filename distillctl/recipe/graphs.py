@@ -144,7 +144,8 @@ class Gate(Closed):
     min_same_top: Fraction = 0.97
     """Share of rows with the fp32 student's top label, or of texts of the responses' tokens with its top token."""
     max_score_drop: Fraction = 0.02
-    """Of the score: of labels against references, when there are any; of texts by the first of task.metrics."""
+    """Of the score: of labels against references, when there are any; of texts by the first of task.metrics
+    that measures content."""
     max_bytes: Count | None = None
     """Of the graphs and their weights."""
 

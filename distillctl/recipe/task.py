@@ -121,7 +121,21 @@ class Text(Spec):
 
 
 SoftLabels = Annotated[TopK | Sampled | Dense | Text, Field(discriminator="kind")]
-Metric = Literal["format", "exact", "chrf", "bleu", "rouge_l"]
+Metric = Literal["format", "fields", "exact", "chrf", "bleu", "rouge_l"]
+
+
+class FieldReference(Closed):
+    """What a column of the data says of one value of an answer in JSON."""
+
+    column: str
+    values: dict[str, str] = {}
+    """Cell, or a comparison such as "> 0.5" → the value it asks for. The first that holds counts, and a row with
+    none is left out; without any, the cell is the value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_alone(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
 
 
 class Generate(Closed):
@@ -135,9 +149,20 @@ class Generate(Closed):
     max_new_tokens: Count = 128
     """A response that is longer is cut off there; collect counts those."""
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("chrf",)
-    """The first is the arms' score. All but `format` compare with the references, or without them with the ceiling."""
+    """The first that is not `format` scores the arms: a right format says nothing about the content. All but `format`
+    compare with the references, or without them with the ceiling. `fields`: the share of equal values in JSON."""
     format: str | None = None
     """For the metric `format`: the regular expression that the whole response has to match."""
+
+    fields: dict[str, FieldReference] = {}
+    """For the metric `fields`: key of the answers' JSON → the column that holds its reference. A nested key is named by
+    its path, `a.b`."""
+
+    @model_validator(mode="after")
+    def _fields_are_measured(self) -> Generate:
+        if self.fields and "fields" not in self.metrics:
+            raise ValueError("the key `fields` needs the metric `fields`")
+        return self
 
     @model_validator(mode="after")
     def _format_is_there(self) -> Generate:
@@ -148,6 +173,11 @@ class Generate(Closed):
         except ValueError as error:
             raise ValueError(f"format is not a regular expression: {error}") from None
         return self
+
+    @property
+    def score(self) -> Metric:
+        """The metric that scores the arms: the first that measures content, and `format` only where it is alone."""
+        return next((metric for metric in self.metrics if metric != "format"), "format")
 
     @property
     def names(self) -> list[str]:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from distillctl.metrics import names
 from distillctl.report import numbers
 from distillctl.report.drawing import COLOUR, colour, drawn, name_row, named, panels, stems, title
 
@@ -32,14 +33,17 @@ def arms(facts: Mapping[str, Any]) -> Markup:
             ink = colour(arm)
             ax.plot([score["low"], score["high"]], [row, row], color=ink, lw=7, alpha=0.35, solid_capstyle="round")
             ax.plot(score["score"], row, "o", color=ink, ms=10)
-            name_row(ax, row, arm, numbers.percent(score["score"]), numbers.interval(score), wide)
+            constructed = arm == "ceiling" and facts["ceiling_by_construction"]
+            more = "by construction" if constructed else numbers.interval(score)
+            name_row(ax, row, arm, numbers.percent(score["score"]), more, wide)
         ax.set_ylim(len(found) - 0.5, -1)
         ax.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         return figure
 
     told = ", ".join(f"{named(arm)} {numbers.percent(score['score'])}" for arm, score in found.items())
-    return drawn("arms", f"Score of each arm with its 95 % interval: {told}.", draw)
+    measure = names.named(facts["metric"])
+    return drawn("arms", f"{measure[0].upper()}{measure[1:]} of each arm with its 95 % interval: {told}.", draw)
 
 
 def training(lines: Sequence[Mapping[str, Any]]) -> Markup:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from distillctl import attempts, controls
 from distillctl.data import parquet, view_table
 from distillctl.errors import UpstreamError, first_line
-from distillctl.metrics import comparison
+from distillctl.metrics import comparison, doubts, names
 from distillctl.metrics.statistics import difference_interval, recovered_interval
 from distillctl.recipe import Generate, Recipe
-from distillctl.report import devices, labels, numbers, speed, texts, use
+from distillctl.report import devices, labels, numbers, speed, texts, use, verdict
 from distillctl.training import metrics_log
 from distillctl.workspace import Manifest, Workspace
 
@@ -47,32 +48,34 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
     ``artifact`` is a path from the run directory, which may be moved; commands print it with the run directory's own.
     """
     manifests = _manifests(workspace)
-    collect, train, quantize, bench = (manifests[stage].facts for stage in ("collect", "train", "quantize", "bench"))
+    failed = attempts.current(workspace, "quantize", recipe.model_dump(mode="json", include={"quantize"}))
+    if failed:  # what was deployed before, and timed, is none of this run
+        manifests = {stage: manifests[stage] for stage in ("collect", "train", "export")}
+    collect, train = manifests["collect"].facts, manifests["train"].facts
+    quantize = failed.facts if failed else manifests["quantize"].facts
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     task = texts if isinstance(recipe.task, Generate) else labels
     # scores: arm → one per held-out row, float64 [N]; of this task alone: what the contract has besides
     scores, of_this_task = task.compare(recipe, workspace, views, {name: m.facts for name, m in manifests.items()})
-    own = [arm for arm in OWN if arm in scores]
+    own = [arm for arm in (*OWN, *controls.EVERY) if arm in scores]
     arms, gaps = comparison.compare({arm: scores[arm] for arm in ("ceiling", *own)}, collect["metric"], recipe.seed)
+    content = names.measures_content(collect["metric"])
     arms = {arm: arms[arm] for arm in own} | collect["arms"]
     facts = {
         "name": recipe.name,
         "title": recipe.report.title or recipe.name,
         "task": recipe.task.kind,
-        "cautions": _cautions(manifests),
         "metric": collect["metric"],
+        "ceiling_by_construction": names.is_vs_ceiling(collect["metric"]),
         "counts": collect["counts"],
         "arms": {arm: arms[arm] for arm in sorted(arms, key=_place)},
         "gaps": collect["gaps"] | {arm: gaps[arm] for arm in own},
-        "recovered": {arm: _recovered(scores, arm, recipe.seed) for arm in own},
-        "models": bench["models"],
-        "ratios": bench["ratios"],
-        "headline_peer": bench.get("headline_peer"),
+        "recovered": {arm: _recovered(scores, arm, recipe.seed) if content else None for arm in own},
+        "context_effects": collect["context_effects"],
+        "controls": {**train["controls"], "leads": _leads(scores, recipe.seed)},
+        **(_timed(manifests["bench"].facts) if "bench" in manifests else UNTIMED),
+        "failed_gate": failed and {"stage": "quantize", **{key: failed.facts[key] for key in ("nearest", "why")}},
         "devices": devices.measured(workspace),
-        "machine": bench["machine"],
-        "threads": bench["threads"],
-        **{key: bench.get(key) for key in ("profile", "loadgen", "sustained", "memory_bytes_per_second")},
-        "timed_agreement": bench["agreement"],
         "context_tokens": collect["context_tokens"],
         "shared_tokens": collect["shared_tokens"],
         "teacher": collect["teacher"],
@@ -84,26 +87,81 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "not_tried": quantize["not_tried"],
         "gate": recipe.quantize.gate.model_dump(),
         "objective": recipe.quantize.objective,
-        **use.facts(recipe, workspace, views, train),
+        **({} if failed else use.facts(recipe, workspace, views, train)),
         "provenance": {
             stage: {"fingerprint": m.fingerprint, "created": m.created, "seconds": m.seconds}
             for stage, m in manifests.items()
         },
-        "versions": manifests["bench"].versions,
+        "versions": manifests["export" if failed else "bench"].versions,
         **of_this_task,
     }
+    facts |= {"subject": verdict.subject(facts), "cautions": _cautions(manifests, failed) + verdict.cautions(facts)}
+    facts["cautions"] += _no_better_than_controls(facts)
     return facts | {"headline": headline(facts)}
+
+
+UNTIMED: dict[str, Any] = dict.fromkeys(("profile", "loadgen", "sustained", "memory_bytes_per_second", "headline_peer"))
+UNTIMED |= {"models": {}, "ratios": {}, "machine": {}, "threads": None, "timed_agreement": {}}
+"""In place of what bench found, where there is nothing to time."""
+
+
+def _timed(bench: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{key: bench[key] for key in ("models", "ratios", "machine", "threads")},
+        **{
+            key: bench.get(key)
+            for key in ("profile", "loadgen", "sustained", "memory_bytes_per_second", "headline_peer")
+        },
+        "timed_agreement": bench["agreement"],
+    }
+
+
+def _leads(scores: dict[str, np.ndarray], seed: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Control → arm → arm − control, paired."""
+    return {
+        control: {
+            arm: asdict(difference_interval(scores[arm], scores[control], seed))
+            for arm in ("deployed", "student")
+            if arm in scores
+        }
+        for control in controls.EVERY
+        if control in scores
+    }
+
+
+def _no_better_than_controls(facts: dict[str, Any]) -> list[dict[str, str]]:
+    """Of the deployed model; train has said it of the student."""
+    if facts["subject"] != "deployed" or not names.measures_content(facts["metric"]):
+        return []
+    scores = {arm: figure["score"] for arm, figure in facts["arms"].items()}
+    return [
+        {
+            "stage": "report",
+            "code": doubts.NO_BETTER,
+            "text": doubts.no_better(
+                "deployed",
+                scores["deployed"],
+                controls.EVERY[control],
+                scores[control],
+                lead["deployed"],
+                facts["metric"],
+            ),
+        }
+        for control, lead in facts["controls"]["leads"].items()
+        if lead["deployed"]["low"] <= 0
+    ]
 
 
 def series(workspace: Workspace) -> Series:
     """The curves, samples and text that the page draws; the files are those the manifests name."""
-    collect, bench = (_manifests(workspace)[stage].facts for stage in ("collect", "bench"))
+    manifests = _manifests(workspace)
     lines = (workspace.folder("train") / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     samples = workspace.folder("bench") / "samples"
+    timed = manifests["bench"].facts["models"] if "bench" in manifests else ()
     return Series(
-        context=collect["context_text"],
+        context=manifests["collect"].facts["context_text"],
         training=[line for text in lines if (line := metrics_log.parsed(text)) is not None],
-        latencies={model: _milliseconds(samples / f"{model}.parquet") for model in bench["models"]},
+        latencies={model: _milliseconds(samples / f"{model}.parquet") for model in timed},
         run_dir=workspace.root,
     )
 
@@ -120,17 +178,10 @@ def _milliseconds(path: Path) -> np.ndarray:
 
 def headline(facts: dict[str, Any]) -> str:
     """The whole run in one sentence, good or bad."""
-    tokens, model = facts["context_tokens"]["teacher"], numbers.size(facts["models"]["deployed"]["bytes"])
-    recovered = facts["recovered"]["deployed"]
-    if recovered is None:
-        kept = "the prompt made no difference that could be measured"
-    elif recovered["value"] <= 0:
-        kept = "nothing of what the context did survives"
-    else:
-        share = numbers.percent(recovered["value"], 0)
-        kept = f"{share} of what the context did survives"
-        if recovered["value"] > 1:
-            kept = f"all of what the context did survives ({share})"
+    tokens, kept = facts["context_tokens"]["teacher"], verdict.kept(facts)
+    if facts["failed_gate"]:
+        return f"No smaller model passed the gate. The student does without a prompt of {tokens:,} tokens: {kept}"
+    model = numbers.size(facts["models"]["deployed"]["bytes"])
     return f"A prompt of {tokens:,} tokens now lives in a {model} model: {kept}, {speed.words(facts)}"
 
 
@@ -140,14 +191,15 @@ def _manifests(workspace: Workspace) -> dict[str, Manifest]:
     return {stage: manifest for stage, manifest in found.items() if manifest is not None}
 
 
-def _cautions(manifests: dict[str, Manifest]) -> list[dict[str, str]]:
+def _cautions(manifests: dict[str, Manifest], failed: Manifest | None) -> list[dict[str, str]]:
     """Every stage's doubts, in the stages' order."""
+    manifests = manifests | ({"quantize": failed} if failed else {})
     return [{"stage": name, **one} for name, m in manifests.items() for one in m.facts.get("cautions", ())]
 
 
 def _place(arm: str) -> int:
     """From the ceiling down, the recipe's own arms before the floor."""
-    order = ("ceiling", *OWN)
+    order = ("ceiling", *OWN, *controls.EVERY)
     return order.index(arm) if arm in order else len(order) + (arm == "floor")
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from distillctl import controls
+from distillctl.controls import table
 from distillctl.data import eval_table
 from distillctl.data.view_table import ViewTable
-from distillctl.metrics.scores import row_scores
+from distillctl.metrics.scores import label_scores, row_scores
 from distillctl.recipe import Recipe
 from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
@@ -20,50 +22,57 @@ def compare(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Each arm's score per held-out row, float64 [N], and this task's own part of the contract.
 
-    facts: stage → what its manifest says.
+    facts: stage → what its manifest says; without quantize, the student stands in for the deployed model.
     """
-    log_probs = _predictions(workspace, views.id, facts["collect"]["log_prior"])
+    last = "deployed" if "quantize" in facts else "student"
+    log_probs = _predictions(workspace, views.id, facts["collect"]["log_prior"], deployed=last == "deployed")
     names, export = recipe.task.names, facts["export"]
     scores = {
         arm: row_scores(found, names, views.reference, log_probs["ceiling"])[0] for arm, found in log_probs.items()
     }
+    ceiling = [names[top] for top in log_probs["ceiling"].argmax(-1)]
+    for control, said in table.read(workspace, views.id, list(controls.LABELS)).items():
+        scores[control] = label_scores(said, views.reference, ceiling)[0]
     return scores, {
         "labels": names,
-        "artifact": "quantize/model.onnx",
+        "artifact": "quantize/model.onnx" if last == "deployed" else None,
         "inputs": export["inputs"],
         "parity": {key: export[key] for key in ("max_logit_difference", "same_top", "rows")},
-        "verdicts": _verdicts(log_probs, scores),
-        "disagreements": _disagreements(recipe, views, log_probs),
+        "verdicts": _verdicts(log_probs, scores, last),
+        "disagreements": _disagreements(recipe, views, log_probs, last),
     }
 
 
-def _predictions(workspace: Workspace, ids: list[str], log_prior: list[float] | None) -> dict[str, np.ndarray]:
+def _predictions(
+    workspace: Workspace, ids: list[str], log_prior: list[float] | None, *, deployed: bool
+) -> dict[str, np.ndarray]:
     """Arm → normalised label log-probabilities [N, K] of the held-out rows, in the order of ``ids``."""
     teacher = {
         arm: calibrate(store.read(workspace, context, "eval").log_probs, log_prior)
         for arm, context in (("ceiling", "full"), ("floor", "simplified"))
     }
-    train, quantize = (
-        eval_table.log_probs(workspace.folder(stage) / "eval.parquet", ids, column, teacher["ceiling"].shape[1])
-        for stage, column in (("train", "student"), ("quantize", "deployed"))
-    )
-    return teacher | train | quantize
+    for stage, column in (("train", "student"), ("quantize", "deployed"))[: 1 + deployed]:
+        path = workspace.folder(stage) / "eval.parquet"
+        teacher |= eval_table.log_probs(path, ids, column, teacher["ceiling"].shape[1])
+    return teacher
 
 
-def _verdicts(log_probs: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> dict[str, int]:
-    """How often the top labels of ceiling and deployed differ, and which of the two was right when one was."""
-    ceiling, deployed = scores["ceiling"] > 0, scores["deployed"] > 0
+def _verdicts(log_probs: dict[str, np.ndarray], scores: dict[str, np.ndarray], last: str) -> dict[str, int]:
+    """How often the top labels of ceiling and ``last`` differ, and which of the two was right when one was."""
+    ceiling, deployed = scores["ceiling"] > 0, scores[last] > 0
     return {
         "rows": len(ceiling),
-        "different": int((log_probs["ceiling"].argmax(-1) != log_probs["deployed"].argmax(-1)).sum()),
+        "different": int((log_probs["ceiling"].argmax(-1) != log_probs[last].argmax(-1)).sum()),
         "only_teacher_right": int((ceiling & ~deployed).sum()),
         "only_deployed_right": int((deployed & ~ceiling).sum()),
     }
 
 
-def _disagreements(recipe: Recipe, views: ViewTable, log_probs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _disagreements(
+    recipe: Recipe, views: ViewTable, log_probs: dict[str, np.ndarray], last: str
+) -> list[dict[str, Any]]:
     """The rows where the two distributions lie furthest apart in total variation, ½ Σ|P − Q|, the furthest first."""
-    teacher, deployed = (np.exp(log_probs[arm]) for arm in ("ceiling", "deployed"))
+    teacher, deployed = (np.exp(log_probs[arm]) for arm in ("ceiling", last))
     distance = np.abs(teacher - deployed).sum(axis=1) / 2
     furthest = np.argsort(-distance, kind="stable")[: recipe.report.disagreements]
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from distillctl.metrics import names
 from distillctl.report import numbers, speed
 
 
@@ -16,7 +17,7 @@ def render(facts: dict[str, Any]) -> str:
         [
             _plain(name),
             numbers.percent(arm["score"]),
-            numbers.interval(arm),
+            "by construction" if name == "ceiling" and facts["ceiling_by_construction"] else numbers.interval(arm),
             _recovered(facts["recovered"].get(name)),
             *(numbers.percent(facts["metrics"][name][metric]) for metric in metrics),
             str(arm["n"]),
@@ -50,7 +51,7 @@ def render(facts: dict[str, Any]) -> str:
         for candidate in facts["candidates"]
     ]
     tokens, token = facts["context_tokens"], "token" if writes else "label"
-    corpus = [f"corpus {numbers.metric(metric)}" for metric in metrics]
+    corpus = [f"corpus {names.named(metric)}" for metric in metrics]
     first = ["first token", "tokens/s"] if writes else []
     return "\n".join(
         [
@@ -59,21 +60,24 @@ def render(facts: dict[str, Any]) -> str:
             f"**{_plain(facts['headline'])}.** "
             f"Each query shrinks from {tokens['teacher']:,} to {tokens['student']:,} tokens.",
             "",
-            *_table(["arm", numbers.metric(facts["metric"]), "95 % interval", "recovered", *corpus, "rows"], arms),
+            *_cautions(facts["cautions"]),
+            *_table(["arm", names.named(facts["metric"]), "95 % interval", "recovered", *corpus, "rows"], arms),
             "",
+            *_controls(facts),
             *_table(
                 ["model", "size", *first, "p50", "p90", "p99", "peak memory", "deployed is faster by", "ran in"], models
             ),
             "",
             *_loadgen(facts.get("loadgen")),
             *_devices(facts["devices"]["measured"]),
+            *([f"**{_plain(facts['failed_gate']['why'])}**", ""] if facts["failed_gate"] else []),
             "<details><summary>Candidates</summary>",
             "",
             *_table(["candidate", "size", "p50", "KL to fp32", f"same top {token}", "inside the gate"], candidates),
             "",
             "</details>",
             "",
-            f"Deployed graph: `{facts['artifact']}`",
+            f"Deployed graph: `{facts['artifact']}`" if facts["artifact"] else "Nothing is deployed.",
             "",
         ]
     )
@@ -81,6 +85,19 @@ def render(facts: dict[str, Any]) -> str:
 
 def _ran(model: dict[str, Any]) -> str:
     return _plain(speed.running(model)) if "runtime" in model else numbers.UNKNOWN
+
+
+def _cautions(found: Sequence[dict[str, str]]) -> list[str]:
+    """Nothing where there is none."""
+    return ["> [!CAUTION]", *(f"> - {one['stage']}: {_plain(one['text'])}" for one in found), ""] if found else []
+
+
+def _controls(facts: dict[str, Any]) -> list[str]:
+    """What the models are better by than what costs nothing, in percentage points, paired over rows."""
+    leads = facts["controls"]["leads"]
+    arms = list(next(iter(leads.values())))
+    rows = [[name, *(numbers.points(lead[arm]) for arm in arms)] for name, lead in leads.items()]
+    return [*_table(["control", *(f"{arm} is better by (points)" for arm in arms)], rows), ""]
 
 
 def _loadgen(found: dict[str, Any] | None) -> list[str]:

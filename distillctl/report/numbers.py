@@ -9,22 +9,6 @@ UNKNOWN = "–"
 _SPACE = "\u00a0"
 
 
-_METRICS = {
-    "agreement": "agreement with the teacher",
-    "exact": "exact answers",
-    "format": "answers in the right format",
-    "chrf": "chrF",
-    "bleu": "BLEU",
-    "rouge_l": "ROUGE-L",
-}
-
-
-def metric(name: str) -> str:
-    """chrf → chrF; chrf vs ceiling → chrF against the teacher's answers."""
-    short, against_ceiling, _ = name.partition(" vs ceiling")
-    return _METRICS.get(short, short) + " against the teacher's answers" * bool(against_ceiling)
-
-
 def percent(share: float | None, digits: int = 1) -> str:
     """0.688 → 68.8 %."""
     return UNKNOWN if share is None else f"{_signed(100 * share, digits)}{_SPACE}%"

@@ -11,9 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from distillctl.data.rows import left_out
+from distillctl.metrics import names
 from distillctl.report import charts, numbers, speed, use
 from distillctl.report.contract import Series
-from distillctl.report.drawing import NAMES
+from distillctl.report.drawing import COLOUR, NAMES
 
 SPEAKERS = {
     "ceiling": "Teacher, prompted",
@@ -33,11 +34,13 @@ def render(facts: dict[str, Any], series: Series) -> str:
         .render(
             facts,
             context=series.context,
+            content_measured=names.measures_content(facts["metric"]),
             charts=_charts(facts, series),
             names=NAMES,
+            coloured=COLOUR,
             speakers=SPEAKERS,
-            folder=str(Path(facts["artifact"]).parent),
-            code=use.code(facts, series.run_dir),
+            folder=str(Path(facts["artifact"] or ".").parent),
+            code=use.code(facts, series.run_dir) if facts["artifact"] else {},
         )
     )
 
@@ -48,10 +51,12 @@ def _charts(facts: dict[str, Any], series: Series) -> dict[str, Markup]:
         "training": charts.training(series.training),
         "candidates": charts.candidates(facts),
         "front": charts.front(facts),
-        "latencies": charts.latencies(facts, series.latencies),
     }
+    if facts["models"]:
+        found["latencies"] = charts.latencies(facts, series.latencies)
     if facts["task"] == "generate":
-        found["speeds"] = charts.speeds(facts["models"])
+        if facts["models"]:
+            found["speeds"] = charts.speeds(facts["models"])
         if facts["necessity"]:
             found["necessity"] = charts.necessity(facts["necessity"])
     return found
@@ -75,7 +80,7 @@ def _environment() -> Environment:
         running=speed.running,
         count=numbers.count,
         nats=numbers.nats,
-        metric=numbers.metric,
+        metric=names.named,
         moment=_moment,
         initial=_initial,
         voices=_voices,

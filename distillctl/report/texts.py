@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from distillctl.data import eval_table, view_table
+from distillctl import controls
+from distillctl.controls import table
+from distillctl.data import eval_table, field_references, view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
-from distillctl.metrics import leakage, text
+from distillctl.metrics import fields, leakage, text
+from distillctl.metrics.statistics import mean_interval
 from distillctl.recipe import Recipe, Text
 from distillctl.report import necessity
 from distillctl.runtimes import text_folder
@@ -27,21 +32,27 @@ def compare(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Each arm's score per held-out row, float64 [N], and this task's own part of the contract.
 
-    facts: stage → what its manifest says.
+    facts: stage → what its manifest says; without quantize, the student stands in for the deployed model.
     """
+    last = "deployed" if "quantize" in facts else "student"
     task, collect = recipe.generate, facts["collect"]
     teacher = {PUBLIC.get(arm, arm): _read(workspace, arm, "eval") for arm in (CEILING, FLOOR, *recipe.contexts.arms)}
-    train, quantize = (
-        eval_table.read(workspace.folder(stage) / "eval.parquet", views.id) for stage in ("train", "quantize")
-    )
-    own = {"deployed": quantize["deployed"], "student": train["student"]}
+    tables = {
+        arm: eval_table.read(workspace.folder(stage) / "eval.parquet", views.id)
+        for arm, stage in (("deployed", "quantize"), ("student", "train"))
+        if stage in facts
+    }
+    train = tables["student"]
+    own = {arm: found[arm] for arm, found in tables.items()}
     own |= {"control": train["control"]} if "control" in train else {}
+    own |= table.read(workspace, views.id, list(controls.TEXTS))
     said = {arm: found.text for arm, found in teacher.items()} | own
     against = (views.reference, said["ceiling"], task.format)
-    scores = {arm: text.row_scores(task.metrics[0], found, *against) for arm, found in said.items()}
+    scores = {arm: text.row_scores(task.score, found, *against) for arm, found in said.items()}
     # Without references that is what `metrics` has already.
     alike = [name for name in task.metrics if name != "format"] if views.has_references else []
-    likeness = text.row_scores("chrf", said["deployed"], [None], said["ceiling"], None)
+    likeness = text.row_scores("chrf", said[last], [None], said["ceiling"], None)
+    graphs = workspace.folder("quantize" if last == "deployed" else "export")
     cut = {"ceiling": teacher["ceiling"].cut, "floor": teacher["floor"].cut, "student": train["student_cut"]}
 
     def answers(rows: list[int]) -> list[dict[str, Any]]:
@@ -50,7 +61,7 @@ def compare(
                 "input": views.input[row],
                 "reference": views.reference[row],
                 "likeness": float(likeness[row]),
-                "said": {arm: said[arm][row] for arm in SHOWN},
+                "said": {arm: said[arm][row] for arm in SHOWN if arm in said},
                 "cut": [arm for arm, column in cut.items() if column[row]],
             }
             for row in rows
@@ -60,10 +71,12 @@ def compare(
     furthest = np.argsort(likeness, kind="stable")[: recipe.report.disagreements]
     lengths = np.array([len(ids) for ids in teacher["ceiling"].token_ids])
     return scores, {
-        "artifact": f"quantize/{_graph(facts['export'])}",
+        "artifact": f"quantize/{_graph(facts['export'])}" if last == "deployed" else None,
+        "fields": _fields(said),
+        "fields_by_reference": _fields_by_reference(recipe, workspace, views.id, said),
         "builder": facts["export"]["builder"],
-        "genai": (workspace.folder("quantize") / "genai_config.json").is_file(),
-        "begin": text_folder.begin(workspace.folder("quantize")) if facts["export"]["builder"] != "seq2seq" else [],
+        "genai": (graphs / "genai_config.json").is_file(),
+        "begin": text_folder.begin(graphs) if facts["export"]["builder"] != "seq2seq" else [],
         "stop": list(task.stop),
         "max_new_tokens": task.max_new_tokens,
         "metrics": collect["metrics"] | {arm: text.corpus(task.metrics, found, *against) for arm, found in own.items()},
@@ -71,14 +84,14 @@ def compare(
             arm: text.corpus(alike, found, [None], said["ceiling"], None) for arm, found in said.items() if alike
         },
         "responses": collect["responses"],
-        "per_token": _per_token(train, quantize, lengths, facts["train"]["control"]),
+        "per_token": _per_token(tables, lengths, facts["train"]["control"]),
         "necessity": collect["necessity"]
         and collect["necessity"] | necessity.spread(teacher["floor"].context_kl or []),
         "leakage": _leakage(recipe, workspace, views, own),
         "verdicts": {
             "rows": len(views.id),
-            "different": _different(said["ceiling"], said["deployed"]),
-            "quantization": _different(said["student"], said["deployed"]),
+            "different": _different(said["ceiling"], said[last]),
+            "quantization": _different(said["student"], said[last]),
             "likeness": float(likeness.mean()),
         },
         "sampled": answers(sampled.tolist()),
@@ -97,13 +110,47 @@ def _graph(export: dict[str, Any]) -> str:
     return "decoder_model_merged.onnx" if export["builder"] == "seq2seq" else "model.onnx"
 
 
+def _fields(said: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    """Key of the teacher's JSON → arm → share of the rows with the teacher's own value; of those where it has one."""
+    found = {}
+    for key in fields.keys(said["ceiling"]):
+        wanted = fields.values(said["ceiling"], key)
+        rows = [row for row, value in enumerate(wanted) if value is not None]
+        found[key] = {
+            arm: float(np.mean([own[row] == wanted[row] for row in rows]))
+            for arm, texts in said.items()
+            for own in [fields.values(texts, key)]
+        }
+    return found
+
+
+def _fields_by_reference(
+    recipe: Recipe, workspace: Workspace, ids: list[str], said: dict[str, list[str]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Key of `task.fields` → arm → share of right values on the rows where the data have one: value, low, high, n."""
+    wanted = recipe.generate.fields
+    references = field_references.read(workspace.folder("collect"), ids, wanted) if wanted else {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for key, values in references.items():
+        rows = [row for row, value in enumerate(values) if value is not None]
+        found[key] = {}
+        for arm, texts in said.items() if rows else ():
+            own = [
+                None if value is None else field_references.text_of(json.loads(value))
+                for value in fields.values(texts, key)
+            ]
+            right = np.array([own[row] == values[row] for row in rows], dtype=np.float64)
+            found[key][arm] = {**asdict(mean_interval(right, seed=recipe.seed)), "n": len(rows)}
+    return found
+
+
 def _per_token(
-    train: dict[str, Any], quantize: dict[str, Any], lengths: np.ndarray, control: dict[str, Any] | None
+    tables: dict[str, dict[str, Any]], lengths: np.ndarray, control: dict[str, Any] | None
 ) -> dict[str, dict[str, float | None]]:
     """Arm → KL from the teacher, −log Q of its response, share of its first choices; None: not measured."""
     found = {
         arm: {key: _mean(columns.get(key), lengths) for key in ("kl", "nll", "same_top")}
-        for arm, columns in (("deployed", quantize), ("student", train))
+        for arm, columns in tables.items()
     }
     if control is not None:
         found["control"] = {"kl": control["kl"], "nll": control["nll"], "same_top": control["agreement"]}
@@ -131,14 +178,14 @@ def _leakage(recipe: Recipe, workspace: Workspace, views: ViewTable, own: dict[s
     count = 0
     folder = workspace.folder("collect")
     for split in ("train", "eval"):
-        table = view_table.read(folder / "views.parquet", split)
-        place = {row: index for index, row in enumerate(table.id)}
+        split_views = view_table.read(folder / "views.parquet", split)
+        place = {row: index for index, row in enumerate(split_views.id)}
         said = _read(workspace, CEILING, split)
         rows = [place[row] for row in said.id]
         count += len(rows)
-        for row, response, spans in zip(rows, said.text, _spans(said.text, table, rows), strict=True):
+        for row, response, spans in zip(rows, said.text, _spans(said.text, split_views, rows), strict=True):
             if spans:
-                found.append({"split": split, "input": table.input[row], "text": response, "spans": spans})
+                found.append({"split": split, "input": split_views.input[row], "text": response, "spans": spans})
     found.sort(key=lambda one: -sum(span["end"] - span["start"] for span in one["spans"]))
     everyone = list(range(len(views.id)))
     return {

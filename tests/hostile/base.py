@@ -102,7 +102,7 @@ def _finish() -> None:
     report_run.commit(space, "export", ["model.onnx", "config.json", "tokenizer.json"], measured)
     report_run.table(space.folder("quantize") / "eval.parquet", id=ids, deployed=[[-1.0, -1.1, -1.2]] * len(ids))
     candidate = report_run.candidate("dynamic_int8", 1000, 0.01, 3.0) | {"chosen": True}
-    chosen = {"chosen": "dynamic_int8", "bytes": 1000, "kl": 0.01, "same_top": 1.0, "score": 0.5}
+    chosen = {"chosen": "dynamic_int8", "bytes": 1000, "kl": 0.01, "same_top": 1.0, "score": 0.5, "metric": "accuracy"}
     chosen |= {"fp32": {"bytes": 1000, "score": 0.5, "p50_ms": 3.0}, "candidates": [candidate], "not_tried": []}
     report_run.commit(space, "quantize", ["model.onnx", "config.json", "tokenizer.json", "eval.parquet"], chosen)
     report_run.bench(space, np.random.default_rng(0))

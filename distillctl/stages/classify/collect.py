@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import cautions, console, references
+from distillctl import console, references
 from distillctl.data import examples, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import CEILING, PUBLIC
@@ -115,11 +115,7 @@ def _findings(
 ) -> dict[str, object]:
     """The arms' scores with intervals, their distance from the ceiling, and the prior."""
     references = [example.reference for example, counts in zip(dataset.eval, kept["eval"], strict=True) if counts]
-    if 0 < (without := references.count(None)) < len(references):
-        cautions.add(
-            "references-incomplete",
-            f"{without} of {len(references)} eval rows have no reference: arms are scored by agreement instead",
-        )
+    comparison.warn_references(references)
     held_out = {arm: found.log_probs[kept[split]] for (arm, split), found in labels.items() if split == "eval"}
     mass = {arm: found.mass[kept[split]] for (arm, split), found in labels.items() if split == "eval"}
     calibrated = {arm: soft_labels.calibrate(log_probs, log_prior) for arm, log_probs in held_out.items()}
@@ -134,7 +130,14 @@ def _findings(
         for arm, log_probs in held_out.items()
     }
     arms, gaps = comparison.compare({PUBLIC.get(arm, arm): values for arm, values in rows.items()}, metric, recipe.seed)
-    comparison.warn(gaps)
+    effects = {
+        PUBLIC.get(arm, arm): comparison.context_effect(
+            calibrated[CEILING].argmax(-1) != log_probs.argmax(-1), scores.kl(calibrated[CEILING], log_probs)
+        )
+        for arm, log_probs in calibrated.items()
+        if arm != CEILING
+    }
+    comparison.warn(effects, gaps, metric)
     label_checks.check_mass(mass[CEILING], store.likeliest(labels[CEILING, "eval"], SHOWN_ROWS))
     train = soft_labels.calibrate(labels[CEILING, "train"].log_probs[kept["train"]], log_prior)
     label_checks.check_labels(recipe.task.names, train, calibrated[CEILING], references)
@@ -145,5 +148,6 @@ def _findings(
         "log_prior": None if log_prior is None else [float(v) for v in log_prior],
         "arms": arms,
         "gaps": gaps,
+        "context_effects": effects,
         "label_mass": {arm: float(np.median(masses)) for arm, masses in mass.items()},
     }

@@ -13,6 +13,7 @@ from distillctl import console
 from distillctl.data import eval_table, view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.graphs import beside, card
+from distillctl.metrics import doubts
 from distillctl.quantizers import labels, search
 from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.quantizers.search import FP32
@@ -56,8 +57,12 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
                 },
                 recipe.quantize,
                 "label",
+                "accuracy",
             )
-        _write_eval(staged / "eval.parquet", views.id, answers[settled.chosen.name])
+        deployed = answers[settled.chosen.name]
+        _write_eval(staged / "eval.parquet", views.id, deployed)
+        names = np.array(recipe.task.names)
+        doubts.collapse("deployed", *(names[one.argmax(-1)].tolist() for one in (deployed.log_probs, rows.teacher)))
         reading = Reading.of(recipe, views, train, staged)
         text = card.render(recipe, collect, train, reading, settled.shown)
         (staged / "README.md").write_text(text, encoding="utf-8")

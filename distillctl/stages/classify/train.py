@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 from accelerate.utils import set_seed
 
 from distillctl import ranks
+from distillctl.controls import MOST_ROWS, review
+from distillctl.controls import labels as label_controls
+from distillctl.controls import table as controls
 from distillctl.data import view_table
 from distillctl.data.spool import Picked, Spool
 from distillctl.errors import UpstreamError
@@ -46,7 +49,20 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         train_folder.save(student, folder / "model")
         ids = view_table.column(_views(workspace), "eval", "id")
         _write_predictions(folder / "eval.parquet", ids, columns)
-    return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet"], facts=facts)
+        facts["controls"] = _write_controls(recipe, workspace, ids, data["train"])
+        review.labels("student", predictions, recipe, workspace)
+    return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet", controls.FILE], facts=facts)
+
+
+def _write_controls(recipe: Recipe, workspace: Workspace, ids: list[str], train: Rows) -> dict[str, int]:
+    """Their answers to the eval rows; how many train rows they learned from."""
+    rows = range(min(len(train.ids), MOST_ROWS))
+    texts = view_table.column(_views(workspace), "train", "simplified")[: len(rows)]
+    held_out = view_table.column(_views(workspace), "eval", "simplified")
+    controls.write(
+        workspace, ids, label_controls.answers(texts, train.distributions(rows), held_out, recipe.task.names)
+    )
+    return {"train_rows": len(rows)}
 
 
 def _views(workspace: Workspace) -> Path:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from distillctl import cautions, console, references
-from distillctl.data import examples, views
+from distillctl.data import examples, field_references, views
 from distillctl.data.examples import Dataset, Example
 from distillctl.data.responses import Response, check_given, ended
 from distillctl.data.spool import Spool
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
 from distillctl.engines.tasks import Asked, Compared, Crew, Task
 from distillctl.errors import RecipeError
-from distillctl.metrics import comparison
+from distillctl.metrics import comparison, names
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import Tally
 from distillctl.recipe import Given, Greedy, HuggingFaceTeacher, Recipe, Sampled, Sampling, Text, implementation
@@ -80,7 +80,11 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         }
     teacher_arms.write_views(folder, dataset, arms)
     shards.drop_others(folder, (shard for part in plan.values() for shard in part))
-    return Outcome(outputs=["views.parquet", "shards"], facts=_findings(recipe, dataset, work) | facts)
+    outputs = ["views.parquet", "shards"]
+    if recipe.generate.fields:
+        facts["field_references"] = field_references.write(folder, recipe.generate, dataset.eval)
+        outputs.append(field_references.FILE)
+    return Outcome(outputs=outputs, facts=_findings(recipe, dataset, work) | facts)
 
 
 def _asked(recipe: Recipe, arm: str, split: str, example: Example) -> Asked:
@@ -188,24 +192,36 @@ def _findings(recipe: Recipe, dataset: Dataset, work: _Work) -> dict[str, Any]:
     """The arms' scores with intervals, their distance from the ceiling, and what the responses are like."""
     task = recipe.generate
     wanted = [example.reference for example in dataset.eval]
-    if 0 < (without := wanted.count(None)) < len(wanted):
-        cautions.add(
-            "references-incomplete",
-            f"{without} of {len(wanted)} eval rows have no reference: arms are compared with the ceiling",
-        )
+    comparison.warn_references(wanted)
     said = {PUBLIC.get(name, name): _texts(work, name, len(wanted)) for name in work.arms}
     against = (wanted, said["ceiling"], task.format)
-    rows = {arm: text_metrics.row_scores(task.metrics[0], texts, *against) for arm, texts in said.items()}
-    metric = text_metrics.metric_name(task.metrics[0], wanted)
+    rows = {arm: text_metrics.row_scores(task.score, texts, *against) for arm, texts in said.items()}
+    metric = text_metrics.metric_name(task.score, wanted)
+    if not names.measures_content(metric):
+        cautions.add(
+            "content-not-measured",
+            "The recipe's only metric is the share in the right format, which says nothing about what the answers say. "
+            "Add one that measures content to task.metrics: fields (for JSON), exact, chrf, bleu or rouge_l.",
+        )
     arms, gaps = comparison.compare(rows, metric, recipe.seed)
-    comparison.warn(gaps)
+    necessity = _necessity(work)
+    effects = {
+        arm: comparison.context_effect(
+            np.array([own.strip() != full.strip() for own, full in zip(texts, said["ceiling"], strict=True)]),
+            necessity["mean"] if necessity and arm == "floor" else None,
+        )
+        for arm, texts in said.items()
+        if arm != "ceiling"
+    }
+    comparison.warn(effects, gaps, metric)
     return {
         "metric": metric,
         "metrics": {arm: text_metrics.corpus(task.metrics, texts, *against) for arm, texts in said.items()},
         "arms": arms,
         "gaps": gaps,
+        "context_effects": effects,
         "responses": _responses(work),
-        "necessity": _necessity(work),
+        "necessity": necessity,
     }
 
 

@@ -16,6 +16,7 @@ from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.data.view_table import ViewTable
 from distillctl.graphs import beside, text_card
+from distillctl.metrics import doubts
 from distillctl.metrics import text as text_metrics
 from distillctl.quantizers import search, texts
 from distillctl.quantizers.search import FP32
@@ -60,9 +61,11 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
                 {"bytes": graph_bytes(exported), "score": scores[FP32], "p50_ms": answers[FP32].p50_ms},
                 recipe.quantize,
                 "token",
+                text_metrics.metric_name(recipe.generate.score, held_out.views.reference),
             )
         chosen = settled.chosen.name
         _write_eval(staged / "eval.parquet", held_out.views.id, said[chosen], answers[chosen])
+        doubts.collapse("deployed", said[chosen], held_out.said.text)
         reading, begin = Reading.of(recipe, held_out.views, train, staged), text_folder.begin(staged)
         text = text_card.render(recipe, collect, train, reading, settled.shown, export["builder"], begin)
         (staged / "README.md").write_text(text, encoding="utf-8")
@@ -90,10 +93,10 @@ class _HeldOut:
         return [clean(graph.decode(ids), self.recipe.generate.stop) for ids in answers.ids]
 
     def score(self, said: list[str]) -> float:
-        """By the first metric, against the references or without them the teacher's answers."""
+        """By the recipe's score, against the references or without them the teacher's answers."""
         task = self.recipe.generate
         against = (self.views.reference, self.said.text, task.format)
-        return text_metrics.corpus(task.metrics[:1], said, *against)[task.metrics[0]]
+        return text_metrics.corpus([task.score], said, *against)[task.score]
 
 
 def _some_train_rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> ResponseRows:

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 from accelerate.utils import set_seed
 
 from distillctl import cautions, ranks
+from distillctl.controls import MOST_ROWS, review
+from distillctl.controls import table as controls
+from distillctl.controls import texts as text_controls
 from distillctl.data import responses as response_texts
 from distillctl.data import view_table
 from distillctl.losses.heads import check_head
@@ -49,13 +52,16 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         )
     student = _within_reach(recipe, student, data)
     done = _train(collected, student, data, "student", recipe.train.loss)
-    control = None
+    control, learned_from = None, 0
     if recipe.train.control:  # with the same tokens
         control = _train(collected, collected.student(), data, "control", (CrossEntropy(),))
     if ranks.is_first():
         student.model.generation_config = greedy_config(student.model, done.stop_ids, recipe.generate.max_new_tokens)
         train_folder.save(student, folder / "model")
-        _write(folder, view_table.column(collected.views, "eval", "id"), done, control)
+        ids = view_table.column(collected.views, "eval", "id")
+        _write(folder, ids, done, control)
+        learned_from = _write_controls(collected, ids)
+        review.texts("student", done.texts, recipe, workspace)
     facts = done.figures | done.fit.facts | {
         "parameters": student.model.num_parameters(),
         "max_length": student.max_length,
@@ -66,8 +72,9 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         "stop_ids": done.stop_ids,
         "encoder_decoder": student.is_encoder_decoder,
         "shared_tokenizer": shares_tokenizer,
+        "controls": {"train_rows": learned_from},
     }  # fmt: skip
-    return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet"], facts=facts)
+    return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet", controls.FILE], facts=facts)
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,26 @@ def _train(
     )
     figures = {"kl": None, **scores.figures, "metrics": metrics}
     return _Trained(fit, stop_ids, scores, ids, texts, figures)
+
+
+def _write_controls(collected: _Collected, ids: list[str]) -> int:
+    """Their answers to the eval rows; how many train rows they learned from."""
+    first: dict[str, str] = {}  # of several responses to a row
+    for part in collected.responses("train"):
+        for row, answer in zip(part.id, part.text, strict=True):
+            first.setdefault(row, answer)
+        if len(first) >= MOST_ROWS:
+            break
+    train = {
+        row: view
+        for names, views in view_table.parts(collected.views, "train", "id", "simplified")
+        for row, view in zip(names, views, strict=True)
+        if row in first
+    }
+    held_out = view_table.column(collected.views, "eval", "simplified")
+    said = [first[row] for row in train]
+    controls.write(collected.workspace, ids, text_controls.answers(list(train.values()), said, held_out))
+    return len(train)
 
 
 def _stop_ids(collected: _Collected, student: Student) -> list[int]:

@@ -1,0 +1,32 @@
+"""train/controls.parquet: what each control answers to every held-out row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distillctl.data import eval_table
+from distillctl.errors import UpstreamError
+from distillctl.workspace import Workspace, replacing
+
+FILE = "controls.parquet"
+
+
+def write(workspace: Workspace, ids: Sequence[str], answers: Mapping[str, Sequence[str]]) -> None:
+    """Write a column for each control."""
+    columns = {name: pa.array(column, pa.string()) for name, column in answers.items()}
+    with replacing(workspace.folder("train") / FILE) as temporary:
+        pq.write_table(pa.table({"id": pa.array(ids, pa.string()), **columns}), temporary)
+
+
+def read(workspace: Workspace, ids: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Control → its answers, in the order of ``ids``; UpstreamError unless all of ``names`` answer every row."""
+    path = workspace.folder("train") / FILE
+    found: dict[str, Any] = eval_table.read(path, ids)
+    for name in names:
+        if not all(isinstance(answer, str) for answer in found.get(name, [None])):
+            raise UpstreamError(f"no answers of the control {name}", where=str(path), next="distillctl train RECIPE")
+    return {name: found[name] for name in names}

@@ -1,0 +1,53 @@
+"""What a run's figures allow to be said of the context's effect, and where they allow nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distillctl.metrics import names
+from distillctl.report import numbers
+
+FEWEST_ROWS = 100
+WIDEST = 0.3
+"""With fewer held-out rows, or a wider interval of what is recovered, there is no verdict."""
+
+
+def subject(facts: dict[str, Any]) -> str:
+    """The arm that the report is about: the deployed model, or the student where none was deployed."""
+    return "deployed" if "deployed" in facts["arms"] else "student"
+
+
+def kept(facts: dict[str, Any]) -> str:
+    """How much of what the context did survives, with its interval and its metric; or why there is no verdict."""
+    arm, measure = facts["recovered"][subject(facts)], names.named(facts["metric"])
+    if not names.measures_content(facts["metric"]):
+        return "what its answers say was not measured"
+    if arm is None:
+        return f"the prompt made no difference that could be measured by {measure}"
+    if doubt := _doubt(facts, arm):
+        return f"{doubt} to say how much of what the context did survives"
+    told = f"{numbers.percent(arm['value'], 0)} ({numbers.interval(arm, 0)})"
+    if arm["value"] <= 0:
+        return f"nothing of what the context did survives by {measure} ({told})"
+    if arm["low"] > 1:
+        return f"all of what the context did survives by {measure} ({told})"
+    return f"{told} of what the context did survives by {measure}"
+
+
+def cautions(facts: dict[str, Any]) -> list[dict[str, str]]:
+    """The report's own doubts: too few rows, or too wide an interval."""
+    arm = facts["recovered"][subject(facts)]
+    if not names.measures_content(facts["metric"]) or not (doubt := _doubt(facts, arm)):
+        return []
+    told = "" if arm is None else f"; recovered {arm['value']:.2f} ({arm['low']:.2f} … {arm['high']:.2f})"
+    text = f"{facts['arms']['ceiling']['n']:,} held-out rows{told}: {doubt} for a verdict. Raise data.eval_rows."
+    return [{"stage": "report", "code": "too-few-rows", "text": text}]
+
+
+def _doubt(facts: dict[str, Any], recovered: dict[str, float] | None) -> str | None:
+    rows = facts["arms"]["ceiling"]["n"]
+    if rows < FEWEST_ROWS:
+        return f"{rows:,} held-out rows are too few"
+    if recovered and recovered["high"] - recovered["low"] > WIDEST:
+        return f"the interval of {numbers.interval(recovered, 0)} is too wide"
+    return None
