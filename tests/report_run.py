@@ -141,6 +141,8 @@ def _collect(workspace: Workspace, truth: np.ndarray | None, said: dict[str, np.
     for arm, name in names.items():
         found = mean_interval(right[arm])
         arms[name] = {"score": found.value, "low": found.low, "high": found.high, "n": ROWS, "metric": metric}
+    if truth is None:  # compared with itself, as collect has it
+        arms["ceiling"]["low"] = 1.0
     gaps = {names[arm]: vars(difference_interval(right["full"], right[arm])) for arm in ("simplified", "cue_only")}
     commit(
         workspace,
