@@ -35,7 +35,16 @@ def test_run_commits_every_stage_and_prints_one_object(ran):
     recipe, run, done = ran
     found = json.loads(done.stdout)
     assert list(found["stages"]) == STAGES
-    assert set(found["arms"]) == {"ceiling", "floor", "cue_only", "student", "control", "deployed"}
+    assert set(found["arms"]) == {
+        "ceiling",
+        "floor",
+        "cue_only",
+        "student",
+        "control",
+        "deployed",
+        "majority",
+        "bag_of_words",
+    }
     assert set(found["models"]) == {"teacher", "teacher_cached", "fp32", "deployed"}
     assert set(found["recovered"]) >= {"student", "deployed"}
     for name in ("recipe.lock.yaml", "collect/views.parquet", "train/model/model.safetensors", "train/metrics.jsonl",

@@ -153,9 +153,9 @@ def test_answers_of_one_token_have_no_speed_of_the_others(tmp_path: Path) -> Non
 
 def test_genai_is_told_the_tokens_that_begin_a_view(workspace: Workspace, facts: dict[str, Any], text: str) -> None:
     assert facts["begin"] == []
-    assert "ids = tokenizer.encode(view)\n" in text
+    assert "ids = list(tokenizer.encode(view(text)))\n" in html.unescape(text)
     other = html.unescape(page.render(facts | {"begin": [2]}, contract.series(workspace)))
-    assert "ids = [2] + list(tokenizer.encode(view))\n" in other
+    assert "ids = [2] + list(tokenizer.encode(view(text)))\n" in other
     assert "<code>2</code>): put them in front" in other
 
 
@@ -399,7 +399,7 @@ def test_what_the_page_says_to_type_gives_the_deployed_models_answer(example: st
     valid = [said.partition("\N{REPLACEMENT CHARACTER}")[0] for said in answers]
     row = max(range(len(valid)), key=lambda place: len(valid[place]))
     code = html.unescape(found[1]).replace(repr(views.simplified[0]), repr(views.simplified[row]))
-    printed = subprocess.check_output([sys.executable, "-c", code], text=True)
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=workspace.root)
     said = answers[row]
     if example == "use-genai":
         printed, said = printed.partition("\N{REPLACEMENT CHARACTER}")[0], valid[row]
