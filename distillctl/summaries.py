@@ -180,9 +180,20 @@ def _distance(facts: Mapping[str, Any]) -> str:
     """From the teacher, per row of labels or per token of a response."""
     if "nll" not in facts:
         return f"KL to the teacher {facts['kl']:.4f} nats, same top label {facts['agreement']:.3f}"
-    kl = "" if facts["kl"] is None else f"KL to the teacher {facts['kl']:.4f} nats per token, "
+    kl = "" if facts["kl"] is None else f"{kl_name(facts)} {facts['kl']:.4f} nats per token{_dropped(facts)}, "
     metrics = ", ".join(f"{names.named(name)} {value:.3f}" for name, value in facts["metrics"].items())
     return f"{kl}−log Q of its responses {facts['nll']:.4f}, same top token {facts['agreement']:.3f}; {metrics}"
+
+
+def kl_name(facts: Mapping[str, Any]) -> str:
+    """What a KL of response tokens is a KL of (`training.generation.Scores`)."""
+    if facts.get("kl_lumped"):
+        return "KL to the teacher (its shown tokens, and all others as one outcome)"
+    return "KL to the teacher" if facts.get("dropped_mass") is None else "KL to the teacher over the kept vocabulary"
+
+
+def _dropped(facts: Mapping[str, Any]) -> str:
+    return "" if (mass := facts.get("dropped_mass")) is None else f" ({mass:.2%} of the teacher's mass lies outside it)"
 
 
 def _export(facts: Mapping[str, Any]) -> Iterator[Any]:

@@ -45,9 +45,27 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class DenseTargets(Targets):
-    """The whole distribution: log_probs float32 [N, V], normalised, −inf allowed."""
+    """The whole distribution: log_probs float32 [N, V], normalised, −inf allowed.
+
+    dropped: float32 [N], the teacher's mass outside the student's vocabulary; None where none was trimmed.
+    """
 
     log_probs: Tensor
+    dropped: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredTargets(Targets):
+    """An eval row's distribution, to measure KL(P‖Q) with: the named tokens exactly, the rare others by draws.
+
+    log_probs float32 [N, V], −inf for tokens that are not named; log_tail float32 [N], the log of the mass of those
+    (−inf: none), and drawn: some of them. dropped: as of `DenseTargets`.
+    """
+
+    log_probs: Tensor
+    log_tail: Tensor
+    drawn: SampledTargets
+    dropped: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +75,7 @@ class TopKTargets(Targets):
     ids int64 [N, k], −1 = missing rank; log_probs float32 [N, k], normalised over the whole vocabulary, −inf where
     missing; log_tail float32 [N], the log of the mass of all other tokens (−inf: none); log_sums: temperature T →
     log Σ_v exp(log p_v / T) over the whole vocabulary, float32 [N], from which the head follows exactly at that T.
-    drawn: Σ_j w_j f(id_j) estimates Σ_v p_v f(v) over the others; its entropy is Σ_v −p_v log(p_v / p̄) over them.
+    drawn: Σ_j w_j f(id_j) estimates Σ_v p_v f(v) over the others. dropped: as of `DenseTargets`, estimated.
     """
 
     ids: Tensor
@@ -65,19 +83,20 @@ class TopKTargets(Targets):
     log_tail: Tensor
     log_sums: dict[float, Tensor]
     drawn: SampledTargets | None = None
+    dropped: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class SampledTargets(Targets):
     """Tokens drawn from (a proposal for) P, with importance weights: Σ_j w_j f(id_j) estimates Σ_v p_v f(v).
 
-    ids int64 [N, m], −1 = padding; weights float32 [N, m], 0 where padding, not self-normalised; entropy float32 [N],
-    H(P) in nats, exact.
+    ids int64 [N, m], −1 = padding; weights float32 [N, m], 0 where padding, not self-normalised; log_probs float32
+    [N, m], log p of each drawn token, 0 where padding.
     """
 
     ids: Tensor
     weights: Tensor
-    entropy: Tensor
+    log_probs: Tensor
 
 
 @dataclass(frozen=True, eq=False)

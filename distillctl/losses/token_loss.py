@@ -3,9 +3,12 @@
 The whole distribution is compared outcome by outcome. Of the k likeliest tokens all others make one more outcome, on
 both sides: Σ_S P log(P/Q) + p̄ log(p̄/q̄), and so on for every divergence, none of which can grow by lumping
 (renormalising the head instead inflates it; Anshumann et al. 2025, "Sparse Logit Sampling"). Drawn tokens give the
-cross-entropy −Σ w log Q without bias, and with the teacher's entropy the KL; where some of the others were drawn, the
-forward KL at T = 1 so regains what the lumped tail hides, p̄ KL(P/p̄ ‖ Q/q̄) over them. Natural logs; float32, or float64
-where the logits are.
+gradient of the forward KL at T = 1 without bias, and its value as `_drawn_kl` has it; where some of the others were
+drawn, the forward KL so regains what the lumped tail hides, p̄ KL(P/p̄ ‖ Q/q̄) over them. Natural logs; float32, or
+float64 where the logits are.
+
+P and Q are both over the student's vocabulary. Where that was trimmed, the teacher's probabilities were normalised
+again over the tokens that stayed, so no KL is below 0, whatever was kept of P.
 """
 
 from __future__ import annotations
@@ -15,12 +18,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from distillctl.errors import RecipeError
 from distillctl.losses.cross_tokenizer import uld
 from distillctl.losses.divergences import cross_entropy
 from distillctl.losses.named_tokens import NOTHING, NamedTokens, named_tokens, precise
-from distillctl.losses.targets import AlignedTargets, DenseTargets, SampledTargets, Targets, TopKTargets
+from distillctl.losses.targets import (
+    AlignedTargets,
+    DenseTargets,
+    MeasuredTargets,
+    SampledTargets,
+    Targets,
+    TopKTargets,
+)
 from distillctl.recipe import ForwardKL, LossTerm, implementation
 
 Compare = Callable[[LossTerm], Tensor]
@@ -44,8 +55,11 @@ def token_loss(terms: Sequence[LossTerm], targets: Targets, logits: Tensor) -> T
 
 
 def kl(targets: Targets, logits: Tensor) -> Tensor:
-    """KL(P‖Q) at T = 1, nats [N]: the held-out figure. From the k likeliest alone a lower bound, from draws an
-    estimate, which may fall below 0."""
+    """KL(P‖Q) in nats [N] at T = 1 over the student's vocabulary, P normalised there; never below 0 but for rounding.
+
+    `DenseTargets` and `MeasuredTargets` give the KL itself. The k likeliest tokens and one outcome for all others give
+    a lower bound of it, draws an estimate.
+    """
     return _comparison(targets, logits, 1.0)(ForwardKL())
 
 
@@ -59,6 +73,8 @@ def _comparison(targets: Targets, logits: Tensor, temperature: float) -> Compare
             return _top_k(targets, logits, temperature)
         case SampledTargets():
             return _sampled(targets, logits, temperature)
+        case MeasuredTargets():
+            return _measured(targets, logits, temperature)
         case AlignedTargets():
             return _aligned(targets, logits, temperature)
         case _:
@@ -89,8 +105,7 @@ def _top_k(targets: TopKTargets, logits: Tensor, temperature: float) -> Compare:
             return _response(targets, named)
         value = _call(term, p, q)
         if drawn is not None and term.kind == "forward_kl":
-            within = (named.log_probs[:, k:-1] - rest.unsqueeze(-1)).masked_fill(drawn.ids < 0, 0)
-            value = value - (drawn.weights * within).sum(-1) - drawn.entropy
+            value = value + _drawn_kl(drawn, log_tail, named.log_probs[:, k:-1], rest)
         return value
 
     return compare
@@ -104,8 +119,43 @@ def _sampled(targets: SampledTargets, logits: Tensor, temperature: float) -> Com
             return _response(targets, named)
         if term.kind != "forward_kl" or temperature != 1:
             raise _refused(term, "drawn tokens", "forward_kl and cross_entropy at temperature 1")
-        drawn = named.log_probs[:, :-1].masked_fill(targets.ids < 0, 0)
-        return -(targets.weights * drawn).sum(-1) - targets.entropy
+        whole = named.log_rest.new_zeros(len(targets))
+        return _drawn_kl(targets, whole, named.log_probs[:, :-1], whole)
+
+    return compare
+
+
+def _drawn_kl(drawn: SampledTargets, log_p: Tensor, log_q: Tensor, log_rest: Tensor) -> Tensor:
+    """Estimate p̄ KL(P/p̄ ‖ Q/q̄) [N] over the tokens that were drawn from.
+
+    log_p, log_rest: log p̄ and log q̄ [N], the mass of these tokens under teacher and student; log_q: log Q of the drawn
+    ones [N, m]. Each draw counts r − 1 − log r with r = (q/q̄) / (p/p̄) (Schulman 2020, "Approximating KL Divergence",
+    k3): −log r alone has the same mean, as that of r is 1, but falls below 0. r varies more than its logarithm, so no
+    gradient flows through it: that of −Σ w log Q has no bias either.
+    """
+    excess = (drawn.log_probs - log_p.unsqueeze(-1)) - (log_q - log_rest.unsqueeze(-1))
+    excess = excess.masked_fill(drawn.weights == 0, 0)
+    return (drawn.weights * (excess + torch.expm1(-excess).detach())).sum(-1)
+
+
+def _measured(targets: MeasuredTargets, logits: Tensor, temperature: float) -> Compare:
+    def compare(term: LossTerm) -> Tensor:
+        if not term.needs_distribution:
+            return _text(targets, logits, temperature)(term)
+        if term.kind != "forward_kl" or temperature != 1:
+            raise _refused(term, "what is kept of eval rows", "forward_kl at temperature 1")
+        q, drawn = logits.double().log_softmax(-1), targets.drawn
+        p = pad(targets.log_probs.double(), (0, q.shape[-1] - targets.log_probs.shape[-1]), value=-math.inf)
+        named = ~p.isneginf()
+        rest = q.masked_fill(named, -torch.inf).logsumexp(-1)
+        tail, there = targets.log_tail.double(), ~targets.log_tail.isneginf()
+        head = (p.exp() * (p.masked_fill(~named, 0) - q.masked_fill(~named, 0))).sum(-1)
+        lumped = (tail.exp() * (tail - rest)).masked_fill(~there, 0)
+        log_q = q.gather(-1, drawn.ids.clamp_min(0))
+        excess = (drawn.log_probs - tail.unsqueeze(-1)) - (log_q - rest.unsqueeze(-1))
+        # So many draws of so little mass need no r − 1. Their error is all that could take a sum near 0 below it.
+        within = (drawn.weights * excess.masked_fill(drawn.weights == 0, 0)).sum(-1)
+        return (head + lumped + within).clamp_min(0).to(precise(logits).dtype)
 
     return compare
 

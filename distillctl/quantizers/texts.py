@@ -17,7 +17,7 @@ from distillctl.losses.divergences import forward_kl
 from distillctl.quantizers.search import FP32, Figures, percentiles, turns
 from distillctl.quantizers.sensitivity import Calibration
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
-from distillctl.training.generation import token_figures
+from distillctl.training.generation import per_token, token_figures
 from distillctl.training.response_rows import ResponseRows
 
 
@@ -26,20 +26,20 @@ class Forced:
     """A graph under teacher forcing, means over each row's response tokens, float64 [N].
 
     kl, same_top: KL(fp32 student ‖ it) in nats, and the share of tokens with the fp32 student's top one; nll: −log Q of
-    the teacher's response; teacher_top: the share with the teacher's top token; kl_teacher: KL(teacher ‖ it), None
-    where no distribution was kept. tokens: how many there are, int64 [N].
+    the teacher's response; teacher_top: the share with the teacher's top token; kl_teacher: KL(teacher ‖ it) as
+    `Scores.kl` has it, NaN where it is not known. tokens: how many there are, int64 [N].
     """
 
     kl: np.ndarray
     same_top: np.ndarray
     nll: np.ndarray
     teacher_top: np.ndarray
-    kl_teacher: np.ndarray | None
+    kl_teacher: np.ndarray
     tokens: np.ndarray
 
     def mean(self, rows: np.ndarray) -> float:
-        """Of row means, over the tokens of all rows."""
-        return float(np.average(rows, weights=self.tokens))
+        """Of row means, over the tokens of all rows that were measured; NaN where none was."""
+        return per_token(rows, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Answers:
         return Figures(
             kl=forced.mean(forced.kl),
             kl_percentiles=percentiles(forced.kl),
-            kl_teacher=None if forced.kl_teacher is None else forced.mean(forced.kl_teacher),
+            kl_teacher=None if np.isnan(mean := forced.mean(forced.kl_teacher)) else mean,
             same_top=forced.mean(forced.same_top),
             score=score,
             p50_ms=self.p50_ms,
@@ -100,7 +100,7 @@ def measure(
 
 @torch.inference_mode()
 def _forced(graphs: Mapping[str, OnnxGenerator], rows: ResponseRows, row: int) -> dict[str, np.ndarray]:
-    """Means over a row's response tokens: kl, same_top, nll, teacher_top and, where it is known, kl_teacher."""
+    """Means over a row's response tokens: kl, same_top, nll, teacher_top and kl_teacher."""
     view, response, targets = rows.views[row], rows.responses[row], rows.targets([row])
     at_once = rows_at_once(rows.vocabulary)
     reference, found = None, {}
@@ -120,8 +120,8 @@ def _forced(graphs: Mapping[str, OnnxGenerator], rows: ResponseRows, row: int) -
 
 def _columns(means: Sequence[np.ndarray], tokens: np.ndarray) -> Forced:
     columns = np.stack(means, -1)
-    kl, same_top, nll, teacher_top = columns[:4]
-    return Forced(kl, same_top, nll, teacher_top, columns[4] if len(columns) > 4 else None, tokens)
+    kl, same_top, nll, teacher_top, kl_teacher = columns
+    return Forced(kl, same_top, nll, teacher_top, kl_teacher, tokens)
 
 
 class TextCalibration(Calibration):

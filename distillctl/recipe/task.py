@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from distillctl import limits
-from distillctl.recipe.base import Closed, Count, Positive, Spec
+from distillctl.recipe.base import Closed, Count, Fraction, Positive, Spec
 
 
 class Classify(Closed):
@@ -121,6 +121,22 @@ class Text(Spec):
 
 
 SoftLabels = Annotated[TopK | Sampled | Dense | Text, Field(discriminator="kind")]
+
+
+class Measured(Spec):
+    """What is kept of the eval rows instead of `top_k` or `sampled`: so much that KL is exact. No recipe names it."""
+
+    target: ClassVar[str] = "distillctl.soft_labels.eval_rows:EvalLabels"
+    least: Count = 4096
+    """So many tokens are named at each position, if the vocabulary has them,"""
+    most: Count = 32_768
+    """and so many at most;"""
+    rest: Fraction = 5e-4
+    """in between as many as leave no more than this mass unnamed,"""
+    draws: Count = 512
+    """of which so many tokens are drawn."""
+
+
 Metric = Literal["format", "fields", "exact", "chrf", "bleu", "rouge_l"]
 
 
@@ -173,6 +189,11 @@ class Generate(Closed):
         except ValueError as error:
             raise ValueError(f"format is not a regular expression: {error}") from None
         return self
+
+    def kept(self, split: str, *, served: bool = False) -> TopK | Sampled | Dense | Text | Measured:
+        """What is kept of the teacher's distributions in a split; a server shows no whole ones."""
+        kept = self.soft_labels
+        return Measured() if split == "eval" and not served and isinstance(kept, TopK | Sampled) else kept
 
     @property
     def score(self) -> Metric:

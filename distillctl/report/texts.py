@@ -84,6 +84,8 @@ def compare(
             arm: text.corpus(alike, found, [None], said["ceiling"], None) for arm, found in said.items() if alike
         },
         "responses": collect["responses"],
+        "kl": {key: facts["train"].get(f"kl_{key}") for key in ("rows", "lumped")}
+        | {"dropped_mass": facts["train"].get("dropped_mass")},
         "per_token": _per_token(tables, lengths, facts["train"]["control"]),
         "necessity": collect["necessity"]
         and collect["necessity"] | necessity.spread(teacher["floor"].context_kl or []),
@@ -161,7 +163,9 @@ def _mean(per_row: np.ndarray | None, lengths: np.ndarray) -> float | None:
     """Per token of the teacher's responses, of means [N] over each response's ``lengths`` tokens."""
     if per_row is None:
         return None
-    return float(np.average(per_row, weights=lengths if lengths.any() else None))  # of a served text none are known
+    known = ~np.isnan(per_row)
+    weights = lengths[known] if lengths.any() else None  # of a served text none are known
+    return float(np.average(per_row[known], weights=weights))
 
 
 def _different(one: list[str], other: list[str]) -> int:

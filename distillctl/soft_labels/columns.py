@@ -24,12 +24,12 @@ _LEVEL = 9
 """Of zstd: packed once and read often."""
 
 
-def short(values: np.ndarray) -> np.ndarray:
-    """float32 rounded to `SIGNIFICANT_BITS`: the low 13 bits are zero and cost nothing on disk. −inf stays."""
-    dropped = 24 - SIGNIFICANT_BITS
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    half_to_even = np.uint32((1 << (dropped - 1)) - 1) + ((bits >> dropped) & 1)
-    return (((bits + half_to_even) >> dropped) << dropped).view(np.float32)
+def short(values: np.ndarray, bits: int = SIGNIFICANT_BITS) -> np.ndarray:
+    """Round float32 to ``bits`` significant bits: the others are zero and cost nothing on disk. −inf stays."""
+    dropped = 24 - bits
+    whole = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    half_to_even = np.uint32((1 << (dropped - 1)) - 1) + ((whole >> dropped) & 1)
+    return (((whole + half_to_even) >> dropped) << dropped).view(np.float32)
 
 
 def per_token(name: str) -> pa.Field:

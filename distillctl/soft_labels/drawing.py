@@ -27,13 +27,23 @@ def draw(sums: Tensor, whole: Tensor | float, count: int, generator: torch.Gener
     return torch.searchsorted(sums, places * whole, right=True)
 
 
-def spread(drawn: SampledTargets, remap: np.ndarray | None) -> SampledTargets:
-    """The draws under a student's ids. The weight of those that ``remap`` (int64 [V], −1 = dropped) drops goes to the
-    position's others; a position that has lost all costs nothing. The entropy stays that of all tokens."""
+def renamed(drawn: SampledTargets, remap: np.ndarray | None) -> SampledTargets:
+    """The draws under a student's ids, without those that ``remap`` (int64 [V], −1 = dropped) drops. What the others
+    weigh and how likely they are stays: whoever knows the mass of all that is kept divides by that (`divided`)."""
     if remap is None:
         return drawn
     ids = torch.from_numpy(remap)[drawn.ids].where(drawn.ids >= 0, -1)
-    left = drawn.weights.where(ids >= 0, 0)
-    before, rest = drawn.weights.sum(-1), left.sum(-1)
-    weights = left * (before / rest.where(rest > 0, 1))[:, None]
-    return SampledTargets(drawn.token_ids, ids, weights, drawn.entropy.where((rest > 0) | (before == 0), 0))
+    weights, log_probs = (values.where(ids >= 0, 0) for values in (drawn.weights, drawn.log_probs))
+    return SampledTargets(drawn.token_ids, ids, weights, log_probs)
+
+
+def divided(drawn: SampledTargets, log_mass: Tensor) -> SampledTargets:
+    """Of a distribution of mass exp(log_mass) [N], what it is after division by that."""
+    by = log_mass.unsqueeze(-1)
+    log_probs = (drawn.log_probs - by).where(drawn.ids >= 0, 0)
+    return SampledTargets(drawn.token_ids, drawn.ids, drawn.weights * (-by).exp(), log_probs)
+
+
+def missing(log_mass: Tensor) -> Tensor:
+    """1 − exp(log_mass), from 0 to 1, float32: what is not of that mass."""
+    return (-torch.expm1(log_mass)).clamp(0, 1).float()

@@ -25,7 +25,8 @@ from distillctl.soft_labels.text import flat_token_ids
 class SampledLabels:
     """Per response token: the distinct `ids` of N stratified draws from R ∝ P^exponent, the heaviest first; their
     `weights` count · P/R / N, not self-normalised (at exponent 1 they are count/N, exact in float32, and sum to 1;
-    otherwise they keep 11 significant bits); `entropy` H(P) in nats, off by at most 2^−11 of itself.
+    otherwise they keep 11 significant bits); their `log_probs` log P, without which there is no KL once the vocabulary
+    was trimmed; `entropy` H(P) in nats. Logs and entropy are off by at most 2^−11 of themselves.
     """
 
     def __init__(self, spec: Sampled) -> None:
@@ -33,6 +34,7 @@ class SampledLabels:
         self.fields = [
             per_kept_token("ids", pa.int32()),
             per_kept_token("weights", pa.float32()),
+            per_kept_token("log_probs", pa.float32()),
             per_token("entropy"),
         ]
 
@@ -44,8 +46,8 @@ class SampledLabels:
         places, counts = np.unique(drawn + np.arange(len(drawn))[:, None] * log_p.shape[-1], return_counts=True)
         row, ids = np.divmod(places, log_p.shape[-1])
         weights = (counts / self.draws).astype(np.float32)
+        at = torch.from_numpy(row), torch.from_numpy(ids)
         if self.exponent != 1:
-            at = torch.from_numpy(row), torch.from_numpy(ids)
             ratio = (1 - self.exponent) * log_p[at] + sums[:, -1].log()[at[0]]  # log P/R
             weights = short(weights * ratio.exp().cpu().numpy())
         order = np.lexsort((ids, -weights, row))
@@ -53,18 +55,20 @@ class SampledLabels:
         return {
             "ids": np.split(ids[order].astype(np.int32), ends),
             "weights": np.split(weights[order], ends),
+            "log_probs": np.split(short(log_probs.float().cpu()[at].numpy()[order]), ends),
             "entropy": short(_entropy(log_probs.float()).cpu().numpy()),
         }
 
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> SampledTargets:
-        """The rows' positions in order. The weight of ids that ``remap`` drops is spread over the position's other
-        draws; where it has none, it costs nothing. Its entropy stays that of the whole vocabulary."""
+        """The rows' positions in order. Draws that ``remap`` drops leave, and the others' weights say what mass stayed:
+        by that weights and probabilities are divided. A position that has lost all its draws costs nothing."""
         ids = torch.from_numpy(Ragged.joined(labels["ids"]).padded(-1)).long()
         weights = torch.from_numpy(Ragged.joined(labels["weights"]).padded(0))
-        entropy = torch.from_numpy(np.concatenate(labels["entropy"]))
-        return drawing.spread(SampledTargets(flat_token_ids(token_ids, remap), ids, weights, entropy), remap)
+        log_probs = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(0))
+        drawn = drawing.renamed(SampledTargets(flat_token_ids(token_ids, remap), ids, weights, log_probs), remap)
+        return drawn if remap is None else drawing.divided(drawn, drawn.weights.sum(-1).log().nan_to_num(neginf=0))
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> None:
         """The draws stand for the whole distribution; how likely they were is not kept."""

@@ -27,8 +27,8 @@ class TopKLabels:
     """Per response token: `ids`, the likeliest first, and their `log_probs` at T = 1; `log_tail`, the log of all other
     tokens' mass; for every further temperature T `log_tail_at_T`, log Σ exp(log p/T) over all other tokens. With the
     head that is log Σ_v exp(log p_v/T), which a lumped tail could not be brought to later. Of N draws from the whole
-    distribution `tail_ids`, those that fell on the others, one entry a draw, each standing for a mass of 1/N; and
-    `tail_entropy`, −Σ p log(p/p̄) over the others, p̄ their mass, in nats.
+    distribution `tail_ids`, those that fell on the others, one entry a draw, each standing for a mass of 1/N; and their
+    `tail_log_probs`, log p.
 
     Stored logs δ-close to the true ones, |δ| ≤ 2^−11 |log p|, are normalised over head and tail when read. That costs
     KL(P‖P̃) = log E[exp(δ − E[δ])] ≲ ½ E[δ²] ≤ 2^−23 E[log² p] nats, about 1e-6 at most for k = 32.
@@ -44,7 +44,7 @@ class TopKLabels:
             *map(per_token, self.tails.values()),
         ]
         if self.draws:
-            self.fields += [per_kept_token("tail_ids", pa.int32()), per_token("tail_entropy")]
+            self.fields += [per_kept_token("tail_ids", pa.int32()), per_kept_token("tail_log_probs", pa.float32())]
 
     def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
         """Of normalised log-probabilities [T, V]; tokens that cannot come (−inf) are no rank."""
@@ -75,38 +75,49 @@ class TopKLabels:
         found = drawing.draw(drawing.mass(others), 1.0, self.draws, generator)
         there = found < others.shape[-1]
         ends = there.sum(-1).cumsum(0)[:-1].cpu().numpy()
-        shares = others - others.logsumexp(-1, keepdim=True).nan_to_num(neginf=0)
-        entropy = -(others.exp() * shares.masked_fill(others.isneginf(), 0)).sum(-1)
+        log_probs = others.gather(-1, found.clamp_max(others.shape[-1] - 1))[there]
         return {
             "tail_ids": np.split(found[there].cpu().numpy().astype(np.int32), ends),
-            "tail_entropy": short(entropy.cpu().numpy()),
+            "tail_log_probs": np.split(short(log_probs.cpu().numpy()), ends),
         }
 
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> TopKTargets:
-        """The rows' positions in order. Ids that ``remap`` drops join the tail; the sums at each T stay as they are.
-        The weight of draws that it drops goes to the position's others; where there are none, they say nothing."""
+        """The rows' positions in order. Ids and draws that ``remap`` drops leave, and the rest is normalised again.
+
+        How much of the tail stays is told by the draws that fell on it: their share, with one more counted as kept, so
+        that it is never none; without draws it is all of it.
+        """
         ids = torch.from_numpy(Ragged.joined(labels["ids"]).padded(-1)).long()
         head = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(-np.inf))
         tails = {T: torch.from_numpy(np.concatenate(labels[name])) for T, name in self.tails.items()}
-        excess = _total(head, tails[1.0])
-        head, tails = head - excess[:, None], {T: tail - excess / T for T, tail in tails.items()}
-        sums = {T: _total(head / T, tail) for T, tail in tails.items() if T != 1}
-        tail = tails[1.0]
+        whole = stays = _total(head, tails[1.0])
+        said, drawn, dropped = flat_token_ids(token_ids, remap), None, None
+        if self.draws:
+            drawn = self._draws(labels, said, whole)
         if remap is not None:
             ids = torch.from_numpy(remap)[ids].where(ids >= 0, -1)
-            tail = torch.logaddexp(tail, head.where(ids < 0, -torch.inf).logsumexp(-1))
             head = head.where(ids >= 0, -torch.inf)
-        said = flat_token_ids(token_ids, remap)
-        drawn = self._draws(labels, said, remap) if self.draws else None
-        return TopKTargets(said, ids, head, tail, sums, drawn)
+            if drawn is not None:
+                before = (drawn.ids >= 0).sum(-1)
+                drawn = drawing.renamed(drawn, remap)
+                log_share = (((drawn.ids >= 0).sum(-1) + 1) / (before + 1)).log()
+                tails = {T: tail + log_share for T, tail in tails.items()}
+            stays = _total(head, tails[1.0])
+            dropped = drawing.missing(stays - whole)
+            stays = stays.where(~stays.isneginf(), whole)
+            if drawn is not None:
+                drawn = drawing.divided(drawn, stays - whole)
+        head, tails = head - stays[:, None], {T: tail - stays / T for T, tail in tails.items()}
+        sums = {T: _total(head / T, tail) for T, tail in tails.items() if T != 1}
+        return TopKTargets(said, ids, head, tails[1.0], sums, drawn, dropped)
 
-    def _draws(self, labels: dict[str, list[Any]], said: Tensor, remap: np.ndarray | None) -> SampledTargets:
+    def _draws(self, labels: dict[str, list[Any]], said: Tensor, whole: Tensor) -> SampledTargets:
+        """whole: log of the mass [N] that the stored logarithms have, 0 but for their rounding."""
         ids = torch.from_numpy(Ragged.joined(labels["tail_ids"]).padded(-1)).long()
-        entropy = torch.from_numpy(np.concatenate(labels["tail_entropy"]))
-        weights = (ids >= 0).float() / self.draws
-        return drawing.spread(SampledTargets(said, ids, weights, entropy), remap)
+        log_probs = torch.from_numpy(Ragged.joined(labels["tail_log_probs"]).padded(0)) - whole[:, None]
+        return SampledTargets(said, ids, (ids >= 0).float() / self.draws, log_probs.where(ids >= 0, 0))
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> np.ndarray:
         """Σ p over the kept ids at each response token, float32 [N]."""

@@ -64,7 +64,7 @@ class TextWorker:
         self.reader = teacher
         self._task = task
         self._stop_ids = teacher.stop_ids(task.stop)
-        self._profile = implementation(task.soft_labels)(task.soft_labels)
+        self._profiles = {split: implementation(spec := task.kept(split))(spec) for split in ("train", "eval")}
         self._contexts: dict[str, SharedContext | None] = {}
 
     def label(self, task: Task) -> list[tuple[str, int, Response]]:
@@ -79,7 +79,8 @@ class TextWorker:
 
     def _said(self, task: Task) -> list[list[Generated]]:
         own, context = self._own(task.views)
-        keep = self._profile.keep if task.arm == CEILING and self._profile.fields else None
+        profile = self._profiles[task.split]
+        keep = profile.keep if task.arm == CEILING and profile.fields else None
         if task.given is not None:
             labels: list[dict[str, Any]] = [{} for _ in task.given]
             if keep is not None:

@@ -8,8 +8,10 @@ used can see it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +23,15 @@ from distillctl.data import batching
 from distillctl.losses import token_loss
 from distillctl.losses.chunked_head import chunked
 from distillctl.losses.heads import Head, head_of, hidden_states
-from distillctl.losses.targets import DenseTargets, SampledTargets, Targets, TopKTargets
+from distillctl.losses.targets import DenseTargets, MeasuredTargets, SampledTargets, Targets, TopKTargets
 from distillctl.recipe import CrossEntropy, LossTerm, Train
 from distillctl.students.student import Student
 from distillctl.training import group
 from distillctl.training.learner import Batch
 from distillctl.training.response_rows import ResponseRows, decoder_positions
+
+AT_ONCE = 2**26
+"""Teacher's probabilities in memory at once: 256 MiB."""
 
 
 class Generation:
@@ -57,21 +62,44 @@ class Generation:
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over each row's response tokens, float64 [N]: kl(P‖Q) at T = 1 and −log Q(response) in nats, and the share
-    with the teacher's top token; tokens: how many there are, int64 [N]. kl is None where P is not known."""
+    """Means over each row's response tokens, float64 [N]: KL(P‖Q) at T = 1 and −log Q(response) in nats, and the share
+    with the teacher's top token; tokens: how many there are, int64 [N].
 
-    kl: np.ndarray | None
+    KL is over the student's vocabulary, the teacher's probabilities normalised there; dropped is what mass it has
+    outside. Both are NaN where P is not known. ``lumped``: of P only the likeliest tokens are known (a server shows no
+    more), and KL counts all others as one outcome, which can only make it less.
+    """
+
+    kl: np.ndarray
     nll: np.ndarray
     same_top: np.ndarray
+    dropped: np.ndarray
     tokens: np.ndarray
+    lumped: bool = False
 
     @property
     def figures(self) -> dict[str, float]:
-        """`kl` (when known), `nll`, `agreement`: means over the tokens of all rows."""
+        """`kl` (where it is known), `nll`, `agreement`: means over the tokens of all rows that were measured."""
         rows = {"kl": self.kl, "nll": self.nll, "agreement": self.same_top}
+        means = {name: per_token(values, self.tokens) for name, values in rows.items()}
+        return {name: value for name, value in means.items() if not np.isnan(value)}
+
+    @property
+    def kl_facts(self) -> dict[str, Any]:
+        """What the KL is of: `kl_rows`, how many; `kl_lumped`; `dropped_mass`, a mean over tokens (None: no token was
+        dropped)."""
+        measured, dropped = ~np.isnan(self.kl), per_token(self.dropped, self.tokens)
         return {
-            name: float(np.average(values, weights=self.tokens)) for name, values in rows.items() if values is not None
+            "kl_rows": int(measured.sum()),
+            "kl_lumped": self.lumped,
+            "dropped_mass": None if np.isnan(dropped) else dropped,
         }
+
+
+def per_token(rows: np.ndarray, tokens: np.ndarray) -> float:
+    """The mean over all tokens of means [N] over the ``tokens`` of each row, without rows that are NaN; NaN of none."""
+    known = ~np.isnan(rows) & (tokens > 0)
+    return float(np.average(rows[known], weights=tokens[known])) if known.any() else math.nan
 
 
 @torch.inference_mode()
@@ -81,21 +109,34 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
     Ranks share the batches, and all get all results.
     """
     model.eval()
-    means, known = np.zeros((3, len(rows.views))), np.zeros(len(rows.views))
+    means, lumped = np.zeros((4, len(rows.views))), False
     tokens = rows.positions
     batches = batching.by_length(rows.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens)
-    for batch in ranks.share(batches):
+    for batch in ranks.share([part for whole in batches for part in _parts(whole, tokens, rows.vocabulary)]):
         targets = rows.targets(batch).to(model.device)
+        lumped = isinstance(targets, TopKTargets)
         _, *figures = chunked(
             response_states(model, rows, batch),
             _head(model, rows),
             lambda logits, part, targets=targets: token_figures(targets.rows(part), logits),  # type: ignore[misc]
         )
-        known[batch] = len(figures) == 3
-        parts = torch.stack(figures).double().cpu().split(tokens[batch].tolist(), -1)
-        means[: len(figures), batch] = torch.stack([part.mean(-1) for part in parts], -1).numpy()
-    nll, same_top, kl = group.summed(means)
-    return Scores(kl if group.summed(known).all() else None, nll, same_top, tokens)
+        dropped = getattr(targets, "dropped", None)
+        figures.append(torch.full_like(figures[0], torch.nan) if dropped is None else dropped)
+        parts = torch.stack([each.double() for each in figures]).cpu().split(tokens[batch].tolist(), -1)
+        means[:, batch] = torch.stack([part.mean(-1) for part in parts], -1).numpy()
+    nll, same_top, kl, dropped_mass = group.summed(means)
+    return Scores(kl, nll, same_top, dropped_mass, tokens, group.any_of(lumped))
+
+
+def _parts(batch: Batch, tokens: np.ndarray, vocabulary: int) -> Iterator[Batch]:
+    """The batch in runs of rows whose distributions may be in memory together."""
+    part: list[int] = []
+    for row in batch:
+        if part and (tokens[part].sum() + tokens[row]) * vocabulary > AT_ONCE:
+            yield part
+            part = []
+        part.append(int(row))
+    yield part
 
 
 def response_states(model: PreTrainedModel, rows: ResponseRows, batch: Batch) -> Tensor:
@@ -138,20 +179,21 @@ def _head(model: PreTrainedModel, rows: ResponseRows) -> Head:
 
 
 def token_figures(targets: Targets, logits: Tensor) -> tuple[Tensor, ...]:
-    """[n] each: −log Q of the response's token in nats, 1 where Q's top token is the teacher's and, where the teacher's
-    distribution P is known, KL(P‖Q)."""
+    """[n] each: −log Q of the response's token in nats, 1 where Q's top token is the teacher's, and KL(P‖Q), NaN where
+    the teacher's distribution P is not known."""
     nll = token_loss.token_loss((CrossEntropy(),), targets, logits)
     match targets:
         case DenseTargets():
             top = targets.log_probs.argmax(-1)
+        case MeasuredTargets():
+            top = targets.log_probs.argmax(-1).where(~targets.log_tail.isnan(), targets.token_ids)
         case TopKTargets():
             top = targets.ids.gather(-1, targets.log_probs.argmax(-1, keepdim=True)).squeeze(-1)
         case _:  # the response itself, which is the teacher's choice where it answered greedily
             top = targets.token_ids
     same_top = (logits.argmax(-1) == top).to(nll.dtype)
-    if isinstance(targets, DenseTargets | TopKTargets | SampledTargets):
-        return nll, same_top, token_loss.kl(targets, logits)
-    return nll, same_top
+    known = isinstance(targets, DenseTargets | MeasuredTargets | TopKTargets | SampledTargets)
+    return nll, same_top, token_loss.kl(targets, logits) if known else torch.full_like(nll, torch.nan)
 
 
 def _padded(model: PreTrainedModel, rows: Sequence[list[int]], *, left: bool = False) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from distillctl.data.spool import Picked, Spool, lengths
 from distillctl.errors import DataError, RecipeError, UpstreamError
 from distillctl.losses.cross_tokenizer import align
 from distillctl.losses.targets import DenseTargets, Targets, TopKTargets
-from distillctl.recipe import LossTerm
+from distillctl.recipe import HuggingFaceTeacher, LossTerm, Measured, Recipe, Spec, Text, implementation
 from distillctl.soft_labels.responses import Profile, Responses
 from distillctl.soft_labels.spooled import SpooledLabels
 from distillctl.students.student import Student
@@ -120,6 +120,14 @@ def rows(
         examples,
         shortened,
     )
+
+
+def kept(recipe: Recipe, split: str, *, shared_tokenizer: bool) -> Profile:
+    """What is read of the soft labels of a split. KL on eval rows is between distributions over the same tokens."""
+    spec: Spec = recipe.generate.kept(split, served=not isinstance(recipe.teacher, HuggingFaceTeacher))
+    spec = Text() if isinstance(spec, Measured) and not shared_tokenizer else spec
+    profile: Profile = implementation(spec)(spec)
+    return profile
 
 
 def check_terms(terms: Sequence[LossTerm], *, shared_tokenizer: bool) -> None:

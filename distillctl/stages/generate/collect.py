@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,21 @@ from distillctl.errors import RecipeError
 from distillctl.metrics import comparison, names
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import Tally
-from distillctl.recipe import Given, Greedy, HuggingFaceTeacher, Recipe, Sampled, Sampling, Text, implementation
+from distillctl.recipe import (
+    Dense,
+    Given,
+    Greedy,
+    HuggingFaceTeacher,
+    Measured,
+    Recipe,
+    Sampling,
+    Text,
+    implementation,
+)
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels import shards
 from distillctl.soft_labels.committing import Committing
+from distillctl.soft_labels.eval_rows import EvalLabels, rows_measured
 from distillctl.soft_labels.responses import Profile, Responses
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
@@ -64,8 +75,13 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         given = _given(recipe, crew, arms[0], len(dataset.train), stop_ids, folder)
         fingerprint = source.fingerprint()
         workspace.retract("collect")
-        work = _Work(recipe, dataset, {arm.name: arm for arm in arms}, given, folder)
+        work = _Work(recipe, dataset, {arm.name: arm for arm in arms}, given, folder, crew.reader.vocabulary)
         plan = work.plan([fingerprint, stop_ids])
+        if work.measured is not None:
+            console.note(
+                f"collect: KL will be measured on the first {work.measured} of {len(dataset.eval)} eval rows; for all "
+                f"of them whole distributions of up to {recipe.generate.max_new_tokens} tokens would take too much room"
+            )
         with console.progress("collect", total=sum(len(shard.ids) for part in plan.values() for shard in part)) as bar:
             loop = Committing(crew, lambda shard: store.present(folder, shard), work.commit, bar)
             for ceiling in (True, False):  # the floor's tasks are made from the ceiling's answers
@@ -118,12 +134,24 @@ class _Work:
     arms: dict[str, Arm]
     given: Spool | None
     folder: Path
+    vocabulary: int | None
+    """Of the teacher, None where a server does not show it."""
     shards: dict[tuple[str, str], list[Shard]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        spec = self.recipe.generate.soft_labels
-        self.kept: Profile = implementation(spec)(spec)
+        served = not isinstance(self.recipe.teacher, HuggingFaceTeacher)
+        self.specs = {split: self.recipe.generate.kept(split, served=served) for split in ("train", "eval")}
+        self.kept: dict[str, Profile] = {split: implementation(spec)(spec) for split, spec in self.specs.items()}
         self.bare: Profile = TextLabels(Text())
+
+    @cached_property
+    def measured(self) -> int | None:
+        """Of how many eval rows, from the first, whole distributions are kept; None where of none or of all."""
+        spec, rows = self.specs["eval"], len(self.dataset.eval)
+        if not isinstance(spec, Measured) or self.vocabulary is None:
+            return None
+        found = rows_measured(spec, self.vocabulary, self.recipe.generate.max_new_tokens, rows)
+        return found if found < rows else None
 
     def plan(self, teacher: list[Any]) -> dict[tuple[str, str], list[Shard]]:
         """Arm and split → shards; the ceiling's come first, on whose answers those of the floor depend.
@@ -136,9 +164,13 @@ class _Work:
                 how = [*teacher, spec, list(task.stop), task.max_new_tokens, arm.shared]
                 if arm.name == CEILING:
                     said = task.responses if split == "train" else Greedy()
-                    how += [said.model_dump(mode="json"), task.soft_labels.model_dump(mode="json")]
-                    if isinstance(said, Sampling) or isinstance(task.soft_labels, Sampled):
+                    kept = self.specs[split]
+                    how += [said.model_dump(mode="json"), kept.model_dump(mode="json")]
+                    how.append([column.name for column in self.kept[split].fields])
+                    if isinstance(said, Sampling) or not isinstance(kept, Dense | Text):
                         how.append(self.recipe.seed)
+                    if split == "eval" and self.measured is not None:
+                        how.append(self.measured)
                 if arm.name == FLOOR:
                     how += [shard.key for shard in self.shards[CEILING, split]]
                 rows = self.dataset.splits[split].ids
@@ -167,7 +199,16 @@ class _Work:
 
     def commit(self, shard: Shard, found: list[tuple[str, int, Response]]) -> int:
         """Write it; the tokens of its responses."""
-        store.write(self.folder, shard, found, self.kept if shard.arm == CEILING else self.bare)
+        profile = self.kept[shard.split] if shard.arm == CEILING else self.bare
+        if isinstance(profile, EvalLabels) and self.measured is not None:
+            places = dict(zip(shard.ids, shard.places.tolist(), strict=True))
+            found = [
+                (row, sample, said)
+                if places[row] < self.measured
+                else (row, sample, replace(said, labels=profile.nothing(len(said.token_ids))))
+                for row, sample, said in found
+            ]
+        store.write(self.folder, shard, found, profile)
         return sum(len(response.token_ids) for _, _, response in found)
 
     @cached_property
@@ -265,21 +306,26 @@ def _necessity(work: _Work) -> dict[str, float] | None:
 
 
 def _responses(work: _Work) -> dict[str, Any]:
-    """Of the ceiling, both splits: how many, how long, and how much of the distributions is kept on how many bytes."""
-    count = cut = empty = tokens = size = 0
+    """Of the ceiling, both splits: how many, how long; of the train rows, on which the student learns, how much of the
+    distributions is kept on how many bytes; and of how many eval rows the KL can be measured, on how many bytes."""
+    count = cut = empty = 0
+    tokens, size = {"train": 0, "eval": 0}, {"train": 0, "eval": 0}
     thoughts: list[bool] = []
     masses, entropy_sum, entropy_count = Tally(), 0.0, 0
     for split in work.arms[CEILING].scored:
-        for shard, found in work.read(CEILING, split, work.kept):
+        kept = work.kept[split]
+        for shard, found in work.read(CEILING, split, kept if split == "train" else work.bare):
             count += len(found.id)
             cut += int(found.cut.sum())
             empty += sum(not text for text in found.text)
             thoughts += [CLOSE in text for text in found.text if text.startswith(OPEN) or CLOSE in text]
-            tokens += sum(map(len, found.token_ids))
-            size += (work.folder / shard.file).stat().st_size
-            if (mass := work.kept.captured_mass(found.labels)) is not None:
+            tokens[split] += sum(map(len, found.token_ids))
+            size[split] += (work.folder / shard.file).stat().st_size
+            if split == "eval":
+                continue
+            if (mass := kept.captured_mass(found.labels)) is not None:
                 masses.add(mass)
-            if (entropy := work.kept.entropy(found.labels)) is not None:
+            if (entropy := kept.entropy(found.labels)) is not None:
                 entropy_sum += float(entropy.sum(dtype=np.float64))
                 entropy_count += len(entropy)
     if cut > MAY_BE_ODD * count:
@@ -297,8 +343,10 @@ def _responses(work: _Work) -> dict[str, Any]:
     return {
         "count": count,
         "cut": cut,
-        "tokens": tokens / count if tokens else None,
+        "tokens": sum(tokens.values()) / count if any(tokens.values()) else None,
         "captured_mass": {"median": masses.percentile(50), "p5": masses.percentile(5)} if masses.count else None,
         "entropy": entropy_sum / entropy_count if entropy_count else None,
-        "bytes_per_token": size / tokens if tokens else None,
+        "bytes_per_token": size["train"] / tokens["train"] if tokens["train"] else None,
+        "eval_bytes": size["eval"] if isinstance(work.specs["eval"], Measured) else None,
+        "eval_rows_measured": work.measured,
     }

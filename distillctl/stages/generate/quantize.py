@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,7 +22,7 @@ from distillctl.metrics import text as text_metrics
 from distillctl.quantizers import search, texts
 from distillctl.quantizers.search import FP32
 from distillctl.quantizers.texts import Answers
-from distillctl.recipe import CANDIDATES, Recipe, Text, implementation
+from distillctl.recipe import CANDIDATES, Recipe, Text
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
@@ -30,7 +31,7 @@ from distillctl.soft_labels import responses
 from distillctl.soft_labels.responses import Profile, Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.trained import without_weights
-from distillctl.training.response_rows import ResponseRows, rows
+from distillctl.training.response_rows import ResponseRows, kept, rows
 from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 CALIBRATION_ROWS = 16
@@ -86,8 +87,8 @@ class _HeldOut:
     def read(cls, recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> _HeldOut:
         views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
         said = responses.read(workspace, "full", "eval", TextLabels(Text()))
-        spec = recipe.generate.soft_labels
-        return cls(recipe, views, said, _rows(recipe, workspace, train, "eval", implementation(spec)(spec)))
+        profile = kept(recipe, "eval", shared_tokenizer=train["shared_tokenizer"])
+        return cls(recipe, views, said, _rows(recipe, workspace, train, "eval", profile))
 
     def texts(self, graph: OnnxGenerator, answers: Answers) -> list[str]:
         return [clean(graph.decode(ids), self.recipe.generate.stop) for ids in answers.ids]
@@ -117,13 +118,12 @@ def _rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any], split:
 
 
 def _write_eval(path: Path, ids: list[str], said: list[str], answers: Answers) -> None:
-    """As train's, kl and same_top against the teacher; a KL that is not known is null."""
+    """As train's, kl and same_top against the teacher; a KL that is not measured is null."""
     forced = answers.forced
-    unknown = pa.nulls(len(ids), pa.float32())
     columns = {
         "deployed": pa.array(said, pa.string()),
         "deployed_ids": pa.array(answers.ids, pa.list_(pa.int32())),
-        "kl": unknown if forced.kl_teacher is None else pa.array(forced.kl_teacher, pa.float32()),
+        "kl": pa.array(forced.kl_teacher, pa.float32(), mask=np.isnan(forced.kl_teacher)),
         "nll": pa.array(forced.nll, pa.float32()),
         "same_top": pa.array(forced.teacher_top, pa.float32()),
     }

@@ -22,13 +22,13 @@ from distillctl.losses.heads import check_head
 from distillctl.metrics import text as text_metrics
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, Text, implementation
 from distillctl.soft_labels import responses as response_store
-from distillctl.soft_labels.responses import Profile, Responses
+from distillctl.soft_labels.responses import Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.student import Again, Corpus, Student
 from distillctl.training import folder as train_folder
 from distillctl.training.generation import Generation, Scores, answers, greedy_config, model_inputs, score
 from distillctl.training.loop import Fit, Run, hold_out
-from distillctl.training.response_rows import ResponseRows, check_terms, end_token, rows
+from distillctl.training.response_rows import ResponseRows, check_terms, end_token, kept, rows
 from distillctl.workspace import Outcome, Workspace, replacing
 
 LEAST_POSITIONS = 2048
@@ -103,8 +103,7 @@ class _Collected:
         return student
 
     def rows(self, student: Student, split: str) -> ResponseRows:
-        spec = self.recipe.generate.soft_labels
-        profile: Profile = implementation(spec)(spec)
+        profile = kept(self.recipe, split, shared_tokenizer=self.shares_tokenizer(student))
         return rows(
             student,
             view_table.parts(self.views, split, "id", "simplified"),
@@ -181,7 +180,7 @@ def _train(
         response_store.read(workspace, "full", "eval", TextLabels(Text())).text,
         recipe.generate.format,
     )
-    figures = {"kl": None, **scores.figures, "metrics": metrics}
+    figures = {"kl": None, **scores.figures, **scores.kl_facts, "metrics": metrics}
     return _Trained(fit, stop_ids, scores, ids, texts, figures)
 
 
@@ -215,13 +214,13 @@ def _stop_ids(collected: _Collected, student: Student) -> list[int]:
 
 
 def _write(folder: Path, ids: list[str], done: _Trained, control: _Trained | None) -> None:
-    """eval.parquet; a KL that is not known and a control that was not trained are null."""
+    """eval.parquet; a KL that is not measured and a control that was not trained are null."""
     stop, scores = set(done.stop_ids), done.scores
     columns = {
         "student": pa.array(done.texts),
         "student_ids": pa.array(done.ids, pa.list_(pa.int32())),
         "student_cut": pa.array([not row or row[-1] not in stop for row in done.ids]),
-        "kl": pa.nulls(len(ids), pa.float32()) if scores.kl is None else pa.array(scores.kl, pa.float32()),
+        "kl": pa.array(scores.kl, pa.float32(), mask=np.isnan(scores.kl)),
         "nll": pa.array(scores.nll, pa.float32()),
         "same_top": pa.array(scores.same_top, pa.float32()),
         "control": pa.array(control.texts) if control else pa.nulls(len(ids), pa.string()),

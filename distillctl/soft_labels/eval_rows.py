@@ -1,0 +1,127 @@
+"""Soft labels of eval rows: so much of the distribution that KL from the teacher is exact for any student.
+
+Which tokens a student will have is not known when the teacher answers, so it is not enough to keep what a loss needs:
+the k likeliest tokens and a lumped tail say nothing of the tail's part in a trimmed vocabulary. The last thousandth of
+a language model's mass lies on tens of thousands of tokens; a few hundred draws tell their part in the KL, without
+bias, to less than 1e-4 nats for a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from distillctl.losses.targets import MeasuredTargets, SampledTargets
+from distillctl.recipe import Measured
+from distillctl.soft_labels import drawing
+from distillctl.soft_labels.columns import per_kept_token, per_token, short
+from distillctl.soft_labels.ragged import Ragged
+from distillctl.soft_labels.text import flat_token_ids
+
+BITS = 15
+"""Significant bits of a log-probability."""
+_ENTRIES = 2**29
+"""Named tokens of all eval rows at most: 2 GiB of log-probabilities, were every row as long as it may be."""
+
+
+def rows_measured(spec: Measured, vocabulary: int, max_new_tokens: int, rows: int) -> int:
+    """Of how many of the eval rows, from the first, so much is kept: what they take is bounded, whatever they say."""
+    return min(rows, max(1, _ENTRIES // (min(vocabulary, spec.most) * max_new_tokens)))
+
+
+class EvalLabels:
+    """Per response token: `ids`, ascending, of the likeliest tokens, and their `log_probs`; `log_tail`, the log of all
+    other tokens' mass; of these `tail_ids` and `tail_log_probs`, stratified draws that each stand for the same share of
+    it. Logs keep `BITS` significant bits. Where a row is not measured, all are empty and log_tail is NaN.
+    """
+
+    def __init__(self, spec: Measured) -> None:
+        self.spec = spec
+        self.fields = [
+            per_kept_token("ids", pa.int32()),
+            per_kept_token("log_probs", pa.float32()),
+            per_token("log_tail"),
+            per_kept_token("tail_ids", pa.int32()),
+            per_kept_token("tail_log_probs", pa.float32()),
+        ]
+
+    def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """Of normalised log-probabilities [T, V]; tokens that cannot come (−inf) are not named."""
+        log_p, spec = log_probs.float(), self.spec
+        ordered, order = log_p.sort(-1, descending=True)
+        most = min(spec.most, log_p.shape[-1])
+        wanted = (ordered.double().exp().cumsum(-1) < 1 - spec.rest).sum(-1) + 1
+        wanted = wanted.clamp(min(spec.least, most), most)
+        named = torch.zeros_like(log_p, dtype=torch.bool)
+        named.scatter_(-1, order, torch.arange(log_p.shape[-1]).expand_as(order) < wanted[:, None])
+        named &= ~log_p.isneginf()
+        others = log_p.masked_fill(named, -torch.inf)
+        sums = drawing.mass(others)
+        drawn = drawing.draw(sums, sums[:, -1:], spec.draws, generator)
+        there = (drawn < log_p.shape[-1]) & (sums[:, -1:] > 0)
+        drawn_log_probs = others.gather(-1, drawn.clamp_max(log_p.shape[-1] - 1))
+        return {
+            "ids": _split(named.nonzero()[:, 1].numpy().astype(np.int32), named),
+            "log_probs": _split(short(log_p[named].numpy(), BITS), named),
+            "log_tail": short(sums[:, -1].log().float().numpy(), BITS),
+            "tail_ids": _split(drawn[there].numpy().astype(np.int32), there),
+            "tail_log_probs": _split(short(drawn_log_probs[there].numpy(), BITS), there),
+        }
+
+    def nothing(self, tokens: int) -> dict[str, Any]:
+        """The columns of a response of so many tokens that is not measured."""
+        lists = {field.name: [np.empty(0, np.float32)] * tokens for field in self.fields}
+        return lists | {"log_tail": np.full(tokens, np.nan, np.float32)}
+
+    def targets(
+        self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
+    ) -> MeasuredTargets:
+        """The rows' positions in order. Tokens that ``remap`` drops leave, and the rest is normalised again; how much
+        of the tail stays is told by the draws. NaN where a row is not measured."""
+        said, named = flat_token_ids(token_ids, remap), Ragged.joined(labels["ids"])
+        places = torch.from_numpy(np.repeat(np.arange(len(named)), named.lengths))
+        values = torch.from_numpy(Ragged.joined(labels["log_probs"]).values).double()
+        tail = torch.from_numpy(np.concatenate(labels["log_tail"])).double()
+        whole = torch.logaddexp(_log_mass(places, values, len(named)), tail)
+        new = np.arange(named.values.max(initial=0) + 1) if remap is None else remap
+        ids = torch.from_numpy(new[named.values.astype(np.int64)])
+        stay = ids >= 0
+        places, ids, values = places[stay], ids[stay], values[stay]
+        drawn = drawing.renamed(self._draws(labels, said, tail), remap)
+        if remap is not None:
+            tail = drawn.weights.sum(-1).log().where(~tail.isnan(), tail)
+        kept = torch.logaddexp(_log_mass(places, values, len(named)), tail)
+        log_probs = torch.full((len(named), int(new.max()) + 1), -torch.inf)
+        log_probs[places, ids] = (values - kept[places]).float()
+        dropped = None if remap is None else drawing.missing(kept - whole)
+        return MeasuredTargets(said, log_probs, tail - kept, drawing.divided(drawn, kept), dropped)
+
+    def _draws(self, labels: dict[str, list[Any]], said: Tensor, tail: Tensor) -> SampledTargets:
+        """tail: log of the mass [N] that they were drawn from."""
+        ids = torch.from_numpy(Ragged.joined(labels["tail_ids"]).padded(-1)).long()
+        there = ids >= 0
+        weights = (tail.exp() / there.sum(-1).clamp_min(1)).unsqueeze(-1) * there
+        log_probs = torch.from_numpy(Ragged.joined(labels["tail_log_probs"]).padded(0))
+        return SampledTargets(said, ids, weights, log_probs.double())
+
+    def captured_mass(self, labels: dict[str, list[Any]]) -> np.ndarray:
+        """Σ p over the kept ids at each response token, float32 [N]; NaN where it is not measured."""
+        return np.asarray(-np.expm1(np.concatenate(labels["log_tail"])))
+
+    def entropy(self, labels: dict[str, list[Any]]) -> None:
+        """Not asked of eval rows."""
+
+
+def _log_mass(places: Tensor, log_probs: Tensor, count: int) -> Tensor:
+    """log Σ exp(log_probs) [count] of the entries at each of ``places``, −inf where none is."""
+    return torch.zeros(count, dtype=torch.float64).index_add(0, places, log_probs.exp()).log()
+
+
+def _split(values: np.ndarray, of: Tensor) -> list[np.ndarray]:
+    """The values of each row of a mask [T, n]."""
+    return np.split(values, of.sum(-1).cumsum(0)[:-1].numpy())
