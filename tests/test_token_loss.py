@@ -212,7 +212,7 @@ def test_a_student_without_other_tokens_is_not_asked_for_them():
 def test_cross_entropy_is_on_the_response_and_the_same_for_every_profile(problem):
     teacher, logits, token_ids = problem
     k = min(3, teacher.shape[-1])
-    drawn = SampledTargets(token_ids, top_k(teacher, k).ids, torch.rand(len(teacher), k), torch.ones(len(teacher)))
+    drawn = SampledTargets(token_ids, top_k(teacher, k).ids, torch.rand(len(teacher), k), torch.zeros(len(teacher), k))
     for temperature in TEMPERATURES:
         expected = torch.nn.functional.cross_entropy(logits / temperature, token_ids, reduction="none")
         term = CrossEntropy(temperature=temperature)
@@ -238,8 +238,7 @@ def test_draws_give_the_dense_loss_and_its_gradient_on_average():
     counts = torch.zeros(rounds, 30).scatter_add_(-1, ids, torch.ones(rounds, draws))
     ids = torch.arange(30).where(counts > 0, -1)
     weights = counts * teacher.exp() / proposal / draws
-    entropy = -(teacher.exp() * teacher).sum()
-    targets = SampledTargets(torch.zeros(rounds, dtype=torch.int64), ids, weights, entropy.expand(rounds))
+    targets = SampledTargets(torch.zeros(rounds, dtype=torch.int64), ids, weights, teacher.expand(rounds, -1))
     student = logits.expand(rounds, -1).clone().requires_grad_()
     found = token_loss((ForwardKL(),), targets, student)
     found.sum().backward()
@@ -252,12 +251,15 @@ def test_draws_give_the_dense_loss_and_its_gradient_on_average():
 
 
 def test_draws_are_weighed_as_they_are():
-    # −Σ w log Q − H with weights that do not sum to 1, one id padded.
+    # Σ w (log P/Q + Q/P − 1) with weights that do not sum to 1, one id padded.
     q = torch.tensor([[0.5, 0.25, 0.25]])
     targets = SampledTargets(
-        torch.tensor([0]), torch.tensor([[0, 2, -1]]), torch.tensor([[0.6, 0.2, 0.0]]), torch.tensor([0.3])
+        torch.tensor([0]),
+        torch.tensor([[0, 2, -1]]),
+        torch.tensor([[0.6, 0.2, 0.0]]),
+        torch.tensor([[0.7, 0.1, 1.0]]).log(),
     )
-    expected = -0.6 * math.log(0.5) - 0.2 * math.log(0.25) - 0.3
+    expected = 0.6 * (math.log(0.7 / 0.5) + 0.5 / 0.7 - 1) + 0.2 * (math.log(0.1 / 0.25) + 0.25 / 0.1 - 1)
     torch.testing.assert_close(token_loss((ForwardKL(),), targets, q.log() + 2), torch.tensor([expected]))
     torch.testing.assert_close(kl(targets, q.log() + 2), torch.tensor([expected]))
 
@@ -278,7 +280,7 @@ def test_unlike_tokenizers_compare_ranks_where_there_is_a_counterpart():
 
 def _refusals():
     ids, row = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 3).log_softmax(-1)
-    sampled = SampledTargets(ids, ids[:, None], torch.ones(1, 1), torch.ones(1))
+    sampled = SampledTargets(ids, ids[:, None], torch.ones(1, 1), torch.zeros(1, 1))
     aligned = AlignedTargets(ids, DenseTargets(ids, row), torch.ones(1, dtype=torch.bool))
     yield from ((Targets(ids), term) for term in [*DIVERGENCES, ULD()])
     yield from ((sampled, term) for term in [*DIVERGENCES[1:], ULD(), ForwardKL(temperature=2.0)])

@@ -75,8 +75,9 @@ class EvalLabels:
 
     def nothing(self, tokens: int) -> dict[str, Any]:
         """The columns of a response of so many tokens that is not measured."""
-        lists = {field.name: [np.empty(0, np.float32)] * tokens for field in self.fields}
-        return lists | {"log_tail": np.full(tokens, np.nan, np.float32)}
+        ids, values = ([np.empty(0, kind)] * tokens for kind in (np.int32, np.float32))
+        tail = np.full(tokens, np.nan, np.float32)
+        return {"ids": ids, "log_probs": values, "log_tail": tail, "tail_ids": ids, "tail_log_probs": values}
 
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
@@ -88,7 +89,7 @@ class EvalLabels:
         values = torch.from_numpy(Ragged.joined(labels["log_probs"]).values).double()
         tail = torch.from_numpy(np.concatenate(labels["log_tail"])).double()
         whole = torch.logaddexp(_log_mass(places, values, len(named)), tail)
-        new = np.arange(named.values.max(initial=0) + 1) if remap is None else remap
+        new = np.arange(int(named.values.max(initial=0)) + 1) if remap is None else remap
         ids = torch.from_numpy(new[named.values.astype(np.int64)])
         stay = ids >= 0
         places, ids, values = places[stay], ids[stay], values[stay]

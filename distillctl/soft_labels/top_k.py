@@ -104,6 +104,8 @@ class TopKLabels:
                 drawn = drawing.renamed(drawn, remap)
                 log_share = (((drawn.ids >= 0).sum(-1) + 1) / (before + 1)).log()
                 tails = {T: tail + log_share for T, tail in tails.items()}
+            no_others = (ids >= 0).sum(-1) == int((remap >= 0).sum())
+            tails = {T: tail.masked_fill(no_others, -torch.inf) for T, tail in tails.items()}
             stays = _total(head, tails[1.0])
             dropped = drawing.missing(stays - whole)
             stays = stays.where(~stays.isneginf(), whole)

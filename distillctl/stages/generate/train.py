@@ -62,7 +62,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         _write(folder, ids, done, control)
         learned_from = _write_controls(collected, ids)
         review.texts("student", done.texts, recipe, workspace)
-    facts = done.figures | done.fit.facts | {
+    facts = done.figures | done.scores.kl_facts | done.fit.facts | {
         "parameters": student.model.num_parameters(),
         "max_length": student.max_length,
         "cut_inputs": collected.facts["counts"].get("cut_inputs"),
@@ -180,7 +180,7 @@ def _train(
         response_store.read(workspace, "full", "eval", TextLabels(Text())).text,
         recipe.generate.format,
     )
-    figures = {"kl": None, **scores.figures, **scores.kl_facts, "metrics": metrics}
+    figures = {"kl": None, **scores.figures, "metrics": metrics}
     return _Trained(fit, stop_ids, scores, ids, texts, figures)
 
 
