@@ -22,12 +22,12 @@ from distillctl.metrics import comparison, names
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import Tally
 from distillctl.recipe import (
-    Dense,
     Given,
     Greedy,
     HuggingFaceTeacher,
     Measured,
     Recipe,
+    Sampled,
     Sampling,
     Text,
     implementation,
@@ -167,7 +167,7 @@ class _Work:
                     kept = self.specs[split]
                     how += [said.model_dump(mode="json"), kept.model_dump(mode="json")]
                     how.append([column.name for column in self.kept[split].fields])
-                    if isinstance(said, Sampling) or not isinstance(kept, Dense | Text):
+                    if isinstance(said, Sampling) or isinstance(kept, Sampled):
                         how.append(self.recipe.seed)
                     if split == "eval" and self.measured is not None:
                         how.append(self.measured)
