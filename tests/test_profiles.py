@@ -155,8 +155,9 @@ def test_top_k_is_normalised_again_over_what_the_student_has(log_probs, k, draws
     total = after.log_probs.exp().sum(-1) + after.log_tail.exp()
     torch.testing.assert_close(total[some], torch.ones(int(some.sum())), atol=1e-6, rtol=0)
     stay = after.ids >= 0
-    shift = (after.log_probs - before.log_probs).where(stay, torch.nan)  # the same for all that stay at a position
-    torch.testing.assert_close(shift, (-torch.log1p(-after.dropped))[:, None].where(stay, torch.nan),
+    told = stay & (after.dropped < 1 - 1e-4)[:, None]  # nearer to 1, float32 has no digits left for what stays
+    shift = (after.log_probs - before.log_probs).where(told, torch.nan)  # the same for all that stay at a position
+    torch.testing.assert_close(shift, (-torch.log1p(-after.dropped))[:, None].where(told, torch.nan),
                                atol=1e-4, rtol=1e-3, equal_nan=True)  # fmt: skip
     assert after.log_probs[~stay].isneginf().all()
     assert ((after.log_probs / 2).logsumexp(-1) <= after.log_sums[2.0] + 1e-5)[some].all()
@@ -406,7 +407,7 @@ def test_no_kl_is_below_zero_whatever_was_kept_and_trimmed(spec, log_probs, trim
     remap = trimmed(log_probs.shape[-1], seed, keep=(0,)) if trim else None
     logits = students(seed, log_probs, remap, apart)
     found = targets(spec, log_probs, remap, seed)
-    assert kl(found, logits).min() >= -1e-6
+    assert kl(found, logits).min() >= -1e-5  # the rounding of float32 at logits of 40
     assert token_loss((ForwardKL(),), found, logits).min() >= -1e-5
 
 
