@@ -23,7 +23,7 @@ from distillctl.soft_labels.columns import per_kept_token, per_token, short
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.text import flat_token_ids
 
-BITS = 15
+BITS = 18
 """Significant bits of a log-probability."""
 _ENTRIES = 2**29
 """Named tokens of all eval rows at most: 2 GiB of log-probabilities, were every row as long as it may be."""
