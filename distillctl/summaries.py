@@ -167,6 +167,11 @@ def _train(facts: Mapping[str, Any]) -> Iterator[Any]:
         yield cut
     if any(cut := facts.get("cut_responses", {}).values()):
         yield f"responses whose end was cut: {sum(cut):,}"
+    if decided := facts.get("context_decided"):
+        yield (
+            f"the context decides {decided['share']:.1%} of the tokens; on these, same top token "
+            f"{decided['agreement']:.3f}"
+        )
     if facts["control"]:
         yield f"control on the teacher's bare answers: {_distance(facts['control'])}"
     if vocabulary := facts.get("vocabulary"):

@@ -43,10 +43,19 @@ def description(collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
     """A model that writes, in a few sentences."""
     tokens, counts = collect["context_tokens"], collect["counts"]
     apart = "" if train["kl"] is None else f", with a KL divergence of {train['kl']:.4f} nats per token"
+    decided = train.get("context_decided")
+    decided = (
+        ""
+        if decided is None
+        else (
+            f"\nThe context decides {decided['share']:.1%} of these tokens; on them the two agree for "
+            f"{decided['agreement']:.1%}."
+        )
+    )
     return f"""A model that writes. It does without a prompt what {collect["teacher"]["reference"]} does with one:
 {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers to
 {counts["train"]:,} inputs. In its answers to {counts["eval"]:,} held-out inputs the two agree on the likeliest token
-for {train["agreement"]:.1%} of the tokens{apart} (in PyTorch, before export)."""
+for {train["agreement"]:.1%} of the tokens{apart} (in PyTorch, before export).{decided}"""
 
 
 def use(recipe: Recipe, reading: Reading, builder: str, begin: Sequence[int]) -> str:

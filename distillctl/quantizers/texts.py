@@ -36,6 +36,8 @@ class Forced:
     teacher_top: np.ndarray
     kl_teacher: np.ndarray
     tokens: np.ndarray
+    agreements: list[np.ndarray]
+    """Whether each token is the teacher's top one, bool [R] of each row."""
 
     def mean(self, rows: np.ndarray) -> float:
         """Of row means, over the tokens of all rows that were measured; NaN where none was."""
@@ -81,6 +83,7 @@ def measure(
     ids: dict[str, list[list[int]]] = {name: [] for name in graphs}
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
     forced: dict[str, list[np.ndarray]] = {name: [] for name in graphs}
+    """Of each row: kl, same_top, nll, teacher_top and kl_teacher of its tokens, [5, R]."""
     for order, block in turns(list(graphs), len(rows.views)):
         for name in order:
             for row in block:
@@ -89,8 +92,8 @@ def measure(
                 seconds[name].append(time.perf_counter() - begin)
                 ids[name].append(answer)
         for row in block:
-            for name, means in _forced(graphs, rows, row).items():
-                forced[name].append(means)
+            for name, figures in _forced(graphs, rows, row).items():
+                forced[name].append(figures)
         advance(len(block))
     return {
         name: Answers(ids[name], np.array(seconds[name]) * 1e3, _columns(forced[name], rows.positions))
@@ -100,7 +103,7 @@ def measure(
 
 @torch.inference_mode()
 def _forced(graphs: Mapping[str, OnnxGenerator], rows: ResponseRows, row: int) -> dict[str, np.ndarray]:
-    """Means over a row's response tokens: kl, same_top, nll, teacher_top and kl_teacher."""
+    """Of a row's response tokens: kl, same_top, nll, teacher_top and kl_teacher, [5, R]."""
     view, response, targets = rows.views[row], rows.responses[row], rows.targets([row])
     at_once = rows_at_once(rows.vocabulary)
     reference, found = None, {}
@@ -114,14 +117,13 @@ def _forced(graphs: Mapping[str, OnnxGenerator], rows: ResponseRows, row: int) -
             kl = forward_kl(student.log_softmax(-1), own.log_softmax(-1))
             same_top = (student.argmax(-1) == own.argmax(-1)).float()
             parts.append(torch.stack([kl, same_top, *token_figures(targets.rows(part), own)]).double())
-        found[name] = torch.cat(parts, -1).mean(-1).numpy()
+        found[name] = torch.cat(parts, -1).numpy()
     return found
 
 
-def _columns(means: Sequence[np.ndarray], tokens: np.ndarray) -> Forced:
-    columns = np.stack(means, -1)
-    kl, same_top, nll, teacher_top, kl_teacher = columns
-    return Forced(kl, same_top, nll, teacher_top, kl_teacher, tokens)
+def _columns(rows: Sequence[np.ndarray], tokens: np.ndarray) -> Forced:
+    kl, same_top, nll, teacher_top, kl_teacher = np.stack([row.mean(-1) for row in rows], -1)
+    return Forced(kl, same_top, nll, teacher_top, kl_teacher, tokens, [row[3] > 0 for row in rows])
 
 
 class TextCalibration(Calibration):

@@ -87,6 +87,11 @@ def compare(
         "kl": {key: facts["train"].get(f"kl_{key}") for key in ("rows", "lumped")}
         | {"dropped_mass": facts["train"].get("dropped_mass")},
         "per_token": _per_token(tables, lengths, facts["train"]["control"]),
+        "context_decided": {
+            arm: found
+            for arm, stage in (("deployed", "quantize"), ("student", "train"))
+            if stage in facts and (found := facts[stage].get("context_decided"))
+        },
         "necessity": collect["necessity"]
         and collect["necessity"] | necessity.spread(teacher["floor"].context_kl or []),
         "leakage": _leakage(recipe, workspace, views, own),

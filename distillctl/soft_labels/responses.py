@@ -19,10 +19,13 @@ from torch import Tensor
 
 from distillctl.data import parquet, view_table
 from distillctl.data.responses import Response
+from distillctl.data.views import FLOOR
 from distillctl.errors import UpstreamError, first_line
 from distillctl.losses.targets import Targets
+from distillctl.recipe import Text
 from distillctl.soft_labels import columns, seal, shards
 from distillctl.soft_labels.shards import Shard
+from distillctl.soft_labels.text import TextLabels
 from distillctl.workspace import Workspace, replacing
 
 _SCHEMA = ("id", "sample", "text", "cut", "token_ids")
@@ -106,6 +109,15 @@ def read(workspace: Workspace, arm: str, split: str, profile: Profile) -> Respon
     names; of ``profile``'s columns alone."""
     ids = view_table.column(workspace.folder("collect") / "views.parquet", split, "id")
     return _in_order(shards.files(workspace, arm, split), ids, profile)
+
+
+def context_kl(workspace: Workspace) -> list[np.ndarray] | None:
+    """KL(P_full ‖ P_simplified) in nats at each token of the ceiling's answers to the eval rows, in the order of
+    views.parquet; None where it was not worked out."""
+    manifest = workspace.manifest("collect")
+    if manifest is None or not any(name.startswith(f"shards/{FLOOR}-eval-") for name in manifest.outputs):
+        return None
+    return read(workspace, FLOOR, "eval", TextLabels(Text())).context_kl
 
 
 def read_parts(workspace: Workspace, arm: str, split: str, profile: Profile) -> Iterator[Responses]:

@@ -76,6 +76,14 @@ class Scores:
     dropped: np.ndarray
     tokens: np.ndarray
     lumped: bool = False
+    top_tokens: np.ndarray | None = None
+    """Whether each token is the teacher's top one, float64 [N, R]; beyond a row's ``tokens`` nothing is meant."""
+
+    @property
+    def agreements(self) -> list[np.ndarray]:
+        """`top_tokens` of each row, bool [R]."""
+        assert self.top_tokens is not None
+        return [row[:count] > 0 for row, count in zip(self.top_tokens, self.tokens.tolist(), strict=True)]
 
     @property
     def figures(self) -> dict[str, float]:
@@ -109,8 +117,8 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
     Ranks share the batches, and all get all results.
     """
     model.eval()
-    means, lumped = np.zeros((4, len(rows.views))), False
-    tokens = rows.positions
+    means, lumped, tokens = np.zeros((4, len(rows.views))), False, rows.positions
+    top_tokens = np.zeros((len(rows.views), int(tokens.max(initial=0))))
     batches = batching.by_length(rows.lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens)
     for batch in ranks.share([part for whole in batches for part in _parts(whole, tokens, rows.vocabulary)]):
         targets = rows.targets(batch).to(model.device)
@@ -124,8 +132,10 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
         figures.append(torch.full_like(figures[0], torch.nan) if dropped is None else dropped)
         parts = torch.stack([each.double() for each in figures]).cpu().split(tokens[batch].tolist(), -1)
         means[:, batch] = torch.stack([part.mean(-1) for part in parts], -1).numpy()
+        for row, part in zip(batch, parts, strict=True):
+            top_tokens[row, : part.shape[-1]] = part[1].numpy()
     nll, same_top, kl, dropped_mass = group.summed(means)
-    return Scores(kl, nll, same_top, dropped_mass, tokens, group.any_of(lumped))
+    return Scores(kl, nll, same_top, dropped_mass, tokens, group.any_of(lumped), group.summed(top_tokens))
 
 
 def _parts(batch: Batch, tokens: np.ndarray, vocabulary: int) -> Iterator[Batch]:

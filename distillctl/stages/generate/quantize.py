@@ -17,7 +17,7 @@ from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.data.view_table import ViewTable
 from distillctl.graphs import beside, text_card
-from distillctl.metrics import doubts
+from distillctl.metrics import context_decided, doubts
 from distillctl.metrics import text as text_metrics
 from distillctl.quantizers import search, texts
 from distillctl.quantizers.search import FP32
@@ -71,7 +71,10 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         text = text_card.render(recipe, collect, train, reading, settled.shown, export["builder"], begin)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
-    return Outcome(outputs, settled.facts)
+    decided = None
+    if train["shared_tokenizer"]:
+        decided = context_decided.agreement(answers[chosen].forced.agreements, responses.context_kl(workspace))
+    return Outcome(outputs, {**settled.facts, "context_decided": decided})
 
 
 @dataclass(frozen=True)

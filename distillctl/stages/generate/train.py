@@ -19,6 +19,7 @@ from distillctl.controls import texts as text_controls
 from distillctl.data import responses as response_texts
 from distillctl.data import view_table
 from distillctl.losses.heads import check_head
+from distillctl.metrics import context_decided
 from distillctl.metrics import text as text_metrics
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, Text, implementation
 from distillctl.soft_labels import responses as response_store
@@ -73,6 +74,8 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         "encoder_decoder": student.is_encoder_decoder,
         "shared_tokenizer": shares_tokenizer,
         "controls": {"train_rows": learned_from},
+        "context_decided": context_decided.agreement(done.scores.agreements, response_store.context_kl(workspace))
+        if shares_tokenizer else None,
     }  # fmt: skip
     return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet", controls.FILE], facts=facts)
 
