@@ -217,7 +217,7 @@ def _export(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
     """The candidates (KL from the fp32 student, share with its top label or token), no name broken at 80 columns."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("size", "KL", "top", names.named(facts["metric"]), "p50 ms"):
         table.add_column(column, justify="right", no_wrap=column != names.named(facts["metric"]), min_width=5)
     table.add_column("candidate", no_wrap=True)
