@@ -10,7 +10,8 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from typing import Any
+from io import TextIOWrapper
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -31,6 +32,9 @@ def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
     global _out, _err
     if not ranks.is_first():
         verbosity = -1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what the terminal's encoding lacks is no reason to lose the rest
+            stream.reconfigure(errors="replace")
     _out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
     _state.update(json=as_json, verbosity=verbosity)
     if verbosity <= 0:  # read by the libraries when they are imported, which is later
@@ -103,10 +107,15 @@ def bug(problem: BaseException) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """The one JSON object of a command; no signal can ask for a second one."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, ensure_ascii=not _is_unicode(sys.stdout), allow_nan=False) + "\n"
     interrupts.ignore()
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _is_unicode(stream: TextIO) -> bool:
+    """Whether a stream can carry every character."""
+    return (stream.encoding or "").lower().replace("-", "").replace("_", "").startswith("utf")
 
 
 def result(value: Mapping[str, Any], *renderables: Any) -> None:
