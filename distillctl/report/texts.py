@@ -84,7 +84,7 @@ def compare(
             arm: text.corpus(alike, found, [None], said["ceiling"], None) for arm, found in said.items() if alike
         },
         "responses": collect["responses"],
-        "kl": {key: facts["train"].get(f"kl_{key}") for key in ("rows", "lumped")}
+        "kl_measured": {key: facts["train"].get(f"kl_{key}") for key in ("rows", "lumped")}
         | {"dropped_mass": facts["train"].get("dropped_mass")},
         "per_token": _per_token(tables, lengths, facts["train"]["control"]),
         "context_decided": {
