@@ -104,8 +104,8 @@ def test_some_rows_of_a_split_are_targets_of_their_own(tmp_path):
     )  # fmt: skip
     order = torch.tensor([4, 5, 6, 7, 0, 1, 2])
     assert torch.equal(some.token_ids, whole.token_ids[order])
-    assert torch.equal(some.entropy, whole.entropy[order])
     width = some.ids.shape[1]
+    assert torch.equal(some.log_probs, whole.log_probs[order, :width])
     assert torch.equal(some.ids, whole.ids[order, :width])
     assert torch.equal(some.weights, whole.weights[order, :width])
 
@@ -250,7 +250,7 @@ def test_pandas_reads_a_folder_of_shards(tmp_path):
     for index, (name, response) in enumerate(zip("ab", responses, strict=True)):
         store.write(tmp_path, shard(name, index), [(name, 0, response)], profile)
     table = pd.read_parquet(tmp_path / "shards")
-    kept = ["ids", "log_probs", "log_tail", "tail_ids", "tail_entropy"]
+    kept = ["ids", "log_probs", "log_tail", "tail_ids", "tail_log_probs"]
     assert table.columns.tolist() == ["id", "sample", "text", "cut", "token_ids", *kept]
     assert table.id.tolist() == ["a", "b"]
     assert table.text.tolist() == [response.text for response in responses]
@@ -291,7 +291,7 @@ def peaked(vocabulary, count, sharpness, seed=0):
 @pytest.mark.parametrize("vocabulary", [49_152, 151_936])
 @pytest.mark.parametrize(
     ("spec", "sharpness", "most", "off"),
-    [(TopK(k=32), 1.6, 140, 0.15), (Sampled(draws=50), 1.8, 40, 0.15), (Sampled(draws=50), 1.3, 72, 0.5)],
+    [(TopK(k=32), 1.6, 140, 0.15), (Sampled(draws=50), 1.8, 52, 0.15), (Sampled(draws=50), 1.3, 95, 0.5)],
     ids=["top_k", "12 distinct", "24 distinct"],
 )
 def test_bytes_per_token_even_where_no_id_comes_twice(tmp_path, spec, sharpness, most, off, vocabulary):
@@ -308,7 +308,7 @@ def test_bytes_per_token_even_where_no_id_comes_twice(tmp_path, spec, sharpness,
     part = shard([name for name, _, _ in rows])
     store.write(tmp_path, part, rows, profile)
     distinct = np.concatenate([[len(ids) for ids in response.labels["ids"]] for _, _, response in rows]).mean()
-    assert {40: 12, 72: 24, 140: 31}[most] < distinct
+    assert {52: 12, 95: 24, 140: 31}[most] < distinct
     found = (tmp_path / part.file).stat().st_size / (128 * 8)
     assert found <= most
     assert size.bytes_per_token(spec, vocabulary) == pytest.approx(found, rel=off)

@@ -84,7 +84,12 @@ def _data(file: Path, work: Path) -> list[Command]:
     if ".log" in suffixes:
         sets += ["data.format=lines", "data.pattern='(?P<reference>\\w+): (?P<input>.*)'"]
     if ".po" in suffixes:
-        sets += ["data.format=gettext", "data.language=fr", "task={kind: generate}", "student.model=student"]
+        sets += [
+            "data.format=gettext",
+            "data.language=fr",
+            "task={kind: generate, max_new_tokens: 16}",
+            "student.model=student",
+        ]
     if "-utf16" in file.name:
         sets += ["data.encoding=utf-16"]
     return [(*DRY, *[word for one in sets for word in ("--set", one)])]
