@@ -153,7 +153,7 @@ def test_top_k_is_normalised_again_over_what_the_student_has(log_probs, k, draws
     assert_remapped(before.ids, after.ids, remap)
     some = ~after.log_tail.isneginf() | (after.ids >= 0).any(-1)
     total = after.log_probs.exp().sum(-1) + after.log_tail.exp()
-    torch.testing.assert_close(total[some], torch.ones(int(some.sum())), atol=1e-6, rtol=0)
+    torch.testing.assert_close(total[some], torch.ones(int(some.sum())), atol=1e-5, rtol=0)
     stay = after.ids >= 0
     told = stay & (after.dropped < 1 - 1e-4)[:, None]  # nearer to 1, float32 has no digits left for what stays
     shift = (after.log_probs - before.log_probs).where(told, torch.nan)  # the same for all that stay at a position

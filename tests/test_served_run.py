@@ -21,6 +21,7 @@ def _run(path, stub, **sections):
     path.write_text(yaml.safe_dump(tree))
     recipe, workspace = recipes.load(path), Workspace(path.parent / "run")
     assert [ran.stage for ran in pipeline.run(recipe, workspace)][-1] == "report"
+    assert [(s.stage, s.why) for s in pipeline.status(recipe, workspace) if s.state != "fresh"] == []
     assert all(ran.reused for ran in pipeline.run(recipe, workspace))
     pipeline.stage("bundle", recipe, workspace)
     facts = contract.build(recipe, workspace)

@@ -22,7 +22,7 @@ import yaml
 
 from distillctl import console
 from distillctl import recipe as recipes
-from distillctl.recipe import Recipe, TopK, implementation
+from distillctl.recipe import Recipe, Spec, Text, implementation
 from distillctl.workspace import Outcome, Workspace
 
 EVAL_ROWS, SHARD_ROWS = 200, 128
@@ -158,11 +158,13 @@ def _collected(recipe: Recipe, workspace: Workspace, rows: int) -> None:
     }
     view_table.write(folder / "views.parquet", tables)
     write = _write_labels if recipe.task.kind == "classify" else _write_texts
-    for split, table in tables.items():
-        for number, start in enumerate(range(0, len(table.id), SHARD_ROWS)):
-            write(recipe, folder, Shard("full", split, number, "0" * 16, table.id[start : start + SHARD_ROWS]))
+    for arm, split in (("full", "train"), ("full", "eval"), ("simplified", "eval")):
+        for number, start in enumerate(range(0, len(tables[split].id), SHARD_ROWS)):
+            ids = tables[split].id[start : start + SHARD_ROWS]
+            write(recipe, folder, Shard(arm, split, number, "0" * 16, ids))
     tokenizer = AutoTokenizer.from_pretrained(recipe.teacher.model)
-    facts = {"log_prior": None, "stop_ids": [1], "teacher_tokenizer": vocabulary_digest(tokenizer)}
+    facts: dict[str, Any] = {"log_prior": None, "stop_ids": [1], "counts": {}, "metric": "accuracy"}
+    facts["teacher_tokenizer"] = vocabulary_digest(tokenizer)
     outcome = Outcome(["views.parquet", "shards"], facts)
     workspace.commit("collect", recipe={}, inputs={}, outcome=outcome, seed=0, seconds=0.0)
 
@@ -178,15 +180,14 @@ def _write_labels(recipe: Recipe, folder: Path, shard: Any) -> None:
 def _write_texts(recipe: Recipe, folder: Path, shard: Any) -> None:
     from distillctl.soft_labels import responses
 
-    spec = recipe.generate.soft_labels
-    assert isinstance(spec, TopK)
+    spec = recipe.generate.kept(shard.split) if shard.arm == "full" else Text()
     drawn = _answers(spec)
     rows = [(row, 0, drawn[(shard.index + place) % len(drawn)]) for place, row in enumerate(shard.ids)]
     responses.write(folder, shard, rows, implementation(spec)(spec))
 
 
 @functools.cache
-def _answers(soft_labels: TopK) -> list[Any]:
+def _answers(soft_labels: Spec) -> list[Any]:
     """Responses with what the profile keeps of random distributions."""
     import torch
 
