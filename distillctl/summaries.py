@@ -215,11 +215,19 @@ def _export(facts: Mapping[str, Any]) -> Iterator[Any]:
     )
 
 
+_NARROW = 8
+"""Characters of a column that leaves the candidates' names their room at 80 columns."""
+
+
 def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
     """The candidates (KL from the fp32 student, share with its top label or token), no name broken at 80 columns."""
+    metric = names.named(facts["metric"])
+    column = metric if len(metric) <= _NARROW else "score"
+    if column != metric:
+        yield f"score: {metric}"
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("size", "KL", "top", names.named(facts["metric"]), "p50 ms"):
-        table.add_column(column, justify="right", no_wrap=column != names.named(facts["metric"]), min_width=5)
+    for name in ("size", "KL", "top", column, "p50 ms"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("candidate", no_wrap=True)
     for found in facts["candidates"]:
         score = "-" if found["score"] is None else f"{found['score']:.3f}"
