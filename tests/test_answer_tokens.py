@@ -116,3 +116,11 @@ def test_views_that_end_alike_are_tokenized_with_their_answers_once() -> None:
     tail = "x" * 100
     assert tokenize("a" + tail, ["1", "12"]).answers == tokenize("b" + tail, ["1", "12"]).answers == ((49,), (49, 50))
     assert len(asked) == 4  # two views, and two whole texts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(view=texts, said=texts)
+def test_a_given_response_is_the_tokens_that_follow_its_view(kind: str, view: str, said: str) -> None:
+    loaded, place = teacher(kind), AnswerPlace()
+    found = loaded.in_place(view + ":", [said + "\n"], place)
+    assert [*found.view, *found.answers[0]] == loaded.encode(f"{view}: {said}\n")

@@ -163,3 +163,26 @@ def test_flatten_tells_different_trees_apart(a, b):
 def test_training_has_the_recipes_seed_unless_it_has_its_own(load):
     assert load(seed=3).train_seed == 3
     assert load(seed=3, train={"seed": 0}).train_seed == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([" billing", "other"], "the label ' billing' has white space around it"),
+        ({"yes": "yes ", "no": "no"}, "the label 'yes ' has white space around it"),
+        ({"a\n": "yes", "b": "no"}, "has white space around it"),
+        (["billing", "other", "billing"], "the label 'billing' is listed twice"),
+    ],
+)
+def test_labels_that_are_not_what_they_seem_are_refused(tmp_path, labels, told):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "task": {"labels": labels}}))
+    with pytest.raises(RecipeError, match=told):
+        recipes.load(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "openai"])
+def test_a_chat_templates_own_arguments_are_not_to_choose(tmp_path, kind):
+    teacher = {"kind": kind, "model": "m", "chat_template_kwargs": {"messages": []}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**BASE, "teacher": teacher}))
+    with pytest.raises(RecipeError, match="messages is not an argument to choose"):
+        recipes.load(tmp_path / "r.yaml")
