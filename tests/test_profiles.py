@@ -407,8 +407,10 @@ def test_no_kl_is_below_zero_whatever_was_kept_and_trimmed(spec, log_probs, trim
     remap = trimmed(log_probs.shape[-1], seed, keep=(0,)) if trim else None
     logits = students(seed, log_probs, remap, apart)
     found = targets(spec, log_probs, remap, seed)
-    assert kl(found, logits).min() >= -1e-5  # the rounding of float32 at logits of 40
-    assert token_loss((ForwardKL(),), found, logits).min() >= -1e-5
+    for values in (kl(found, logits), token_loss((ForwardKL(),), found, logits)):
+        assert not (values < -1e-5).any()  # the rounding of float32 at logits of 40
+        # Of eval rows a KL is not measured where nothing that is known of the teacher stays in the vocabulary.
+        assert isinstance(spec, Measured) or not values.isnan().any()
 
 
 @given(distributions(least=4), st.booleans(), st.sampled_from([0.0, 0.1, 3.0]), st.integers(0, 2**32 - 1))
