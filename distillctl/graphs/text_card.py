@@ -42,7 +42,11 @@ def task(builder: str) -> str:
 def description(collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
     """A model that writes, in a few sentences."""
     tokens, counts = collect["context_tokens"], collect["counts"]
-    apart = "" if train["kl"] is None else f", with a KL divergence of {train['kl']:.4f} nats per token"
+    apart = (
+        ""
+        if train["kl"] is None
+        else f", with a KL divergence of {train['kl']:.4f} nats per token over the tokens it has"
+    )
     decided = train.get("context_decided")
     decided = (
         ""
