@@ -121,7 +121,7 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
     """An object of a file; empty where there is none, since whoever loads the model says what is wrong with it."""
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

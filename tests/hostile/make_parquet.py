@@ -155,7 +155,7 @@ def shards() -> dict[str, bytes]:
     whole = shard(fixed)
     return {
         "of-other-rows": shard(fixed, id=[f"other-{n}" for n in range(ROW_COUNT)]),
-        "of-more-rows": whole,
+        "ok-of-more-rows": whole,
         "ids-null": shard(fixed, id=pa.nulls(ROW_COUNT, pa.string())),
         "ids-numbers": shard(fixed, id=list(range(ROW_COUNT))),
         "ids-twice": shard(fixed, id=["row"] * ROW_COUNT),
@@ -168,7 +168,7 @@ def shards() -> dict[str, bytes]:
         "labels-of-width-one": shard(pa.array([[-1.0]] * ROW_COUNT, pa.list_(pa.float32(), 1))),
         "labels-nan": shard(pa.array([[float("nan")] * 3] * ROW_COUNT, pa.list_(pa.float32(), 3))),
         "labels-a-hundred-million-zeros": packed({"id": ["row"], "label_log_probs": pa.array([np.zeros(20_000_000, np.float32)], pa.list_(pa.float32())), "label_mass": pa.nulls(1, pa.float32())}),
-        "mass-text": shard(fixed, mass=["a"] * ROW_COUNT),
+        "ok-mass-text": shard(fixed, mass=["a"] * ROW_COUNT),
         "no-mass": packed({"id": ids, "label_log_probs": fixed}),
         "no-rows": packed({"id": pa.array([], pa.string()), "label_log_probs": pa.array([], pa.list_(pa.float32(), 3)), "label_mass": pa.array([], pa.float32())}),
         "flipped-page": flipped(packed({"id": ids, "label_log_probs": fixed, "label_mass": pa.array([0.5] * ROW_COUNT, pa.float32())}, write_page_checksum=True, compression="none"), 60),
