@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from distillctl.controls import labels, table, texts
+from distillctl import cautions
+from distillctl.controls import labels, review, table, texts
 from distillctl.errors import UpstreamError
 from distillctl.recipe import Recipe
 from distillctl.workspace import Workspace
@@ -78,3 +79,12 @@ def test_their_names_are_taken(name: str) -> None:
                 "student": {"kind": "pretrained", "model": "student"},
             }
         )
+
+
+def test_controls_that_had_fewer_rows_than_the_student_are_told() -> None:
+    with cautions.collected() as found:
+        review.capped(7, 7)
+        assert found == []
+        review.capped(7, 9)
+    assert [one["code"] for one in found] == ["controls-capped"]
+    assert "first 7 of 9 train rows" in found[0]["text"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import controls
+from distillctl import cautions, controls
 from distillctl.controls import table
 from distillctl.data import view_table
 from distillctl.data.views import CEILING, FLOOR
@@ -43,6 +43,16 @@ def texts(arm: str, answers: Sequence[str], recipe: Recipe, workspace: Workspace
     against = (views.reference, said["ceiling"], task.format)
     rows = {name: text.row_scores(task.score, own, *against) for name, own in said.items()}
     _review(arm, said, rows, controls.TEXTS, text.metric_name(task.score, views.reference))
+
+
+def capped(learned_from: int, rows: int) -> None:
+    """Tell that the controls had fewer train rows than the student."""
+    if learned_from < rows:
+        cautions.add(
+            "controls-capped",
+            f"The controls learned from the first {learned_from:,} of {rows:,} train rows; with all of them they might "
+            "score higher.",
+        )
 
 
 def _review(

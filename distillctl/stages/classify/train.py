@@ -62,6 +62,7 @@ def _write_controls(recipe: Recipe, workspace: Workspace, ids: list[str], train:
     controls.write(
         workspace, ids, label_controls.answers(texts, train.distributions(rows), held_out, recipe.task.names)
     )
+    review.capped(len(rows), len(train.ids))
     return {"train_rows": len(rows)}
 
 

@@ -204,6 +204,7 @@ def _write_controls(collected: _Collected, ids: list[str]) -> int:
     held_out = view_table.column(collected.views, "eval", "simplified")
     said = [first[row] for row in train]
     controls.write(collected.workspace, ids, text_controls.answers(list(train.values()), said, held_out))
+    review.capped(len(train), len(view_table.column(collected.views, "train", "id")))
     return len(train)
 
 
