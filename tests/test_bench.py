@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,24 @@ def test_worker_that_dies_or_hangs_is_reported(tmp_path: Path) -> None:
         raise KeyError
     assert gone(worker.loaded["pid"])
     assert not psutil.Process().children()
+
+
+def test_a_signal_while_a_worker_is_asked_leaves_nothing_that_keeps_the_command_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting(threading.Timer):
+        def start(self) -> None:
+            super().start()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading, "Timer", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        WorkerProcess("deployed", onnx_job(tmp_path))
+    assert not psutil.Process().children()
+    left = [one for one in threading.enumerate() if isinstance(one, Interrupting)]
+    for one in left:
+        one.cancel()
+    assert all(one.daemon for one in left)
 
 
 def test_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:

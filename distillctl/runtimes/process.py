@@ -92,8 +92,9 @@ class WorkerProcess:
             self._process.kill()
 
         timer = threading.Timer(seconds, give_up)
-        timer.start()
+        timer.daemon = True  # a signal within `start` leaves nobody to cancel it; the command must end all the same
         try:
+            timer.start()
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()

@@ -122,15 +122,18 @@ def test_no_worker_of_bench_is_left_behind_when_a_terminal_interrupts_them_all(t
         project.command("bench", recipe, "--run-dir", run, "--json"),
         env=project.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    workers: list[psutil.Process] = []
-    while not workers and process.poll() is None:
-        with contextlib.suppress(psutil.Error):  # one that ends meanwhile
-            children = psutil.Process(process.pid).children()
-            workers = [one for one in children if "distillctl.runtimes.worker" in one.cmdline()]
-        time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[1]
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    try:
+        workers: list[psutil.Process] = []
+        while not workers and process.poll() is None:
+            with contextlib.suppress(psutil.Error):  # one that ends meanwhile
+                children = psutil.Process(process.pid).children()
+                workers = [one for one in children if "distillctl.runtimes.worker" in one.cmdline()]
+            time.sleep(0.002)
+        assert process.poll() is None, process.communicate()[1]
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()  # a command that hangs is this test's failure, and no other's
     assert process.returncode == 130
     assert json.loads(out)["error"]["exit_code"] == 130  # one object
     assert "Traceback" not in err
