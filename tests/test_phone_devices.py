@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import os
 import signal
 import subprocess
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ import pytest
 import segno
 
 from distillctl import console
-from distillctl.errors import DataError, RecipeError, Unavailable, UpstreamError
+from distillctl.errors import RecipeError, UpstreamError
 from distillctl.phone import assets, devices, task
 from distillctl.phone.messages import Device
 from distillctl.report import contract, markdown, page
@@ -148,53 +144,6 @@ def test_a_model_that_writes_is_refused(tmp_path: Path) -> None:
         task.prepare(recipe, Workspace(tmp_path))
 
 
-# ── onnxruntime-web ──────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small package in place of the real one, pinned as that is, and an empty cache."""
-    contents = {name: f"// {name}".encode() for name in assets.FILES}
-    pinned = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    file = tmp_path / "package.tgz"
-    with tarfile.open(file, "w:gz") as archive:
-        for name, content in {**contents, "../../escape.js": b"no"}.items():
-            member = tarfile.TarInfo(f"package/dist/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    monkeypatch.setattr(assets, "FILES", pinned)
-    monkeypatch.setattr(assets, "TARBALL", file.as_uri())
-    monkeypatch.setattr(assets, "TARBALL_BYTES", file.stat().st_size)
-    monkeypatch.setattr(assets, "INTEGRITY", base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return file
-
-
-def test_fetched_once_checked_and_kept(package: Path) -> None:
-    folder = assets.find()
-    assert sorted(path.name for path in folder.iterdir()) == sorted(assets.FILES)
-    package.unlink()
-    assert assets.find() == folder
-    assert assets.find(folder) == folder
-    (folder / "ort.wasm.min.mjs").write_text("changed")
-    with pytest.raises(Unavailable, match="cannot be fetched"):  # the changed one is not used
-        assets.find()
-    with pytest.raises(DataError, match=r"ort\.wasm\.min\.mjs is not the one"):
-        assets.find(folder)
-    with pytest.raises(DataError, match="there is no"):
-        assets.find(package.parent)
-
-
-@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"0", lambda b: b[:9] + b"\1" + b[10:]])
-def test_another_package_is_not_unpacked(package: Path, change: Any) -> None:
-    package.write_bytes(change(package.read_bytes()))
-    with pytest.raises(Unavailable, match="SHA-512 differs") as told:
-        assets.find()
-    assert told.value.next is not None
-    assert "--assets" in told.value.next
-    assert not assets.cache().exists()
-
-
 # ── the invitation ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -217,11 +166,12 @@ def test_the_code_in_the_terminal_is_the_address(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_interrupted_by_the_keyboard(tmp_path: Path, package: Path) -> None:
+def test_interrupted_by_the_keyboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = assets.cache()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     recipe = project.make(tmp_path / "project", train={"epochs": 1})
     run = tmp_path / "run"
     assert project.run("run", recipe, "--run-dir", run).returncode == 0
-    cached = Path.home() / ".cache" / "distillctl" / "onnxruntime-web" / assets.VERSION
     if not cached.is_dir():
         pytest.skip("onnxruntime-web is not in the cache yet: tests/test_phone_page.py fetches it")
     words = ("bench", recipe, "--run-dir", run, "--serve", "--assets", cached)

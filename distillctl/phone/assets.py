@@ -1,24 +1,24 @@
-"""onnxruntime-web: the files a page needs to run a graph, from the npm package, each checked against a pinned hash."""
+"""onnxruntime-web: the files a page needs to run a graph, from its npm package, each checked against a pinned hash."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
 import io
 import os
 import tarfile
-import urllib.request
+import tempfile
 from pathlib import Path
 
-from distillctl import console
-from distillctl.errors import DataError, Unavailable, first_line
-from distillctl.workspace import file_digest, replacing_folder
+from distillctl import console, limits
+from distillctl.errors import DataError, Unavailable
+from distillctl.phone import npm
+from distillctl.workspace import file_digest, replacing_folder, writable
 
 VERSION = "1.30.0"
-TARBALL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
+PACKAGE = f"onnxruntime-web@{VERSION}"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""SHA-512 of the tarball in base64, as the registry itself and every package-lock.json name it."""
+"""SHA-512 of the tarball in base64, as every package-lock.json names it."""
 TARBALL_BYTES = 33_106_585
 
 # ort.wasm is the build for the CPU, with every operator of onnxruntime's own and of com.microsoft; ort.webgpu has the
@@ -33,7 +33,7 @@ FILES = {
 }
 """Name in the package's dist/ → SHA-256."""
 OFFLINE = (
-    f"on a machine with a network: npm pack onnxruntime-web@{VERSION}, unpack it, and give its dist folder: "
+    f"on a machine where npm reaches its registry: npm pack {PACKAGE}, unpack it, and give its dist folder: "
     "distillctl bench RECIPE --serve --assets DIR"
 )
 
@@ -45,9 +45,9 @@ def cache() -> Path:
 
 
 def find(given: Path | None = None) -> Path:
-    """The folder with all `FILES`, checked: the ``given`` one, else the cache, filled from the registry when it is not.
+    """Return the folder with all `FILES`, checked: the ``given`` one, else the cache, which npm fills where it must.
 
-    DataError when a given file is missing or not the pinned one; Unavailable when the registry cannot be reached.
+    DataError when a given file is missing or not the pinned one; Unavailable when npm cannot fetch the package.
     """
     if given is not None:
         if problem := _problem(given):
@@ -55,8 +55,8 @@ def find(given: Path | None = None) -> Path:
         return given
     folder = cache()
     if _problem(folder):
-        console.note(f"fetching onnxruntime-web {VERSION} ({TARBALL_BYTES / 1e6:.0f} MB, once) from registry.npmjs.org")
-        _unpack(_fetch(TARBALL), folder)
+        console.note(f"asking npm for {PACKAGE} ({TARBALL_BYTES / 1e6:.0f} MB, once)")
+        _unpack(_fetch(), folder)
     return folder
 
 
@@ -71,16 +71,22 @@ def _problem(folder: Path) -> str | None:
     return None
 
 
-def _fetch(address: str) -> bytes:
-    """The tarball. The network is not trusted: neither its length nor its bytes."""
-    try:
-        with urllib.request.urlopen(address, timeout=30) as answer:
-            found: bytes = answer.read(TARBALL_BYTES + 1)
-    except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-        raise Unavailable(f"cannot be fetched: {first_line(error)}", where=address, next=OFFLINE) from None
-    if base64.b64encode(hashlib.sha512(found).digest()).decode() != INTEGRITY:
-        raise Unavailable("what came is not the package (its SHA-512 differs)", where=address, next=OFFLINE)
-    return found
+def _fetch() -> bytes:
+    """Return the tarball's bytes as npm delivers them. Neither their number nor what they are is trusted."""
+    with writable(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="distillctl-npm-") as folder:
+        try:
+            tarball = limits.read_bytes(npm.pack(PACKAGE, Path(folder)), TARBALL_BYTES)
+        except Unavailable as error:
+            raise Unavailable(error.what, where=error.where, next=_next(error)) from None
+        except ValueError:
+            tarball = b""
+    if base64.b64encode(hashlib.sha512(tarball).digest()).decode() != INTEGRITY:
+        raise Unavailable("what npm delivered is not the package (its SHA-512 differs)", where=PACKAGE, next=OFFLINE)
+    return tarball
+
+
+def _next(error: Unavailable) -> str:
+    return f"{error.next}; or, {OFFLINE}" if error.next else OFFLINE
 
 
 def _unpack(tarball: bytes, folder: Path) -> None:
