@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,6 +85,9 @@ def is_of_tokenizers(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """A library's message in one line; its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """A library's message in one line; its type where it has none.
+
+    Advice to install a package is left out: transformers takes its name from a model's code, datasets from a file.
+    """
+    line = next(iter(str(error).strip().splitlines()), "")
+    return re.sub(r"[^.:;,(]*\bpip3? install\b.*", "", line).rstrip(" ,;:(") or type(error).__name__

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillctl import gguf_header
+from distillctl import gguf_header, package_files
 from distillctl import recipe as recipes
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.workspace import digest, tree_digest
@@ -95,32 +94,10 @@ def _local(reference: str, folder: Path, *, where: str) -> Path:
     return path
 
 
-def package_path(reference: str, *, where: str) -> Path:
-    """The file or folder of `package:NAME/path`; the package is found, never imported."""
-    name, _, inner = reference.removeprefix("package:").partition("/")
-    if not name.isidentifier() or ".." in Path(inner).parts or inner.startswith("/"):
-        raise RecipeError(f"{reference!r} is not package:NAME or package:NAME/path", where=where)
-    try:
-        spec = importlib.util.find_spec(name)
-    except ValueError:  # a module without a spec
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise Unavailable(
-            f"the Python package {name} is not installed ({reference})",
-            where=where,
-            next=f"pip install --no-deps {name.replace('_', '-')}",
-        )
-    for location in spec.submodule_search_locations:
-        path = _local(inner, Path(location), where=where)
-        if path.exists():
-            return path
-    raise Unavailable(f"the package {name} carries no {inner}", where=where)
-
-
 def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
     """The local file or folder of a data reference (None: it looks like a hub data set); DataError when missing."""
-    if reference.startswith("package:"):
-        return package_path(reference, where=where)
+    if reference.startswith(package_files.PREFIX):
+        return package_files.find(reference, where=where)
     path = _local(reference, folder, where=where)
     if path.is_file() or path.is_dir():
         return path
@@ -155,8 +132,8 @@ def student(recipe: recipes.Recipe) -> ModelSource | None:
 
 def model(reference: str, folder: Path, *, revision: str | None, where: str) -> ModelSource:
     """Resolve a model reference; Unavailable when it is neither a file, a folder nor a possible hub id."""
-    if reference.startswith("package:"):
-        path = package_path(reference, where=where)
+    if reference.startswith(package_files.PREFIX):
+        path = package_files.find(reference, where=where)
     else:
         path = _local(reference, folder, where=where)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):

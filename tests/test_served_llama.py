@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 
-from distillctl import pipeline, references
+from distillctl import package_files, pipeline
 from distillctl import recipe as recipes
 from distillctl.recipe import TopK
 from distillctl.soft_labels import responses, store
@@ -89,7 +89,7 @@ def _serving(model, folder):
 def exact(tmp_path_factory):
     """A server of the dequantized weights."""
     folder = tmp_path_factory.mktemp("float32")
-    file = str(references.package_path(WEIGHTS, where=""))
+    file = str(package_files.find(WEIGHTS, where=""))
     subprocess.run([PYTHON, "-c", _TO_FLOAT, file, str(folder / "model.gguf")], check=True, capture_output=True)
     with _serving(folder / "model.gguf", folder) as url:
         yield url
@@ -138,7 +138,7 @@ def test_labels_of_the_same_weights_are_the_same(exact, local_labels, tmp_path):
 
 
 def test_labels_of_the_4_bit_file_are_near(local_labels, tmp_path):
-    with _serving(references.package_path(WEIGHTS, where=""), tmp_path) as url:
+    with _serving(package_files.find(WEIGHTS, where=""), tmp_path) as url:
         served, _ = _collected(tmp_path, _served(url, top_logprobs=1000), "served")
     difference, kl = _apart(served, local_labels)
     assert difference.max() < FAR["log_prob"]
