@@ -185,6 +185,12 @@ class Asker:
                 next="look at what it calls logprobs: they have to be natural logarithms over the whole vocabulary; "
                 f"then {self._again}",
             )
+        if fault.kind == "redirect":
+            return Unavailable(
+                f"the server sends requests on to {fault.detail}; nothing was sent there",
+                where=self.spec.base_url,
+                next=f"if you trust that address, name it as teacher.base_url; then {self._again}",
+            )
         mend = {
             "HTTP 401": f"set {key} to a key of this server"
             if key

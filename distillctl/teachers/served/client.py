@@ -18,14 +18,14 @@ import openai
 
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
-from distillctl.teachers.served import protocol
+from distillctl.teachers.served import http, protocol
 from distillctl.teachers.served.protocol import Answer, Impossible, Malformed, Request
 
-MOST_BYTES = 64 * 2**20
-"""Of one answer."""
 IMPOSSIBLE = "impossible log-probabilities"
 """The kind of a fault whose server computes something else."""
 _SHOWN = 300
+_NAME_CHARACTERS = 256
+"""Of what a server calls its model, in the manifest."""
 _NO_KEY = "none"
 _PLACEHOLDER = re.compile(r"[A-Za-z]{1,7}|.{1,3}", re.DOTALL)
 """Keys that are words, as servers on one's own machine are given: none, EMPTY, ollama, test, x."""
@@ -56,24 +56,33 @@ class Client:
         self.spec = spec
         self._key = key(spec)
         self._client = openai.AsyncOpenAI(
-            api_key=self._key or _NO_KEY, base_url=spec.base_url, timeout=spec.timeout_seconds, max_retries=0
+            api_key=self._key or _NO_KEY,
+            base_url=spec.base_url,
+            timeout=spec.timeout_seconds,
+            max_retries=0,
+            http_client=http.BoundedClient(),
         )
 
     async def send(self, request: Request) -> Answer:
         """The whole answer, or Fault."""
         try:
-            async with asyncio.timeout(self.spec.timeout_seconds):
+            async with asyncio.timeout(self.spec.timeout_seconds) as deadline:
                 answer = protocol.parse(await self._bytes(request), request)
+                if asyncio.get_running_loop().time() > (deadline.when() or 0.0):  # parsing gives way to no timer
+                    raise TimeoutError
                 # These two are no part of the answer: they go into the manifest.
                 model, fingerprint = (
-                    name and redacted(name, self._key) for name in (answer.model, answer.system_fingerprint)
+                    name and redacted(name, self._key)[:_NAME_CHARACTERS]
+                    for name in (answer.model, answer.system_fingerprint)
                 )
                 return replace(answer, model=model, system_fingerprint=fingerprint)
+        except http.Redirected as error:
+            raise Fault("redirect", self.shown(error.to), again=False, fatal=True) from None
         except (TimeoutError, openai.APITimeoutError):
             raise Fault("timeout", f"no whole answer in {self.spec.timeout_seconds:g} s", paid=True) from None
         except Impossible as error:
             raise Fault(IMPOSSIBLE, self.shown(str(error)), again=False, fatal=True, paid=True) from None
-        except Malformed as error:
+        except (Malformed, http.Unbounded, http.Unreadable) as error:
             raise Fault("malformed answer", self.shown(str(error)), paid=True) from None
         except openai.APIStatusError as error:
             raise self._refused(error) from None
@@ -93,20 +102,10 @@ class Client:
         resource: Any = self._client.chat.completions if request.api == "chat" else self._client.completions
         body = request.body
         own = {name: body.pop(name) for name in request.extra if name in body}
-        async with resource.with_streaming_response.create(**body, extra_body=own or None) as response:
-            found = bytearray()
-            try:
-                async for part in response.iter_bytes():
-                    found += part
-                    if len(found) > MOST_BYTES:
-                        raise Malformed(f"more than {MOST_BYTES // 2**20} MiB")
-            except (Malformed, TimeoutError):
-                raise
-            except Exception as error:  # whatever the HTTP library under the client calls it
-                if "Timeout" in type(error).__name__:
-                    raise TimeoutError from None
-                raise Fault("connection cut", self.shown(str(error)), paid=True) from None
-        return bytes(found)
+        with http.at_most(request.most_bytes):
+            async with resource.with_streaming_response.create(**body, extra_body=own or None) as response:
+                found: bytes = await response.read()
+        return found
 
     def _refused(self, error: openai.APIStatusError) -> Fault:
         status, code = error.status_code, getattr(error, "code", None)

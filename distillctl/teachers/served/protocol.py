@@ -21,6 +21,8 @@ ROUNDING = 0.01
 """Nats above zero, and probability above 1, that a server's number format may explain."""
 THINK = "<think>"
 """Begins the text in which a reasoning model thinks, before its answer."""
+_FRAME_BYTES, _TOKEN_BYTES = 4 << 20, 512
+"""Of an answer: beside its tokens (a long thought before it), and for each token that is shown."""
 _SPELLED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -130,6 +132,12 @@ class Request:
         """Of what is to be read, without the frame of a chat."""
         return sum(map(len, [self.prompt] if isinstance(self.prompt, str) else [m["content"] for m in self.prompt]))
 
+    @property
+    def most_bytes(self) -> int:
+        """Of an answer to it, by its own account of how many tokens are shown, as wordy servers write them."""
+        positions = self.n * self.max_tokens + (self.characters if self.echo else 0)
+        return _FRAME_BYTES + positions * (1 + self.top_logprobs) * _TOKEN_BYTES
+
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,23 +146,29 @@ class _Loose(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+def _list(default: Any = None) -> Any:
+    """Of a list only the first item that is wrong is told: a million of them would take as many messages."""
+    return Field(default, fail_fast=True)
+
+
 class _Token(_Loose):
     token: str
-    bytes: list[int] | None = None
+    bytes: list[int] | None = _list()
     logprob: float | None = None
 
 
 class _Content(_Token):
-    top_logprobs: list[_Token] = []
+    top_logprobs: list[_Token] = _list([])
 
 
 class _Logprobs(_Loose):
     """Of both forms: `content` of chats, the others of completions."""
 
-    content: list[_Content] | None = None
-    tokens: list[str] | None = None
-    token_logprobs: list[float | None] | None = None
-    top_logprobs: list[dict[str, float | None] | None] | None = None
+    content: list[_Content] | None = _list()
+    tokens: list[str] | None = _list()
+    token_logprobs: list[float | None] | None = _list()
+    top_logprobs: list[dict[str, Any] | None] | None = _list()
+    """The values are numbers or null: `_number` says so, at the first that is neither."""
 
 
 class _Said(_Loose):
@@ -187,7 +201,7 @@ class _Usage(_Loose):
 
 
 class _Answer(_Loose):
-    choices: list[_Choice]
+    choices: list[_Choice] = Field(fail_fast=True)
     model: str | None = None
     system_fingerprint: str | None = None
     usage: _Usage | None = None
@@ -258,7 +272,7 @@ def _positions(found: _Logprobs | None) -> tuple[Position, ...]:
     if len(tokens) != len(top):
         raise Malformed(f"log-probabilities of {len(top)} of {len(tokens)} tokens")
     return tuple(
-        Position(_spelled(token), _top([(_spelled(text), log_prob) for text, log_prob in (each or {}).items()]))
+        Position(_spelled(token), _top([(_spelled(text), _number(value)) for text, value in (each or {}).items()]))
         for token, each in zip(tokens, top, strict=True)
     )
 
@@ -299,6 +313,13 @@ def _bytes(token: _Token) -> bytes:
         return bytes(token.bytes) if token.bytes else token.token.encode()
     except ValueError:
         raise Malformed(f"a token's bytes are none: {token.bytes}") from None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise Malformed(f"a log-probability is no number: {str(value)[:40]!r}") from None
 
 
 def _top(found: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, float], ...]:
