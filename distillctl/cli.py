@@ -48,6 +48,18 @@ QUICK_LOADGEN = ("bench.loadgen.min_queries=64", "bench.loadgen.min_seconds=1")
 """`bench --quick`, in the recipe's own words: what was measured so is stale for any other command."""
 Force = Annotated[bool, typer.Option("--force", help="Do it anew even if it is fresh; nothing is reused.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="VARIABLE@HOST",
+        help="Let this key go to this host, from now on (or DISTILLCTL_TRUST); repeatable.",
+        show_default=False,
+    ),
+]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the recipe lets come with a model.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr.")]
@@ -103,10 +115,18 @@ def _tells() -> bool:
     return ranks.tells()
 
 
-def _open(recipe_path: Path, run_dir: Path | None, overrides: list[str] | None) -> tuple[Any, Any]:
-    from distillctl import recipe
+def _open(
+    recipe_path: Path,
+    run_dir: Path | None,
+    overrides: list[str] | None,
+    *,
+    trust: list[str] | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    from distillctl import approvals, recipe
     from distillctl.workspace import Workspace
 
+    approvals.configure(trust or (), remote_code=trust_remote_code)
     loaded = recipe.load(recipe_path, overrides or ())
     return loaded, Workspace(run_dir or Path("runs") / loaded.name)
 
@@ -123,6 +143,32 @@ def _plan(recipe: Any, workspace: Any, stages: list[str]) -> None:
 # ── the stages ───────────────────────────────────────────────────────────────────────────────────
 
 
+@command("collect", "Teacher soft labels under the full context, and the arms they are compared with.")
+def collect(
+    recipe: RecipePath,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    trust: Trust = None,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    loaded, workspace = _open(recipe, run_dir, set_, trust=trust, trust_remote_code=trust_remote_code)
+    _run_stage("collect", loaded, workspace, force=force, dry_run=dry_run)
+
+
+def _run_stage(name: str, loaded: Any, workspace: Any, *, force: bool, dry_run: bool) -> None:
+    from distillctl import pipeline, summaries
+
+    if dry_run:
+        return _plan(loaded, workspace, [name])
+    ran = pipeline.stage(name, loaded, workspace, force=force)
+    console.result(summaries.as_json(ran), *summaries.readable(ran))
+
+
 def _stage(name: str, help: str) -> None:
     @command(name, help)
     def body(
@@ -131,20 +177,15 @@ def _stage(name: str, help: str) -> None:
         set_: Set = None,
         force: Force = False,
         dry_run: DryRun = False,
+        trust_remote_code: RemoteCode = False,
         as_json: Json = False,
         quiet: Quiet = False,
         verbose: Verbose = False,
     ) -> None:
-        from distillctl import pipeline, summaries
-
-        loaded, workspace = _open(recipe, run_dir, set_)
-        if dry_run:
-            return _plan(loaded, workspace, [name])
-        ran = pipeline.stage(name, loaded, workspace, force=force)
-        console.result(summaries.as_json(ran), *summaries.readable(ran))
+        loaded, workspace = _open(recipe, run_dir, set_, trust_remote_code=trust_remote_code)
+        _run_stage(name, loaded, workspace, force=force, dry_run=dry_run)
 
 
-_stage("collect", "Teacher soft labels under the full context, and the arms they are compared with.")
 _stage("train", "The student, on the simplified context.")
 
 
@@ -161,20 +202,17 @@ def export(
     ] = False,
     force: Force = False,
     dry_run: DryRun = False,
+    trust_remote_code: RemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    from distillctl import pipeline, summaries
-
     if text_in and not bundle:
         raise UsageError("--text-in goes with --bundle", next=f"distillctl export {recipe} --bundle --text-in")
     name = "bundle" if bundle else "export"
-    loaded, workspace = _open(recipe, run_dir, [*(set_ or ()), *["bundle.text_in=true"] * text_in])
-    if dry_run:
-        return _plan(loaded, workspace, [name])
-    ran = pipeline.stage(name, loaded, workspace, force=force)
-    console.result(summaries.as_json(ran), *summaries.readable(ran))
+    overrides = [*(set_ or ()), *["bundle.text_in=true"] * text_in]
+    loaded, workspace = _open(recipe, run_dir, overrides, trust_remote_code=trust_remote_code)
+    _run_stage(name, loaded, workspace, force=force, dry_run=dry_run)
 
 
 _stage("quantize", "Smaller ONNX, gated on quality.")
@@ -191,6 +229,7 @@ def bench(
     set_: Set = None,
     force: Force = False,
     dry_run: DryRun = False,
+    trust_remote_code: RemoteCode = False,
     serve: Annotated[
         bool, typer.Option("--serve", help="Hand out a page on which a phone's browser measures the deployed graph.")
     ] = False,
@@ -259,9 +298,10 @@ def bench(
         raise UsageError("--against goes with none of --force, --dry-run and --serve")
     if serve and (force or dry_run):
         raise UsageError("--serve and --force, --serve and --dry-run exclude each other")
-    loaded, workspace = _open(recipe, run_dir, [*(QUICK if quick else ()), *(set_ or ())])
+    allowed: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    loaded, workspace = _open(recipe, run_dir, [*(QUICK if quick else ()), *(set_ or ())], **allowed)
     if quick and loaded.bench.loadgen:
-        loaded, workspace = _open(recipe, run_dir, [*QUICK, *QUICK_LOADGEN, *(set_ or ())])
+        loaded, workspace = _open(recipe, run_dir, [*QUICK, *QUICK_LOADGEN, *(set_ or ())], **allowed)
     if dry_run:
         return _plan(loaded, workspace, ["bench"])
     if against is not None:
@@ -329,13 +369,15 @@ def run(
     set_: Set = None,
     force: Force = False,
     dry_run: DryRun = False,
+    trust: Trust = None,
+    trust_remote_code: RemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     from distillctl import pipeline, summaries
 
-    loaded, workspace = _open(recipe, run_dir, set_)
+    loaded, workspace = _open(recipe, run_dir, set_, trust=trust, trust_remote_code=trust_remote_code)
     if dry_run:
         return _plan(loaded, workspace, [name for name, stage in pipeline.STAGES.items() if not stage.on_request])
     done = []

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import termios
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,18 @@ def caution(message: str) -> None:
     """A doubt about the user's data or numbers (`distillctl.cautions`), shown even with -q."""
     if ranks.is_first():
         _err.print(f"[yellow]caution:[/yellow] {_quoted(message)}", soft_wrap=True)
+
+
+def ask(question: str) -> bool:
+    """A yes-or-no question on the terminal; no where there is nobody to answer it. What was typed before it was asked
+    is no answer."""
+    stdin = sys.stdin
+    if os.environ.get("CI") or stdin is None or stdin.closed or not (stdin.isatty() and _err.is_terminal):
+        return False
+    with suppress(termios.error, OSError):
+        termios.tcflush(stdin, termios.TCIFLUSH)
+    _err.print(f"[bold]{_quoted(question)}[/bold] \\[y/N] ", soft_wrap=True, end="")
+    return stdin.readline().strip().lower() in ("y", "yes")
 
 
 def error(problem: Told) -> None:

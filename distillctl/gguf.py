@@ -23,12 +23,13 @@ def dequantized(path: Path) -> Path:
         console.note(f"dequantizing {path.name} once (kept in {cache})")
         try:
             with console.libraries_quiet():
-                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
                 model = AutoModelForCausalLM.from_pretrained(
                     path.parent,
                     gguf_file=path.name,
                     quantization_config=GgufConfig(dequantize=True),
                     dtype=torch.float32,
+                    trust_remote_code=False,
                 )
         except Exception as error:  # of any kind: it is a stranger's file, and many libraries read it
             raise Unavailable(f"cannot be read: {first_line(error)}", where=str(path)) from error

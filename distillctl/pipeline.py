@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import attempts, cautions, console, engines, interrupts, ranks, references
+from distillctl import approvals, attempts, cautions, console, engines, interrupts, ranks, reach, references
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.errors import GateFailed, UpstreamError
-from distillctl.recipe import Recipe, dump, flatten
+from distillctl.recipe import OpenAITeacher, Recipe, dump, flatten
 from distillctl.students import early
 from distillctl.workspace import Manifest, Outcome, Workspace, write_text
 
@@ -45,6 +45,8 @@ class Stage:
     """A stage above whose failed gate leaves something to do here, without it and those after it."""
     on_request: bool = False
     """`run` does not make it, and `status` shows it only once it was made."""
+    loads_models: bool = True
+    """Teacher or student, and so code that comes with them where the user allows it."""
 
     def run(self, recipe: Recipe, workspace: Workspace) -> Outcome:
         """Do it; all but the report do different work for labels and for text. Only now is torch imported."""
@@ -67,6 +69,8 @@ def _collect_files(recipe: Recipe) -> dict[str, str]:
 def _check_data(recipe: Recipe, workspace: Workspace) -> None:
     engines.check(recipe.collect)
     dataset = examples.load(recipe)
+    if isinstance(recipe.teacher, OpenAITeacher):
+        approvals.check_sending(recipe.teacher, reach.outside(recipe))
     split_checks.check(recipe, dataset)
     responses.check_given(recipe, dataset)
     for renderer in views.renderers(recipe, dataset.shots).values():
@@ -109,6 +113,7 @@ STAGES = {
             ("collect", "train", "export", "quantize", "bench"),
             optional=("devices",),
             gate="quantize",
+            loads_models=False,
         ),
         Stage(
             "bundle",
@@ -118,6 +123,7 @@ STAGES = {
             command=("export", "--bundle"),
             options={"bundle.text_in": "--text-in"},
             on_request=True,
+            loads_models=False,
         ),
     )
 }
@@ -282,6 +288,7 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
         states = [state for state in status(recipe, workspace) if state.stage in all_of_them]
         if force or any(state.state != "fresh" for state in states):
             early.check(recipe)
+            approvals.check_code(recipe)
         for state in states:
             untouched = untouched and state.state == "fresh"
             manifest = workspace.manifest(state.stage) if untouched else None
@@ -347,6 +354,8 @@ def _make(
     doubts: list[cautions.Caution],
 ) -> Ran:
     """Run the stage and commit what it made, the cautions that were added meanwhile among its facts."""
+    if one.loads_models:
+        approvals.check_code(recipe)
     one.check(recipe, workspace)
     reason = "; ".join(state.why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")

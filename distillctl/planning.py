@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import cautions, engines, pipeline, references, view_lengths
+from distillctl import cautions, engines, pipeline, reach, references, view_lengths
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.data.examples import Dataset
 from distillctl.data.views import Renderer
@@ -64,6 +64,7 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
         "recipe": recipe.model_dump(mode="json"),
         "run_dir": str(workspace.root),
         "stages": [{"stage": s.stage, "state": s.state, "why": list(s.why)} for s in states],
+        "reach": reach.describe(recipe),
         "rows": dataset.counts,
         "arms": arms,
         "tokens": counted + answers.told,

@@ -12,6 +12,8 @@ from distillctl import recipe as recipes
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.workspace import digest, tree_digest
 
+_KERNEL = tuple(map(Path, ("/proc", "/sys")))
+"""Folders whose files are no data: they show this process's environment, its memory, the machine's state."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -95,11 +97,14 @@ def _local(reference: str, folder: Path, *, where: str) -> Path:
 
 
 def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
-    """The local file or folder of a data reference (None: it looks like a hub data set); DataError when missing."""
+    """The local file or folder of a data reference (None: it looks like a hub data set); DataError when it is missing
+    or the operating system's own."""
     if reference.startswith(package_files.PREFIX):
         return package_files.find(reference, where=where)
     path = _local(reference, folder, where=where)
     if path.is_file() or path.is_dir():
+        if any(path.resolve().is_relative_to(of_kernel) for of_kernel in _KERNEL):
+            raise DataError(f"{path} is the operating system's, no file of data", where=where)
         return path
     if path.suffix or not _HUB_ID.match(reference):
         raise DataError(f"no such file: {path}", where=where)

@@ -435,6 +435,7 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
     """The dry run, readable."""
     for stage in found["stages"]:
         yield f"{stage['stage']}: {stage['state']}" + (f" ({'; '.join(stage['why'])})" if stage["why"] else "")
+    yield from _reach(found["reach"])
     rows = found["rows"]
     yield f"rows: {rows['train']} train, {rows['eval']} eval, {rows['shots']} few-shot; {left_out(rows)}"
     table = _table("arm", "rows", "tokens a row", "shared")
@@ -462,6 +463,20 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
         f"train: about {train['steps']:,} steps, {train['tokens']:,} tokens ({_flop(train['flop'])}), "
         f"checkpoints of {size(train['checkpoint_bytes'])}"
     )
+
+
+def _reach(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the recipe reads outside its folder, sends and runs; nothing of one that stays at home."""
+    if found["reads"]:
+        named = ", ".join(f"{path} ({key})" for key, path in found["reads"].items())
+        yield f"reads outside the recipe's folder: {named}"
+    if sends := found["sends"]:
+        key = f"with the key in {sends['key']}" if sends["key"] else "without a key"
+        wants = f"; collect needs your approval: --trust {sends['wants_approval']}" if sends["wants_approval"] else ""
+        yield f"sends its rows to {sends['host']}, {key}{wants}"
+    if found["runs_code"]:
+        named = ", ".join(f"{whose} ({key})" for key, whose in found["runs_code"].items())
+        yield f"runs {named}: needs --trust-remote-code"
 
 
 def _lengths(found: Mapping[str, Any]) -> Iterator[Any]:

@@ -149,8 +149,8 @@ def _digest(*texts: str) -> bytes:
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def input_files(recipe: Recipe) -> dict[str, Path]:
-    """Every local file the rows and contexts depend on, by recipe key. Errors name what is missing."""
+def named_files(recipe: Recipe) -> dict[str, str]:
+    """Recipe key → what it says of a file or folder that the rows and contexts depend on."""
     data = recipe.data
     named: dict[str, str | None] = {}
     if data.format != "hub":
@@ -159,8 +159,13 @@ def input_files(recipe: Recipe) -> dict[str, Path]:
         named |= {"data.train": data.train, "data.eval": data.eval}
     for key, context in template_sources.contexts(recipe).values():
         named |= _context_files(key, context)
+    return {key: reference for key, reference in named.items() if reference}
+
+
+def input_files(recipe: Recipe) -> dict[str, Path]:
+    """Every local file the rows and contexts depend on, by recipe key. Errors name what is missing."""
     found = {
-        key: references.data_file(reference, recipe.folder, where=key) for key, reference in named.items() if reference
+        key: references.data_file(reference, recipe.folder, where=key) for key, reference in named_files(recipe).items()
     }
     return {key: path for key, path in found.items() if path is not None}
 

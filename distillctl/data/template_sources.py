@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
-from distillctl import limits
+from distillctl import limits, references
 from distillctl.data.sandbox import Sandbox
 from distillctl.errors import DataError, RecipeError, first_line
 from distillctl.recipe import Context, Recipe
@@ -58,7 +58,8 @@ def sources(recipe: Recipe, where: str, context: Context) -> list[Source]:
         return [Source(where, context.template)]
     if context.template_file is not None:
         try:
-            data = limits.read_bytes(recipe.folder / context.template_file, limits.TEXT_BYTES)
+            named = references.data_file(context.template_file, recipe.folder, where=f"{where}.template_file")
+            data = limits.read_bytes(named or recipe.folder / context.template_file, limits.TEXT_BYTES)
             return [Source(where, data.decode("utf-8-sig"))]
         except (OSError, ValueError) as error:
             raise DataError(f"cannot be read: {error}", where=f"{where}.template_file") from None

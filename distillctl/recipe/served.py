@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from distillctl.recipe import addresses
 from distillctl.recipe.base import Closed, Count, Positive, Spec
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.task import Classify, Given, Task, Text, TopK
@@ -84,13 +83,7 @@ class OpenAITeacher(Spec):
     @field_validator("base_url")
     @classmethod
     def _plain_address(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            parts.port  # noqa: B018  # raises where it is no number
-        except ValueError:
-            raise ValueError("is not an address") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must begin with https:// or http:// and name a host")
+        parts = addresses.split(value)
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise ValueError(
                 "must hold no user, password or query: a key stands in the environment variable that api_key_env names"
@@ -127,11 +120,12 @@ class OpenAITeacher(Spec):
     @property
     def is_local(self) -> bool:
         """Whether the server runs on this machine."""
-        host = urlsplit(self.base_url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost" or host.endswith(".localhost")
+        return addresses.is_local(self.base_url)
+
+    @property
+    def host(self) -> str:
+        """The server's host, as approvals name it: HOST, or HOST:PORT where it is not https on its usual port."""
+        return addresses.host(self.base_url)
 
     @property
     def further_keys(self) -> dict[str, Any]:

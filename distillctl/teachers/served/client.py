@@ -16,6 +16,7 @@ from typing import Any
 
 import openai
 
+from distillctl import approvals, providers
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.served import http, protocol
@@ -61,7 +62,10 @@ class Client:
             timeout=spec.timeout_seconds,
             max_retries=0,
             http_client=http.BoundedClient(),
+            default_headers=_headers(spec, self._key or _NO_KEY),
         )
+        if not _is_openai(spec):
+            self._client.organization = self._client.project = None
 
     async def send(self, request: Request) -> Answer:
         """The whole answer, or Fault."""
@@ -124,6 +128,20 @@ class Client:
         return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
+def _is_openai(spec: OpenAITeacher) -> bool:
+    return providers.owns(spec.host, "OPENAI_API_KEY")
+
+
+def _headers(spec: OpenAITeacher, key: str) -> Any:
+    """What takes the place of headers that the openai client finds in the environment: they are for OpenAI alone, and
+    may hold keys."""
+    if _is_openai(spec):
+        return None
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    names = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    return {name: f"Bearer {key}" if name.lower() == "authorization" else openai.Omit() for name in names}
+
+
 def redacted(text: str, key: str | None) -> str:
     """A message without the key. A key that is a plain word hides nothing, and messages would be unreadable without the
     word: it is replaced only where it stands as a key."""
@@ -135,10 +153,13 @@ def redacted(text: str, key: str | None) -> str:
 
 
 def key(spec: OpenAITeacher) -> str | None:
-    """The key from the environment; None where none is needed. Unavailable when it is not there."""
+    """The key from the environment; None where none is needed. Unavailable when it is not there, RecipeError when it
+    may not go to the server's host. Nothing else reads it."""
     if spec.api_key_env is None:
         return None
     found = os.environ.get(spec.api_key_env, "").strip()
+    if found:
+        approvals.require_key(spec)
     if found or spec.is_local:
         return found or None
     raise Unavailable(

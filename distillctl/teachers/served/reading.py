@@ -47,7 +47,7 @@ class Reader:
             return Unavailable(what, where="teacher.tokenizer")
 
         with model_files.loading(unavailable), console.libraries_quiet():
-            return Vocabulary(AutoTokenizer.from_pretrained(folder(source)))
+            return Vocabulary(AutoTokenizer.from_pretrained(folder(source), trust_remote_code=False))
 
     @property
     def tokenizer(self) -> Any:

@@ -1,0 +1,221 @@
+"""What the user, not the recipe, allows: which key may go to which host, and whether code that comes with a model runs.
+
+A key goes to this machine and to its own provider (`providers`) without a question. Every other host has to be approved
+for that key: by --trust, in DISTILLCTL_TRUST, or by the answer to a question on a terminal. What --trust and answers
+approve is remembered in the user's configuration folder; taking a line out of that file takes the approval back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distillctl import console, limits, providers
+from distillctl.errors import DistillctlError, RecipeError, UsageError
+from distillctl.recipe import OpenAITeacher, Recipe, addresses
+from distillctl.workspace import replacing
+
+ENVIRONMENT = "DISTILLCTL_TRUST"
+FILES = "files"
+"""What an approval names where no key goes out, but rows of files from outside the recipe's folder do."""
+_FORM = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)@([^\s/?#@]+)")
+_HEADER = "# Keys that distillctl may send, as VARIABLE@HOST; take a line out to take the approval back.\n"
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Approval:
+    """what: the environment variable with the key, or `FILES`; host: as `OpenAITeacher.host` has it."""
+
+    what: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.what}@{self.host}"
+
+
+@dataclass
+class _Command:
+    """What this command's options and answers allow."""
+
+    approved: set[Approval] = field(default_factory=set)
+    remote_code: bool = False
+
+
+_command = _Command()
+
+
+def configure(trust: Sequence[str] = (), *, remote_code: bool = False) -> None:
+    """Take a command's --trust and --trust-remote-code. UsageError for what is not VARIABLE@HOST."""
+    global _command
+    _command = _Command({_parse(one, "--trust") for one in trust}, remote_code)
+
+
+def _parse(entry: str, where: str) -> Approval:
+    found = _FORM.fullmatch(entry)
+    try:
+        if found is None:
+            raise ValueError("expected VARIABLE@HOST, such as OPENAI_API_KEY@llm.example.org")
+        return Approval(found[1], addresses.host(f"https://{found[2]}"))
+    except ValueError as error:
+        raise UsageError(str(error), where=f"{where} {entry}") from None
+
+
+# ── keys and rows ────────────────────────────────────────────────────────────────────────────────
+
+
+def wanted(teacher: OpenAITeacher, outside: Mapping[str, Path]) -> Approval | None:
+    """What the user has to approve before this teacher is asked, if there is a key; None where nothing has to be.
+
+    outside: recipe key → file from outside the recipe's folder whose rows or text the requests carry.
+    """
+    if teacher.is_local:
+        return None
+    if (variable := teacher.api_key_env) is None:
+        return Approval(FILES, teacher.host) if outside else None
+    return None if providers.owns(teacher.host, variable) else Approval(variable, teacher.host)
+
+
+def is_approved(approval: Approval) -> bool:
+    """Whether the user did so already."""
+    words = os.environ.get(ENVIRONMENT, "").replace(",", " ").split()
+    return (
+        approval in _command.approved
+        or approval in {_parse(word, ENVIRONMENT) for word in words}
+        or approval in _remembered()
+    )
+
+
+def check_sending(teacher: OpenAITeacher, outside: Mapping[str, Path]) -> None:
+    """Ask the user where there is a terminal, and remember what was approved. RecipeError where it was not."""
+    approval = wanted(teacher, outside)
+    if approval is None or not (approval.what == FILES or os.environ.get(approval.what)):
+        return  # without a key there is nothing to send: the client says so
+    if not is_approved(approval):
+        allowed = console.ask(
+            f"{_told(approval, outside)}. The recipe asks for this, and you have not approved it yet.\n"
+            "Allow it, now and from now on?"
+        )
+        if not allowed:
+            raise _refusal(approval, outside)
+        _command.approved.add(approval)
+    if approval in _command.approved:
+        _remember(approval)
+
+
+def require_key(teacher: OpenAITeacher) -> None:
+    """RecipeError unless the teacher's key may be sent to its host; nobody is asked."""
+    if teacher.is_local and not addresses.leads_here(teacher.base_url):
+        raise RecipeError(
+            f"{teacher.host} leads to another machine here, and the key in {teacher.api_key_env} would go there",
+            where="teacher.base_url",
+            next="write 127.0.0.1 for this machine, or look at what the resolver makes of the name (/etc/hosts)",
+        )
+    approval = wanted(teacher, {})
+    if approval is not None and not is_approved(approval):
+        raise _refusal(approval, {})
+
+
+def _told(approval: Approval, outside: Mapping[str, Path]) -> str:
+    if approval.what != FILES:
+        return f"The key in {approval.what} goes to {approval.host}"
+    named = ", ".join(f"{path} ({key})" for key, path in outside.items())
+    return f"Rows of files outside the recipe's folder go to {approval.host}: {named}"
+
+
+def _refusal(approval: Approval, outside: Mapping[str, Path]) -> RecipeError:
+    told = _told(approval, outside)
+    return RecipeError(
+        f"{told[0].lower()}{told[1:]}, which you have not approved",
+        where="teacher.base_url",
+        next=f"if that is what you want, add --trust {approval} once, or export {ENVIRONMENT}={approval}",
+    )
+
+
+# ── code ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def remote_code(recipe: Recipe) -> dict[str, str]:
+    """Recipe key → whose code it lets run in this process."""
+    found = {}
+    for side in ("teacher", "student"):
+        spec = getattr(recipe, side)
+        if getattr(spec, "trust_remote_code", False):
+            found[f"{side}.trust_remote_code"] = f"Python code that comes with {spec.model}"
+    address = recipe.collect.address
+    if address not in (None, "auto", "local") and not addresses.is_local(_url(str(address))):
+        found["collect.address"] = f"what the Ray cluster at {address} sends back (pickles, which are code)"
+    return found
+
+
+def _url(address: str) -> str:
+    return address if "://" in address else f"ray://{address}"
+
+
+def check_code(recipe: Recipe) -> None:
+    """RecipeError where the recipe lets others' code run and the command line does not."""
+    if not _command.remote_code and (asked := remote_code(recipe)):
+        raise RecipeError(
+            f"runs {', and '.join(asked.values())}, which takes a word of yours on the command line, too",
+            where=" and ".join(asked),
+            next="if you have read that code and trust it, add --trust-remote-code to the command",
+        )
+
+
+# ── what is remembered ───────────────────────────────────────────────────────────────────────────
+
+
+def path() -> Path | None:
+    """The file with what was approved; None for a user without a home."""
+    configured = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    try:
+        folder = configured if configured.is_absolute() else Path.home() / ".config"
+    except RuntimeError:
+        return None
+    return folder / "distillctl" / "trusted-keys"
+
+
+def _remembered() -> set[Approval]:
+    """Nothing of a file that somebody else may have written; lines that are no approvals are left out."""
+    file = path()
+    try:
+        if file is None:
+            return set()
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            console.warn(f"{file} is ignored: it has to be a file of yours that nobody else may write (chmod 600)")
+            return set()
+        return set(_approvals(limits.read_bytes(file, _MOST_BYTES).decode().splitlines()))
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError) as error:
+        console.warn(f"{file} cannot be read, so nothing is approved by it: {error}")
+        return set()
+
+
+def _approvals(lines: Iterable[str]) -> Iterable[Approval]:
+    for line in lines:
+        try:
+            yield _parse(line.strip(), "")
+        except UsageError:
+            continue
+
+
+def _remember(approval: Approval) -> None:
+    """Add it to the file, which only the user may read. A note where that is not possible: this command goes on."""
+    known, file = _remembered(), path()
+    if approval in known or file is None:
+        return
+    lines = sorted(map(str, {*known, approval}))
+    try:
+        with replacing(file) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(_HEADER + "".join(f"{line}\n" for line in lines), encoding="utf-8")
+    except (DistillctlError, OSError) as error:
+        console.warn(f"{approval} is approved for this command only, it cannot be remembered: {error}")
+    else:
+        console.note(f"{approval} is remembered in {file}")
