@@ -96,6 +96,12 @@ def _local(reference: str, folder: Path, *, where: str) -> Path:
     return path
 
 
+def check_is_data(path: Path, *, where: str) -> None:
+    """DataError for a file in which the operating system shows something of its own, such as /proc/self/environ."""
+    if any(path.resolve().is_relative_to(folder) for folder in _KERNEL):
+        raise DataError(f"{path} is the operating system's, no file of data", where=where)
+
+
 def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
     """The local file or folder of a data reference (None: it looks like a hub data set); DataError when it is missing
     or the operating system's own."""
@@ -103,8 +109,7 @@ def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
         return package_files.find(reference, where=where)
     path = _local(reference, folder, where=where)
     if path.is_file() or path.is_dir():
-        if any(path.resolve().is_relative_to(of_kernel) for of_kernel in _KERNEL):
-            raise DataError(f"{path} is the operating system's, no file of data", where=where)
+        check_is_data(path, where=where)
         return path
     if path.suffix or not _HUB_ID.match(reference):
         raise DataError(f"no such file: {path}", where=where)

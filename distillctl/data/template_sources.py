@@ -58,8 +58,9 @@ def sources(recipe: Recipe, where: str, context: Context) -> list[Source]:
         return [Source(where, context.template)]
     if context.template_file is not None:
         try:
-            named = references.data_file(context.template_file, recipe.folder, where=f"{where}.template_file")
-            data = limits.read_bytes(named or recipe.folder / context.template_file, limits.TEXT_BYTES)
+            path = recipe.folder / context.template_file
+            references.check_is_data(path, where=f"{where}.template_file")
+            data = limits.read_bytes(path, limits.TEXT_BYTES)
             return [Source(where, data.decode("utf-8-sig"))]
         except (OSError, ValueError) as error:
             raise DataError(f"cannot be read: {error}", where=f"{where}.template_file") from None
