@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distillctl import __version__, console, interrupts, ranks
-from distillctl.errors import Interrupted, Told, UsageError
+from distillctl import __version__, console, interrupts, os_errors, ranks, streams
+from distillctl.errors import Interrupted, Told, Unavailable, UsageError
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 a bug · 2 usage · 3 the recipe or the data is wrong or missing · 4 an upstream stage is missing,
@@ -83,25 +83,33 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
                                 f"{name} runs in one process; only train takes several ranks",
                                 next="start it without torchrun or accelerate launch (they set WORLD_SIZE)",
                             )
+                        os_errors.check_paths(kwargs.values())
                         body(*args, **kwargs)
-                except (Told, KeyboardInterrupt) as problem:
-                    told = problem if isinstance(problem, Told) else Interrupted(signal.SIGINT)
-                    if _tells():
-                        console.error(told)
-                    raise typer.Exit(told.exit_code) from None
                 except typer.Exit:
                     raise
-                except BrokenPipeError:
-                    raise typer.Exit(0) from None
-                except Exception as problem:
+                except (Told, KeyboardInterrupt, Exception) as problem:
+                    told = _told(problem)
                     if _tells():
-                        console.bug(problem)
-                    raise typer.Exit(1) from None
+                        console.bug(problem) if told is None else console.error(told)
+                    raise typer.Exit(1 if told is None else told.exit_code) from None
 
         group.command(name, help=help)(guarded)
         return guarded
 
     return register
+
+
+def _told(problem: BaseException) -> Told | None:
+    """What the user is told of a problem; None where it is a bug."""
+    if isinstance(problem, KeyboardInterrupt):
+        return Interrupted(signal.SIGINT)
+    if isinstance(problem, Exception) and not isinstance(problem, Told):
+        told = os_errors.explained(problem)
+        if told is not None:
+            told.__cause__ = problem
+        return told
+    assert isinstance(problem, Told)
+    return problem
 
 
 def _tells() -> bool:
@@ -128,7 +136,10 @@ def _open(
 
     approvals.configure(trust or (), remote_code=trust_remote_code)
     loaded = recipe.load(recipe_path, overrides or ())
-    return loaded, Workspace(run_dir or Path("runs") / loaded.name)
+    workspace = Workspace(run_dir or Path("runs") / loaded.name)
+    if os.path.lexists(workspace.root) and not workspace.root.is_dir():
+        raise Unavailable("is not a folder", where=str(workspace.root), next="choose another one with --run-dir")
+    return loaded, workspace
 
 
 def _plan(recipe: Any, workspace: Any, stages: list[str]) -> None:
@@ -488,14 +499,30 @@ def main() -> None:
     """The console script. One of several ranks ends at once when it has said all: gloo's threads may still hold what is
     Python's, and taking the interpreter down around them can abort it (https://github.com/pytorch/pytorch/pull/179291).
     """
+    streams.guard()
     try:
         app(prog_name="distillctl")
     except SystemExit as ended:
+        code = _code(ended.code)
         if ranks.count() == 1:
-            raise
+            sys.exit(code)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(int(ended.code or 0))
+        os._exit(code)
+
+
+def _code(ended: Any) -> int:
+    """The exit code; a command that is done is not, where its result has got lost."""
+    code = ended if isinstance(ended, int) else int(bool(ended))
+    if (lost := streams.lost()) is None or code != 0:
+        return code
+    problem = Unavailable(
+        f"cannot be written: {lost.strerror}",
+        where="standard output",
+        next="free some space or write elsewhere, and run the same command again: what was committed is kept",
+    )
+    console.error(problem)
+    return problem.exit_code
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Column
 from rich.text import Text
 
 from distillctl import interrupts, ranks
 from distillctl.errors import Told
+from distillctl.progress import LiveProgress, LoggedProgress, Progress
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -120,15 +119,10 @@ def bug(problem: BaseException) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """The one JSON object of a command; no signal can ask for a second one."""
-    text = json.dumps(value, ensure_ascii=not _is_unicode(sys.stdout), allow_nan=False) + "\n"
+    text = json.dumps(value, allow_nan=False) + "\n"  # ASCII with escapes: the same in every encoding
     interrupts.ignore()
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _is_unicode(stream: TextIO) -> bool:
-    """Whether a stream can carry every character."""
-    return (stream.encoding or "").lower().replace("-", "").replace("_", "").startswith("utf")
 
 
 def result(value: Mapping[str, Any], *renderables: Any) -> None:
@@ -168,6 +162,9 @@ def invite(address: str) -> None:
         import segno  # only here: every other command does without
 
         rows = [list(row) for row in segno.make(address, error="l", micro=False).matrix_iter(border=2)]
+        if len(rows[0]) > _err.width:
+            note(f"a terminal of {len(rows[0])} columns would show the address as a QR code")
+            return
         rows += [[0] * len(rows[0])] * (len(rows) % 2)
         halves = {(0, 0): " ", (1, 0): "▀", (0, 1): "▄", (1, 1): "█"}  # two modules to a character
         pairs = zip(rows[::2], rows[1::2], strict=True)
@@ -202,35 +199,12 @@ def libraries_quiet() -> Iterator[None]:
         yield
 
 
-class Bar:
-    """A progress bar; silent when stderr is not a terminal, CI is set, or -q."""
-
-    def __init__(self, progress: Progress, label: str, total: float) -> None:
-        self._progress = progress
-        self._task = progress.add_task(label, total=total, fields="")
-
-    def advance(self, amount: float = 1, **fields: str) -> None:
-        """Move on by ``amount``; ``fields`` are shown after the bar as ``name value``."""
-        shown = "  ".join(f"[dim]{name}[/dim] {value}" for name, value in fields.items())
-        extra: dict[str, Any] = {"fields": shown} if fields else {}
-        self._progress.update(self._task, advance=amount, **extra)
-
-
 @contextmanager
-def progress(label: str, total: float) -> Iterator[Bar]:
-    """A live bar with count, time left, and free fields (loss, tokens/s …)."""
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12, table_column=Column(min_width=12)),
-        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total:.0f}") * 2 + 1)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
-        TextColumn("{task.fields[fields]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-        console=_err,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=not _err.is_terminal or bool(os.environ.get("CI")) or _state["verbosity"] < 0,
-    )
-    with bar:
-        yield Bar(bar, label, total)
+def progress(label: str, total: float, unit: str = "rows") -> Iterator[Progress]:
+    """How far a loop is: a live bar on a terminal; a line now and then without one, or where CI is set; nothing with
+    -q. unit: what ``total`` counts."""
+    shown: type[Progress] = Progress
+    if _state["verbosity"] >= 0:
+        shown = LiveProgress if _err.is_terminal and not os.environ.get("CI") else LoggedProgress
+    with shown(_err, label, total, unit) as found:
+        yield found

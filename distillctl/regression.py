@@ -72,7 +72,7 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
         own, theirs, measured = _sides(recipe, workspace, other)
         rows = len(own.job["texts"])
         console.note(f"timing both deployed graphs in pairs of fresh processes, {rows:,} rows in turns")
-        with console.progress("pairs", max(duel.LOOKS)) as bar:
+        with console.progress("timing", max(duel.LOOKS), "pairs") as bar:
             timed = duel.fight(
                 own,
                 theirs,

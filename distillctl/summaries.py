@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import indent
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from distillctl.data.rows import left_out
@@ -14,6 +13,7 @@ from distillctl.data.views import PUBLIC
 from distillctl.metrics import names
 from distillctl.pipeline import Ran, State
 from distillctl.report import speed
+from distillctl.text_table import TextTable
 from distillctl.workspace import Workspace
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "damaged": "red"}
@@ -47,14 +47,6 @@ def report_path(workspace: Workspace) -> str:
     return f"report: {workspace.folder('report') / 'report.html'}"
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        first = index == 0
-        table.add_column(column, justify="left" if first else "right", overflow="fold" if first else "ellipsis")
-    return table
-
-
 def size(count: float | None) -> str:
     """Bytes with a decimal unit, as file managers and stores show them."""
     if count is None:
@@ -70,12 +62,10 @@ def _interval(found: Mapping[str, float], key: str = "value") -> str:
     return f"{found[key]:.3f}  ({found['low']:.3f} … {found['high']:.3f})"
 
 
-def _arms(facts: Mapping[str, Any]) -> Table:
+def _arms(facts: Mapping[str, Any]) -> TextTable:
     """Scores under the name of what they measure. A ceiling that is compared with itself has no interval."""
     metric = facts["metric"]
-    table = _table("arm", f"{names.named(metric)}  (95 % interval)", "ceiling − arm")
-    table.columns[0].no_wrap = True
-    table.columns[1].overflow = "fold"
+    table = TextTable(("arm", f"{names.named(metric)}  (95 % interval)", "ceiling − arm"))
     for name, arm in facts["arms"].items():
         gap = facts.get("gaps", {}).get(name)
         score = "1 by construction" if name == "ceiling" and names.is_vs_ceiling(metric) else _interval(arm, "score")
@@ -148,12 +138,10 @@ def _served(found: Mapping[str, Any]) -> str:
     )
 
 
-def _corpus(metrics: Mapping[str, Mapping[str, float]]) -> Table:
+def _corpus(metrics: Mapping[str, Mapping[str, float]]) -> TextTable:
     """Every arm's metrics over the whole corpus, where there is more to say than the arms' scores."""
     columns = list(next(iter(metrics.values())))
-    table = _table("over the corpus", *map(names.named, columns))
-    for column in table.columns:
-        column.overflow = "fold"
+    table = TextTable(("over the corpus", *map(names.named, columns)))
     for arm, found in metrics.items():
         table.add_row(arm, *(f"{found[name]:.3f}" for name in columns))
     return table
@@ -225,14 +213,11 @@ def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
     column = metric if len(metric) <= _NARROW else "score"
     if column != metric:
         yield f"score: {metric}"
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("size", "KL", "top", column, "p50 ms"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("candidate", no_wrap=True)
+    table = TextTable(("size", "KL", "top", column, "p50 ms", "candidate"), text=(5,), gap=1)
     for found in facts["candidates"]:
         score = "-" if found["score"] is None else f"{found['score']:.3f}"
         kl = "-" if found["kl"] is None else f"{found['kl']:.5f}"
-        colour = "bold green" if found["chosen"] else None if found["inside"] else "dim"
+        colour = "bold green" if found["chosen"] else "" if found["inside"] else "dim"
         table.add_row(
             size(found["bytes"]), kl, f"{found['same_top']:.3f}", score, f"{found['p50_ms']:.2f}", found["name"],
             style=colour,
@@ -301,14 +286,12 @@ def loadgen(found: Mapping[str, Any]) -> str:
     )
 
 
-def models(found: Mapping[str, Any]) -> Table:
+def models(found: Mapping[str, Any]) -> TextTable:
     """Latency and size per model; of those that write the first token and the speed of the others in place of the
     count, for all of it has to fit into 80 columns."""
     writes = any("first_token_ms" in m for m in found.values())
     speed, count = (("first ms", "tokens/s"), ()) if writes else ((), ("n",))
-    table = _table("model", *speed, "p50 ms", "p99 ms", *count, "size", "memory", "ratio")
-    for column in table.columns:
-        column.no_wrap = True
+    table = TextTable(("model", *speed, "p50 ms", "p99 ms", *count, "size", "memory", "ratio"))
     deployed = found.get("deployed", {}).get("p50_ms")
     for name, m in found.items():
         table.add_row(
@@ -326,8 +309,7 @@ def models(found: Mapping[str, Any]) -> Table:
 
 def devices(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """What devices measured in their browsers, a line for every way they ran the graph."""
-    table = _table("device", "way", "load ms", "first ms", "p50 ms", "p90 ms", "as recorded")
-    table.columns[1].justify = "left"
+    table = TextTable(("device", "way", "load ms", "first ms", "p50 ms", "p90 ms", "as recorded"), text=(0, 1))
     for one in found:
         for run in one["runs"]:
             way = (
@@ -388,7 +370,7 @@ def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _bundle(facts: Mapping[str, Any]) -> Iterator[Any]:
-    table = _table("file", "size")
+    table = TextTable(("file", "size"))
     for name, count in facts["files"].items():
         table.add_row(name, size(count))
     yield table
@@ -423,10 +405,9 @@ _READABLE = {
 
 
 def states(found: Sequence[State]) -> Iterator[Any]:
-    table = _table("stage", "state", "why")
-    table.columns[1].justify = table.columns[2].justify = "left"
+    table = TextTable(("stage", "state", "why"), text=(0, 1, 2))
     for one in found:
-        table.add_row(one.stage, f"[{COLOURS[one.state]}]{one.state}[/]", "; ".join(one.why))
+        table.add_row(one.stage, Text(one.state, COLOURS[one.state]), "; ".join(one.why))
     yield table
     yield from (f"To mend {one.stage}: {one.next}" for one in found if one.next)
 
@@ -438,7 +419,7 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
     yield from _reach(found["reach"])
     rows = found["rows"]
     yield f"rows: {rows['train']} train, {rows['eval']} eval, {rows['shots']} few-shot; {left_out(rows)}"
-    table = _table("arm", "rows", "tokens a row", "shared")
+    table = TextTable(("arm", "rows", "tokens a row", "shared"))
     for name, arm in found["arms"].items():
         table.add_row(name, f"{arm['rows']:,}", f"{arm['tokens_per_row']:,}", f"{arm['shared_tokens']:,}")
     yield table
@@ -486,10 +467,10 @@ def _lengths(found: Mapping[str, Any]) -> Iterator[Any]:
         estimated = "" if side["counted"] else "its tokens are estimated from characters"
         yield "; ".join(filter(None, (side["told"] or f"the {name}'s limit is not known", side["note"], estimated)))
     names = sorted({name for row in found["longest"] for name in row["tokens"]} - {"student"})
-    table = _table("longest rows", "split", *(f"{name} tokens" for name in (*names, "student")))
+    table = TextTable(("longest rows", "split", *(f"{name} tokens" for name in (*names, "student"))), text=(0, 1))
     for row in found["longest"]:
         tokens = [f"{row['tokens'][name]:,}" if name in row["tokens"] else "" for name in (*names, "student")]
-        table.add_row(Text(row["id"]), row["split"], *tokens)
+        table.add_row(row["id"], row["split"], *tokens)
     yield table
     too_long, checked = found["too_long"], found["checked"]
     of = f"{found['rows']:,} rows" if checked == found["rows"] else f"the {checked:,} longest of {found['rows']:,} rows"

@@ -188,7 +188,7 @@ def _timed(steps: list[Step], texts: list[str], seed: int) -> Mapping[str, dict[
     """Of every step p50_ms, bytes, and the first step's p50 over its own."""
     order = np.resize(np.random.default_rng(seed).permutation(len(texts)), PLAN.rows)
     job = {"runtime": "onnx", "threads": 1, "texts": [texts[row] for row in order]}
-    with console.progress("bench", PLAN.processes * PLAN.turns * len(steps)) as bar:
+    with console.progress("bench", PLAN.processes * PLAN.turns * len(steps), "turns") as bar:
         jobs = {step.name: job | {"folder": str(step.folder)} for step in steps}
         runs = measure(jobs, PLAN, lambda name: bar.advance(model=name))
     medians = {name: [statistics.median(run.milliseconds) for run in found] for name, found in runs.items()}

@@ -258,7 +258,7 @@ def _fit(name: str, teacher: PreTrainedModel, train: ResponseRows, held_out: Res
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, fused=True)
     schedule = get_scheduler("linear", optimizer, STEPS // 10, STEPS)
     model.train()
-    with console.progress(f"train on {name}", total=STEPS) as bar:
+    with console.progress(f"train on {name}", total=STEPS, unit="steps") as bar:
         for batch in _batches(problem.lengths):
             loss = problem.loss(model, batch) / sum(problem.positions[row] for row in batch)
             loss.backward()

@@ -77,7 +77,7 @@ def build(
     folder ``source``. No further one is begun when the budget is spent; the first always is."""
     folders: dict[str, Path] = {}
     end = time.monotonic() + (math.inf if budget_seconds is None else budget_seconds)
-    with console.progress("quantize", len(candidates)) as bar:
+    with console.progress("quantize", len(candidates), "candidates") as bar:
         for spec in candidates:
             interrupts.check()
             if folders and time.monotonic() >= end:

@@ -60,7 +60,7 @@ class Calibration(ABC):
         if self._fp32 is None:
             self._fp32 = self.log_probs(self.source)
         found = {}
-        with tempfile.TemporaryDirectory() as scratch, console.progress("sensitivity", len(trials)) as bar:
+        with tempfile.TemporaryDirectory() as scratch, console.progress("sensitivity", len(trials), "weights") as bar:
             weights = _Weights(self.source, path, Path(scratch))
             for name in sorted(trials):
                 interrupts.check()

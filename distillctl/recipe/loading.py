@@ -21,6 +21,8 @@ MAX_BYTES = 1 << 20
 """Of a recipe; longer texts belong into files that it names."""
 _MAX_NODES, _MAX_DEPTH = 100_000, 64
 """Of a recipe's tree, each alias counted as what it stands for."""
+_INDEX = re.compile(r"[0-9]{1,9}")
+"""Of a list's item, in a key path."""
 _TOLD, _TOLD_CHARACTERS = 20, 300
 """Of what is wrong with a recipe: lines, and characters of each."""
 
@@ -74,23 +76,45 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at ``path`` with ``key.path=value`` overrides; RecipeError names file, key and the nearest name."""
-    try:
-        text = limits.read_bytes(path, MAX_BYTES).decode("utf-8")
-    except FileNotFoundError:
-        raise RecipeError("no such recipe", where=str(path), next="distillctl init my-recipe") from None
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot be read: {error}", where=str(path)) from None
-    tree = _parse_yaml(text, str(path))
+    tree = _parse_yaml(_text(path), str(path))
     if not isinstance(tree, dict):
-        raise RecipeError("a recipe is a mapping of sections", where=str(path), next="distillctl init my-recipe")
+        raise RecipeError("a recipe is a mapping of sections", where=str(path), next=_START)
     for override in overrides:
         _apply(tree, override)
+    try:
+        _check_plain(tree, "")
+    except ValueError as error:
+        raise RecipeError(str(error), where=f"{path} with {len(overrides)} --set") from None
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_explain(error), where=str(path)) from None
     recipe._path, recipe._overrides = path, tuple(overrides)
     return recipe
+
+
+_START = "distillctl init my-recipe"
+
+
+def _text(path: Path) -> str:
+    """The recipe's text; RecipeError where that is none."""
+    try:
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "a device or a pipe"
+            raise RecipeError(f"is {kind}: a recipe is a YAML file", where=str(path), next=_START)
+        text = limits.read_bytes(path, MAX_BYTES).decode("utf-8")
+    except FileNotFoundError:
+        raise RecipeError("no such recipe", where=str(path), next=_START) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError("is not UTF-8 text: a recipe is a YAML file", where=f"{path}:{line}", next=_START) from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+    except ValueError as error:
+        raise RecipeError(f"cannot be read: {error}", where=str(path)) from None
+    if not text.strip():
+        raise RecipeError("is empty", where=str(path), next=_START)
+    return text
 
 
 def _parse_yaml(text: str, where: str) -> Any:
@@ -106,17 +130,19 @@ def _parse_yaml(text: str, where: str) -> Any:
     return tree
 
 
-def _check_plain(value: Any, path: str) -> None:
+def _check_plain(value: Any, path: str, depth: int = 1) -> None:
     """ValueError for what JSON cannot carry: YAML has dates, sets and bytes, too, and numbers without end."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"more than {_MAX_DEPTH} levels")
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"{path}: the key {str(key)[:50]} is no text: put it in quotes".removeprefix(": "))
             _check_plain(key, path)
-            _check_plain(inner, f"{path}.{key}".removeprefix("."))
+            _check_plain(inner, f"{path}.{key}".removeprefix("."), depth + 1)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _check_plain(inner, f"{path}[{index}]")
+            _check_plain(inner, f"{path}[{index}]", depth + 1)
     elif isinstance(value, str):
         if "\0" in value or (not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)):
             raise ValueError(f"{path}: a NUL or half a surrogate pair is no text")
@@ -132,10 +158,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise RecipeError("expected key.path=value", where=f"--set {override}")
-    parts: list[str | int] = [int(p) if p.isdigit() else p for p in re.findall(r"[^.\[\]]+", key)]
+    parts: list[str | int] = [int(p) if _INDEX.fullmatch(p) else p for p in re.findall(r"[^.\[\]]+", key)]
+    if not parts or len(parts) > _MAX_DEPTH:
+        raise RecipeError(f"expected key.path=value, with one to {_MAX_DEPTH} keys", where=f"--set {override}")
     node: Any = tree
     part: Any
     for part, following in zip(parts, [*parts[1:], None], strict=True):
+        if isinstance(node, dict):
+            part = str(part)  # a key of digits is a name there
         if isinstance(node, list) and (not isinstance(part, int) or part >= len(node)):
             raise RecipeError(f"no item {part} in a list of {len(node)}", where=f"--set {override}")
         if not isinstance(node, (dict, list)):

@@ -158,7 +158,7 @@ class Bench:
             f"{settings.used_threads} thread(s)"
         )
         passes = self._memory() if reads else []
-        with console.progress("bench", self.plan.turns * sum(map(self.plan.rounds, jobs))) as bar:
+        with console.progress("bench", self.plan.turns * sum(map(self.plan.rounds, jobs)), "turns") as bar:
             runs = measure(jobs, self.plan, lambda name: bar.advance(model=name))
         quantize = self.facts("quantize")
         models = {

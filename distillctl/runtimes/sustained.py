@@ -21,7 +21,7 @@ def measure(job: Job, seconds: float) -> dict[str, Any]:
     """
     times: list[float] = []
     spent, at = 0.0, 0
-    with WorkerProcess("deployed", job) as worker, console.progress("sustained", seconds) as bar:
+    with WorkerProcess("deployed", job) as worker, console.progress("sustained", seconds, "seconds") as bar:
         worker.run(0, len(job["texts"]), 1.0)
         while spent < seconds:
             interrupts.check()

@@ -10,6 +10,7 @@ from typing import Any
 
 from distillctl import console, interrupts
 from distillctl.engines.tasks import Crew, Task
+from distillctl.progress import Progress
 from distillctl.soft_labels.shards import Shard
 
 
@@ -23,7 +24,7 @@ class Committing:
     crew: Crew
     present: Callable[[Shard], bool]
     commit: Callable[[Shard, Any], int]
-    bar: console.Bar
+    bar: Progress
     scored: int = 0
     reused: int = 0
     tokens: int = 0
@@ -52,7 +53,7 @@ class Committing:
             if count:
                 console.note(f"collect: {count} rows of {arm} are there already")
         self.reused += rows.total()
-        self.bar.advance(rows.total())
+        self.bar.skip(rows.total())
 
     @property
     def facts(self) -> dict[str, Any]:

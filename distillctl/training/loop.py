@@ -105,10 +105,10 @@ class Run:
         stopped, tokens, started = "epochs", 0, time.perf_counter()
         with (
             metrics_log.opened(metrics, self.name, progress.step) as log,
-            console.progress(f"train {self.name}", total=len(plan)) as bar,
+            console.progress(f"train {self.name}", len(plan), "steps") as bar,
             interrupts.deferred(),
         ):
-            bar.advance(progress.step)
+            bar.skip(progress.step)
             fields: dict[str, str] = {}
             while progress.step < len(plan):
                 epoch, batches = plan[progress.step]

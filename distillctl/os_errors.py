@@ -1,0 +1,67 @@
+"""Errors of the operating system that no code of ours could have avoided, as something the user can act on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from distillctl.errors import Unavailable, UsageError
+
+_NEXT = {
+    errno.EACCES: "check its permissions and those of the folders above it",
+    errno.EPERM: "check its permissions and those of the folders above it",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "mend the link that leads back to itself",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EROFS: "choose a place that can be written",
+    errno.EIO: "check the disk",
+    errno.ENXIO: "choose a path that is a regular file or a folder",
+    errno.ENODEV: "choose a path that is a regular file or a folder",
+    errno.ESTALE: "mount the network file system again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs: the machine has too many files open",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "raise the limit of processes and threads (ulimit -u)",
+}
+"""Error number → what the user can do. Others, such as a missing file, may as well be our mistake."""
+
+
+def explained(error: Exception) -> Unavailable | None:
+    """What to tell the user in place of a traceback, or None where ``error`` may be a bug."""
+    if not _has_working_directory():
+        return Unavailable(
+            "the working directory was removed", next="change to a folder that exists; what was committed is kept"
+        )
+    if isinstance(error, OSError) and error.errno in _NEXT:
+        where = error.filename
+        shown = os.fsdecode(where) if isinstance(where, str | bytes) else None
+        return Unavailable(
+            f"{error.strerror or error}", where=shown, next=f"{_NEXT[error.errno]}; what was committed is kept"
+        )
+    return None
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def check_paths(given: Iterable[object]) -> None:
+    """UsageError for a path on the command line that libraries cannot pass on as text."""
+    for path in given:
+        if isinstance(path, Path):
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:
+                raise UsageError(
+                    "the path is not valid in the file system's encoding",
+                    where=str(path),
+                    next="choose a path that is valid UTF-8, or set PYTHONUTF8=1 where the locale is another",
+                ) from None
