@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
 import platform
 import re
@@ -66,10 +65,10 @@ def sync(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, durably: the name of a new one is an entry of the one above."""
-    missing = list(itertools.takewhile(lambda folder: not folder.is_dir(), (path, *path.parents)))
-    for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
-        sync(folder.parent)
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
 
 
 def move(path: Path, target: Path) -> None:
@@ -88,8 +87,7 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        if error.errno in _WRITE_ERRORS or (error.errno in _OF_PLACE and named.is_relative_to(path.parent)):
+        if error.errno in _WRITE_ERRORS:
             raise _unwritable(path, error) from error
         raise
     except Exception as error:
@@ -112,14 +110,7 @@ _WRITE_ERRORS = (
     errno.EEXIST,
     errno.EISDIR,
     errno.ESTALE,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.ENXIO,
-    errno.ENODEV,
-    errno.EBUSY,
 )
-_OF_PLACE = (errno.ENOENT, errno.EINVAL)
-"""Where they concern the place that is written: its folder is gone, or its file system takes no such name."""
 
 
 def _unwritable(path: Path, error: Exception) -> Unavailable:

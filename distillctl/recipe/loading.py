@@ -113,7 +113,7 @@ def _text(path: Path) -> str:
     except ValueError as error:
         raise RecipeError(f"cannot be read: {error}", where=str(path)) from None
     if not text.strip():
-        raise RecipeError("is empty", where=str(path), next=_START)
+        raise RecipeError("is empty; a recipe is a mapping of sections", where=str(path), next=_START)
     return text
 
 
