@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def explained(error: Exception) -> Unavailable | None:
     if not _has_working_directory():
         return Unavailable(
             "the working directory was removed", next="change to a folder that exists; what was committed is kept"
+        )
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+        return Unavailable(
+            f"no path can be called so where the locale's encoding is {error.encoding}",
+            where=error.object,
+            next="set PYTHONUTF8=1, or a locale in UTF-8, such as LC_ALL=C.UTF-8",
         )
     if isinstance(error, OSError) and error.errno in _NEXT:
         where = error.filename

@@ -155,6 +155,10 @@ def _check_plain(value: Any, path: str, depth: int = 1) -> None:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     """Set ``a.b[0].c=value`` in ``tree``; the value is YAML, typed later by the schema."""
+    if any("\ud800" <= character <= "\udfff" for character in override):
+        raise RecipeError(
+            "is no text in the encoding of the locale", where=f"--set {override}", next="set PYTHONUTF8=1 and use UTF-8"
+        )
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise RecipeError("expected key.path=value", where=f"--set {override}")
