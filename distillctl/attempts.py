@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from distillctl.errors import UpstreamError
-from distillctl.workspace import Manifest, Outcome, Workspace
-
-FOLDER = "failed"
+from distillctl.workspace import FAILED, MANIFEST, Manifest, Outcome, Workspace
 
 
 def keep(
@@ -31,7 +28,11 @@ def keep(
 
 def forget(workspace: Workspace, stage: str) -> None:
     """Remove what is kept of a failed attempt: the stage has been committed since."""
-    shutil.rmtree(_folder(workspace).folder(stage), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder = _folder(workspace).folder(stage)
+        (folder / MANIFEST).unlink()
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def current(workspace: Workspace, stage: str, recipe: Mapping[str, Any]) -> Manifest | None:
@@ -50,4 +51,4 @@ def current(workspace: Workspace, stage: str, recipe: Mapping[str, Any]) -> Mani
 
 
 def _folder(workspace: Workspace) -> Workspace:
-    return Workspace(workspace.root / FOLDER)
+    return Workspace(workspace.root / FAILED)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distillctl import regular_files
+
 
 def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON value in canonical form."""
@@ -15,8 +17,8 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
+    """SHA-256 (hex) of a file's bytes. OSError where it cannot be read, or is no regular file."""
+    with regular_files.opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from distillctl import console, gguf_header
+from distillctl import cached_folders, console, gguf_header
 from distillctl.errors import Unavailable, first_line
-from distillctl.workspace import replacing_folder
 
 
 def dequantized(path: Path) -> Path:
-    """A folder with the GGUF file's weights as safetensors and its tokenizer, cached by content and versions."""
-    cache = gguf_header.cache(path)
-    if not (cache / "config.json").is_file():
+    """A folder with the GGUF file's weights as safetensors and its tokenizer, cached by content and versions. What the
+    cache holds is verified each time."""
+    cache = cached_folders.place("gguf", gguf_header.cache_key(path))
+    if not cached_folders.is_whole(cache):
         try:
             gguf_header.read(path)
         except (OSError, ValueError) as error:
@@ -33,7 +33,7 @@ def dequantized(path: Path) -> Path:
                 )
         except Exception as error:  # of any kind: it is a stranger's file, and many libraries read it
             raise Unavailable(f"cannot be read: {first_line(error)}", where=str(path)) from error
-        with replacing_folder(cache) as folder:
+        with cached_folders.filling(cache) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     return cache

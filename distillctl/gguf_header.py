@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import re
 import struct
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from distillctl import regular_files
 from distillctl.workspace import digest, file_digest
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -59,7 +59,7 @@ class Header:
 
 def read(path: Path) -> Header:
     """The whole header. ValueError where it is none, or says what the file cannot hold or its tensors do not show."""
-    with path.open("rb") as file:
+    with regular_files.opened(path) as file:
         if file.read(4) != b"GGUF":
             raise ValueError("not a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -72,7 +72,7 @@ def read(path: Path) -> Header:
 
 def general(path: Path) -> dict[str, str]:
     """Key without `general.` → value, of those that are strings. ValueError as `read`."""
-    with path.open("rb") as file:
+    with regular_files.opened(path) as file:
         if file.read(4) != b"GGUF":
             raise ValueError("not a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -80,11 +80,10 @@ def general(path: Path) -> dict[str, str]:
     return {name.removeprefix("general."): value for name, value in found.items() if isinstance(value, str)}
 
 
-def cache(path: Path) -> Path:
-    """The folder in the user's cache where its weights as safetensors and its tokenizer belong, by content and
-    versions; `gguf.dequantized` puts them there."""
-    key = digest([file_digest(path), version("transformers")])[:24]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distillctl" / "gguf" / key
+def cache_key(path: Path) -> str:
+    """The name, by content and versions, of the folder in the user's cache (`cached_folders`) to which its weights as
+    safetensors and its tokenizer belong; `gguf.dequantized` puts them there."""
+    return digest([file_digest(path), version("transformers")])[:24]
 
 
 class _Reader:

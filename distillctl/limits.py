@@ -12,14 +12,17 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal
 
+from distillctl import regular_files
+
 TEXT_BYTES = 16 << 20
 """Of a template, or of one line of data: a context of a million tokens has some 4 MB."""
 PATTERN_CHARACTERS = 4096
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """A whole file; ValueError when it has more than ``most`` bytes, which are never held at once."""
-    with path.open("rb") as file:
+    """A whole file; ValueError when it has more than ``most`` bytes, which are never held at once; OSError when it
+    cannot be read, or is no regular file."""
+    with regular_files.opened(path) as file:
         found = file.read(most + 1)
     if len(found) > most:
         raise ValueError(f"has more than {most:,} bytes")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distillctl import limits
+from distillctl import limits, regular_files
 from distillctl.errors import Unavailable, first_line, is_of_tokenizers
 
 _HEADER_BYTES, _CONFIG_BYTES = 100 << 20, 4 << 20
@@ -22,7 +22,7 @@ def shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor in the folder's safetensors files. ValueError, or what comes of wrong kinds, where
     a header is none."""
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
+        with regular_files.opened(path) as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(_HEADER_BYTES, path.stat().st_size):
                 raise ValueError(f"a header of {length:,} bytes")

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillctl import gguf_header, package_files
+from distillctl import cached_folders, gguf_header, package_files, regular_files
 from distillctl import recipe as recipes
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.workspace import digest, tree_digest
@@ -42,8 +42,8 @@ class ModelSource:
         a hub id the snapshot in the local cache."""
         if self.is_gguf:
             assert self.path is not None
-            made = gguf_header.cache(self.path)
-            return made if (made / "config.json").is_file() else None
+            made = cached_folders.place("gguf", gguf_header.cache_key(self.path))
+            return made if cached_folders.is_whole(made) else None
         if self.path is not None:
             return self.path
         from huggingface_hub import try_to_load_from_cache
@@ -90,7 +90,9 @@ def _local(reference: str, folder: Path, *, where: str) -> Path:
     """The path that a reference would be; RecipeError for one that no file system has."""
     try:
         path = folder / Path(reference).expanduser()
-        path.exists()
+        regular_files.check(path)
+    except regular_files.NotRegular as error:
+        raise RecipeError(f"{path}: {error}", where=where) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise RecipeError(f"{reference[:200]!r} is no path: {first_line(error)[:200]}", where=where) from None
     return path
@@ -147,6 +149,10 @@ def model(reference: str, folder: Path, *, revision: str | None, where: str) -> 
     else:
         path = _local(reference, folder, where=where)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        try:
+            regular_files.check_folder(path)
+        except OSError as error:
+            raise Unavailable(f"cannot be read: {error.strerror or error}", where=str(error.filename or path)) from None
         return ModelSource(reference, path.resolve())
     if path.is_file():
         raise RecipeError(f"{path} is neither a model folder nor a .gguf file", where=where)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console, pipeline
+from distillctl import console, pipeline, run_marker
 from distillctl.data import eval_table, view_table
 from distillctl.errors import DataError, UpstreamError, UsageError
 from distillctl.recipe import Generate, Recipe
@@ -67,6 +67,7 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
         # It is about what the recipe makes, so the graph must be the recipe's.
         upstream = pipeline.STAGES["bench"].upstream
         pipeline.require("bench --against", upstream, pipeline.status(recipe, workspace), recipe, workspace)
+        run_marker.refuse_links(other.root)
         _whole(recipe, other)
         own_bytes, other_bytes = (graph_bytes(one.folder("quantize")) for one in (workspace, other))
         own, theirs, measured = _sides(recipe, workspace, other)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillctl import workspace as workspace_module
+from distillctl import atomic_io, run_marker
+from distillctl.atomic_io import owned_by, set_aside_name, temporary_name
 from distillctl.errors import Unavailable, UpstreamError
 from distillctl.workspace import (
     Outcome,
@@ -23,6 +24,7 @@ from distillctl.workspace import (
 )
 from tests import manifests
 
+TOKEN = "0123456789abcdef"
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(allow_nan=False, allow_infinity=False),
     lambda leaf: st.lists(leaf, max_size=4) | st.dictionaries(st.text(max_size=4), leaf, max_size=4),
@@ -127,12 +129,13 @@ def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path):
 def test_what_a_kill_left_half_written_is_swept_and_what_was_set_aside_comes_back(tmp_path):
     workspace = Workspace(tmp_path)
     manifest = commit(workspace)
-    (tmp_path / "collect" / ".x.1.tmp").write_text("half")
-    (tmp_path / ".collect.abc.tmp").mkdir()
-    (tmp_path / "collect").rename(tmp_path / ".collect.aside")
-    (tmp_path / "collect").mkdir()
-    (tmp_path / "collect" / "partial").write_text("half")
-    workspace.sweep()
+    with owned_by(TOKEN):
+        temporary_name(tmp_path / "collect" / "x").write_text("half")
+        temporary_name(tmp_path / "collect").mkdir()
+        (tmp_path / "collect").rename(set_aside_name(tmp_path / "collect"))
+        (tmp_path / "collect").mkdir()
+        (tmp_path / "collect" / "partial").write_text("half")
+        workspace.sweep(TOKEN)
     assert workspace.manifest("collect") == manifest
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "collect", "manifest.json"]
 
@@ -178,39 +181,45 @@ def _scratch_then_new(workspace):
 
 def test_a_committed_stage_outlasts_the_making_of_its_successor(tmp_path):
     workspace = Workspace(tmp_path)
+    with owned_by(TOKEN):
+        _outlasts(workspace, tmp_path)
+
+
+def _outlasts(workspace, tmp_path):
     old = commit(workspace)
     for _ in range(2):
         with replacing_folder(workspace.folder("collect")) as temporary:
             (temporary / "a.txt").write_text("new")
         assert workspace.manifest("collect") is None
-        workspace.sweep()  # a kill came before the commit
+        workspace.sweep(TOKEN)  # a kill came before the commit
         assert workspace.manifest("collect") == old
         assert workspace.damage("collect", old) is None
     with replacing_folder(workspace.folder("collect")) as temporary:
         (temporary / "b.txt").write_text("new")
     new = commit(workspace, text="new")
-    workspace.sweep()
+    workspace.sweep(TOKEN)
     assert workspace.manifest("collect") == new
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "b.txt", "collect", "manifest.json"]
 
 
 def test_a_folder_in_a_stage_is_put_back_only_where_nothing_took_its_place(tmp_path):
     for there in (False, True):
-        model, aside = tmp_path / "train" / "model", tmp_path / "train" / ".model.aside"
+        model, aside = tmp_path / "train" / "model", tmp_path / "train" / f".model.{TOKEN}.aside"
         aside.mkdir(parents=True)
         (aside / "old").write_text("")
         if there:
             model.rename(tmp_path / "train" / "gone")
             model.mkdir()
             (model / "new").write_text("")
-        Workspace(tmp_path).sweep()
+        with owned_by(TOKEN):
+            Workspace(tmp_path).sweep(TOKEN)
         assert [p.name for p in model.iterdir()] == ["new" if there else "old"]
         assert not aside.exists()
 
 
 def test_new_folders_are_fsynced_into_those_above(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(workspace_module, "sync", synced.append)
+    monkeypatch.setattr(atomic_io, "sync", synced.append)
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
     assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
@@ -280,6 +289,7 @@ def test_files_that_a_stage_did_not_commit_are_named(tmp_path):
 
 # ── checkpoints of a run that is done ────────────────────────────────────────────────────────────
 
+LOCKED = "".join(f"{key}: x\n" for key in run_marker._SECTIONS)
 CHECKPOINT = f"checkpoints/student-{'0' * 16}-step-000003"
 
 
@@ -318,10 +328,10 @@ def test_a_kill_between_commit_and_removal_leaves_nothing_at_the_next_opening(tm
 
 def test_those_of_an_unfinished_run_stay(tmp_path):
     workspace = Workspace(tmp_path)
-    commit(workspace)
-    workspace.retract("collect")
-    _checkpoints(workspace, CHECKPOINT)
-    (tmp_path / "recipe.lock.yaml").write_text("")
+    with workspace.lock():
+        commit(workspace)
+        workspace.retract("collect")
+        _checkpoints(workspace, CHECKPOINT)
     with workspace.lock():
         assert (workspace.folder("collect") / CHECKPOINT).exists()
 
@@ -365,10 +375,12 @@ def test_what_else_lies_in_a_run_directory_is_left_alone(tmp_path):
     workspace = Workspace(tmp_path)
     commit(workspace)
     _home(tmp_path)
-    (workspace.folder("collect") / ".views.parquet.7.tmp").write_text("torn")
+    with workspace.lock():
+        torn = temporary_name(workspace.folder("collect") / "views.parquet")
+    torn.write_text("torn")
     with workspace.lock():
         assert all((tmp_path / name).read_text() == f"mine: {name}" for name in HOME)
-        assert not (workspace.folder("collect") / ".views.parquet.7.tmp").exists()
+        assert not torn.exists()
 
 
 @pytest.mark.parametrize("before", ["", "runs/old/", "/home/who/run/"])

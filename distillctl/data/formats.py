@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from distillctl import limits
+from distillctl import limits, regular_files
 from distillctl.data import tables
 from distillctl.errors import DataError, Unavailable, first_line
 from distillctl.recipe import Data
@@ -63,6 +63,7 @@ def rows(
         return
     try:
         opened = gzip.open if path.suffix == ".gz" else open
+        regular_files.check(path)
         with opened(path, "rt", encoding=data.encoding, newline="") as file:
             lines = _lines(path, file)
             if kind == "jsonl":
@@ -186,6 +187,7 @@ def _catalog_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import polib
 
     try:
+        regular_files.check(path)
         if path.stat().st_size > _CATALOG_BYTES:
             raise ValueError(f"has more than {_CATALOG_BYTES:,} bytes")
         catalog = polib.pofile(_unpacked_catalog(path) if path.suffix == ".gz" else str(path))

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distillctl import regular_files
+
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, NotImplementedError)
 """What reading one can raise when the file is not what it should be."""
 _PAGE_BYTES = 256 << 20
@@ -80,6 +82,8 @@ def _spelt(chunk: pa.DictionaryArray) -> int:
 
 
 def _open(source: Path | pa.Buffer, **options: Any) -> pq.ParquetFile:
+    if isinstance(source, Path):
+        regular_files.check(source)
     return pq.ParquetFile(
         pa.BufferReader(source) if isinstance(source, pa.Buffer) else source, page_checksum_verification=True, **options
     )
@@ -90,7 +94,7 @@ def _bytes(source: Path | pa.Buffer) -> Iterator[tuple[IO[bytes] | pa.BufferRead
     if isinstance(source, pa.Buffer):
         yield pa.BufferReader(source), source.size
     else:
-        with source.open("rb") as file:
+        with regular_files.opened(source) as file:
             yield file, source.stat().st_size
 
 

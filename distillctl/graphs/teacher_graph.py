@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -12,13 +11,13 @@ import onnx_ir
 import psutil
 import transformers
 
-from distillctl import console, model_files, pretrained
+from distillctl import cached_folders, console, model_files, pretrained
 from distillctl.errors import DistillctlError, Unavailable, first_line
 from distillctl.graphs import beside, genai_builder
 from distillctl.recipe import HuggingFaceTeacher
 from distillctl.references import ModelSource
 from distillctl.runtimes.model_facts import GENAI_DTYPE
-from distillctl.workspace import digest, replacing_folder
+from distillctl.workspace import digest
 
 _BUILD_BYTES, _KEPT_BYTES = 8, 2
 """Of a parameter: what the builder may take of memory, with the float32 weights that it reads, and of the disk."""
@@ -35,7 +34,7 @@ def build(spec: HuggingFaceTeacher, source: ModelSource, positions: int) -> Path
         key = digest([source.fingerprint(), transformers.__version__, builder, GENAI_DTYPE, spec.trust_remote_code])[
             :24
         ]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distillctl" / "genai" / key
+        cache = cached_folders.place("genai", key)
         if not _is_whole(cache):
             _build(spec, source, cache)
         graph = onnx_ir.load(cache / genai_builder.GRAPH).graph
@@ -58,7 +57,7 @@ def _build(spec: HuggingFaceTeacher, source: ModelSource, cache: Path) -> None:
                 f"{there / 1e9:.1f} GB are free"
             )
     console.note(f"bench: building the teacher's {GENAI_DTYPE} graph once (kept in {cache})")
-    with replacing_folder(cache) as staged:
+    with cached_folders.filling(cache) as staged:
         genai_builder.quantized(folder, staged, trust_remote_code=spec.trust_remote_code)
 
 
@@ -72,7 +71,7 @@ def _folder(source: ModelSource) -> Path:
 
 
 def _is_whole(cache: Path) -> bool:
-    if not (cache / genai_builder.CONFIG).is_file():
+    if not cached_folders.is_whole(cache):
         return False
     try:
         beside.check(cache, "distillctl bench RECIPE")

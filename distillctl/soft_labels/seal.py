@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from distillctl import regular_files
+
 _MARK = b"sha256:"
 _ZEROS = b"0" * 64
 METADATA = {"seal": (_MARK + _ZEROS).decode()}
@@ -30,7 +32,8 @@ def unbroken(path: Path, *, required: bool = True) -> bytes:
 
     required: False for label shards, which older versions wrote without a seal: their page checksums have to do.
     """
-    whole = path.read_bytes()
+    with regular_files.opened(path) as file:
+        whole = file.read()
     if not required and _MARK not in whole:
         return whole
     start, digest = _digest(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 
 from distillctl.errors import UpstreamError
 from distillctl.workspace import Workspace, digest
+
+_FILE = re.compile(r".+-\w+-\d{5,}-[0-9a-f]{16}\.parquet")
+"""`Shard.file`, whatever the plan."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ def plan(
 
 
 def drop_others(folder: Path, shards: Iterable[Shard]) -> None:
-    """Remove the files of plans that are no longer this one."""
+    """Remove the files of plans that are no longer this one; not what else lies beside them."""
     named = {shard.file for shard in shards}
     for path in (folder / "shards").glob("*.parquet"):
-        if f"shards/{path.name}" not in named:
+        if _FILE.fullmatch(path.name) and f"shards/{path.name}" not in named:
             path.unlink()
 
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from distillctl import checksums, console, limits, ranks
 from distillctl.errors import UpstreamError, first_line
+from distillctl.manifest import SCRATCH
 from distillctl.training import group
 from distillctl.training.learner import Learner
-from distillctl.workspace import file_digest, replacing_folder
+from distillctl.workspace import file_digest, move, replacing_folder
 
 _DAMAGED = "-damaged"
 
@@ -57,9 +58,9 @@ class _State(BaseModel):
 
 
 def forget(folder: Path, run: str, but: str | None = None) -> None:
-    """Remove a run's checkpoints, but for those whose names start with ``but``."""
+    """Remove a run's checkpoints, but for those whose names start with ``but``; not what else lies beside them."""
     for stale in folder.glob(f"{run}-*"):
-        if but is None or not stale.name.startswith(but):
+        if SCRATCH.fullmatch(f"checkpoints/{stale.name}") and (but is None or not stale.name.startswith(but)):
             shutil.rmtree(stale, ignore_errors=True)
 
 
@@ -94,7 +95,7 @@ class Checkpoints:
     def _drop_others(self, kept: Path) -> None:
         """Also what a killed process had begun to drop."""
         for other in self.folder.glob(f"{self.prefix}-step-*"):
-            if other != kept and not other.name.endswith(_DAMAGED):
+            if other != kept and re.search(r"step-\d+$", other.name):
                 shutil.rmtree(other, ignore_errors=True)
 
     def restore(self, learner: Learner) -> tuple[Progress, dict[str, Tensor] | None] | None:
@@ -139,7 +140,7 @@ class Checkpoints:
             return folder
         aside = folder.with_name(f"{folder.name}{_DAMAGED}")
         shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        move(folder, aside)
         console.warn(f"{damaged[0]} of a checkpoint is damaged ({aside}); training starts anew")
         return None
 

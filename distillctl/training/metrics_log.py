@@ -12,17 +12,18 @@ from typing import Any, TextIO
 from pydantic_core import from_json
 
 from distillctl import ranks
-from distillctl.workspace import writable, write_text
+from distillctl.workspace import open_to_append, writable, write_text
 
 
 @contextlib.contextmanager
 def opened(metrics: Path, run: str, step: int) -> Iterator[TextIO]:
     """To go on after ``step`` of a run; of several ranks the first writes."""
-    if ranks.is_first():
-        keep_lines(metrics, run, step)
-    else:
-        metrics = Path(os.devnull)
-    with writable(metrics), metrics.open("a", encoding="utf-8") as log:
+    if not ranks.is_first():
+        with open(os.devnull, "a", encoding="utf-8") as log:
+            yield log
+        return
+    keep_lines(metrics, run, step)
+    with writable(metrics), open(metrics, "a", encoding="utf-8", opener=open_to_append) as log:
         yield log
         settle(log)
 

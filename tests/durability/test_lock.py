@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from distillctl.atomic_io import set_aside_name, temporary_name
 from distillctl.errors import Unavailable
 from distillctl.workspace import Workspace
 
@@ -64,12 +65,14 @@ def test_a_file_system_that_cannot_lock_says_so(tmp_path, monkeypatch, code):
 
 
 def test_who_holds_it_finds_it_as_it_was_last_committed(tmp_path):
-    (tmp_path / ".export.aside").mkdir(parents=True)
-    (tmp_path / ".export.aside" / "manifest.json").write_text("{}")
+    with Workspace(tmp_path).lock():
+        aside, torn = set_aside_name(tmp_path / "export"), temporary_name(tmp_path / "recipe.lock.yaml")
+    aside.mkdir()
+    (aside / "manifest.json").write_text("{}")
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "torn").write_text("half")
-    (tmp_path / ".recipe.lock.yaml.1.tmp").write_text("half")
+    torn.write_text("half")
     with Workspace(tmp_path).lock():
         assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == [
-            ".lock", "export", "export/manifest.json",
+            ".distillctl-run.json", ".lock", "export", "export/manifest.json",
         ]  # fmt: skip

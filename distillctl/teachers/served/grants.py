@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from distillctl import checksums
+from distillctl import checksums, limits
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.served.asking import Asker, Stopped
@@ -135,7 +135,7 @@ def _apart(one: Answer, other: Answer) -> float:
 def read(path: Path, asked: str) -> Grants | None:
     """Those of an earlier run that asked the same."""
     try:
-        document, _ = checksums.read(path.read_bytes())
+        document, _ = checksums.read(limits.read_bytes(path, 1 << 20))
         found = Grants.model_validate(document)
     except (OSError, ValueError):
         return None

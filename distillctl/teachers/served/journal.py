@@ -1,24 +1,71 @@
 """Every answer that was paid for, kept the moment it is there: one JSON line each, only ever appended to.
 
 What is in the file is safe from a killed process at once, and from a power cut within a second. A line that was torn
-off by either is dropped when the file is opened next, and one that is not as its checksum says is ignored. Answers are
-found by what was asked, so a question that changed is asked again, and one that did not is never paid for twice.
+off by either, or is otherwise not as it was written, is set aside when the file is opened next. Answers are found by
+what was asked, so a question that changed is asked again, and one that did not is never paid for twice.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from distillctl import checksums, console
-from distillctl.teachers.served.protocol import Answer, Choice, Position
-from distillctl.workspace import make_folder, writable
+from pydantic import BaseModel, ConfigDict, Field
+
+from distillctl import checksums, console, regular_files
+from distillctl.teachers.served.protocol import ROUNDING, Answer, Choice, Count, Position
+from distillctl.workspace import make_folder, open_to_append, replacing, writable
 
 SYNC_LINES, SYNC_SECONDS = 64, 1.0
-_KEYS = {"key", "used", "ms", "answer"}
+DAMAGED = "answers.damaged.jsonl"
+"""Lines that were not as they were written, kept for people."""
+_LINE_BYTES = 32 << 20
+LogProb = Annotated[float, Field(le=ROUNDING)]
+
+
+class _PlainChoice(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    text: str
+    cut: bool
+    tokens: list[tuple[str, list[tuple[str, LogProb]]]]
+
+
+class _Plain(BaseModel):
+    """An answer as `_plain` makes it."""
+
+    model_config = ConfigDict(extra="forbid")
+    choices: list[_PlainChoice]
+    model: str | None
+    system_fingerprint: str | None
+    usage: tuple[Count, Count] | None
+
+    def parsed(self) -> Answer:
+        """ValueError where a token is none, or its log-probabilities are of more than all the probability there is."""
+        choices = []
+        for choice in self.choices:
+            positions = []
+            for token, top in choice.tokens:
+                if math.fsum(math.exp(log_prob) for _, log_prob in top) > 1 + ROUNDING:
+                    raise ValueError("more than all the probability there is")
+                shown = tuple((text.encode("latin-1"), log_prob) for text, log_prob in top)
+                positions.append(Position(token.encode("latin-1"), shown))
+            choices.append(Choice(choice.text, choice.cut, tuple(positions)))
+        return Answer(tuple(choices), self.model, self.system_fingerprint, self.usage)
+
+
+class _Entry(BaseModel):
+    """One line: an answer and its milliseconds, or tokens that were paid for and brought none."""
+
+    model_config = ConfigDict(extra="forbid")
+    key: str = Field(max_length=200)
+    used: tuple[Count, Count]
+    ms: float | None = Field(default=None, ge=0, le=1e12)
+    answer: _Plain | None = None
 
 
 class Journal:
@@ -33,9 +80,8 @@ class Journal:
         self._places: dict[str, tuple[int, int]] = {}
         with writable(path):
             make_folder(path.parent)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = open_to_append(path)
             self._end = self._read()
-            os.ftruncate(self._file, self._end)
         self._unsynced, self._synced = 0, time.monotonic()
 
     def __len__(self) -> int:
@@ -46,15 +92,17 @@ class Journal:
         if key not in self._places:
             return None
         start, length = self._places[key]
-        return _answer(json.loads(os.pread(self._file, length, start))["answer"])
+        entry = _entry(os.pread(self._file, length, start))
+        assert entry.answer is not None
+        return entry.answer.parsed()
 
     def keep(self, key: str, answer: Answer, used: tuple[int, int], milliseconds: float) -> None:
         """An answer, the tokens it took and its time."""
-        self._append({"key": key, "used": used, "ms": round(milliseconds, 1), "answer": _plain(answer)})
+        self._append(_Entry(key=key, used=used, ms=round(milliseconds, 1), answer=_plain(answer)))
 
     def lose(self, key: str, used: tuple[int, int]) -> None:
         """Tokens that were paid for, as far as one knows, and brought no answer."""
-        self._append({"key": key, "used": used})
+        self._append(_Entry(key=key, used=used))
 
     def close(self) -> None:
         """Make all of it safe."""
@@ -62,8 +110,8 @@ class Journal:
             os.fsync(self._file)
         os.close(self._file)
 
-    def _append(self, entry: dict[str, Any]) -> None:
-        line = checksums.put(json.dumps(entry, ensure_ascii=False, separators=(",", ":"))).encode()
+    def _append(self, entry: _Entry) -> None:
+        line = checksums.put(entry.model_dump_json(exclude_unset=True)).encode()
         with writable(self.path):
             try:
                 left = memoryview(line)
@@ -80,67 +128,96 @@ class Journal:
         self._end += len(line)
 
     def _read(self) -> int:
-        """Index what is there; returns where the last whole line ends. A line that is damaged is asked for again."""
-        end = damaged = 0
+        """Index what is there; returns where the last whole line ends. Lines that are not as they were written are set
+        aside, and what they answered is asked again."""
+        damaged = [(start, length) for start, line, length in self._lines() if not self._index(line, start, length)]
+        if not damaged:
+            return os.fstat(self._file).st_size
+        self._set_aside(damaged)
+        self.used, self.milliseconds, self._places = (0, 0), [], {}
+        for start, line, length in self._lines():
+            self._index(line, start, length)
+        return os.fstat(self._file).st_size
+
+    def _lines(self) -> Iterator[tuple[int, bytes, int]]:
+        """Where each line starts, the line, and its length; of one that is too long to be ours the first part."""
         with os.fdopen(os.dup(self._file), "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    entry, _ = checksums.read(line, allow_inf_nan=True)
-                    if not entry.keys() <= _KEYS:
-                        raise ValueError("not a line of this journal")
-                    if "answer" in entry:
-                        _answer(entry["answer"])
-                    self._count(entry, end, len(line))
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    damaged += 1
-                end += len(line)
-        if damaged:
-            console.warn(f"{self.path}: {damaged:,} damaged lines are ignored; what they answered is asked again")
-        return end
+            file.seek(0)
+            start = 0
+            while line := file.readline(_LINE_BYTES):
+                length = len(line)
+                while not line.endswith(b"\n") and (more := file.readline(_LINE_BYTES)):
+                    length += len(more)
+                    if more.endswith(b"\n"):
+                        break
+                yield start, line, length
+                start += length
 
-    def _count(self, entry: dict[str, Any], start: int, length: int) -> None:
-        key, (read, written) = str(entry["key"]), entry["used"]
-        self.used = self.used[0] + int(read), self.used[1] + int(written)
-        if "answer" in entry:
-            self.milliseconds.append(float(entry["ms"]))
-            self._places[key] = start, length
+    def _index(self, line: bytes, start: int, length: int) -> bool:
+        """Count a line; False where it is not one that was written here."""
+        if len(line) < length or not line.endswith(b"\n"):
+            return False
+        try:
+            entry = _entry(line)
+            if entry.answer is not None:
+                entry.answer.parsed()
+        except ValueError:
+            return False
+        self._count(entry, start, length)
+        return True
+
+    def _set_aside(self, damaged: list[tuple[int, int]]) -> None:
+        """Move these lines to a file beside, behind those that were moved before, and say so."""
+        aside = self.path.with_name(DAMAGED)
+        with replacing(aside) as temporary, temporary.open("wb") as kept:
+            if aside.is_file() and not aside.is_symlink():
+                with regular_files.opened(aside) as before:
+                    shutil.copyfileobj(before, kept)
+            for start, length in damaged:
+                kept.writelines(self._pieces(start, start + length))
+        with replacing(self.path) as temporary, temporary.open("wb") as sound:
+            at = 0
+            for start, length in [*damaged, (os.fstat(self._file).st_size, 0)]:
+                sound.writelines(self._pieces(at, start))
+                at = start + length
+        os.close(self._file)
+        self._file = open_to_append(self.path)
+        lines = f"{len(damaged):,} damaged line{'s' if len(damaged) > 1 else ''}"
+        console.warn(f"{self.path}: {lines} moved to {DAMAGED}; what was asked there is asked again")
+
+    def _pieces(self, start: int, end: int) -> Iterator[bytes]:
+        while start < end:
+            piece = os.pread(self._file, min(1 << 20, end - start), start)
+            yield piece
+            start += len(piece)
+
+    def _count(self, entry: _Entry, start: int, length: int) -> None:
+        self.used = self.used[0] + entry.used[0], self.used[1] + entry.used[1]
+        if entry.answer is not None and entry.ms is not None:
+            self.milliseconds.append(entry.ms)
+            self._places[entry.key] = start, length
 
 
-# ── answers as JSON ──────────────────────────────────────────────────────────────────────────────
+def _entry(line: bytes) -> _Entry:
+    """ValueError where it is not as it was written."""
+    document, _ = checksums.read(line, allow_inf_nan=True)
+    entry = _Entry.model_validate(document)
+    if (entry.answer is None) != (entry.ms is None):
+        raise ValueError("not a line of this journal")
+    return entry
 
 
-def _plain(answer: Answer) -> dict[str, Any]:
+def _plain(answer: Answer) -> _Plain:
     """Bytes, which need not be text, one character each."""
-    return {
-        "choices": [
-            {
-                "text": choice.text,
-                "cut": choice.cut,
-                "tokens": [
-                    [p.token.decode("latin-1"), [[t.decode("latin-1"), v] for t, v in p.top]] for p in choice.positions
-                ],
-            }
-            for choice in answer.choices
-        ],
-        "model": answer.model,
-        "system_fingerprint": answer.system_fingerprint,
-        "usage": answer.usage,
-    }
-
-
-def _answer(plain: dict[str, Any]) -> Answer:
-    choices = tuple(
-        Choice(
-            str(choice["text"]),
-            bool(choice["cut"]),
-            tuple(
-                Position(token.encode("latin-1"), tuple((t.encode("latin-1"), float(v)) for t, v in top))
-                for token, top in choice["tokens"]
-            ),
+    choices = [
+        _PlainChoice(
+            text=choice.text,
+            cut=choice.cut,
+            tokens=[
+                (position.token.decode("latin-1"), [(text.decode("latin-1"), value) for text, value in position.top])
+                for position in choice.positions
+            ],
         )
-        for choice in plain["choices"]
-    )
-    usage = plain["usage"]
-    return Answer(choices, plain["model"], plain["system_fingerprint"], usage and (int(usage[0]), int(usage[1])))
+        for choice in answer.choices
+    ]
+    return _Plain(choices=choices, model=answer.model, system_fingerprint=answer.system_fingerprint, usage=answer.usage)

@@ -1,0 +1,261 @@
+"""Durable writes, the one path by which files are written: to a temporary name, fsynced, renamed.
+
+While a run directory is held (`owned_by`), the temporary names carry its token, so that what a killed process leaves
+can be told from the files of anyone else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from distillctl import regular_files
+from distillctl.errors import Unavailable
+from distillctl.manifest import MANIFEST
+
+_owner = ""
+
+
+@contextlib.contextmanager
+def owned_by(token: str) -> Iterator[None]:
+    """Within the block, the temporary names that this process makes carry ``token``."""
+    global _owner
+    before, _owner = _owner, token
+    try:
+        yield
+    finally:
+        _owner = before
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that nothing has and nobody can foresee."""
+    return path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp")
+
+
+def set_aside_name(path: Path, token: str | None = None) -> Path:
+    """Where a folder is kept while another one takes its place. token: by default that of `owned_by`."""
+    token = _owner if token is None else token
+    return path.with_name(f".{path.name}.{token}.aside" if token else f".{path.name}.aside")
+
+
+def is_temporary(name: str, token: str) -> bool:
+    """Whether a run directory's own process made this name for something unfinished."""
+    return re.fullmatch(rf"\..+\.{token}-\w+\.tmp", name) is not None
+
+
+def was_set_aside(name: str, token: str) -> str | None:
+    """The name that something had before its run directory's own process set it aside; None: it did not."""
+    found = re.fullmatch(rf"\.(.+)\.{token}\.aside", name)
+    return found[1] if found else None
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{_owner or os.getpid()}-"
+
+
+# ── moves ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def sync(path: Path) -> None:
+    """fsync a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, durably: the name of a new one is an entry of the one above."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename durably, within one folder.
+
+    An overlay file system (a Docker layer) refuses to rename a folder of a lower layer with EXDEV: then the folder is
+    copied, and removed once the copy is whole.
+    """
+    try:
+        os.replace(path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV or not is_folder(path):
+            raise
+        _copy(path, target)
+        remove_moved(path)
+    sync(target.parent)
+
+
+def _copy(path: Path, target: Path) -> None:
+    """A whole copy of a folder, which appears at once."""
+    temporary = temporary_name(target)
+    try:
+        shutil.copytree(path, temporary, symlinks=True)
+        _sync_below(temporary)
+        os.replace(temporary, target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+MOVED = ".distillctl-moved"
+"""In a folder: a whole copy of it stands elsewhere, and this one is being removed."""
+
+
+def remove_moved(path: Path) -> None:
+    """Remove a folder that was copied, so that a process killed meanwhile leaves nothing that passes for whole."""
+    mark = path / MOVED
+    mark.touch()
+    sync(path)
+    for item in path.iterdir():
+        if item != mark:
+            shutil.rmtree(item) if is_folder(item) else item.unlink()
+    sync(path)
+    mark.unlink()
+    path.rmdir()
+
+
+def _sync_below(folder: Path) -> None:
+    for item in [*folder.rglob("*"), folder]:
+        sync(item)
+
+
+# ── writes ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``; when the block ends well, it is fsynced and takes its place."""
+    with writable(path):
+        make_folder(path.parent)
+        temporary = temporary_name(path)
+        try:
+            yield temporary
+            sync(temporary)
+            move(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file durably."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``; when the block ends well, all in it is fsynced and it takes its place.
+
+    A stage's committed folder is set aside, until the new one is committed.
+    """
+    with writable(path):
+        make_folder(path.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
+        temporary.chmod(0o777 & ~_umask())
+        try:
+            yield temporary
+            _sync_below(temporary)
+            aside = set_aside_name(path)
+            if path.exists() and aside.exists():  # set aside before; what is there since then is this run's scratch
+                shutil.rmtree(path)
+            elif path.exists():
+                move(path, aside)
+            move(temporary, path)
+            if not (aside / MANIFEST).exists():
+                shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def open_to_append(path: str | Path, flags: int = os.O_RDWR | os.O_CREAT | os.O_APPEND) -> int:
+    """A descriptor of a file that grows where it is: never behind a link, nor of a file that has other names, too.
+
+    As an ``opener`` of `open`, and for `os.open`'s users. A file with several names (hard links) is copied first.
+    """
+    path = Path(path)
+    descriptor = regular_files.opened_in_place(path, flags)
+    if os.fstat(descriptor).st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    with replacing(path) as temporary:
+        shutil.copyfile(path, temporary, follow_symlinks=False)
+    return regular_files.opened_in_place(path, flags)
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn a full disk, a file-size limit, or a read-only folder into Unavailable that names ``path``.
+
+    Libraries wrap the operating system's error in their own (safetensors: a RuntimeError-like with "os error 28";
+    torch.save: a RuntimeError that names its writer's source file), so the text is looked at too.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, regular_files.NotRegular) or error.errno in _WRITE_ERRORS:
+            raise _unwritable(path, error) from error
+        raise
+    except Exception as error:
+        text = str(error)
+        marks = [*_TORCH_WRITER, *(mark for code in _TOLD for mark in (f"os error {code})", os.strerror(code)))]
+        if any(mark in text for mark in marks):
+            raise _unwritable(path, error) from error
+        raise
+
+
+_TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc")
+_TOLD = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+"""Looked for in the text of libraries' errors."""
+_WRITE_ERRORS = (
+    *_TOLD,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ESTALE,
+    errno.EXDEV,
+    errno.EBUSY,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTEMPTY,
+    errno.ENXIO,
+)
+
+
+def _unwritable(path: Path, error: Exception) -> Unavailable:
+    reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
+    if told := re.search(r"\(os error (\d+)\)", reason):  # safetensors' words around it say no more
+        reason = os.strerror(int(told[1]))
+    if isinstance(error, OSError):
+        reason = error.strerror or reason
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        if not named.is_relative_to(path.parent):  # a scratch file of this stage's
+            where, next = named, "free some space there, or set TMPDIR"
+    return Unavailable(f"cannot be written: {reason}", where=str(where), next=f"{next}; what was committed is kept")

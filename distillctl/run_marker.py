@@ -1,0 +1,162 @@
+"""What tells a run directory from any other folder: a marker with a token that the names of its temporary files carry.
+
+Nothing is removed for its name alone. A folder without a marker is taken where a version made it that wrote none, or
+where it was copied without hidden files: by its manifests, or by recipe.lock.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from distillctl import checksums, limits, manifest, regular_files
+from distillctl.atomic_io import is_folder, move, set_aside_name, sync
+from distillctl.errors import Unavailable
+from distillctl.manifest import MANIFEST
+
+MARKER = ".distillctl-run.json"
+LOCK = ".lock"
+RECIPE = "recipe.lock.yaml"
+FOLDERS = ("collect", "train", "export", "quantize", "bench", "devices", "report", "bundle")
+"""Of a run directory; whatever else lies in it is the user's."""
+PLACES = (MARKER, LOCK, RECIPE, *FOLDERS, "failed", "bundle.zip")
+"""All that is written in a run directory."""
+_IN_MAKING = f"{MARKER}.tmp"
+_ABOUT = "the temporary files of this run directory carry the token in their names; see README, The run directory"
+_UNFINISHED = {
+    "collect": {"shards", "views.parquet", "served", "fields.parquet"},
+    "train": {"model", "checkpoints", "metrics.jsonl", "eval.parquet", "controls.parquet"},
+}
+"""What lies in a stage's folder before its manifest does."""
+_SECTIONS = ("name", "seed", "task", "data", "contexts", "teacher", "student", "shard_rows", "train", "export")
+"""Keys that recipe.lock.yaml has whatever version wrote it."""
+
+
+def token(root: Path) -> str:
+    """The run directory's token, from its marker; without a whole one, a new one. The caller holds the lock."""
+    found = _read(root)
+    if found is not None:
+        return found
+    made = secrets.token_hex(8)
+    temporary = root / _IN_MAKING
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as file:
+        file.write(checksums.put(json.dumps({"about": _ABOUT, "token": made})))
+    sync(temporary)
+    move(temporary, root / MARKER)
+    for stage in FOLDERS:  # what an older version had set aside, and was killed
+        if _has_manifest(_older_aside(root, stage), stage) and not _has_manifest(root / stage, stage):
+            move(_older_aside(root, stage), set_aside_name(root / stage, made))
+    return made
+
+
+def _older_aside(root: Path, stage: str) -> Path:
+    return set_aside_name(root / stage, "")
+
+
+def _read(root: Path) -> str | None:
+    try:
+        if (root / MARKER).is_symlink():
+            return None
+        document, checksum = checksums.read(limits.read_bytes(root / MARKER, 4096))
+    except (OSError, ValueError):
+        return None
+    found = document.get("token")
+    is_whole = checksum is not None and isinstance(found, str) and re.fullmatch("[0-9a-f]{16}", found)
+    return str(found) if is_whole else None
+
+
+def refuse_others(root: Path) -> None:
+    """Unavailable where the folder holds something, and nothing that makes it a run directory."""
+    names = set(os.listdir(root))
+    if names <= {LOCK, _IN_MAKING} and _is_lock(root / LOCK):
+        return
+    if _read(root) is not None:
+        return
+    whole = {name for name in FOLDERS if any(_has_manifest(f, name) for f in (root / name, _older_aside(root, name)))}
+    others = [name for name in FOLDERS if name in names and name not in whole and not _is_unfinished(root, name)]
+    if not whole and not _is_recipe(root / RECIPE):
+        others = sorted(names)
+    if others:
+        raise Unavailable(
+            f"the folder is not empty and is not a run directory (it holds {others[0]})",
+            where=str(root),
+            next="choose a new or empty folder with --run-dir",
+        )
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether there is none, or it says no more than who holds it."""
+    try:
+        found = limits.read_bytes(path, 300)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return not found or found.startswith(b"process ")
+
+
+def _has_manifest(folder: Path, stage: str) -> bool:
+    try:
+        return is_folder(folder) and bool(manifest.read(folder / MANIFEST, stage))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_unfinished(root: Path, stage: str) -> bool:
+    """Whether a stage's folder, in what is otherwise a run directory, may be that of a stage which is not done."""
+    folder = root / stage
+    if not is_folder(folder):
+        return folder.is_symlink()  # refused with the reason, as soon as the run directory is held
+    names = {name for name in os.listdir(folder) if not name.startswith(".")}
+    return MANIFEST in names or names <= _UNFINISHED.get(stage, set())
+
+
+def _is_recipe(path: Path) -> bool:
+    try:
+        text = limits.read_bytes(path, 1 << 20).decode()
+    except (OSError, ValueError):
+        return False
+    return all(re.search(rf"^{key}:", text, re.MULTILINE) for key in _SECTIONS)
+
+
+def refuse_links(root: Path) -> None:
+    """Unavailable where anything that is written here is a link, or no file: nothing is written outside through one."""
+    for path, mode in _entries(root):
+        if not stat.S_ISREG(mode):
+            what = f"a link to {os.readlink(path)}" if stat.S_ISLNK(mode) else regular_files.kind(mode)
+            raise Unavailable(
+                f"it is {what}; a run directory holds only folders and regular files of its own",
+                where=str(path),
+                next=f"remove it, or put a copy of what it means in its place: rm {path}",
+            )
+
+
+def _entries(root: Path) -> Iterator[tuple[str, int]]:
+    """Path and mode of what is no folder, in the places where something is written."""
+    for name in PLACES:
+        path = root / name
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            continue
+        if stat.S_ISDIR(mode):
+            yield from _below(str(path))
+        else:
+            yield str(path), mode
+
+
+def _below(folder: str) -> Iterator[tuple[str, int]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                continue  # the usual case, without another call of the system
+            else:
+                yield entry.path, entry.stat(follow_symlinks=False).st_mode
