@@ -105,10 +105,13 @@ def test_another_recipe_does_not_resume(tmp_path):
 
 
 def test_a_forgotten_run_leaves_the_others_checkpoints(tmp_path):
-    for name in ("control-abc-step-000003", "control-abc-step-000003-damaged", "student-abc-step-000003"):
+    key = "0123456789abcdef"
+    gone = (f"control-{key}-step-000003", f"control-{key}-step-000003-damaged")
+    kept = (f"student-{key}-step-000003", "control-best", f"control-{key}-step-000003-copy")  # the user's own, too
+    for name in (*gone, *kept):
         (tmp_path / name).mkdir()
     forget(tmp_path, "control")
-    assert [path.name for path in tmp_path.iterdir()] == ["student-abc-step-000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "best.safetensors", "progress.json"])
