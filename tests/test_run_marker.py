@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from distillctl import run_marker
+from distillctl import console, run_marker
 from distillctl.cli import app
 from distillctl.errors import Unavailable
 from distillctl.run_marker import MARKER, PLACES
@@ -32,6 +32,12 @@ LOOKS = [["status"], *[[stage, "--dry-run"] for stage in STAGES]]
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     return project.make(tmp_path_factory.mktemp("project"), rows=24, data={"eval_rows": 8})
+
+
+@pytest.fixture(autouse=True)
+def as_loud_as_before():
+    yield
+    console.configure(as_json=False, verbosity=0)
 
 
 def run(command, recipe, folder):
