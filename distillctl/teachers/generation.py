@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from distillctl.data import batching
 from distillctl.recipe import Sampling
-from distillctl.teachers import decoding
+from distillctl.teachers import decoding, finite
 from distillctl.teachers.selected_logits import AT_ONCE
 from distillctl.teachers.shared_context import SharedContext
 
@@ -97,7 +97,7 @@ def _answer(
     open_ = responses
     for step in range(1, max_new_tokens + 1):
         logits = logits[:, :vocabulary].float()
-        log_probs = logits.log_softmax(-1).cpu()
+        log_probs = finite.log_softmax(logits)
         tokens = (
             logits.argmax(-1).tolist()
             if sampling is None

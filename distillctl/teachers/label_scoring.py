@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distillctl.data import batching
+from distillctl.teachers import finite
 from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.shared_context import SharedContext
 
@@ -108,7 +109,7 @@ def _score_batch(
     logits = model(
         input_ids=ids, use_cache=False, logits_to_keep=torch.tensor(wanted, device=ids.device), **extra
     ).logits
-    log_probs = logits[..., :vocabulary].float().log_softmax(-1).cpu()
+    log_probs = finite.log_softmax(logits[..., :vocabulary])
     for index, (row, stem) in enumerate(batch):
         start = len(views[row]) - 1
         best, token = log_probs[index, column[start]].max(-1)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from distillctl.data import batching
 from distillctl.losses.divergences import forward_kl
+from distillctl.teachers import finite
 from distillctl.teachers.selected_logits import AT_ONCE, logits_at
 from distillctl.teachers.shared_context import SharedContext
 
@@ -49,7 +50,7 @@ def score(
             extra = {"position_ids": context.positions(*ids.shape)} if context else {}
             logits = logits_at(model, ids, rows, columns, **extra)[:, :vocabulary]
             for i, part in zip(batch, logits.split([len(responses[i]) for i in batch]), strict=True):
-                use(i, part.float().log_softmax(-1).cpu())
+                use(i, finite.log_softmax(part))
 
 
 def context_kl(

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from distillctl import console, interrupts, ranks
 from distillctl.data import batching, split_checks
-from distillctl.errors import GateFailed, Interrupted
+from distillctl.errors import GateFailed, Interrupted, Unavailable
 from distillctl.recipe import Train
 from distillctl.training import group, metrics_log
 from distillctl.training.checkpoints import Checkpoints, Progress
@@ -151,6 +151,13 @@ class Run:
     def _guard(self, loss: float, norm: float, progress: Progress) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
+        named = self.model.named_parameters() if progress.step == 0 else ()
+        if broken := next((name for name, weights in named if not weights.isfinite().all()), None):
+            raise Unavailable(
+                f"the student's weights were not finite numbers from the start: {broken}",
+                where=f"train ({self.name})",
+                next="use another copy of the model (student.model)",
+            )
         kept = self.checkpoints.latest()
         raise GateFailed(
             f"training diverged at step {progress.step + 1}: loss {loss}, gradient norm {norm}; "
