@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo tickets translate test test-durability test-hostile test-flips check docs clean
+.PHONY: help demo tickets translate test test-durability test-hostile test-flips test-terminals check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
 .PHONY: bench-vocabulary bench-decode bench-coverage
 
@@ -55,6 +55,9 @@ test-hostile: $(VENV)/.dev  ## a thousand hostile files: one clear error each, b
 
 test-flips: $(VENV)/.dev  ## a thousand changed bytes in a finished run directory: each is noticed (two minutes)
 	$(BIN)/python -m tests.flips
+
+test-terminals: $(VENV)/.dev  ## every command in every locale on every kind of output: no traceback (half an hour)
+	$(BIN)/python -m tests.terminals
 
 check: $(VENV)/.dev  ## lint, types, import contracts
 	$(BIN)/ruff check .
