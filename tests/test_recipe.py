@@ -62,7 +62,7 @@ def test_frozen(load):
         ({"contexts": {"full": {}}}, "exactly one of template, template_file, messages"),
         ({"contexts": {"full": {"template": "x"}, "arms": {"floor": {"template": "x"}}}}, "the name floor is taken"),
         ({"teacher": {}}, "teacher.model: is missing"),
-        ({"task": {"labels": [True, False]}}, "the label True is no text: put it in quotes"),
+        ({"task": {"labels": [True, False]}}, "task.labels[0]: YAML reads true as a boolean"),
         ({"data": {"source": "a.csv", "train": "b.csv", "eval": "c.csv"}}, "give `source`, or `train` and `eval`"),
         ({"student": {"kind": "truncated", "model": "m", "layers": [0, 0]}}, "each at most once"),
         ({"name": "../x"}, "name: String should match pattern"),
@@ -91,6 +91,82 @@ def test_bad_yaml_names_the_line(load, text, told):
     with pytest.raises(RecipeError) as error:
         load(text=text)
     assert told in str(error.value)
+
+
+WRITTEN = {
+    "a-number-as-key": ("data.label_map={1: spam}", "data.label_map", "the key 1", "a number", "1"),
+    "a-number-as-value": ("data.label_map={spam: 1}", "data.label_map.spam", "1", "a number", "1"),
+    "an-octal-number": ("data.label_map={007: spam}", "data.label_map", "the key 007", "a number", "007"),
+    "a-time-of-day": ("data.label_map={12:30: spam}", "data.label_map", "the key 12:30", "a number", "12:30"),
+    "a-decimal": ("data.label_map={1.0: spam}", "data.label_map", "the key 1.0", "a number", "1.0"),
+    "a-date-as-key": ("data.label_map={2024-01-01: a}", "data.label_map", "the key 2024-01-01", "a date", "2024-01-01"),
+    "a-date-as-value": ("data.label_map={a: 2024-01-01}", "data.label_map.a", "2024-01-01", "a date", "2024-01-01"),
+    "yes": ("task.labels={yes: yes, no: no}", "task.labels", "the key yes", "a boolean", "yes"),
+    "off-as-words": ("task.labels={a: off, b: on}", "task.labels.a", "off", "a boolean", "off"),
+    "no-in-a-list": ("task.labels=[sure, no]", "task.labels[1]", "no", "a boolean", "no"),
+    "null-as-label": ("task.labels=[null, b]", "task.labels[0]", "null", "no value", "null"),
+    "null-as-key": ("data.label_map={null: spam}", "data.label_map", "the key null", "no value", "null"),
+    "tilde-as-value": ("data.label_map={spam: ~}", "data.label_map.spam", "~", "no value", ""),
+    "nothing-as-value": ("data.label_map={spam: }", "data.label_map.spam", "an empty place", "no value", ""),
+    "column": ("data.reference=1", "data.reference", "1", "a number", "1"),
+    "column-of-a-list": ("data.source=[a.csv, 2]", "data.source[1]", "2", "a number", "2"),
+    "language": ("data.language=no", "data.language", "no", "a boolean", "no"),
+    "field": ("task={kind: generate, metrics: [fields], fields: {a: 1}}", "task.fields.a", "1", "a number", "1"),
+    "field-column": ("task={kind: generate, metrics: [fields], fields: {a: {column: 2}}}", "task.fields.a.column", "2",
+                     "a number", "2"),
+    "field-value": ("task={kind: generate, metrics: [fields], fields: {a: {column: x, values: {b: true}}}}",
+                    "task.fields.a.values.b", "true", "a boolean", "true"),
+    "field-key": ("task={kind: generate, metrics: [fields], fields: {on: x}}", "task.fields", "the key on", "a boolean",
+                  "on"),
+    "shot": ("contexts.full={template: x, examples: {rows: [{input: 1, answer: a}]}}",
+             "contexts.full.examples.rows[0].input", "1", "a number", "1"),
+    "shot-column": ("contexts.full={template: x, examples: {rows: [{input: a, answer: b, row: {2: x}}]}}",
+                    "contexts.full.examples.rows[0].row", "the key 2", "a number", "2"),
+    "arm": ("contexts.arms={no: {template: x}}", "contexts.arms", "the key no", "a boolean", "no"),
+    "name": ("name=2024-01-01", "name", "2024-01-01", "a date", "2024-01-01"),
+}  # fmt: skip
+"""What YAML does not read as text, although text is meant: --set, the path, the word, what YAML reads, how to write."""
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_yaml_does_not_read_as_text_is_shown_as_it_has_to_be_written(load, name):
+    override, path, word, kind, quoted = WRITTEN[name]
+    key, _, value = override.partition("=")
+    told = f"{path}: YAML reads {word} as {kind}, and text is wanted; "
+    with pytest.raises(RecipeError) as error:
+        load(override)
+    assert told in str(error.value)
+    assert f"in quotes: \"{quoted}\" (and '{key}=…' in single quotes, for the shell)" in str(error.value)
+    section, _, inner = key.partition(".")
+    others = yaml.safe_dump({name: given for name, given in BASE.items() if name != section})
+    with pytest.raises(RecipeError) as error:
+        load(text=f"{others}{section}:{f' {{{inner}: {value}}}' if inner else f' {value}'}\n")
+    assert told in str(error.value)
+    assert f'in quotes: "{quoted}"' in str(error.value)
+    assert "for the shell" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.label_map=[spam]", "data.label_map: a mapping is wanted, such as"),
+        ("data.label_map=spam", "data.label_map: a mapping is wanted, such as"),
+        ("task.labels={a: [x], b: [y]}", "task.labels.a: is a list, and text is wanted"),
+        ("task.labels={a: {x: y}, b: c}", "task.labels.a: is a mapping, and text is wanted"),
+        ("train.loss=forward_kl", "train.loss: a list is wanted, such as"),
+        ("data=5", "data: a section is wanted"),
+        ("contexts.full=hello", "contexts.full: a section is wanted"),
+        ("contexts.full.template={{ input }}", "a text that begins with { or [, as a template may, needs quotes"),
+        ("data.label_map=!!set {a, b}", "data.label_map: set is no kind of value in a recipe"),
+        ("data.label_map={!!binary aGk=: x}", "data.label_map: the key b'hi' is no text"),
+        ("data.seed=99999999999999999999999", "data.seed: a number beyond 64 bits"),
+    ],
+)
+def test_what_is_of_another_form_says_which_form_is_wanted(load, override, told):
+    with pytest.raises(RecipeError) as error:
+        load(override)
+    assert told in str(error.value)
+    assert "not valid YAML" not in str(error.value)
 
 
 def test_missing_recipe_says_what_to_type():

@@ -15,6 +15,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy's, Python's and torch's generators all take."""
 
 
+class NotText(ValueError):
+    """A value is not text: the one at ``path`` below the section whose validator raises it."""
+
+    def __init__(self, value: Any, *path: str | int) -> None:
+        super().__init__(f"{value!r} is no text")
+        self.value, self.path = value, path
+
+
 class Closed(BaseModel):
     """A recipe section: unknown keys are errors, values never change after loading."""
 

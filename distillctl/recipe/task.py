@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from distillctl import limits
-from distillctl.recipe.base import Closed, Count, Fraction, Positive, Spec
+from distillctl.recipe.base import Closed, Count, Fraction, NotText, Positive, Spec
 
 
 class Classify(Closed):
@@ -26,9 +26,10 @@ class Classify(Closed):
     @classmethod
     def _labels_as_mapping(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("labels"), list):
-            if other := [name for name in values["labels"] if not isinstance(name, str)]:
-                raise ValueError(f"the label {other[0]!r} is no text: put it in quotes")
             names = values["labels"]
+            for index, name in enumerate(names):
+                if not isinstance(name, str):
+                    raise NotText(name, "labels", index)
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise ValueError(f"the label {twice!r} is listed twice")
             return {**values, "labels": {name: name for name in names}}
@@ -151,6 +152,8 @@ class FieldReference(Closed):
     @model_validator(mode="before")
     @classmethod
     def _column_alone(cls, value: Any) -> Any:
+        if not isinstance(value, (str, dict, FieldReference)):
+            raise NotText(value)
         return {"column": value} if isinstance(value, str) else value
 
 

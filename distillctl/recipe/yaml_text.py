@@ -1,0 +1,185 @@
+"""From YAML text to plain values, and how a value has to be written that YAML does not read as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from distillctl.errors import RecipeError
+
+MAX_NODES, MAX_DEPTH = 100_000, 64
+"""Of a recipe's tree, each alias counted as what it stands for."""
+_SHOWN = 50
+"""Characters that are shown of a key or value."""
+_TAG = "tag:yaml.org,2002:"
+_KINDS = {"int": "a number", "float": "a number", "bool": "a boolean", "null": "no value", "timestamp": "a date"}
+"""What a word without quotes may be to YAML, by the last part of its tag."""
+
+
+class _NotText(yaml.constructor.ConstructorError):
+    """The YAML is valid, and no recipe."""
+
+
+class _NotPlain(ValueError):
+    """The YAML is valid, and holds what JSON cannot carry."""
+
+
+class _Strict(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """SafeLoader that refuses a key given twice, where PyYAML silently keeps the last, keys that are no text, and a
+    tree without bounds."""
+
+    at = ""
+    """Path of the tree in the recipe."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None:
+            _measure(root, {})
+            _check_texts(root, self.at, set())
+        return root
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == f"{_TAG}merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise _unfit(f"{key!r} is given twice", key_node)
+            seen.add(key)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def parse(text: str, where: str, at: str = "") -> Any:
+    """Return the tree of a recipe's text, or of the value of one key, ``at``, in it. RecipeError says where and how to
+    write it."""
+    try:
+        loader = _Strict(text)
+        loader.at = at
+        try:
+            tree = loader.get_single_data()
+        finally:
+            loader.dispose()
+        check_plain(tree, at)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}:{min(mark.line + 1, len(text.splitlines()))}" if mark and not at else where
+        problem = str(error.problem) if isinstance(error, _NotText) else f"not valid YAML: {error.problem}"
+        raise RecipeError(f"{problem}{_for_the_shell(at, error)}", where=place) from None
+    except _NotPlain as error:
+        raise RecipeError(str(error), where=where) from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise RecipeError(f"not valid YAML: {error or type(error).__name__}", where=where) from None
+    return tree
+
+
+def as_text(text: str, path: Sequence[str | int], value: Any) -> str:
+    """Say that ``value`` at ``path`` of a YAML text is not text, and how to write it: as it stands there, in quotes."""
+    node = _find(text, path)
+    if isinstance(node, yaml.ScalarNode):
+        return _reads(node)
+    if isinstance(value, (dict, list, tuple)):
+        return f"is a {'mapping' if isinstance(value, dict) else 'list'}, and text is wanted"
+    written = json.dumps(value)
+    return f"{written} is no text; write it in quotes: {json.dumps(written)}"
+
+
+def _find(text: str, path: Sequence[str | int]) -> yaml.Node | None:
+    try:
+        node: yaml.Node | None = _Strict(text).get_single_node()
+    except yaml.YAMLError:
+        return None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            node = next((value for key, value in node.value if key.value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+        else:
+            return None
+    return node
+
+
+def _reads(node: yaml.ScalarNode, what: str = "") -> str:
+    """Say what YAML makes of a word without quotes, and how it stays text."""
+    kind = _KINDS.get(node.tag.removeprefix(_TAG), "something else")
+    word = node.value if len(node.value) <= _SHOWN else f"{node.value[:_SHOWN]}…"
+    if word in ("", "~"):
+        word = word or "an empty place"
+        return f'YAML reads {what}{word} as {kind}, and text is wanted; an empty text is written in quotes: ""'
+    quoted = json.dumps(word, ensure_ascii=False)
+    return f"YAML reads {what}{word} as {kind}, and text is wanted; write it in quotes: {quoted}"
+
+
+def _for_the_shell(at: str, error: yaml.MarkedYAMLError) -> str:
+    return f" (and '{at}=…' in single quotes, for the shell)" if at and isinstance(error, _NotText) else ""
+
+
+def _unfit(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Nodes and depth of what ``node`` stands for once its aliases are replaced; an error where that is without end."""
+    if id(node) in known:
+        found = known[id(node)]
+        if found is None:
+            raise _unfit("an alias stands within what it stands for", node)
+        return found
+    if isinstance(node, yaml.ScalarNode):
+        return 1, 1
+    known[id(node)] = None
+    inner = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+    sizes = [_measure(part, known) for part in inner]
+    nodes, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+    if nodes > MAX_NODES or depth > MAX_DEPTH:
+        raise _unfit(f"more than {MAX_NODES:,} values, aliases replaced, or {MAX_DEPTH} levels", node)
+    known[id(node)] = nodes, depth
+    return nodes, depth
+
+
+def _check_texts(node: yaml.Node, path: str, seen: set[int]) -> None:
+    """Refuse keys that are no text, and dates, which a recipe has no use for."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}timestamp":
+        raise _NotText(None, None, f"{path}: {_reads(node)}".removeprefix(": "), node.start_mark)
+    if isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _check_texts(value, f"{path}[{index}]", seen)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                what = "a key is a list or a mapping; a text that begins with { or [, as a template may, needs quotes"
+                raise _NotText(None, None, f"{path}: {what}".removeprefix(": "), key.start_mark)
+            if key.tag.removeprefix(_TAG) in _KINDS:
+                raise _NotText(None, None, f"{path}: {_reads(key, 'the key ')}".removeprefix(": "), key.start_mark)
+            _check_texts(value, f"{path}.{key.value[:_SHOWN]}".removeprefix("."), seen)
+
+
+def check_plain(value: Any, path: str, depth: int = 1) -> None:
+    """Raise a ValueError for what JSON cannot carry: YAML has sets and bytes, too, and numbers without end."""
+    if depth > MAX_DEPTH:
+        raise _NotPlain(f"more than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise _NotPlain(f"{path}: the key {str(key)[:_SHOWN]} is no text: put it in quotes".removeprefix(": "))
+            check_plain(key, path)
+            check_plain(inner, f"{path}.{key[:_SHOWN]}".removeprefix("."), depth + 1)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            check_plain(inner, f"{path}[{index}]", depth + 1)
+    elif isinstance(value, str):
+        if "\0" in value or (not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)):
+            raise _NotPlain(f"{path}: a NUL or half a surrogate pair is no text".removeprefix(": "))
+    elif isinstance(value, (int, float)):
+        if not (math.isfinite(value) if isinstance(value, float) else -(1 << 63) <= value < 1 << 63):
+            raise _NotPlain(f"{path}: a number beyond 64 bits, or none".removeprefix(": "))
+    elif value is not None:
+        raise _NotPlain(f"{path}: {type(value).__name__} is no kind of value in a recipe".removeprefix(": "))
