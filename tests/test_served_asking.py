@@ -8,9 +8,11 @@ import time
 
 import pytest
 
+from distillctl import checksums
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.served import client, grants, protocol
+from distillctl.teachers.served import journal as journal_module
 from distillctl.teachers.served.asking import Asker, Stopped, estimate
 from distillctl.teachers.served.client import Client, Fault
 from distillctl.teachers.served.journal import Journal
@@ -488,3 +490,124 @@ def test_tokens_that_the_server_does_not_count_are_estimated(tmp_path):
     assert 0 < answered < 30
     assert answered == asker.uncounted
     assert 0 < sum(asker.budget.used) <= 250
+
+
+# ── lines that someone else wrote ────────────────────────────────────────────────────────────────
+
+
+def _signed(text):
+    return checksums.put(text).encode()
+
+
+def _line(**changes):
+    return _signed(json.dumps({"key": "two", "used": [1, 1], "ms": 1.0, "answer": None} | changes))
+
+
+def _planted(tokens=(), **changes):
+    answer = {"choices": [{"text": "x", "cut": False, "tokens": list(tokens)}], "model": "m",
+              "system_fingerprint": None, "usage": [1, 1]}  # fmt: skip
+    return _line(answer=answer | changes)
+
+
+HUGE = 10**400
+PLANTED = {
+    "nested deeply": b"[" * 100_000 + b"\n",
+    "nested in an answer": _signed('{"key": "two", "used": [1, 1], "answer": ' + '{"a":' * 50_000 + "1" + "}" * 50_001),
+    "a huge log-probability": _planted([["x", [["x", -HUGE]]]]),
+    "a positive log-probability": _planted([["x", [["x", 3.0]]]]),
+    "more than all the probability": _planted([["x", [["x", 0.0], ["y", 0.0]]]]),
+    "not a number": _planted([["x", [["x", float("nan")]]]]),
+    "without end": _planted([["x", [["x", float("inf")]]]]),
+    "huge tokens used": _line(used=[HUGE, 1]),
+    "tokens used without end": _line(used=[float("inf"), 1]),
+    "tokens used below zero": _line(used=[-5, 1]),
+    "half a token": _line(used=[0.5, 1]),
+    "three counts": _line(used=[1, 1, 1]),
+    "no counts": _line(used="ab"),
+    "huge usage": _planted(usage=[1e300, HUGE]),
+    "huge milliseconds": _line(ms=HUGE, answer={}),
+    "milliseconds that are text": _line(ms="soon"),
+    "a key that is a list": _line(key=["two"]),
+    "a key without end": _line(key="two" * 10_000),
+    "an answer that is a list": _line(answer=[]),
+    "an answer that is a text": _line(answer="x"),
+    "choices that are a number": _planted(choices=3),
+    "a token that is no byte": _planted([["\u4e2d", []]]),
+    "a token that is half a character": _planted([["\ud800", []]]),
+    "a text that is a number": _planted(choices=[{"text": 3, "cut": False, "tokens": []}]),
+    "a key more": _planted(secret=1),
+    "another key more": _line(more=1),
+    "a list": b"[]\n",
+    "a number": b"1e999\n",
+    "nothing": b"\n",
+    "zeros": bytes(5000) + b"\n",
+    "no text": b"\xff\xfe\n",
+    "a key twice": _signed('{"key": "two", "key": "three", "used": [1, 1]}').replace(b"1]", b"1,"),
+    "torn": _planted()[:40] + b"\n",
+    "torn at the end": _planted()[:-1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_line_is_set_aside_counted_and_told(tmp_path, planted, capsys):
+    path, aside = tmp_path / "a.jsonl", tmp_path / "answers.damaged.jsonl"
+    journal = Journal(path)
+    for key in ("one", "three"):
+        journal.keep(key, _answer(key), (1, 1), 1.0)
+    journal.close()
+    first, third = path.read_bytes().splitlines(keepends=True)
+    last = planted == "torn at the end"
+    path.write_bytes(first + third + PLANTED[planted] if last else first + PLANTED[planted] + third)
+    for opening in range(2):
+        journal = Journal(path)
+        assert [journal.get(key) for key in ("one", "two", "three")] == [_answer("one"), None, _answer("three")]
+        assert (journal.used, journal.milliseconds, len(journal)) == ((2, 2), [1.0, 1.0], 2)
+        journal.close()
+        told = " ".join(capsys.readouterr().err.split())
+        assert ("1 damaged line moved to answers.damaged.jsonl" in told) == (opening == 0)
+        assert path.read_bytes() == first + third
+        assert aside.read_bytes() == PLANTED[planted]
+
+
+def test_lines_that_are_set_aside_later_come_behind_the_others(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    for lines in (b"[1]\nnot JSON\n", b"[2]\n"):
+        with path.open("ab") as file:
+            file.write(lines)
+        Journal(path).close()
+    assert "2 damaged lines moved" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "answers.damaged.jsonl").read_bytes() == b"[1]\nnot JSON\n[2]\n"
+    assert path.read_bytes() == b""
+
+
+def test_a_line_that_never_ends_is_not_held(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.jsonl"
+    monkeypatch.setattr(journal_module, "_LINE_BYTES", 1000)
+    path.write_bytes(b"x" * 10_500 + b"\n" + b"[1]\n")
+    Journal(path).close()
+    assert "2 damaged lines moved" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "answers.damaged.jsonl").stat().st_size == 10_505
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO", "folder"])
+def test_answers_that_are_no_file_are_not_opened(tmp_path, kind):
+    path, other = tmp_path / "a.jsonl", tmp_path / "other"
+    other.write_text("mine, and no newline at its end")
+    {"link": lambda: path.symlink_to(other), "FIFO": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    with pytest.raises(Unavailable, match="cannot be written"):
+        Journal(path)
+    assert other.read_text() == "mine, and no newline at its end"
+
+
+def test_a_second_name_of_the_answers_keeps_its_bytes(tmp_path):
+    path = tmp_path / "a.jsonl"
+    journal = Journal(path)
+    journal.keep("one", _answer(), (1, 1), 1.0)
+    journal.close()
+    os.link(path, tmp_path / "backup")
+    before = path.read_bytes()
+    journal = Journal(path)
+    journal.keep("two", _answer(), (1, 1), 1.0)
+    journal.close()
+    assert (tmp_path / "backup").read_bytes() == before
+    assert len(Journal(path)) == 2
