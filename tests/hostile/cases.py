@@ -257,6 +257,71 @@ def _metrics(file: Path, work: Path) -> list[Command]:
     return [("report", *ON_RUN), ("train", *ON_RUN, "--force")]
 
 
+# ── what lies where distillctl keeps its own ─────────────────────────────────────────────────────
+
+NAMES = {"marker": ".distillctl-run.json", "lock": ".lock", "recipe": "recipe.lock.yaml",
+         "manifest": "train/manifest.json"}  # fmt: skip
+"""First word of WHAT → the name that a stranger's file gets."""
+
+
+def _stranger(file: Path, work: Path) -> list[Command]:
+    """In a folder of somebody else's, which is no run directory for it."""
+    mine = work / "mine"
+    for name in ("train/.weights.1.tmp", ".notes.tmp", "shards/full-train-00000-0123456789abcdef.parquet", "notes.txt"):
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text("mine")
+    shutil.copyfile(file, mine / NAMES[file.name.split("-")[1].split(".")[0]])
+    return [("collect", "recipe.yaml", "--run-dir", "mine", "--force"), ("train", "recipe.yaml", "--run-dir", "mine")]
+
+
+def _journal(file: Path, work: Path) -> list[Command]:
+    """The answers that a server has given, opened by a collect that goes on."""
+    (work / "run" / "collect" / "served").mkdir()
+    shutil.copyfile(file, work / "run" / "collect" / "served" / "answers.jsonl")
+    return [("journal", "run/collect/served/answers.jsonl")] * 2
+
+
+def journal(path: Path) -> int:
+    """3 where lines are set aside; what is left is taken the next time, and not a byte is lost."""
+    from distillctl import console
+    from distillctl.errors import DataError
+    from distillctl.teachers.served.journal import DAMAGED, Journal
+
+    aside, before = path.with_name(DAMAGED), path.read_bytes()
+    is_first = not aside.exists()
+    kept = Journal(path)
+    for key in ("k", "l"):
+        kept.get(key)
+    kept.close()
+    both = path.read_bytes() + (aside.read_bytes() if aside.exists() else b"")
+    if is_first and (len(both) != len(before) or sorted(both) != sorted(before)):
+        raise RuntimeError("bytes were lost")
+    if aside.exists() and is_first:
+        console.error(DataError("lines were set aside"))
+        return 3
+    return 0
+
+
+def _cache(file: Path, work: Path) -> list[Command]:
+    """The record of a folder in the user's cache."""
+    folder = work.parent / "cache" / "distillctl" / "gguf" / "0"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    shutil.copyfile(file, folder / ".files.json")
+    return [("cache", str(folder))]
+
+
+def cache(path: Path) -> int:
+    """3 where the folder is not used."""
+    from distillctl import cached_folders, console
+    from distillctl.errors import DataError
+
+    if cached_folders.is_whole(path):
+        return 0
+    console.error(DataError("not used"))
+    return 3
+
+
 def _message(file: Path, work: Path) -> list[Command]:
     shutil.copyfile(file, work / "message.json")
     return [("message", "message.json")]
@@ -299,7 +364,7 @@ def served(path: Path) -> int:
     return 0
 
 
-IN_PLACE = {"message": message, "served": served}
+IN_PLACE = {"message": message, "served": served, "journal": journal, "cache": cache}
 """What is no command of the command line."""
 
 _PLACES: dict[str, Callable[[Path, Path], list[Command]]] = {
@@ -321,6 +386,9 @@ _PLACES: dict[str, Callable[[Path, Path], list[Command]]] = {
     "metrics": _metrics,
     "messages": _message,
     "served": _served,
+    "journals": _journal,
+    "strangers": _stranger,
+    "caches": _cache,
 }
 
 
