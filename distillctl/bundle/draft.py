@@ -10,6 +10,7 @@ from typing import Any
 from distillctl import console, interrupts
 from distillctl.bundle import archive, contents, figures, mobile, text_in
 from distillctl.bundle.listing import NAME, Example, File, Graph, Listing
+from distillctl.graphs import beside
 from distillctl.recipe import Recipe
 from distillctl.snippets import javascript
 from distillctl.snippets.reading import Reading
@@ -36,6 +37,8 @@ class Draft:
     @classmethod
     def begin(cls, recipe: Recipe, workspace: Workspace, folder: Path) -> Draft:
         stages = ("collect", "train", "export", "quantize")
+        runtime = "onnx" if recipe.task.kind == "classify" else "onnx_text"
+        beside.try_out(workspace.folder("quantize"), runtime, "distillctl quantize RECIPE --force")
         manifests = {name: manifest for name in stages if (manifest := workspace.manifest(name))}
         contents.copy(workspace.folder("quantize"), folder)
         contents.licences(recipe, folder)

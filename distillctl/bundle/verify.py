@@ -1,6 +1,7 @@
 """`distillctl bundle verify`: a bundle is whole, its graphs open, and they answer as they did when it was built.
 
-Nothing of it is believed: no graph is opened before every name, size and hash has been found right. Imports no torch.
+Nothing of it is believed: no graph is opened before every name, size and hash has been found right, and then only in
+a process with limits. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from distillctl.bundle import answers, archive, text_in
-from distillctl.bundle.listing import MAX_BYTES, NAME, OLD_FORMAT, Graph, Listing
-from distillctl.errors import DataError, DistillctlError, GateFailed, Unavailable, first_line
+from distillctl.bundle import archive, text_in
+from distillctl.bundle.listing import MAX_BYTES, NAME, OLD_FORMAT, Listing
+from distillctl.errors import DataError, GateFailed, Unavailable, first_line
 from distillctl.graphs import beside
+from distillctl.runtimes import trial
+from distillctl.runtimes.process import WorkerFailed, WorkerProcess
 from distillctl.workspace import MANIFEST, file_digest, writable
 
+_WORKER = "distillctl.bundle.worker"
 _NEXT = "distillctl export RECIPE --bundle  makes it anew"
 
 
@@ -126,35 +130,23 @@ def _outside(folder: Path, name: str, listing: Listing) -> list[str]:
 
 def _answers(folder: Path, listing: Listing) -> dict[str, str]:
     """Graph → "answers as recorded", or why it was not asked."""
-    found, problems = {}, []
-    for name, graph in listing.graphs.items():
-        if graph.takes == "text" and not text_in.is_installed():
-            found[name] = f"not opened: {text_in.EXTENSIONS} is not installed (pip install 'distillctl[text-in]')"
-            continue
-        try:
-            problem = _asked(folder, listing, name, graph)
-        except DistillctlError:
-            raise
-        except Exception as error:
-            problem = f"does not open or run: {first_line(error)}"
-        found[name] = problem or "answers as recorded"
-        problems += [f"{name} {problem}"] if problem else []
+    found: dict[str, str] = {}
+    problems: list[str] = []
+    job = {"folder": str(folder), "threads": 1, **trial.limits(folder)}
+    with WorkerProcess("bundle", job, module=_WORKER, load_seconds=trial.patience(job)) as worker:
+        for name, graph in listing.graphs.items():
+            if graph.takes == "text" and not text_in.is_installed():
+                found[name] = f"not opened: {text_in.EXTENSIONS} is not installed (pip install 'distillctl[text-in]')"
+                continue
+            try:
+                problem = worker.ask({"graph": name}, trial.patience(job))["problem"]
+            except WorkerFailed as error:
+                raise _failed(folder, [*problems, f"{name} does not open or run: {error.reason}"]) from error
+            found[name] = problem or "answers as recorded"
+            problems += [f"{name} {problem}"] if problem else []
     if problems:
         raise _failed(folder, problems)
     return found
-
-
-def _asked(folder: Path, listing: Listing, name: str, graph: Graph) -> str | None:
-    example = listing.example
-    if listing.task == "classify":
-        logits = answers.label_logits(folder, name, graph, example, listing.max_length)
-        return answers.difference(example, listing.labels, logits)
-    again = answers.written(folder, example.input, example.view, f".{graph.format}")
-    if again.ids != example.ids:
-        return f"reads the tokens {again.ids}, {example.ids} are recorded"
-    if again.answer_ids != example.answer_ids:
-        return f"answers {again.answer_ids}, {example.answer_ids} are recorded"
-    return None
 
 
 def _failed(folder: Path, problems: list[str]) -> GateFailed:

@@ -15,8 +15,9 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from distillctl import limits
 from distillctl.errors import UpstreamError, first_line
-from distillctl.runtimes import onnxruntime
+from distillctl.runtimes import onnxruntime, trial
 
 _COPIED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 _TOKENIZER_KEYS = (
@@ -29,6 +30,12 @@ _TOKENIZER_KEYS = (
     "cls_token",
     "mask_token",
 )
+
+
+GENAI_CONFIG = "genai_config.json"
+_GENAI_BYTES = 1 << 20
+_PROVIDERS = ("provider_options", "providers")
+"""Other devices than the CPU; some of them load what their options name."""
 
 
 def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int | None = None) -> None:
@@ -52,7 +59,8 @@ def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int |
 
 # ── weights in files of their own ────────────────────────────────────────────────────────────────
 
-_ENDLESS = ("Loop", "Scan")
+_ENDLESS = ("Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")
+"""Operators of ONNX and of ONNX Runtime that run a graph of their own again and again."""
 
 
 def check(folder: Path, next: str) -> None:
@@ -60,6 +68,8 @@ def check(folder: Path, next: str) -> None:
 
     next: the command that makes the folder anew.
     """
+    if problem := _foreign_settings(folder):
+        raise UpstreamError(problem, where=str(folder / GENAI_CONFIG), next=next)
     for path in sorted(folder.glob("*.onnx")):
         try:
             problem = problem_of(path)
@@ -73,10 +83,19 @@ def check(folder: Path, next: str) -> None:
             raise UpstreamError(problem, where=str(path), next=next)
 
 
-@contextmanager
-def sound(folder: Path, next: str) -> Iterator[None]:
-    """`check`; and within the block, that a graph does not run is an UpstreamError, too."""
+def try_out(folder: Path, runtime: str, next: str) -> None:
+    """UpstreamError unless `check` holds and the graphs answer a short text in a process with limits.
+
+    runtime: "onnx" for a classifier, "onnx_text" for a model that writes.
+    """
     check(folder, next)
+    trial.check(folder, runtime, next)
+
+
+@contextmanager
+def sound(folder: Path, runtime: str, next: str) -> Iterator[None]:
+    """`try_out`; and within the block, that a graph does not run is an UpstreamError, too."""
+    try_out(folder, runtime, next)
     try:
         yield
     except onnxruntime.ERRORS as error:
@@ -93,10 +112,48 @@ def problem_of(path: Path) -> str | None:
             problem = _too_many(tensor, len(tensor.raw_data)) if tensor.HasField("raw_data") else None
         if problem:
             return f"the weights {tensor.name!r}: {problem}"
-    nodes = [node for graph in (model.graph, *model.functions) for node in graph.node]
-    if endless := next((node.op_type for node in nodes if node.op_type in _ENDLESS), None):
+    if endless := next((node.op_type for node in _nodes(model) if node.op_type in _ENDLESS), None):
         return f"it has a {endless}, which need not end; none that is exported here has one"
     return None
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model: of its graph and its functions, and of the graphs within their nodes."""
+    left: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    while left:
+        for node in left.pop().node:
+            yield node
+            for attribute in node.attribute:
+                left.extend([attribute.g, *attribute.graphs])
+
+
+def _foreign_settings(folder: Path) -> str | None:
+    """What genai_config.json would have onnxruntime-genai load besides the graph beside it: programs, other files."""
+    if not (folder / GENAI_CONFIG).exists():
+        return None
+    try:
+        left: list[Any] = [json.loads(limits.read_bytes(folder / GENAI_CONFIG, _GENAI_BYTES))]
+    except (OSError, ValueError, RecursionError) as error:
+        return f"is no JSON that can be read: {first_line(error)}"
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if key.endswith("filename") and not _is_beside(folder, inner):
+                    return f"it reads {str(inner)[:200]!r}, which is none of the files"
+                if ("library" in key or key.endswith("_path") or key in _PROVIDERS) and inner:
+                    return f"it sets {key[:100]}, which nothing that is exported here does"
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+    return None
+
+
+def _is_beside(folder: Path, name: Any) -> bool:
+    try:
+        return name == Path(name).name and stat.S_ISREG((folder / name).lstat().st_mode)
+    except (OSError, TypeError, ValueError):
+        return False
 
 
 def _outside(tensor: onnx.TensorProto, folder: Path) -> str | None:

@@ -16,7 +16,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,13 +125,15 @@ def fight(
 def _run_pair(duel: Duel, own: Side, other: Side, pair: int) -> None:
     sides = {"own": own, "other": other}
     names = list(sides)[:: -1 if pair % 2 else 1]
-    with ExitStack() as stack, ThreadPoolExecutor(2) as starting:
-
-        def start_worker(name: str) -> WorkerProcess:
-            side = sides[name]
-            return stack.enter_context(WorkerProcess(name, side.job, module=side.module, env=HUGE_PAGES))
-
-        workers = dict(zip(names, starting.map(start_worker, names), strict=True))
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(
+                WorkerProcess(name, sides[name].job, module=sides[name].module, env=HUGE_PAGES, wait=False)
+            )
+            for name in names
+        }
+        for worker in workers.values():
+            worker.load()
         cpus = machine.cpus(own.job["threads"], 0.05)
         for worker in workers.values():
             worker.pin(cpus)

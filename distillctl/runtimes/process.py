@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,25 +10,37 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distillctl.errors import Unavailable
 
-COMMAND = (sys.executable, "-P", "-m")  # -P: no module of the current folder
+COMMAND = (sys.executable, "-P", "-m", "distillctl.runtimes.confined")  # -P: no module of the current folder
 MODULE = "distillctl.runtimes.worker"
 LOAD_SECONDS = 1800.0
 QUERY_SECONDS = 600.0
 """A worker that takes longer than this to load, or for one query, hangs."""
 
+_SHOWN = 300
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class WorkerFailed(Unavailable):
+    """A worker that died or hangs. reason: of that process, in a line."""
+
+    def __init__(self, name: str, reason: str, said: Sequence[str]) -> None:
+        """said: the last lines of its stderr."""
+        super().__init__("\n".join([f"the process that measures it {reason}", *said]), where=name)
+        last = said[-1].strip()[:_SHOWN] if said else ""
+        self.reason = f"its process {reason}" + (f": {last}" if last else "")
 
 
 class WorkerProcess:
     """A fresh process that holds one model. Use it in a ``with``: its end is the process's end.
 
-    The process also ends when this one dies, however that happens: its stdin closes.
+    The process also ends when this one dies, however that happens (`confined`).
     """
 
     def __init__(
@@ -38,16 +51,20 @@ class WorkerProcess:
         load_seconds: float = LOAD_SECONDS,
         module: str = MODULE,
         env: Mapping[str, str] = {},
+        wait: bool = True,
     ) -> None:
         """Starts the process and waits until its model is ready. Unavailable when it dies or hangs.
 
-        module: a worker with its ways. env: of the process, besides this one's.
+        module: a worker with its ways. env: of the process, besides this one's. wait: False where several start at a
+        time; then `load` waits.
         """
         self.name = name
+        self.loaded: dict[str, Any] = {}
+        self._load_seconds = load_seconds
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         threads = dict.fromkeys(THREAD_VARIABLES, str(job["threads"]))
         self._process = subprocess.Popen(
-            (*COMMAND, module),
+            (*COMMAND, str(os.getpid()), module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -56,10 +73,16 @@ class WorkerProcess:
             encoding="utf-8",
         )
         try:
-            self.loaded = self.ask(job, load_seconds)
+            self._send(job)
+            if wait:
+                self.load()
         except BaseException:
             self.close()
             raise
+
+    def load(self) -> None:
+        """Wait until the model is ready, and keep what loading it took in ``loaded``."""
+        self.loaded = self._answer(self._load_seconds)
 
     def run(self, start: int, count: int, seconds: float | None = None) -> dict[str, Any]:
         """Run up to ``count`` texts from ``start`` on, until ``seconds`` are spent; see `worker` for the answer."""
@@ -83,7 +106,16 @@ class WorkerProcess:
 
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """What the worker answers to one line, within ``seconds``. Unavailable when it dies or hangs."""
+        self._send(message)
+        return self._answer(seconds)
+
+    def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # that it died, and of what, is told when its answer is missing
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None
         late = threading.Event()
 
@@ -95,11 +127,7 @@ class WorkerProcess:
         timer.daemon = True  # a signal within `start` leaves nobody to cancel it; the command must end all the same
         try:
             timer.start()
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
             answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
         finally:
             timer.cancel()
         if not answer.endswith("\n"):
@@ -107,12 +135,14 @@ class WorkerProcess:
         found: dict[str, Any] = json.loads(answer)
         return found
 
-    def _failure(self, reason: str | None) -> Unavailable:
+    def _failure(self, reason: str | None) -> WorkerFailed:
         code = self._process.wait()
         if reason is None and code == -signal.SIGKILL:
             reason = "was killed (out of memory?)"
+        elif reason is None and code == -signal.SIGXCPU:
+            reason = "took more processor time than it may"
         elif reason is None:
             reason = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace").strip().splitlines()[-8:]
-        return Unavailable("\n".join([f"the process that measures it {reason}", *said]), where=self.name)
+        return WorkerFailed(self.name, reason, said)

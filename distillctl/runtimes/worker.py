@@ -1,7 +1,8 @@
 """One model in a process of its own: ``python -m distillctl.runtimes.worker``; `process` is the other end.
 
 JSON lines. First the job on stdin: ``threads``, ``cpus`` to stay on (none: anywhere), ``data_bytes`` it may take at
-most (RLIMIT_DATA: heap and private maps that can be written, not the files it maps), ``texts``, and ``runtime``:
+most (RLIMIT_DATA: heap and private maps that can be written, not the files it maps; none: the machine's memory),
+``cpu_seconds`` it may take for all of its work (none: what the parent waits for), ``texts``, and ``runtime``:
 
 - "onnx": ``folder`` with a classifier.
 - "onnx_text": ``folder`` with a model that writes, run by our own loop.
@@ -45,6 +46,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from distillctl.runtimes import confined
+
 Query = Callable[[str], Iterable[int]]
 """A text's answer, token by token as soon as each is known."""
 
@@ -75,8 +78,7 @@ def prepare(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     """The job's model within the job's limits, and what loading it took."""
     if job.get("cpus"):
         os.sched_setaffinity(0, job["cpus"])
-    if job.get("data_bytes"):
-        resource.setrlimit(resource.RLIMIT_DATA, (job["data_bytes"], job["data_bytes"]))
+    confined.limit(job.get("data_bytes"), job.get("cpu_seconds"))
     query, facts = RUNTIMES[job["runtime"]](job)
     return query, facts | {"cpus": job.get("cpus")}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from distillctl.data import eval_table
-from distillctl.graphs import teacher_graph
+from distillctl.graphs import beside, teacher_graph
 from distillctl.recipe import Recipe
 from distillctl.runtimes.bench import Answers, Bench
 from distillctl.soft_labels import labels as soft_labels
@@ -18,6 +18,8 @@ from distillctl.workspace import Outcome, Workspace
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Time all models on the same eval rows."""
+    for stage in ("export", "quantize"):
+        beside.try_out(workspace.folder(stage), "onnx", f"distillctl {stage} RECIPE --force")
     bench, task = Bench(recipe, workspace), recipe.classify
     log_prior = bench.facts("collect")["log_prior"]
     words = list(task.labels.values())

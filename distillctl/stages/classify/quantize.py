@@ -34,7 +34,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     rows = _held_out(recipe, workspace, views, collect["log_prior"])
     exported = workspace.folder("export")
     again = "distillctl export RECIPE"
-    with beside.sound(exported, again), replacing_folder(workspace.folder("quantize")) as staged:
+    with beside.sound(exported, "onnx", again), replacing_folder(workspace.folder("quantize")) as staged:
         labels.check(exported, rows.texts[0], len(recipe.task.names), again)
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = labels.LabelCalibration(exported, _calibration_texts(workspace))

@@ -9,7 +9,7 @@ from typing import Any
 
 from distillctl.data import eval_table
 from distillctl.data.views import CEILING
-from distillctl.graphs import teacher_graph
+from distillctl.graphs import beside, teacher_graph
 from distillctl.recipe import Recipe, Text
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.bench import FOLDERS, Answers, Bench
@@ -28,6 +28,8 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     Besides the teacher and both graphs in our own loop that is the deployed one in onnxruntime-genai, where its folder
     is made for that.
     """
+    for stage in ("export", "quantize"):
+        beside.try_out(workspace.folder(stage), "onnx_text", f"distillctl {stage} RECIPE --force")
     bench, limit = Bench(recipe, workspace), {"limit": recipe.generate.max_new_tokens}
     ceiling = responses.read(workspace, CEILING, "eval", TextLabels(Text()))
     expected = {

@@ -44,7 +44,8 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     held_out = _HeldOut.read(recipe, workspace, train)
     exported = workspace.folder("export")
     kind = "encoder_decoder" if train["encoder_decoder"] else "decoder"
-    with beside.sound(exported, "distillctl export RECIPE"), replacing_folder(workspace.folder("quantize")) as staged:
+    checked = beside.sound(exported, "onnx_text", "distillctl export RECIPE")
+    with checked, replacing_folder(workspace.folder("quantize")) as staged:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = texts.TextCalibration(exported, lambda: _some_train_rows(recipe, workspace, train))
             candidates = recipe.quantize.candidates or CANDIDATES[kind]

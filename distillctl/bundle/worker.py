@@ -1,0 +1,56 @@
+"""The graphs of a bundle, asked in a process with limits: ``python -m distillctl.bundle.worker``.
+
+`verify` is the other end.
+
+JSON lines. First the job on stdin: ``folder`` of a bundle whose files and listing have been found right, ``data_bytes``
+and ``cpu_seconds`` (`distillctl.runtimes.trial`); then one ``{"graph": name}`` after the other, each answered with
+``problem``: how it does not answer as recorded, or null.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from pydantic_core import from_json
+
+from distillctl.bundle import answers
+from distillctl.bundle.listing import NAME, Graph, Listing
+from distillctl.errors import first_line
+from distillctl.runtimes import confined
+
+
+def main() -> None:
+    told = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print must not stand between the answers
+    job = json.loads(sys.stdin.readline())
+    folder = Path(job["folder"])
+    confined.limit(job["data_bytes"], job["cpu_seconds"])
+    listing = Listing.model_validate(from_json((folder / NAME).read_bytes()))
+    told.write("{}\n")
+    for line in iter(sys.stdin.readline, ""):
+        name = json.loads(line)["graph"]
+        try:
+            problem = _problem(folder, listing, name, listing.graphs[name])
+        except Exception as error:  # of any kind: ONNX Runtime's, the tokenizers', Python's
+            problem = f"does not open or run: {first_line(error)}"
+        told.write(json.dumps({"problem": problem}) + "\n")
+
+
+def _problem(folder: Path, listing: Listing, name: str, graph: Graph) -> str | None:
+    example = listing.example
+    if listing.task == "classify":
+        logits = answers.label_logits(folder, name, graph, example, listing.max_length)
+        return answers.difference(example, listing.labels, logits)
+    again = answers.written(folder, example.input, example.view, f".{graph.format}")
+    if again.ids != example.ids:
+        return f"reads the tokens {again.ids}, {example.ids} are recorded"
+    if again.answer_ids != example.answer_ids:
+        return f"answers {again.answer_ids}, {example.answer_ids} are recorded"
+    return None
+
+
+if __name__ == "__main__":
+    main()

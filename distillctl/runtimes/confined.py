@@ -1,0 +1,79 @@
+"""Run a worker's module so that it cannot outlive its parent: ``python -m distillctl.runtimes.confined PARENT MODULE``.
+
+A graph runs in native code, where no Python handler is called and nobody reads stdin. So it is the kernel that ends the
+process, as soon as its parent is gone, and when it takes more memory or processor time than `limit` allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import runpy
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LOOK_SECONDS = 0.5
+LEAST_SECONDS, START_UPS = 2.0, 6.0
+"""Processor time that any graph gets beyond what its size allows: so many seconds, or so many times what this process
+took to start, on machines that are slow."""
+
+
+def main() -> None:
+    parent, module = int(sys.argv[1]), sys.argv[2]
+    end_with(parent)
+    del sys.argv[1:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def end_with(parent: int) -> None:
+    """End this process as soon as its parent ends, in whatever way. parent: its process id."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it ended before anyone could be told
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
+
+
+def limit(data_bytes: int | None = None, seconds: float | None = None) -> None:
+    """From now on this process may hold ``data_bytes`` (heap and private maps that can be written; default: the
+    machine's memory), and take ``seconds`` of processor time more than it has taken, and than `LEAST_SECONDS`."""
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_DATA, machine_bytes() if data_bytes is None else data_bytes)
+    if seconds is not None:
+        used = time.process_time()
+        _lower(resource.RLIMIT_CPU, round(1 + used + max(LEAST_SECONDS, START_UPS * used) + seconds))
+
+
+def machine_bytes() -> int:
+    """The machine's memory, or what this container may take of it."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        allowed = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # none, or "max"
+        return there
+    return min(there, allowed)
+
+
+def _lower(what: int, most: int) -> None:
+    """A limit, where it is not lower already. Where a system does not have it, the parent's clock is what is left."""
+    before, hard = resource.getrlimit(what)
+    lowest = min([most, *(value for value in (before, hard) if value != resource.RLIM_INFINITY)])
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(what, (lowest, hard))
+
+
+if __name__ == "__main__":
+    main()
