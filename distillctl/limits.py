@@ -5,18 +5,22 @@ Real recipes, templates and patterns are far below every limit here.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import threading
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from distillctl import regular_files
 
 TEXT_BYTES = 16 << 20
 """Of a template, or of one line of data: a context of a million tokens has some 4 MB."""
 PATTERN_CHARACTERS = 4096
+JSON_BYTES = 4 << 20
+"""Of a model's configuration."""
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -27,6 +31,29 @@ def read_bytes(path: Path, most: int) -> bytes:
     if len(found) > most:
         raise ValueError(f"has more than {most:,} bytes")
     return found
+
+
+def read_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """What a JSON file holds; ValueError where it is none, is larger than ``most`` bytes or nested too deeply."""
+    return parse_json(read_bytes(path, most))
+
+
+def parse_json(data: bytes) -> Any:
+    """What JSON in UTF-8 says; ValueError where it is none, or nested too deeply."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
+def machine_bytes() -> int:
+    """The machine's memory, or what this container may take of it."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        allowed = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # none, or "max"
+        return there
+    return min(there, allowed)
 
 
 class TookTooLong(BaseException):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,26 @@ from typing import Any
 from distillctl import limits, regular_files
 from distillctl.errors import Unavailable, first_line, is_of_tokenizers
 
-_HEADER_BYTES, _CONFIG_BYTES = 100 << 20, 4 << 20
-"""The first is the safetensors library's own bound."""
+_HEADER_BYTES = 100 << 20
+"""The safetensors library's own bound."""
+_TEXT_BYTES = 256 << 20
+"""Of any other file of a folder that the libraries read whole: the largest tokenizers have some 40 MB."""
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers",
            "decoder_layers")  # fmt: skip
+_WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim", "input_embedding_size")
+_INNER = ("intermediate_size", "d_ff", "n_inner", "ffn_dim", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERT_INNER = ("moe_intermediate_size", "expert_intermediate_size", "intermediate_size", "ffn_dim")
+_HEADS = ("num_attention_heads", "n_head", "num_heads")
+_SIZES = (*_WIDTHS, *_INNER, *_EXPERTS, *_EXPERT_INNER, *_HEADS, "vocab_size", "decoder_vocab_size", "num_labels",
+          "head_dim", "num_key_value_heads")  # fmt: skip
+"""What some dimension of some tensor is as large as."""
+_PACKED = 8
+"""Values that quantized weights may have in one stored number, at the most."""
+_HARMLESS_SIZE, _HARMLESS_WEIGHTS = 1 << 16, 1 << 24
+"""What is not worth refusing: the library that loads the model tells it better."""
+MAX_LAYERS, MAX_LABELS, MAX_POSITIONS = 10_000, 1 << 20, 1 << 26
+"""Of any model there is; each is made, or listed, one by one."""
 
 
 def shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -26,42 +42,119 @@ def shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(_HEADER_BYTES, path.stat().st_size):
                 raise ValueError(f"a header of {length:,} bytes")
-            header = _json(file.read(length))
+            header = limits.parse_json(file.read(length))
         for name, entry in header.items():
             if name != "__metadata__":
                 yield name, tuple(int(size) for size in entry["shape"])
 
 
 def check(folder: Path) -> None:
-    """Unavailable where config.json names more layers than there are tensors (they would all be made, and only then
-    found to have no weights), and where weights would be read from elsewhere. What else is wrong the library says that
+    """Unavailable where a model's folder would cost more than its weights explain, before any of it is taken: where
+    config.json names more layers, or larger sizes, than the tensors show; where a file is a device or a pipe, or is
+    longer than any real one; where weights would be read from elsewhere. What else is wrong the library says that
     loads it."""
     try:
+        _check_files(folder)
         _check_indexes(folder)
-        config = _json(limits.read_bytes(folder / "config.json", _CONFIG_BYTES))
-        layers = max(_layers(config), default=0)
-        tensors = sum(1 for _ in shapes(folder))
+        config = limits.read_json(folder / "config.json")
+        held = [shape for _, shape in shapes(folder)]
+        problem = too_large(config, held)
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise Unavailable(f"the model cannot be read: {first_line(error)}", where=str(folder)) from None
-    if tensors and layers > tensors:
-        raise Unavailable(f"config.json names {layers:,} layers, the weights have {tensors} tensors", where=str(folder))
+    if problem:
+        raise Unavailable(f"config.json {problem}", where=str(folder), next="look at config.json, or at its weights")
+
+
+def too_large(config: Any, held: Sequence[tuple[int, ...]]) -> str | None:
+    """What a configuration asks for that no real model has, or that its tensors do not show. held: their shapes; of no
+    tensors, only what no model has is told."""
+    for name, value in _integers(config):
+        most = {"num_labels": MAX_LABELS}.get(name, MAX_LAYERS if name in _LAYERS else None)
+        if name in _POSITIONS:
+            most = MAX_POSITIONS
+        if most is not None and value > most:
+            return f"names {name}: {value:,}, which no model has"
+    if not held:
+        return None
+    layers = max((value for name, value in _integers(config) if name in _LAYERS), default=0)
+    if layers > len(held):
+        return f"names {layers:,} layers, the weights have {len(held)} tensors"
+    largest = max(_HARMLESS_SIZE, _PACKED * max((size for shape in held for size in shape), default=0))
+    weights = max(_HARMLESS_WEIGHTS, _PACKED * sum(map(math.prod, held)))
+    for name, value in _integers(config):
+        if name in _SIZES and value > largest:
+            return f"names {name}: {value:,}, no tensor has such a size"
+    for part in _parts(config):
+        if part.get("is_encoder_decoder") and _least(part, _POSITIONS) > largest:  # their tables are made, not read
+            return f"names {_least(part, _POSITIONS):,} positions, no tensor has such a size"
+        if (wanted := weights_of(part)) > weights:
+            return f"asks for {wanted:,} weights or more, the files hold {sum(map(math.prod, held)):,}"
+    return None
+
+
+def too_many(wanted: int, folder: Path) -> Unavailable | None:
+    """Whether a model of ``wanted`` weights is more than the folder's files explain."""
+    held = sum(math.prod(shape) for _, shape in shapes(folder))
+    if not held or wanted <= max(_HARMLESS_WEIGHTS, _PACKED * held):
+        return None
+    what = f"config.json asks for {wanted:,} weights, the files hold {held:,}"
+    return Unavailable(what, where=str(folder), next="look at config.json, or at its weights")
+
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_source_positions", "max_target_positions")
+
+
+def weights_of(part: Mapping[str, Any]) -> int:
+    """Weights that a configuration asks for at the least: the embeddings, and each layer's largest matrix."""
+    width = _least(part, _WIDTHS)
+    layers = max((value for name, value in part.items() if name in _LAYERS and _is_size(value)), default=1)
+    vocabulary, inner, experts = _least(part, ("vocab_size",)), _least(part, _INNER), _least(part, _EXPERTS)
+    of_experts = experts * _least(part, _EXPERT_INNER)
+    of_heads = _least(part, _HEADS) * _least(part, ("head_dim",))
+    return width * (vocabulary + layers * max(inner, of_experts, of_heads))
+
+
+def _least(part: Mapping[str, Any], names: Sequence[str]) -> int:
+    return min((part[name] for name in names if _is_size(part.get(name))), default=0)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _parts(config: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """The configuration and its parts (`text_config`)."""
+    if isinstance(config, dict) and depth < 5:
+        yield config
+        for value in config.values():
+            yield from _parts(value, depth + 1)
+
+
+def _integers(config: Any) -> Iterator[tuple[str, int]]:
+    return ((name, value) for part in _parts(config) for name, value in part.items() if _is_size(value))
+
+
+def _check_files(folder: Path) -> None:
+    """ValueError or OSError where a file that a library may read whole is none, or too long. Weights are mapped."""
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        regular_files.check(path)
+        if path.suffix in _READ_WHOLE and path.exists() and (size := path.stat().st_size) > _TEXT_BYTES:
+            raise ValueError(f"{path.name} has {size:,} bytes, more than any such file")
+
+
+_READ_WHOLE = (".json", ".jinja", ".txt", ".model", ".md", ".yaml", ".jsonl", ".py")
 
 
 def _check_indexes(folder: Path) -> None:
     """ValueError where an index of weights names what is no file of the folder: transformers would open it."""
     for path in folder.glob("*.safetensors.index.json"):
-        for name in _json(limits.read_bytes(path, _HEADER_BYTES))["weight_map"].values():
+        for name in limits.read_json(path, _HEADER_BYTES)["weight_map"].values():
             if name != Path(name).name:
                 raise ValueError(f"{path.name} names {name!r}, which is no file beside it")
-
-
-def _json(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError("JSON that is nested too deeply") from None
 
 
 @contextmanager
@@ -81,12 +174,3 @@ def loading(unavailable: Callable[[BaseException], Unavailable]) -> Iterator[Non
 _RAISED = (
     OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError,
 )  # fmt: skip
-
-
-def _layers(config: Any, depth: int = 0) -> Iterator[int]:
-    """Of the model and of its parts (`text_config`)."""
-    if isinstance(config, dict) and depth < 5:
-        for key, value in config.items():
-            if key in _LAYERS and isinstance(value, int):
-                yield value
-            yield from _layers(value, depth + 1)

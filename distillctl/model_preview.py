@@ -5,14 +5,13 @@ This is for --dry-run, which imports neither torch nor transformers. What cannot
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distillctl import gguf_header, model_files
+from distillctl import gguf_header, limits, model_files
 from distillctl.errors import Unavailable, first_line
 from distillctl.references import ModelSource
 
@@ -93,7 +92,7 @@ class ModelPreview:
         """The chat template; None where there is none at hand."""
         template = self._tokenizer_config.get("chat_template")
         if self._folder is not None and (file := self._folder / "chat_template.jinja").is_file():
-            template = file.read_text(encoding="utf-8")
+            template = _template(file)
         if isinstance(template, list):  # several, by name
             template = {one.get("name"): one.get("template") for one in template}.get("default")
         return Chat(template, _special_tokens(self._tokenizer_config)) if isinstance(template, str) else None
@@ -120,10 +119,17 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 def _json(folder: Path | None, name: str) -> dict[str, Any]:
     """An object of a file; empty where there is none, since whoever loads the model says what is wrong with it."""
     try:
-        found = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
-    except (OSError, ValueError, RecursionError):
+        found = limits.read_json(folder / name) if folder is not None else {}
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _template(file: Path) -> str | None:
+    try:
+        return limits.read_bytes(file, limits.TEXT_BYTES).decode("utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _gguf_positions(source: ModelSource) -> int | None:

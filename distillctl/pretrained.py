@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from distillctl import model_files
 from distillctl.gguf import dequantized
@@ -18,6 +21,15 @@ def folder(source: ModelSource) -> str:
         return str(dequantized(source.path))
     model_files.check(source.path)
     return source.name
+
+
+def check_size(auto: Any, config: Any, folder: Path) -> None:
+    """Unavailable where the model that ``auto`` makes of a configuration is larger than the weights beside it explain.
+    Nothing is allocated to find that out."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
+    if problem := model_files.too_many(count, folder):
+        raise problem
 
 
 def options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:

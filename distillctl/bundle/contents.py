@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distillctl import references
+from distillctl import limits, references
 from distillctl.bundle import archive, code, ort_format, text_in
 from distillctl.bundle.listing import NAME, File
 from distillctl.errors import DistillctlError
@@ -19,6 +20,7 @@ from distillctl.workspace import file_digest
 _OF_THE_STAGE = {"README.md", "manifest.json", "candidates.json", "eval.parquet"}
 """quantize's own, and what is said of single rows."""
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying|terms)([._-].*)?", re.IGNORECASE)
+_LICENCE_BYTES = 1 << 20
 _WHAT = {
     "model.onnx": "the graph, ONNX",
     "encoder_model.onnx": "the encoder's graph, ONNX",
@@ -54,9 +56,11 @@ def licences(recipe: Recipe, target: Path) -> None:
         if folder is None:
             continue
         for path in sorted((folder if folder.is_dir() else folder.parent).iterdir()):
-            if path.is_file() and _LICENCE.fullmatch(path.name):
-                (target / "licences").mkdir(exist_ok=True)
-                shutil.copyfile(path, target / "licences" / f"{name}-{path.name}")
+            if _LICENCE.fullmatch(path.name) and path.is_file() and not path.is_symlink():  # it could be any file here
+                with contextlib.suppress(ValueError):  # longer than any licence
+                    text = limits.read_bytes(path, _LICENCE_BYTES)
+                    (target / "licences").mkdir(exist_ok=True)
+                    (target / "licences" / f"{name}-{path.name}").write_bytes(text)
 
 
 def provenance(recipe: Recipe, inputs: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int |
     for name in _COPIED:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
-    written = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    written = limits.read_json(source / "tokenizer_config.json", limits.TEXT_BYTES)
     # The class that transformers 5 names is not known to 4; tokenizer.json holds the tokenizer itself.
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -132,8 +132,8 @@ def _foreign_settings(folder: Path) -> str | None:
     if not (folder / GENAI_CONFIG).exists():
         return None
     try:
-        left: list[Any] = [json.loads(limits.read_bytes(folder / GENAI_CONFIG, _GENAI_BYTES))]
-    except (OSError, ValueError, RecursionError) as error:
+        left: list[Any] = [limits.read_json(folder / GENAI_CONFIG, _GENAI_BYTES)]
+    except (OSError, ValueError) as error:
         return f"is no JSON that can be read: {first_line(error)}"
     while left:
         value = left.pop()

@@ -9,14 +9,16 @@ from typing import Any
 
 import yaml
 
-from distillctl import gguf_header, references
+from distillctl import gguf_header, limits, references
 from distillctl.data.view_template import BARE
 from distillctl.errors import DistillctlError
-from distillctl.recipe import FromConfigStudent, OpenAITeacher, Recipe
+from distillctl.recipe import FromConfigStudent, OpenAITeacher, Recipe, yaml_text
 from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
 
 _NOT_STATED = "not stated"
+_CARD_BYTES, _LICENCE_CHARACTERS = 1 << 20, 200
+"""Of a model card that is read, and of the licence that is quoted from it."""
 
 
 def render(
@@ -163,8 +165,24 @@ def _licence(recipe: Recipe, reference: str, revision: str | None) -> str:
         if path is not None and path.suffix == ".gguf" and not (path.parent / "README.md").is_file():
             return gguf_header.general(path).get("license") or _NOT_STATED
         folder = path if path is None or path.is_dir() else path.parent
-        text = "" if folder is None else (Path(folder) / "README.md").read_text(encoding="utf-8")
-        header = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
-        return str(header.get("license") or _NOT_STATED)
-    except (OSError, ValueError, yaml.YAMLError, IndexError, KeyError, AttributeError, DistillctlError):
+        stated = None if folder is None else _front_matter(Path(folder) / "README.md").get("license")
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+        yaml.YAMLError,
+        DistillctlError,
+    ):
         return _NOT_STATED
+    names = stated if isinstance(stated, list) else [stated]
+    said = " ".join(", ".join(name for name in names if isinstance(name, str)).split())
+    return said[:_LICENCE_CHARACTERS] or _NOT_STATED
+
+
+def _front_matter(path: Path) -> Any:
+    """What a card says between its first two lines of dashes; some exception where it says nothing so."""
+    text = limits.read_bytes(path, _CARD_BYTES).decode("utf-8")
+    return yaml_text.load_bounded(text.split("---\n", 2)[1]) if text.startswith("---\n") else {}

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir
 from transformers import AutoConfig
 
-from distillctl import console
+from distillctl import console, limits
 from distillctl.errors import Unavailable, first_line
 from distillctl.graphs import rotary_tables, tracing
 from distillctl.graphs.tracing import ExportedGraph
@@ -42,7 +42,7 @@ def export(
         built = Path(scratch) / "built"
         _build(source, built, "fp32", trust_remote_code)
         program = onnx_ir.load(built / GRAPH)
-        config = json.loads((built / CONFIG).read_text(encoding="utf-8"))
+        config = limits.read_json(built / CONFIG)
         positions = min(max_length, config["model"]["context_length"])
         check_windows(program.graph, source, positions, trust_remote_code)
         # The builder adds the commit of whatever repository it is run in.

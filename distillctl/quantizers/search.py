@@ -97,7 +97,11 @@ def build(
 def _beside(source: Path) -> list[Path]:
     """Configs and tokenizer. The card says what was measured of its own graph, the manifest is its stage's."""
     own = {"README.md", "manifest.json"}
-    return [path for path in sorted(source.iterdir()) if ".onnx" not in path.name and path.name not in own]
+    return [
+        path
+        for path in sorted(source.iterdir())
+        if ".onnx" not in path.name and path.name not in own and path.is_file() and not path.is_symlink()
+    ]
 
 
 # ── measuring, judging, choosing ─────────────────────────────────────────────────────────────────

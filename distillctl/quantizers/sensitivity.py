@@ -89,7 +89,7 @@ class _Weights:
 
     def __init__(self, source: Path, path: Path, folder: Path) -> None:
         for other in source.iterdir():
-            if not other.name.startswith(path.name):
+            if not other.name.startswith(path.name) and not other.is_symlink():
                 shutil.copyfile(other, folder / other.name)
         ir.save(ir.load(path), folder / path.name, external_data=f"{path.name}.data")
         written = ir.load(folder / path.name).graph.initializers

@@ -28,18 +28,13 @@ class _NotPlain(ValueError):
     """The YAML is valid, and holds what JSON cannot carry."""
 
 
-class _Strict(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """SafeLoader that refuses a key given twice, where PyYAML silently keeps the last, keys that are no text, and a
-    tree without bounds."""
-
-    at = ""
-    """Path of the tree in the recipe."""
+class _Bounded(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """SafeLoader that refuses a key given twice, where PyYAML silently keeps the last, and a tree without bounds."""
 
     def get_single_node(self) -> yaml.Node | None:
         root: yaml.Node | None = super().get_single_node()
         if root is not None:
             _measure(root, {})
-            _check_texts(root, self.at, set())
         return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -53,6 +48,28 @@ class _Strict(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
             seen.add(key)
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
+
+
+class _Strict(_Bounded):
+    """A recipe's loader, which also refuses keys that are no text."""
+
+    at = ""
+    """Path of the tree in the recipe."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        root = super().get_single_node()
+        if root is not None:
+            _check_texts(root, self.at, set())
+        return root
+
+
+def load_bounded(text: str) -> Any:
+    """Return what YAML says that is no recipe, such as a model card's front matter. It has the limits of a recipe.
+
+    The caller bounds the text's length. A yaml.YAMLError says that it is none or has no bounds; ValueError, TypeError,
+    LookupError, AttributeError or RecursionError that a value is not what it says it is.
+    """
+    return yaml.load(text, _Bounded)
 
 
 def parse(text: str, where: str, at: str = "") -> Any:

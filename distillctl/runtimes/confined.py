@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
+
+from distillctl import limits
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.5
@@ -51,20 +52,10 @@ def limit(data_bytes: int | None = None, seconds: float | None = None) -> None:
     """From now on this process may hold ``data_bytes`` (heap and private maps that can be written; default: the
     machine's memory), and take ``seconds`` of processor time more than it has taken, and than `LEAST_SECONDS`."""
     _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_DATA, machine_bytes() if data_bytes is None else data_bytes)
+    _lower(resource.RLIMIT_DATA, limits.machine_bytes() if data_bytes is None else data_bytes)
     if seconds is not None:
         used = time.process_time()
         _lower(resource.RLIMIT_CPU, round(1 + used + max(LEAST_SECONDS, START_UPS * used) + seconds))
-
-
-def machine_bytes() -> int:
-    """The machine's memory, or what this container may take of it."""
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        allowed = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # none, or "max"
-        return there
-    return min(there, allowed)
 
 
 def _lower(what: int, most: int) -> None:

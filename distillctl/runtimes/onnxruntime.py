@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 from tokenizers import Tokenizer
+
+from distillctl import limits
 
 ERRORS = tuple(
     getattr(native, name)
@@ -38,7 +39,7 @@ class OnnxClassifier:
     cut at ``max_length`` tokens, if it is given."""
 
     def __init__(self, folder: Path, threads: int = 1, file: str = "model.onnx", max_length: int | None = None) -> None:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = limits.read_json(folder / "config.json")
         self.labels = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from distillctl import limits
 from distillctl.errors import DataError
 
 UNLIMITED = 2**31
@@ -71,5 +71,5 @@ def window(genai: Mapping[str, Any]) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A file's object; empty where there is no such file."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found: dict[str, Any] = limits.read_json(path, limits.TEXT_BYTES) if path.exists() else {}
     return found

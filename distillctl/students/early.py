@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillctl import gguf_header, references
+from distillctl import gguf_header, limits, model_files, references
 from distillctl.data.truncation import Limit
 from distillctl.errors import RecipeError
-from distillctl.recipe import Generate, Recipe, TruncatedStudent
+from distillctl.recipe import FromConfigStudent, Generate, Recipe, TruncatedStudent
 
+_WEIGHT_BYTES = 4
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def check(recipe: Recipe) -> None:
     """RecipeError for layers that the model does not have, or a decoder whose response leaves no room for a view."""
     spec, source = recipe.student, references.student(recipe)
+    if isinstance(spec, FromConfigStudent):
+        check_sizes(spec)
     layers = spec.layers if isinstance(spec, TruncatedStudent) else ()
     response = recipe.task.max_new_tokens if isinstance(recipe.task, Generate) else 0
     tight = spec.max_length is not None and spec.max_length <= response
@@ -26,6 +28,24 @@ def check(recipe: Recipe) -> None:
         raise missing_layers(layers, shape.layers)
     if shape and shape.is_decoder and tight and spec.max_length is not None:
         raise no_room(spec.max_length, response)
+
+
+def check_sizes(spec: FromConfigStudent) -> None:
+    """RecipeError for a new model that no machine could hold, or this one cannot."""
+    if problem := model_files.too_large(spec.config, ()):
+        raise RecipeError(f"it {problem}", where="student.config")
+    check_memory(model_files.weights_of(spec.config))
+
+
+def check_memory(weights: int) -> None:
+    """RecipeError where so many weights, in float32, are more than the machine's memory."""
+    there = limits.machine_bytes()
+    if _WEIGHT_BYTES * weights > there:
+        raise RecipeError(
+            f"its weights alone take {_WEIGHT_BYTES * weights / 1e9:,.1f} GB, this machine has {there / 1e9:,.1f} GB",
+            where="student.config",
+            next="make the student smaller: fewer layers, a smaller hidden size, or a smaller vocabulary",
+        )
 
 
 def missing_layers(layers: tuple[int, ...], depth: int) -> RecipeError:
@@ -81,7 +101,7 @@ def _shape(path: Path) -> _Shape | None:
     try:
         if path.is_file():
             return _Shape(_gguf_layers(path), is_decoder=True)
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = limits.read_json(path / "config.json")
         layers = next((int(config[key]) for key in _DEPTHS if config.get(key)), None)
         return _Shape(layers, is_decoder=not config.get("is_encoder_decoder"))
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):

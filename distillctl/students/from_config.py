@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from distillctl import references
 from distillctl.errors import RecipeError
 from distillctl.recipe import Classify, FromConfigStudent, NewTokenizer, Recipe
-from distillctl.students import loading, new_tokenizer, tokenization
+from distillctl.students import early, loading, new_tokenizer, tokenization
 from distillctl.students.assembly import assemble
 from distillctl.students.student import Corpus, Student
 
@@ -29,10 +30,12 @@ def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
     auto = loading.auto_class(recipe.task, known, where="student.model_type")
     if unknown := sorted(set(spec.config) - set(known.to_dict())):  # a config keeps any key it is given
         raise RecipeError(f"{spec.model_type} has no {unknown[0]!r}", where="student.config")
+    early.check_sizes(spec)
     tokenizer = tokenization.pad(_tokenizer(spec, recipe, corpus, known))
     labels = loading.label_config(recipe.task.names) if isinstance(recipe.task, Classify) else {}
     try:
         config = AutoConfig.for_model(spec.model_type, **_vocabulary(known, tokenizer) | spec.config | labels)
+        _check_memory(auto, config)
         model = auto.from_config(config)
     except (ValueError, KeyError, TypeError, RuntimeError, AssertionError, StrictDataclassError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # the first may name a validator
@@ -42,6 +45,13 @@ def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
     if loading.writes_on(recipe, config):
         loading.look_back_only(model, where="student.model_type")
     return assemble(model, tokenizer, recipe, corpus, max_length=spec.max_length)
+
+
+def _check_memory(auto: Any, config: Any) -> None:
+    """RecipeError where the weights alone are more than this machine's memory."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
+    early.check_memory(count)
 
 
 def _tokenizer(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus, config: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import (
 
 from distillctl import console, model_files
 from distillctl.errors import RecipeError, Unavailable, first_line
-from distillctl.pretrained import folder, options
+from distillctl.pretrained import check_size, folder, options
 from distillctl.recipe import Classify, Recipe, Task
 from distillctl.references import ModelSource
 
@@ -64,6 +65,9 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
     auto = auto_class(recipe.task, config, where="student.model")
     fresh_head = isinstance(recipe.task, Classify)
     labels = label_config(recipe.task.names) if fresh_head else {}
+    if source.path is not None and not trust_remote_code:
+        with model_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
+            check_size(auto, config, Path(place))
     with model_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
         found, info = auto.from_pretrained(
             place,

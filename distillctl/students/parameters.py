@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
 from dataclasses import dataclass
 
-from distillctl import gguf_header, model_files
+from distillctl import gguf_header, limits, model_files
 from distillctl.errors import Unavailable, first_line
 from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
 from distillctl.references import ModelSource
@@ -60,7 +59,7 @@ def _vocabulary(source: ModelSource, tensors: list[_Tensor]) -> int | None:
         return next((max(tensor.shape) for tensor in tensors if tensor.name == "token_embd.weight"), None)
     try:
         assert source.path is not None
-        config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+        config = limits.read_json(source.path / "config.json")
         return int(config["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -15,7 +15,7 @@ from distillctl.pretrained import folder, options
 from distillctl.recipe import FromConfigStudent, Recipe
 from distillctl.references import ModelSource
 from distillctl.students import loading, tokenization
-from distillctl.students.early import longest_view, view_limit
+from distillctl.students.early import check_sizes, longest_view, view_limit
 from distillctl.students.trained import trusted
 
 
@@ -76,5 +76,6 @@ def _config(recipe: Recipe, source: ModelSource, trust: bool) -> Any:
     spec = recipe.student
     with model_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
         if isinstance(spec, FromConfigStudent):
+            check_sizes(spec)
             return AutoConfig.for_model(spec.model_type, **spec.config)
         return AutoConfig.from_pretrained(folder(source), **options(source, spec.revision, trust))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from distillctl import console, model_files, pretrained
 from distillctl.errors import Unavailable, first_line
@@ -169,6 +170,9 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
     given, place = pretrained.options(source, spec.revision, spec.trust_remote_code), pretrained.folder(source)
     with model_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
         tokenizer = AutoTokenizer.from_pretrained(place, **given)
+        if source.path is not None and not spec.trust_remote_code:
+            config = AutoConfig.from_pretrained(place, **given)
+            pretrained.check_size(AutoModelForCausalLM, config, Path(place))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=getattr(torch, spec.dtype),

@@ -190,6 +190,16 @@ def _graph(file: Path, work: Path) -> list[Command]:
     return [("quantize", *ON_RUN)]
 
 
+def _genai(file: Path, work: Path) -> list[Command]:
+    """genai_config.json beside the exported graph."""
+    export = work / "run" / "export"
+    if "link" in file.name:
+        (export / "link.bin").symlink_to(work.parent / "outside" / "weights.bin")
+    _put(file, work, "export", "genai_config.json")
+    _undone(work, "quantize")
+    return [("quantize", *ON_RUN)]
+
+
 def _bundle(file: Path, work: Path) -> list[Command]:
     shutil.copyfile(file, work / "hostile.zip")
     return [("bundle", "verify", "hostile.zip")]
@@ -364,7 +374,25 @@ def served(path: Path) -> int:
     return 0
 
 
-IN_PLACE = {"message": message, "served": served, "journal": journal, "cache": cache}
+def _card(file: Path, work: Path) -> list[Command]:
+    """README.md of the teacher's folder."""
+    shutil.copyfile(file, work / "teacher" / "README.md")
+    return [("card", "recipe.yaml")]
+
+
+def licence(path: Path) -> int:
+    """What export quotes from a model's card: 3 where it states no licence."""
+    from distillctl import console, recipe
+    from distillctl.errors import DataError
+    from distillctl.graphs import card
+
+    if card._licence(recipe.load(path), "teacher", None) == "not stated":
+        console.error(DataError("no licence is stated"))
+        return 3
+    return 0
+
+
+IN_PLACE = {"message": message, "served": served, "journal": journal, "cache": cache, "card": licence}
 """What is no command of the command line."""
 
 _PLACES: dict[str, Callable[[Path, Path], list[Command]]] = {
@@ -378,6 +406,8 @@ _PLACES: dict[str, Callable[[Path, Path], list[Command]]] = {
     "answers": _answers,
     "tables": _table,
     "onnx": _graph,
+    "genai": _genai,
+    "cards": _card,
     "bundles": _bundle,
     "listings": _listing,
     "manifests": _manifest,

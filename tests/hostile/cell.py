@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distillctl.runtimes import process
+
 CPU_SECONDS, WALL_SECONDS = 10, 300
 """What ends a child that hangs. The promise (`verdicts`) is below, and in processor time: the machine may be busy."""
 GIB = 1 << 30
@@ -112,6 +114,8 @@ def _watch(case: Path, writable: list[Path], seen: int) -> Callable[[str, tuple[
             for path, folder in _CHANGES[event]:
                 if outside(args[path], None if folder is None else args[folder]):
                     note(event, args[path])
+        elif event == "subprocess.Popen" and tuple(args[1][: len(process.COMMAND)]) == process.COMMAND:
+            pass  # our own worker, in which a graph is run
         elif event in _STARTS or event in _TALKS:
             note(event, args[:2])
         elif event == "exec":

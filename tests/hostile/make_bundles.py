@@ -1,13 +1,15 @@
-"""Writes corpus/bundles and corpus/onnx: `python -m tests.hostile.make_bundles`."""
+"""Writes corpus/bundles, corpus/onnx and corpus/genai: `python -m tests.hostile.make_bundles`."""
 
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -266,13 +268,102 @@ def graphs() -> dict[str, bytes]:
         "empty": b"",
         "text": b"ir_version: 10",
         "a-pickle": b"\x80\x04cos\nsystem\n(Vtouch ../outside/pwned\ntR.",
+        "loop-in-an-if": repeating(within_ifs(loop())),
+        "loop-in-nine-ifs": repeating(within_ifs(loop(), 9)),
+        "loop-in-a-loop-in-an-if": repeating(within_ifs(loop(loop("d")))),
+        "scan-in-an-if": repeating(within_ifs(scan())),
+        "sequence-map-in-an-if": repeating(within_ifs(helper.make_node("SequenceMap", ["attention_mask"], ["logits"]))),
+        "search-in-an-if": repeating(within_ifs(helper.make_node("GreedySearch", ["attention_mask"], ["logits"], domain="com.microsoft"))),
+        "loop-in-a-function": repeating(call("f"), function("f", loop("out"))),
+        "loop-in-an-if-in-a-function": repeating(call("f"), function("f", within_ifs(loop("out")))),
+        "loop-in-a-function-of-a-function": repeating(call("g"), function("f", within_ifs(loop("out"))), function("g", call("f", "out"))),
+        "loop-in-a-function-called-in-an-if": repeating(within_ifs(call("f")), function("f", loop("out"))),
+        "loop-in-a-list-of-graphs": repeating(helper.make_node("Strange", ["attention_mask"], ["logits"], domain="strange", branches=[helper.make_graph([loop()], "g", [], [])])),
+        "function-of-itself": repeating(call("f"), function("f", call("f", "out"))),
+        "expand-in-an-if": repeating(within_ifs(helper.make_node("Expand", ["one", "huge"], ["logits"]))),
+        "data-in-an-if": repeating(within_ifs(helper.make_node("Constant", [], ["logits"], value=outer("v", shape, location="/etc/passwd")))),
+        "data-in-a-function": repeating(call("f"), function("f", within_ifs(helper.make_node("Constant", [], ["out"], value=outer("v", shape, location="../../../outside/weights.bin"))))),
     }  # fmt: skip
+
+
+def loop(result: str | onnx.NodeProto = "logits") -> onnx.NodeProto:
+    """A Loop without end; of a node, one that has it inside."""
+    kind, node = TensorProto.INT64, helper.make_node("Identity", ["b"], ["d"])
+    if isinstance(result, onnx.NodeProto):
+        node, result = result, "logits"
+    body = helper.make_graph(
+        [node, helper.make_node("Identity", ["c"], ["e"])], "body",
+        [helper.make_tensor_value_info("a", kind, []), helper.make_tensor_value_info("b", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("c", kind, None)],
+        [helper.make_tensor_value_info("d", TensorProto.BOOL, []), helper.make_tensor_value_info("e", kind, None)],
+    )  # fmt: skip
+    return helper.make_node("Loop", ["", "true", "attention_mask"], [result], body=body)
+
+
+def scan() -> onnx.NodeProto:
+    value = [helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in "ab"]
+    body = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "body", value[:1], value[1:])
+    return helper.make_node("Scan", ["attention_mask"], ["logits"], body=body, num_scan_inputs=1)
+
+
+def within_ifs(node: onnx.NodeProto, levels: int = 1) -> onnx.NodeProto:
+    result = node.output[0]
+    for level in range(levels):
+        kind = helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
+        other = helper.make_node("Cast", ["attention_mask"], [result], to=TensorProto.FLOAT)
+        branches = [helper.make_graph([inside], f"g{level}", [], [kind]) for inside in (node, other)]
+        node = helper.make_node("If", ["true"], [result], then_branch=branches[0], else_branch=branches[1])
+    return node
+
+
+def function(name: str, node: onnx.NodeProto) -> onnx.FunctionProto:
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("strange", 1)]
+    return helper.make_function("strange", name, ["attention_mask", "true"], ["out"], [node], opsets)
+
+
+def call(name: str, result: str = "logits") -> onnx.NodeProto:
+    return helper.make_node(name, ["attention_mask", "true"], [result], domain="strange")
+
+
+def repeating(node: onnx.NodeProto, *functions: onnx.FunctionProto) -> bytes:
+    held = {"true": np.array(True), "one": np.ones(1, np.float32), "huge": np.array([2**20, 2**20], np.int64)}
+    model = onnx.ModelProto.FromString(
+        graph(*(numpy_helper.from_array(value, name) for name, value in held.items()), nodes=[node])
+    )
+    model.functions.extend(functions)
+    model.opset_import.extend([helper.make_opsetid("strange", 1), helper.make_opsetid("com.microsoft", 1)])
+    return model.SerializeToString()
+
+
+def settings() -> dict[str, bytes]:
+    """genai_config.json beside a graph: what onnxruntime-genai would load besides it."""
+    decoder = {"filename": "model.onnx", "session_options": {"log_id": "x", "provider_options": []}}
+
+    def config(**changes: Any) -> bytes:
+        return json.dumps({"model": {"decoder": {**decoder, **changes}}}).encode()
+
+    return {
+        "library": config(session_options={"custom_ops_library": "evil.so"}),
+        "library-elsewhere": config(session_options={"custom_ops_library": "/tmp/evil.so"}),
+        "library-of-a-stage": config(pipeline=[{"a": {"session_options": {"custom_ops_library": "evil.so"}}}]),
+        "provider-with-a-library": config(session_options={"provider_options": [{"qnn": {"backend_path": "evil.so"}}]}),
+        "graph-goes-up": config(filename="../../../outside/weights.bin"),
+        "graph-absolute": config(filename="/etc/passwd"),
+        "graph-by-a-link": config(filename="link.bin"),
+        "graph-missing": config(filename="none.onnx"),
+        "graph-a-list": config(filename=["model.onnx"]),
+        "empty": b"",
+        "not-json": b"x",
+        "deep": b"[" * 3000,
+        "ok-as-built": config(),
+    }
 
 
 def main() -> None:
     makers: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
         "bundles": (bundles, "zip"),
         "onnx": (graphs, "onnx"),
+        "genai": (settings, "json"),
     }
     for name, (maker, ending) in makers.items():
         folder = CORPUS / name

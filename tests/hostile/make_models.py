@@ -1,4 +1,4 @@
-"""Writes corpus/models, and of corpus/checkpoints and corpus/answers what is binary: `python -m tests.hostile.make_models`."""
+"""Writes corpus/models, corpus/cards, and of corpus/checkpoints and corpus/answers what is binary: `python -m tests.hostile.make_models`."""
 
 from __future__ import annotations
 
@@ -224,6 +224,68 @@ def write(folder: str, made: dict[str, Any], ending: str, first: str = "", start
     return start + len(made)
 
 
+def larger() -> dict[str, Any]:
+    """config.json of the teacher that asks for more memory than its weights explain; written after all others."""
+    whole = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 23, "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 128, "dtype": "float32", "tie_word_embeddings": False,
+    }  # fmt: skip
+    return {
+        "vocabulary-of-60-million": {**whole, "vocab_size": 60_000_000},
+        "vocabulary-of-a-million": {**whole, "vocab_size": 1_000_000},
+        "vocabulary-within-a-part": {**whole, "text_config": {**whole, "vocab_size": 60_000_000}},
+        "width-of-60000": {**whole, "hidden_size": 60_000, "intermediate_size": 60_000},
+        "inner-of-a-billion": {**whole, "intermediate_size": 10**9},
+        "heads-of-a-million": {**whole, "num_attention_heads": 1_000_000},
+        "heads-wide": {**whole, "num_attention_heads": 40_000, "head_dim": 40_000},
+        "labels-of-a-billion": {**whole, "num_labels": 10**9},
+        "experts-of-a-million": {**whole, "model_type": "mixtral", "num_local_experts": 1_000_000},
+        "experts-wide": {**whole, "model_type": "qwen3_moe", "num_experts": 60_000, "moe_intermediate_size": 60_000},
+        "layers-of-a-million": {**whole, "model_type": "qwen3", "num_hidden_layers": 1_000_000},
+        "positions-of-a-table": {
+            **whole,
+            "model_type": "gpt2",
+            "n_positions": 2_000_000_000,
+            "n_embd": 32,
+            "n_layer": 2,
+        },
+        "all-somewhat-larger": {**whole, "vocab_size": 60_000, "hidden_size": 30_000, "intermediate_size": 60_000},
+    }
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+MERGES = "m0: &m0 {a: 1}\n" + "".join(
+    f"m{n}: &m{n}\n  <<: [{', '.join([f'*m{n - 1}'] * 9)}]\n  k{n}: 1\n" for n in range(1, 12)
+)
+
+
+def cards() -> dict[str, str]:
+    """README.md of a model's folder."""
+    return {
+        "aliases": f"---\n{LAUGHS}license: mit\n---\n",
+        "merges": f"---\n{MERGES}license: mit\n---\n",
+        "alias-of-itself": "---\na: &a [*a]\nlicense: *a\n---\n",
+        "deep": "---\nlicense: mit\na: " + "[" * 5000 + "]" * 5000 + "\n---\n",
+        "deep-blocks": "---\nlicense: mit\n" + "".join(" " * n + "- \n" for n in range(180)) + "---\n",
+        "an-object": "---\nlicense: !!python/object/apply:os.system [touch pwned]\n---\n",
+        "a-module": "---\nlicense: !!python/module:os\n---\n",
+        "twice": "---\nlicense: mit\nlicense: gpl\n---\n",
+        "unclosed-quote": "---\nlicense: 'mit\n---\n",
+        "digits": "---\nlicense: " + "9" * 9999 + "\n---\n",
+        "sexagesimal": "---\nlicense: " + ":".join(["59"] * 6000) + "\n---\n",
+        "date-that-is-none": "---\nlicense: 2001-99-99\n---\n",
+        "binary-that-is-none": "---\nlicense: !!binary x\n---\n",
+        "a-list": "---\n- license\n---\n",
+        "anchors-thousands": "---\nlicense: {" + ", ".join(f"k{n}: &k{n} x" for n in range(1000)) + "}\n---\n",
+        "tabs": "---\n\tlicense: mit\n---\n",
+        "nothing": "",
+        "ok-a-list-of-licences": "---\nlicense: [mit, apache-2.0]\n---\n# Model\n",
+        "ok-an-alias": "---\nbase: &l mit\nlicense: *l\n---\n# Model\n",
+        "ok-long": "---\nlicense: " + "x" * 9000 + "\n---\n",
+    }
+
+
 def main() -> None:
     number = 1
     makers: list[tuple[Callable[[], dict[str, Any]], str, str]] = [
@@ -232,6 +294,8 @@ def main() -> None:
     ]  # fmt: skip
     for maker, first, ending in makers:
         number = write("models", maker(), ending, f"{first}-", number)
+    write("models", larger(), "json", "config-", number)
+    write("cards", cards(), "md")
     write("checkpoints", states(), "safetensors", start=101)
 
 

@@ -318,8 +318,8 @@ def _bytes(token: _Token) -> bytes:
 def _number(value: Any) -> float | None:
     try:
         return None if value is None else float(value)
-    except (TypeError, ValueError):
-        raise Malformed(f"a log-probability is no number: {str(value)[:40]!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise Malformed(f"a log-probability is no number: {type(value).__name__}") from None
 
 
 def _top(found: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, float], ...]:
