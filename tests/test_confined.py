@@ -17,10 +17,11 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from distillctl import limits
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed, UpstreamError
 from distillctl.graphs import beside
-from distillctl.runtimes import confined, trial
+from distillctl.runtimes import trial
 from distillctl.runtimes.process import WorkerFailed, WorkerProcess
 from tests import bench_run, bundled
 
@@ -324,4 +325,4 @@ def test_a_lower_limit_is_kept() -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[:2] == ["True", "0"]
-    assert 0 < confined.machine_bytes() <= psutil.virtual_memory().total
+    assert 0 < limits.machine_bytes() <= psutil.virtual_memory().total
