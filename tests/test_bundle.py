@@ -84,6 +84,14 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     assert tree_digest(space.folder("bundle")) == tree_digest(bundled.finished().folder("bundle"))
 
 
+def test_a_file_that_quantize_did_not_write_stays_out(tmp_path):
+    space = Workspace(shutil.copytree(bundled.finished().root, tmp_path / "run"))
+    (space.folder("quantize") / "notes.txt").write_text("not ours")
+    bundle.run(bundled.recipe(bundle={"text_in": True}), space)
+    assert not (space.folder("bundle") / "notes.txt").exists()
+    assert (space.folder("bundle") / NAME).read_bytes() == (bundled.finished().folder("bundle") / NAME).read_bytes()
+
+
 def test_the_card_has_figures_files_verdicts_and_sources(folder, listing):
     card = (folder / "README.md").read_text()
     for shown in ("**small** (here)", "98.00%", "0.7500", "`model_text_in.onnx`", "Execution providers", "| teacher |"):

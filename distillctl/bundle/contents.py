@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from distillctl.graphs import card
 from distillctl.recipe import Recipe
 from distillctl.workspace import file_digest
 
-_OF_THE_STAGE = {"README.md", "manifest.json", "candidates.json", "eval.parquet"}
+_OF_THE_STAGE = {"README.md", "candidates.json", "eval.parquet"}
 """quantize's own, and what is said of single rows."""
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying|terms)([._-].*)?", re.IGNORECASE)
 _LICENCE_BYTES = 1 << 20
@@ -38,11 +38,10 @@ _WHAT = {
 }
 
 
-def copy(deployed: Path, target: Path) -> None:
-    """quantize's graphs, tokenizer and configurations."""
-    for path in sorted(deployed.iterdir()):
-        if path.is_file() and path.name not in _OF_THE_STAGE and not path.name.startswith("."):
-            shutil.copyfile(path, target / path.name)
+def copy(deployed: Path, committed: Iterable[str], target: Path) -> None:
+    """Copy quantize's graphs, tokenizer and configurations. committed: the files that its manifest names, no others."""
+    for name in sorted(set(committed) - _OF_THE_STAGE):
+        shutil.copyfile(deployed / name, target / name)
 
 
 def licences(recipe: Recipe, target: Path) -> None:

@@ -40,7 +40,7 @@ class Draft:
         runtime = "onnx" if recipe.task.kind == "classify" else "onnx_text"
         beside.try_out(workspace.folder("quantize"), runtime, "distillctl quantize RECIPE --force")
         manifests = {name: manifest for name in stages if (manifest := workspace.manifest(name))}
-        contents.copy(workspace.folder("quantize"), folder)
+        contents.copy(workspace.folder("quantize"), manifests["quantize"].outputs, folder)
         contents.licences(recipe, folder)
         return cls(recipe, workspace, folder, manifests)
 

@@ -13,16 +13,14 @@ from distillctl.metrics import names
 from distillctl.metrics.statistics import Interval, difference_interval, mean_interval
 
 
-def compare(
-    rows: dict[str, np.ndarray], metric: str, seed: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+def compare(rows: dict[str, np.ndarray], metric: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
     """rows: public arm name → one score per eval row, float64 [N], "ceiling" among them.
 
     Returns each arm's `score`, `low`, `high`, `n`, `metric`, and ceiling − arm as `value`, `low`, `high`.
     """
     arms, gaps = {}, {}
     for arm, values in rows.items():
-        interval = mean_interval(values, seed=seed)
+        interval = mean_interval(values)
         if arm == "ceiling" and names.is_vs_ceiling(metric):  # compared with itself: nothing was measured
             interval = Interval(interval.value, interval.value, interval.value)
         arms[arm] = {
@@ -33,7 +31,7 @@ def compare(
             "metric": metric,
         }
         if arm != "ceiling":
-            gaps[arm] = asdict(difference_interval(rows["ceiling"], values, seed=seed))
+            gaps[arm] = asdict(difference_interval(rows["ceiling"], values))
     return arms, gaps
 
 

@@ -28,12 +28,12 @@ class Interval:
     high: float
 
 
-def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
+def mean_interval(values: np.ndarray) -> Interval:
     """Mean of scores from 0 to 1.
 
     Of shares, whose rows are all 0 or 1, by Wilson (1927); with fewer than `FEW` rows of either kind by Clopper and
     Pearson (1934), which holds the true share in at least 95 % of cases. Of other scores by Student's t, after two rows
-    were added, one with the least and one with the largest score. ``seed`` is ignored.
+    were added, one with the least and one with the largest score.
     """
     rows = np.asarray(values, dtype=np.float64)
     count, mean = len(rows), float(rows.mean())
@@ -51,12 +51,12 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
     return Interval(mean, max(low, 0.0), min(high, 1.0))
 
 
-def difference_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Interval:
+def difference_interval(a: np.ndarray, b: np.ndarray) -> Interval:
     """mean(a) − mean(b), paired over rows, from −1 to 1.
 
     Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
     data": two rows are added, in which one side is better by 1 and worse by 1 (of scores that are not all 0 or 1, by
-    the largest difference of any row). So it has a width where no row differs. ``seed`` is ignored.
+    the largest difference of any row). So it has a width where no row differs.
     """
     rows = _difference(a, b)
     largest = _largest(rows)
@@ -64,12 +64,12 @@ def difference_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Interval
     return Interval(float(rows.mean()), max(low, -1.0), min(high, 1.0))
 
 
-def recovered_interval(student: np.ndarray, floor: np.ndarray, ceiling: np.ndarray, seed: int = 0) -> Interval | None:
+def recovered_interval(student: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> Interval | None:
     """(mean(student) − mean(floor)) / (mean(ceiling) − mean(floor)), paired over rows.
 
     Fieller (1954), "Some problems in interval estimation": the shares r for which student − floor − r (ceiling − floor)
     cannot be told from 0, after two rows were added in which ceiling and floor are equal and the student is better and
-    worse. None where the interval of ceiling − floor reaches 0: a share of nothing means nothing. ``seed`` is ignored.
+    worse. None where the interval of ceiling − floor reaches 0: a share of nothing means nothing.
     """
     if difference_interval(ceiling, floor).low <= 0:
         return None

@@ -58,7 +58,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
     # scores: arm → one per held-out row, float64 [N]; of this task alone: what the contract has besides
     scores, of_this_task = task.compare(recipe, workspace, views, {name: m.facts for name, m in manifests.items()})
     own = [arm for arm in (*OWN, *controls.EVERY) if arm in scores]
-    arms, gaps = comparison.compare({arm: scores[arm] for arm in ("ceiling", *own)}, collect["metric"], recipe.seed)
+    arms, gaps = comparison.compare({arm: scores[arm] for arm in ("ceiling", *own)}, collect["metric"])
     content = names.measures_content(collect["metric"])
     arms = {arm: arms[arm] for arm in own} | collect["arms"]
     facts = {
@@ -70,9 +70,9 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "counts": collect["counts"],
         "arms": {arm: arms[arm] for arm in sorted(arms, key=_place)},
         "gaps": collect["gaps"] | {arm: gaps[arm] for arm in own},
-        "recovered": {arm: _recovered(scores, arm, recipe.seed) if content else None for arm in own},
+        "recovered": {arm: _recovered(scores, arm) if content else None for arm in own},
         "context_effects": collect["context_effects"],
-        "controls": {**train["controls"], "leads": _leads(scores, recipe.seed)},
+        "controls": {**train["controls"], "leads": _leads(scores)},
         **(_timed(manifests["bench"].facts) if "bench" in manifests else UNTIMED),
         "failed_gate": failed and {"stage": "quantize", **{key: failed.facts[key] for key in ("nearest", "why")}},
         "devices": devices.measured(workspace),
@@ -81,7 +81,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "teacher": collect["teacher"],
         "student": {key: value for key, value in train.items() if key != "control"},
         "control": train["control"],
-        "soft_labels_bought": _bought(scores, recipe.seed),
+        "soft_labels_bought": _bought(scores),
         "fp32": quantize["fp32"],
         "candidates": quantize["candidates"],
         "not_tried": quantize["not_tried"],
@@ -117,11 +117,11 @@ def _timed(bench: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _leads(scores: dict[str, np.ndarray], seed: int) -> dict[str, dict[str, dict[str, float]]]:
+def _leads(scores: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, float]]]:
     """Control → arm → arm − control, paired."""
     return {
         control: {
-            arm: asdict(difference_interval(scores[arm], scores[control], seed))
+            arm: asdict(difference_interval(scores[arm], scores[control]))
             for arm in ("deployed", "student")
             if arm in scores
         }
@@ -204,11 +204,11 @@ def _place(arm: str) -> int:
     return order.index(arm) if arm in order else len(order) + (arm == "floor")
 
 
-def _recovered(scores: dict[str, np.ndarray], arm: str, seed: int) -> dict[str, float] | None:
-    found = recovered_interval(scores[arm], scores["floor"], scores["ceiling"], seed)
+def _recovered(scores: dict[str, np.ndarray], arm: str) -> dict[str, float] | None:
+    found = recovered_interval(scores[arm], scores["floor"], scores["ceiling"])
     return None if found is None else asdict(found)
 
 
-def _bought(scores: dict[str, np.ndarray], seed: int) -> dict[str, float] | None:
+def _bought(scores: dict[str, np.ndarray]) -> dict[str, float] | None:
     """Student − control: what the teacher's probabilities gave beyond its bare answers."""
-    return asdict(difference_interval(scores["student"], scores["control"], seed)) if "control" in scores else None
+    return asdict(difference_interval(scores["student"], scores["control"])) if "control" in scores else None

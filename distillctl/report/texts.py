@@ -147,7 +147,7 @@ def _fields_by_reference(
                 for value in fields.values(texts, key)
             ]
             right = np.array([own[row] == values[row] for row in rows], dtype=np.float64)
-            found[key][arm] = {**asdict(mean_interval(right, seed=recipe.seed)), "n": len(rows)}
+            found[key][arm] = {**asdict(mean_interval(right)), "n": len(rows)}
     return found
 
 

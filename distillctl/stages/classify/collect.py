@@ -129,7 +129,7 @@ def _findings(
         )
         for arm, log_probs in held_out.items()
     }
-    arms, gaps = comparison.compare({PUBLIC.get(arm, arm): values for arm, values in rows.items()}, metric, recipe.seed)
+    arms, gaps = comparison.compare({PUBLIC.get(arm, arm): values for arm, values in rows.items()}, metric)
     effects = {
         PUBLIC.get(arm, arm): comparison.context_effect(
             calibrated[CEILING].argmax(-1) != log_probs.argmax(-1), scores.kl(calibrated[CEILING], log_probs)

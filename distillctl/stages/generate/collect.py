@@ -244,7 +244,7 @@ def _findings(recipe: Recipe, dataset: Dataset, work: _Work) -> dict[str, Any]:
             "The recipe's only metric is the share in the right format, which says nothing about what the answers say. "
             "Add one that measures content to task.metrics: fields (for JSON), exact, chrf, bleu or rouge_l.",
         )
-    arms, gaps = comparison.compare(rows, metric, recipe.seed)
+    arms, gaps = comparison.compare(rows, metric)
     necessity = _necessity(work)
     effects = {
         arm: comparison.context_effect(
