@@ -39,7 +39,8 @@ def made(request, tmp_path_factory) -> tuple[str, Workspace, Outcome]:
     for path in exported.folder.iterdir():
         (deployed / path.name).write_bytes(path.read_bytes())
     facts = {"chosen": "small", "bytes": 1000, "kl": 0.01, "same_top": 0.98, "score": 0.75, "metric": "chrf"}
-    tiny.commit(space, "quantize", Outcome([], facts | {"fp32": {"bytes": 4000, "score": 0.76}}))
+    outputs = sorted(path.name for path in space.folder("quantize").iterdir())
+    tiny.commit(space, "quantize", Outcome(outputs, facts | {"fp32": {"bytes": 4000, "score": 0.76}}))
     outcome = bundle.run(recipe(), space)
     tiny.commit(space, "bundle", outcome)
     return builder, space, outcome
