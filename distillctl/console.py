@@ -20,10 +20,13 @@ from rich.text import Text
 
 from distillctl import interrupts, ranks
 from distillctl.errors import Told
+from distillctl.printable import printable
 from distillctl.progress import LiveProgress, LoggedProgress, Progress
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
+_PLAIN: dict[str, Any] = {"highlight": False, "emoji": False}
+"""Of both consoles: a text such as `:warning:` is what it says."""
+_out = Console(**_PLAIN)
+_err = Console(stderr=True, **_PLAIN)
 _state: dict[str, Any] = {"json": False, "verbosity": 0}
 
 
@@ -35,7 +38,7 @@ def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what the terminal's encoding lacks is no reason to lose the rest
             stream.reconfigure(errors="replace")
-    _out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
+    _out, _err = Console(**_PLAIN), Console(stderr=True, **_PLAIN)
     _state.update(json=as_json, verbosity=verbosity)
     if verbosity <= 0:  # read by the libraries when they are imported, which is later
         for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
@@ -106,7 +109,7 @@ def _quoted(message: str) -> str:
     """As it is shown: what may come from a stranger's file gives a terminal no orders and does not fill it."""
     if len(message) > _MOST_CHARACTERS:
         message = f"{message[:_MOST_CHARACTERS]} …"
-    return escape("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message))
+    return escape(printable(message, keep="\n"))
 
 
 def bug(problem: BaseException) -> None:
@@ -143,9 +146,11 @@ def readable(*renderables: Any) -> None:
 
 
 def _show(console: Console, renderable: Any) -> None:
-    """Text as it is, brackets and all; tables and the like as rich draws them."""
-    plain = isinstance(renderable, str)
-    console.print(renderable, soft_wrap=plain, markup=not plain)
+    """Text as it is, brackets and all, but for orders to the terminal; tables and the like as rich draws them."""
+    if isinstance(renderable, str):
+        console.print(printable(renderable, keep="\n\t"), soft_wrap=True, markup=False)
+    else:
+        console.print(renderable)
 
 
 def aside(*renderables: Any) -> None:

@@ -15,6 +15,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
+from distillctl.printable import printable
+
 _NARROWEST_TEXT = 12
 """Cells that a text column wraps at before the rows become lines of their own."""
 _NARROWEST = 8
@@ -32,9 +34,12 @@ class TextTable:
     gap: int = 2
     rows: list[list[Text]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.columns = [printable(name) for name in self.columns]
+
     def add_row(self, *cells: str | Text, style: str = "") -> None:
         """Cells from left to right; ``style`` is that of the ones that have none of their own."""
-        self.rows.append([cell if isinstance(cell, Text) else Text(_one_line(cell), style) for cell in cells])
+        self.rows.append([cell if isinstance(cell, Text) else Text(printable(cell), style) for cell in cells])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         width = max(options.max_width, _NARROWEST)
@@ -83,11 +88,6 @@ class TextTable:
             for index, (name, cell) in enumerate(zip(self.columns, cells, strict=True)):
                 for line in wrap(f"{name}: {cell.plain}", width - 2) if index != first and cell.plain else ():
                     yield Text(f"  {line}", cell.style, no_wrap=True, overflow="ignore")
-
-
-def _one_line(cell: str) -> str:
-    """What may come from a stranger's file gives the terminal no orders and does not break the table."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cell)
 
 
 def wrap(text: str, width: int) -> list[str]:

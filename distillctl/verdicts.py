@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from distillctl import console
 from distillctl.errors import GateFailed
+from distillctl.markdown import plain
 from distillctl.summaries import size
 from distillctl.workspace import writable, write_text
 
@@ -85,8 +86,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     mark = {"passed": "✅", "failed": "❌", "undecided": "⚠️"}
     lines = [f"### {mark[found['verdict']]} distillctl bench: {found['verdict']}", ""]
     lines += ["| check | verdict | measured |", "|---|---|---|"]
-    lines += [f"| {name} | {found[name]['verdict']} | {_told(found, name)} |" for name in ("latency", "size")]
-    return "\n".join([*lines, "", *list(readable(found))[3:], f"{found['machine']['cpu']}", ""])
+    lines += [f"| {name} | {found[name]['verdict']} | {plain(_told(found, name))} |" for name in ("latency", "size")]
+    return "\n".join([*lines, "", *map(plain, list(readable(found))[3:]), plain(found["machine"]["cpu"]), ""])
 
 
 def append_summary(path: Path, found: Mapping[str, Any]) -> None:

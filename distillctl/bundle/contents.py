@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distillctl import limits, references
+from distillctl import limits, markdown, references
 from distillctl.bundle import archive, code, ort_format, text_in
 from distillctl.bundle.listing import NAME, File
 from distillctl.errors import DistillctlError
@@ -84,7 +84,7 @@ def files(folder: Path) -> dict[str, File]:
 
 def shown(listed: Mapping[str, File]) -> str:
     """The files as the card's list."""
-    return "\n".join(f"- `{name}` ({one.bytes:,} bytes): {one.what}" for name, one in listed.items())
+    return "\n".join(f"- {markdown.code(name)} ({one.bytes:,} bytes): {one.what}" for name, one in listed.items())
 
 
 def _what(name: str) -> str:

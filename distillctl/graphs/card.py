@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from distillctl import gguf_header, limits, references
+from distillctl import gguf_header, limits, markdown, references
 from distillctl.data.view_template import BARE
 from distillctl.errors import DistillctlError
+from distillctl.printable import printable
 from distillctl.recipe import FromConfigStudent, OpenAITeacher, Recipe, yaml_text
 from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
@@ -19,6 +20,8 @@ from distillctl.snippets.reading import Reading
 _NOT_STATED = "not stated"
 _CARD_BYTES, _LICENCE_CHARACTERS = 1 << 20, 200
 """Of a model card that is read, and of the licence that is quoted from it."""
+_MOST_CHARACTERS = 1000
+"""Of a cell that quotes a stranger."""
 
 
 def render(
@@ -41,9 +44,9 @@ With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
 
 def description(recipe: Recipe, collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
     """A classifier in a few sentences."""
-    tokens, counts, labels = collect["context_tokens"], collect["counts"], ", ".join(recipe.task.names)
+    tokens, counts, labels = collect["context_tokens"], collect["counts"], markdown.plain(", ".join(recipe.task.names))
     return f"""A text classifier with the labels {labels}. It does without a prompt what
-{collect["teacher"]["reference"]} does with
+{markdown.plain(collect["teacher"]["reference"])} does with
 one: {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers,
 as distributions over the labels, to {counts["train"]:,} inputs. On {counts["eval"]:,} held-out inputs the two agree on
 the label for {train["agreement"]:.1%}, with a KL divergence of {train["kl"]:.4f} nats (in PyTorch, before export)."""
@@ -52,7 +55,7 @@ the label for {train["agreement"]:.1%}, with a KL divergence of {train["kl"]:.4f
 def page(recipe: Recipe, task: str, about: str, use: str, measured: Sequence[Mapping[str, str]]) -> str:
     """A card's frame. task: the hub's name for it."""
     made_from = sources(recipe)
-    licence = made_from[0]["licence"]
+    licence = printable(made_from[0]["licence"])
     header = {
         **({} if licence == _NOT_STATED else {"license": licence}),
         "pipeline_tag": task,
@@ -79,7 +82,7 @@ On the held-out rows.
 
 ## Provenance and licences
 
-{table(made_from)}
+{table([_escaped(recipe, row) for row in made_from])}
 
 A licence is quoted from the model card beside the files or from the GGUF file, where it says one. The weights derive
 from all three; look at the terms of each before you pass them on.
@@ -87,9 +90,17 @@ from all three; look at the terms of each before you pass them on.
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows with the same columns as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """Rows with the same columns, in Markdown, as a table."""
+    return "\n".join(markdown.table(list(rows[0]), [list(row.values()) for row in rows]))
+
+
+def _escaped(recipe: Recipe, row: Mapping[str, str]) -> dict[str, str]:
+    """A row of `sources` in Markdown. A server's address, which the recipe's schema keeps plain, is a link."""
+    cells = {column: markdown.plain(text[:_MOST_CHARACTERS]) for column, text in row.items()}
+    if isinstance(recipe.teacher, OpenAITeacher):
+        url = recipe.teacher.base_url
+        cells["source"] = cells["source"].replace(f"served by {markdown.plain(url)}", f"served by {url}")
+    return cells
 
 
 def form(reading: Reading) -> str:
@@ -98,9 +109,7 @@ def form(reading: Reading) -> str:
     if template.form == "text":
         said = "Whitespace at the ends of a text is dropped, as it was for training"
         if template.prefix or template.suffix:
-            said += (
-                f". Then `{_shown(template.prefix)}` is put in front of it and `{_shown(template.suffix)}` behind it"
-            )
+            said += f". Then {_shown(template.prefix)} is put in front of it and {_shown(template.suffix)} behind it"
         said += ", which the code here does itself."
     elif template.form == "jinja":
         said = (
@@ -122,16 +131,16 @@ def form(reading: Reading) -> str:
     source = template.source
     kind = ""
     if source != source.strip() or "```" in source:  # whitespace at an end counts, and is not seen
-        kind, source = ", as a JSON string", _shown(source)
-    return f"{said}\n\nThe template (`contexts.simplified`){kind}:\n\n```\n{source}\n```"
+        kind, source = ", as a JSON string", json.dumps(source, ensure_ascii=False)
+    return f"{said}\n\nThe template (`contexts.simplified`){kind}:\n\n{markdown.block(source)}"
 
 
 def _shown(text: str | None) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return markdown.code(json.dumps(text, ensure_ascii=False))
 
 
 def _list(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+    return ", ".join(map(markdown.code, names))
 
 
 def sources(recipe: Recipe) -> list[dict[str, str]]:

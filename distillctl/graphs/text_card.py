@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distillctl.graphs import card
+from distillctl.markdown import plain
 from distillctl.recipe import Recipe
 from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
@@ -42,6 +43,7 @@ def task(builder: str) -> str:
 def description(collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
     """A model that writes, in a few sentences."""
     tokens, counts = collect["context_tokens"], collect["counts"]
+    teacher = plain(collect["teacher"]["reference"])
     apart = (
         ""
         if train["kl"] is None
@@ -56,7 +58,7 @@ def description(collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
             f"{decided['agreement']:.1%}."
         )
     )
-    return f"""A model that writes. It does without a prompt what {collect["teacher"]["reference"]} does with one:
+    return f"""A model that writes. It does without a prompt what {teacher} does with one:
 {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers to
 {counts["train"]:,} inputs. In its answers to {counts["eval"]:,} held-out inputs the two agree on the likeliest token
 for {train["agreement"]:.1%} of the tokens{apart} (in PyTorch, before export).{decided}"""

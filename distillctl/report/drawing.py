@@ -134,7 +134,8 @@ def _embedded(svg: str, prefix: str, label: str) -> Markup:
     """matplotlib's document as an element of the page: own ids, the page's colours and font, no global style."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(label)}"', svg, count=1)
+    described = f'role="img" aria-label="{escape(label)}"'
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: described, svg, count=1)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
     for name, stand_in in COLOUR.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from distillctl.markdown import code, plain, table
 from distillctl.metrics import names
 from distillctl.report import numbers, speed
 
@@ -15,7 +16,7 @@ def render(facts: dict[str, Any]) -> str:
     metrics = list(facts["metrics"]["ceiling"]) if writes else []
     arms = [
         [
-            _plain(name),
+            plain(name),
             numbers.percent(arm["score"]),
             "by construction" if name == "ceiling" and facts["ceiling_by_construction"] else numbers.interval(arm),
             _recovered(facts["recovered"].get(name)),
@@ -26,7 +27,7 @@ def render(facts: dict[str, Any]) -> str:
     ]
     models = [
         [
-            name,
+            plain(name),
             numbers.size(model["bytes"]) + (" in memory" if model.get("bytes_of") == "memory" else ""),
             *([numbers.duration(model["first_token_ms"])] if writes else []),
             *([numbers.count(model["decode_tokens_per_second"])] if writes else []),
@@ -41,70 +42,80 @@ def render(facts: dict[str, Any]) -> str:
     ]
     candidates = [
         [
-            f"**{candidate['name']}**" if candidate["chosen"] else candidate["name"],
+            f"**{plain(candidate['name'])}**" if candidate["chosen"] else plain(candidate["name"]),
             numbers.size(candidate["bytes"]),
             numbers.duration(candidate["p50_ms"]),
             numbers.nats(candidate["kl"]),
             numbers.percent(candidate["same_top"]),
-            "yes" if candidate["inside"] else f"no: {_plain(candidate['why'])}",
+            "yes" if candidate["inside"] else f"no: {plain(candidate['why'])}",
         ]
         for candidate in facts["candidates"]
     ]
     tokens, token = facts["context_tokens"], "token" if writes else "label"
-    corpus = [f"corpus {names.named(metric)}" for metric in metrics]
+    corpus = [f"corpus {plain(names.named(metric))}" for metric in metrics]
     first = ["first token", "tokens/s"] if writes else []
     return "\n".join(
         [
-            f"## {_plain(facts['title'])}",
+            f"## {plain(facts['title'])}",
             "",
-            f"**{_plain(facts['headline'])}.** "
+            f"**{plain(facts['headline'])}.** "
             f"Each query shrinks from {tokens['teacher']:,} to {tokens['student']:,} tokens.",
             "",
             *_cautions(facts["cautions"]),
-            *_table(["arm", names.named(facts["metric"]), "95 % interval", "recovered", *corpus, "rows"], arms),
+            *table(
+                ["arm", plain(names.named(facts["metric"])), "95 % interval", "recovered", *corpus, "rows"],
+                arms,
+                figures=True,
+            ),
             "",
             *_controls(facts),
-            *_table(
-                ["model", "size", *first, "p50", "p90", "p99", "peak memory", "deployed is faster by", "ran in"], models
+            *table(
+                ["model", "size", *first, "p50", "p90", "p99", "peak memory", "deployed is faster by", "ran in"],
+                models,
+                figures=True,
             ),
             "",
             *_loadgen(facts.get("loadgen")),
             *_devices(facts["devices"]["measured"]),
-            *([f"**{_plain(facts['failed_gate']['why'])}**", ""] if facts["failed_gate"] else []),
+            *([f"**{plain(facts['failed_gate']['why'])}**", ""] if facts["failed_gate"] else []),
             "<details><summary>Candidates</summary>",
             "",
-            *_table(["candidate", "size", "p50", "KL to fp32", f"same top {token}", "inside the gate"], candidates),
+            *table(
+                ["candidate", "size", "p50", "KL to fp32", f"same top {token}", "inside the gate"],
+                candidates,
+                figures=True,
+            ),
             "",
             "</details>",
             "",
-            f"Deployed graph: `{facts['artifact']}`" if facts["artifact"] else "Nothing is deployed.",
+            f"Deployed graph: {code(facts['artifact'])}" if facts["artifact"] else "Nothing is deployed.",
             "",
         ]
     )
 
 
 def _ran(model: dict[str, Any]) -> str:
-    return _plain(speed.running(model)) if "runtime" in model else numbers.UNKNOWN
+    return plain(speed.running(model)) if "runtime" in model else numbers.UNKNOWN
 
 
 def _cautions(found: Sequence[dict[str, str]]) -> list[str]:
     """Nothing where there is none."""
-    return ["> [!CAUTION]", *(f"> - {one['stage']}: {_plain(one['text'])}" for one in found), ""] if found else []
+    return ["> [!CAUTION]", *(f"> - {plain(one['stage'])}: {plain(one['text'])}" for one in found), ""] if found else []
 
 
 def _controls(facts: dict[str, Any]) -> list[str]:
     """What the models are better by than what costs nothing, in percentage points, paired over rows."""
     leads = facts["controls"]["leads"]
     arms = list(next(iter(leads.values())))
-    rows = [[name, *(numbers.points(lead[arm]) for arm in arms)] for name, lead in leads.items()]
-    return [*_table(["control", *(f"{arm} is better by (points)" for arm in arms)], rows), ""]
+    rows = [[plain(name), *(numbers.points(lead[arm]) for arm in arms)] for name, lead in leads.items()]
+    return [*table(["control", *(f"{plain(arm)} is better by (points)" for arm in arms)], rows, figures=True), ""]
 
 
 def _loadgen(found: dict[str, Any] | None) -> list[str]:
     """Nothing where it was not asked for."""
     if found is None:
         return []
-    verdict = "VALID" if found["valid"] else f"INVALID ({', '.join(found['unmet'])})"
+    verdict = "VALID" if found["valid"] else f"INVALID ({plain(', '.join(found['unmet']))})"
     p90 = numbers.duration(found["p90_ms"])
     return [f"MLPerf LoadGen, SingleStream: **{verdict}**, p90 {p90}, {found['queries']:,} queries", ""]
 
@@ -113,7 +124,7 @@ def _devices(measured: Sequence[dict[str, Any]]) -> list[str]:
     """Nothing where no device has measured."""
     rows = [
         [
-            _plain(device["name"]),
+            plain(device["name"]),
             "WebGPU" if run["backend"] == "webgpu" else str(run["threads"]),
             *(numbers.duration(run[key]) for key in ("load_ms", "first_ms", "p50_ms", "p90_ms")),
             f"{run['check']['same_label']} of {run['check']['rows']}",
@@ -122,21 +133,8 @@ def _devices(measured: Sequence[dict[str, Any]]) -> list[str]:
         for run in device["runs"]
     ]
     head = ["in a browser", "threads", "load", "first answer", "p50", "p90", "same label as recorded"]
-    return [*_table(head, rows), ""] if rows else []
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The first column is text, the others are figures."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
+    return [*table(head, rows, figures=True), ""] if rows else []
 
 
 def _recovered(figure: dict[str, Any] | None) -> str:
     return f"{numbers.percent(figure['value'], 0)} ({numbers.interval(figure, 0)})" if figure else numbers.UNKNOWN
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown and HTML leave as it is, on one line."""
-    for character in "\\`*_[]|#~$":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").splitlines())

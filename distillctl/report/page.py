@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from distillctl.data.rows import left_out
 from distillctl.metrics import names
+from distillctl.printable import printable
 from distillctl.report import charts, numbers, speed, use
 from distillctl.report.contract import Series
 from distillctl.report.drawing import COLOUR, NAMES
@@ -67,6 +68,7 @@ def _environment() -> Environment:
         loader=PackageLoader("distillctl.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -88,6 +90,11 @@ def _environment() -> Environment:
         left_out=left_out,
     )
     return environment
+
+
+def _visible(value: Any) -> Any:
+    """Text with what cannot be seen, such as a bidi override, written out; what is HTML already stays."""
+    return printable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _initial(text: str) -> str:
