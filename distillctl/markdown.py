@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from distillctl.printable import printable
 
-_SPECIAL = re.compile(r"[\\`*\[\]#~$|@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=[A-Za-z]):(?=//)|(?<=www)\.", re.IGNORECASE)
+_SPECIAL = re.compile(
+    r"[\\`*\[\]#~$|@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=[A-Za-z]):(?=//)|(?<=www)\.", re.IGNORECASE
+)
 """What Markdown reads as its own; of an address (https://…, name@host, www.…), which GitHub would link, the sign that
 makes it one."""
 _MARKER = re.compile(r"^(\d+)([.)])|^([-+])")

@@ -68,9 +68,9 @@ def _collect_files(recipe: Recipe) -> dict[str, str]:
 
 def _check_data(recipe: Recipe, workspace: Workspace) -> None:
     engines.check(recipe.collect)
-    dataset = examples.load(recipe)
     if isinstance(recipe.teacher, OpenAITeacher):
         approvals.check_sending(recipe.teacher, reach.outside(recipe))
+    dataset = examples.load(recipe)
     split_checks.check(recipe, dataset)
     responses.check_given(recipe, dataset)
     for renderer in views.renderers(recipe, dataset.shots).values():

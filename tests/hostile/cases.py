@@ -72,6 +72,23 @@ def _recipe(file: Path, work: Path) -> list[Command]:
     return [("status", *ON_RUN), ("run", "recipe.yaml", "--dry-run")]
 
 
+def _trust(file: Path, work: Path) -> list[Command]:
+    """A recipe that wants what is not its own. What may be taken is only planned: it would look for its server."""
+    shutil.copyfile(file, work / "recipe.yaml")
+    rows = (work / "rows.jsonl").read_text().splitlines()
+    if "labels" in file.name:  # no row has a reference to one of them
+        texts = [{"input": json.loads(row)["input"]} for row in rows]
+        (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    elsewhere = work.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "notes.log").write_text("".join(f"what nobody else should read, {n}\n" for n in range(40)))
+    (work / "linked.log").symlink_to(elsewhere / "notes.log")
+    (work / "linked").symlink_to(elsewhere)
+    if "-ok-" in file.name:
+        return [DRY]
+    return [COLLECT, ("run", *ON_RUN, "--force")]
+
+
 def _template(file: Path, work: Path) -> list[Command]:
     shutil.copyfile(file, work / "template.jinja")
     return [(*DRY, "--set", "contexts.full={template_file: template.jinja, examples: {rows: [{input: a, answer: b}]}}")]
@@ -397,6 +414,7 @@ IN_PLACE = {"message": message, "served": served, "journal": journal, "cache": c
 
 _PLACES: dict[str, Callable[[Path, Path], list[Command]]] = {
     "recipes": _recipe,
+    "trust": _trust,
     "templates": _template,
     "data": _data,
     "parquet": _data,

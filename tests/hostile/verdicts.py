@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.hostile import base, cases, cell, watch
+from tests.hostile import base, cases, cell, make_trust, watch
 from tests.hostile.cases import Case, Command
 from tests.hostile.cell import Ended
 
@@ -52,6 +52,8 @@ class Verdict:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", ended.stderr)  # transformers writes in colours
         if any(not (character.isprintable() or character in "\n\t") for character in plain):
             found.append("orders to the terminal on stderr")
+        if any(secret in ended.stderr for secret in make_trust.ENVIRONMENT.values()):
+            found.append("a key on stderr")
         if len(ended.stderr) > 10_000:
             found.append(f"{len(ended.stderr)} characters on stderr")
         return found
@@ -140,6 +142,7 @@ def _judged(case: Case, made: Path, folder: Path) -> Iterator[Verdict]:
 
 def _command(command: Command, folder: Path) -> int | None:
     os.environ |= {"HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
+    os.environ |= {"XDG_CONFIG_HOME": str(folder / "home" / ".config"), **make_trust.ENVIRONMENT}
     tempfile.tempdir = None
     if command[0] in cases.IN_PLACE:
         return cases.IN_PLACE[command[0]](Path(command[1]))
