@@ -54,7 +54,7 @@ def check(folder: Path) -> None:
     longer than any real one; where weights would be read from elsewhere. What else is wrong the library says that
     loads it."""
     try:
-        _check_files(folder)
+        check_files(folder)
         _check_indexes(folder)
         config = limits.read_json(folder / "config.json")
         held = [shape for _, shape in shapes(folder)]
@@ -136,7 +136,7 @@ def _integers(config: Any) -> Iterator[tuple[str, int]]:
     return ((name, value) for part in _parts(config) for name, value in part.items() if _is_size(value))
 
 
-def _check_files(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     """ValueError or OSError where a file that a library may read whole is none, or too long. Weights are mapped."""
     for path in folder.iterdir():
         if path.name.startswith(".") or path.is_dir():

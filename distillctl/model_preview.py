@@ -37,6 +37,7 @@ class ModelPreview:
         from tokenizers import Tokenizer
 
         with model_files.loading(lambda error: _unreadable(error, file)):
+            model_files.check_files(self._folder)
             tokenizer = Tokenizer.from_file(str(file))
             tokenizer.no_truncation()  # sentence-transformers saves both, and transformers ignores them
             tokenizer.no_padding()

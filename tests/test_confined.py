@@ -244,7 +244,7 @@ def test_a_graph_that_costs_too_much_is_ended(folder: Path, what: str) -> None:
     began = time.monotonic()
     with pytest.raises(UpstreamError, match="the graph does not run: ") as error:
         beside.try_out(folder, "onnx", "again")
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 180  # some seconds of processor time, on a machine that may be busy
     assert len(str(error.value)) < 1000
     assert not psutil.Process().children()
 

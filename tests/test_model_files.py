@@ -159,6 +159,9 @@ def test_a_file_longer_than_any_real_one_is_not_read(tmp_path: Path, name: str) 
         file.truncate(1 << 40)
     with pytest.raises(Unavailable, match=f"{name} has 1,099,511,627,776 bytes"):
         model_files.check(made)
+    if name == "tokenizer.json":
+        with pytest.raises(Unavailable, match=f"{name} has 1,099,511,627,776 bytes"):
+            ModelPreview(ModelSource("x", made)).tokens("a text")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "", "{", "\xff", '{"a": ' + "9" * 9999 + "}"])

@@ -33,8 +33,8 @@ class WorkerFailed(Unavailable):
     def __init__(self, name: str, reason: str, said: Sequence[str]) -> None:
         """said: the last lines of its stderr."""
         super().__init__("\n".join([f"the process that measures it {reason}", *said]), where=name)
-        last = said[-1].strip()[:_SHOWN] if said else ""
-        self.reason = f"its process {reason}" + (f": {last}" if last else "")
+        last = said[-1].partition(": ")[2] if said else ""  # of a traceback, behind the exception's name
+        self.reason = last.strip()[:_SHOWN] or f"its process {reason}"
 
 
 class WorkerProcess:
