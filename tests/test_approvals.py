@@ -289,6 +289,7 @@ def _on_a_terminal(folder, answer, before=b"", **environment):
             if isinstance(answer, bytes):
                 os.write(ours, answer)
             else:
+                time.sleep(0.5)  # so that it waits for an answer: in the midst of writing, rich writes the line again
                 process.send_signal(answer)
     os.close(ours)
     return process.wait(60), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
