@@ -36,7 +36,7 @@ def owned_by(token: str) -> Iterator[None]:
 
 def temporary_name(path: Path) -> Path:
     """A name beside ``path`` that nothing has and nobody can foresee."""
-    return path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp")
+    return path.with_name(f"{temporary_prefix(path)}{secrets.token_hex(4)}.tmp")
 
 
 def set_aside_name(path: Path, token: str | None = None) -> Path:
@@ -56,7 +56,8 @@ def was_set_aside(name: str, token: str) -> str | None:
     return found[1] if found else None
 
 
-def _prefix(path: Path) -> str:
+def temporary_prefix(path: Path) -> str:
+    """How the name of something temporary begins, for `tempfile`; it ends in ``.tmp``."""
     return f".{path.name}.{_owner or os.getpid()}-"
 
 
@@ -166,7 +167,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     with writable(path):
         make_folder(path.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent))
         temporary.chmod(0o777 & ~_umask())
         try:
             yield temporary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 import re
 from importlib import metadata
@@ -111,6 +112,15 @@ def read(path: Path, stage: str) -> Manifest:
     if manifest.stage != stage:
         raise ValueError(f"it is one of {manifest.stage}")
     return manifest
+
+
+def names(path: Path) -> set[str]:
+    """The files that a manifest names, though it may be damaged otherwise; none where it cannot be read."""
+    try:
+        document = json.loads(limits.read_bytes(path, _MANIFEST_BYTES))
+        return {name for key in ("outputs", "keeps") for name in document.get(key, {})}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return set()
 
 
 def versions() -> dict[str, str]:

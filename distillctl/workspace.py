@@ -10,9 +10,10 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,17 +75,20 @@ def _names(folder: Path, pattern: str) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
 
 
-def _others(folder: Path, stage: str, manifest: Manifest) -> list[str]:
-    """Files and links in a stage's folder, by their paths from it, that the stage neither committed nor left there."""
+def _others(folder: Path, stage: str, ours: Collection[str]) -> list[str]:
+    """Files and links in a stage's folder, by their paths from it, that are neither among ``ours`` nor called as only
+    the stages call theirs: shards, checkpoints, a server's answers."""
     found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        known = name in manifest.files or name == MANIFEST or f"{stage}/{name}" in NOT_LOAD_BEARING
-        older = manifest.checksum is None and name.startswith(("checkpoints/", "served/"))  # which did not record them
-        is_scratch = older or any(name.startswith(f"{one}/") for one in manifest.scratch)
-        if not is_folder(path) and not (known or is_scratch):
+        known = name in ours or name in _WHILE_AT_WORK or f"{stage}/{name}" in NOT_LOAD_BEARING
+        if not is_folder(path) and not (known or _MADE.match(name)):
             found.append(name)
     return found
+
+
+_WHILE_AT_WORK = (MANIFEST, "served/answers.jsonl", "served/grants.json")
+_MADE = re.compile(rf"{SCRATCH.pattern}/|shards/[^/]+-\d{{5,}}-[0-9a-f]{{16}}\.parquet$")
 
 
 def _output(file: Path) -> Output:
@@ -135,8 +139,17 @@ class Workspace:
 
     def strangers(self, stage: str, manifest: Manifest) -> list[str]:
         """Files in the stage's folder that it did not commit, hidden ones aside; an older version's are not known."""
-        found = _others(self.folder(stage), stage, manifest) if manifest.checksum else []
-        return [f"{stage}/{name}" for name in found if not any(part.startswith(".") for part in name.split("/"))]
+        if manifest.checksum is None:
+            return []
+        found = []
+        for path in sorted(self.folder(stage).rglob("*")):
+            name = path.relative_to(self.folder(stage)).as_posix()
+            known = name in manifest.files or name == MANIFEST or f"{stage}/{name}" in NOT_LOAD_BEARING
+            is_scratch = any(name.startswith(f"{one}/") for one in manifest.scratch)
+            is_hidden = any(part.startswith(".") for part in name.split("/"))
+            if path.is_file() and not (known or is_scratch or is_hidden):
+                found.append(f"{stage}/{name}")
+        return found
 
     def located(self, manifest: Manifest) -> Manifest:
         """Its facts with paths that the caller can open. Older versions stored those of whoever made them."""
@@ -190,18 +203,23 @@ class Workspace:
 
     def _drop(self, folder: Path) -> None:
         """Remove a stage's former folder, for which there is a new one. Files in it that are not the stage's are the
-        user's: they move to the new folder, where a name that is taken gets `.kept` behind it."""
+        user's: they move to the new folder, where a name that is taken gets `.kept` behind it. Where its manifest
+        cannot tell them for certain they move to a folder of their own, so that nothing old is taken for new."""
         aside = set_aside_name(folder)
+        if not is_folder(aside):
+            return
+        target = folder
         try:
-            former = manifests.read(aside / MANIFEST, folder.name)
+            manifests.read(aside / MANIFEST, folder.name)
         except (OSError, ValueError):
-            former = None  # it was never committed, so that all of it is this run directory's
-        for name in _others(aside, folder.name, former) if former else ():
-            target = folder / name
-            while os.path.lexists(target):
-                target = target.with_name(f"{target.name}.kept")
-            make_folder(target.parent)
-            move(aside / name, target)
+            target = folder.with_name(f"{folder.name}.kept")
+        ours = manifests.names(aside / MANIFEST) | manifests.names(folder / MANIFEST)
+        for name in _others(aside, folder.name, ours):
+            place = target / name
+            while os.path.lexists(place):
+                place = place.with_name(f"{place.name}.kept")
+            make_folder(place.parent)
+            move(aside / name, place)
         shutil.rmtree(aside, ignore_errors=True)
 
     @contextlib.contextmanager

@@ -103,5 +103,6 @@ def without_root_rights() -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below ``folder``, but for the lock."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    """Every file below ``folder``, but for the lock and the marker."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {name: data for name, data in found.items() if name not in (".lock", ".distillctl-run.json")}

@@ -11,7 +11,7 @@ from distillctl import console, run_marker
 from distillctl.cli import app
 from distillctl.errors import Unavailable
 from distillctl.run_marker import MARKER, PLACES
-from distillctl.workspace import Outcome, Workspace, write_text
+from distillctl.workspace import Outcome, Workspace, replacing_folder, write_text
 from tests import project
 
 STAGES = ("collect", "train", "export", "quantize", "bench", "report", "run")
@@ -230,13 +230,25 @@ def test_only_names_with_its_own_token_are_removed(tmp_path):
     assert {name: one[1] for name, one in after.items()} == {name: one[1] for name, one in before.items()}
 
 
+@pytest.mark.parametrize("manifest", ["whole", "one byte changed", "no JSON", "gone"])
 @pytest.mark.parametrize("how", ["made anew", "replaced"])
-def test_files_that_someone_put_into_a_stages_folder_outlast_it(tmp_path, how):
+def test_files_that_someone_put_into_a_stages_folder_outlast_it(tmp_path, how, manifest):
+    if (how, manifest) == ("replaced", "gone"):
+        pytest.skip("a stage that replaces its folder commits it at once")
     folder = _run_dir(tmp_path / "run")
-    mine = {"notes.txt": "a", "plots/one.png": "b", ".hidden": "c", "new.parquet": "d"}
-    for name, text in mine.items():
-        (folder / "collect" / name).parent.mkdir(exist_ok=True)
+    path = folder / "collect" / "manifest.json"
+    mine = {"notes.txt": "a", "plots/one.png": "b", ".hidden": "c", "new.parquet": "d", "checkpoints/best/w": "e"}
+    ours = ("shards/full-train-00000-0123456789abcdef.parquet", "served/answers.jsonl",
+            "checkpoints/student-0123456789abcdef-step-000003/model.safetensors")  # fmt: skip
+    for name, text in [*mine.items(), *((name, "old") for name in ours)]:
+        (folder / "collect" / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / "collect" / name).write_text(text)
+    {
+        "whole": lambda: None,
+        "one byte changed": lambda: path.write_text(path.read_text().replace('"seed": 0', '"seed": 1')),
+        "no JSON": lambda: path.write_text("{"),
+        "gone": path.unlink,
+    }[manifest]()
     workspace = Workspace(folder)
     with workspace.lock():
         if how == "made anew":
@@ -244,15 +256,18 @@ def test_files_that_someone_put_into_a_stages_folder_outlast_it(tmp_path, how):
                 write_text(folder / "collect" / "new.parquet", "ours")
                 _commit(workspace, "other")
         else:
-            from distillctl.workspace import replacing_folder
-
             with replacing_folder(folder / "collect") as staged:
                 (staged / "new.parquet").write_text("ours")
             _commit(workspace, "other")
-    mine["new.parquet.kept"] = mine.pop("new.parquet")
-    assert {name: (folder / "collect" / name).read_text() for name in mine} == mine
+    if manifest == "whole":
+        mine["new.parquet.kept"], kept = mine.pop("new.parquet"), folder / "collect"
+    else:  # what is old might be taken for new
+        mine, kept = {name: text for name, text in mine.items() if name != "new.parquet"}, folder / "collect.kept"
+    assert {name: (kept / name).read_text() for name in mine} == mine
     assert (folder / "collect" / "new.parquet").read_text() == "ours"
-    assert sorted(path.name for path in folder.iterdir()) == [MARKER, ".lock", "collect", "recipe.lock.yaml"]
+    assert not [name for name in ours if (folder / "collect" / name).exists()]
+    others = {MARKER, ".lock", "collect", "recipe.lock.yaml", kept.name}
+    assert {path.name for path in folder.iterdir()} == others
 
 
 # ── links and what is no file ────────────────────────────────────────────────────────────────────

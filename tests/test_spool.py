@@ -1,6 +1,7 @@
 """Rows in a file are the rows that went in, and what they have in common is known."""
 
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from distillctl.data.spool import Spool
 from distillctl.errors import Unavailable
 from distillctl.metrics.statistics import Tally
 from distillctl.teachers.shared_context import common_prefix
+from distillctl.workspace import Workspace
 
 ROWS = st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=1, max_size=12)
 
@@ -65,3 +67,20 @@ def test_a_tally_has_the_percentiles_of_all_values(parts, q):
     assert tally.count == len(every)
     if len(every):
         assert tally.percentile(q) == pytest.approx(float(np.percentile(every, q)))
+
+
+def test_what_a_kill_leaves_where_files_need_names_is_swept(tmp_path, monkeypatch):
+    """`tempfile` gives a file a name first where the file system has no files without one."""
+    names = []
+
+    def named(*_, prefix, suffix, dir, **options):
+        names.append(f"{prefix}x{suffix}")
+        return tempfile.NamedTemporaryFile(prefix=prefix, suffix=suffix, dir=dir, delete=False)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", named)
+    workspace = Workspace(tmp_path)
+    with workspace.lock():
+        Spool(workspace.folder("collect"), np.int32)
+    assert len(list(workspace.folder("collect").iterdir())) == 1
+    with workspace.lock():
+        assert list(workspace.folder("collect").iterdir()) == []

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl.workspace import make_folder, writable
+from distillctl.atomic_io import make_folder, temporary_prefix, writable
 
 _BUFFER = 2**16
 
@@ -30,7 +30,9 @@ class Spool(Sequence[np.ndarray]):
         self._folder = folder
         with writable(folder):
             make_folder(folder)
-            self._file = tempfile.TemporaryFile(prefix=".spool.", suffix=".tmp", dir=folder, buffering=_BUFFER)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115
+                prefix=temporary_prefix(folder / "spool"), suffix=".tmp", dir=folder, buffering=_BUFFER
+            )
         self._first = np.empty(0, self._kind)
         self._common = array("i")
         self._ends = array("q", [0])

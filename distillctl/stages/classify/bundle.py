@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from distillctl import console
+from distillctl.atomic_io import temporary_prefix
 from distillctl.bundle import agreement, answers, code, draft, ort_format, readme, text_in
 from distillctl.bundle.draft import Draft
 from distillctl.bundle.listing import Graph
@@ -83,7 +84,8 @@ def _ort(folder: Path) -> list[str]:
     inside = folder / text_in.FILE
     if not inside.exists():
         return ort_format.convert(folder)
-    with tempfile.TemporaryDirectory(prefix=".bundle.", suffix=".tmp", dir=folder.parent) as aside:
+    prefix = temporary_prefix(folder.parent / "inside")
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=".tmp", dir=folder.parent) as aside:
         moved = inside.rename(Path(aside) / inside.name)
         try:
             return ort_format.convert(folder, listed_too=[moved], library=text_in.library())
