@@ -43,7 +43,10 @@ def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
     if verbosity <= 0:  # read by the libraries when they are imported, which is later
         for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(name, "1")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
+            os.environ.setdefault(name, "error")
+        for name in ("urllib3", "requests", "httpx", "httpx2", "httpcore", "fsspec"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # transformers would ask a service to convert pickles

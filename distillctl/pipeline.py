@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import approvals, attempts, cautions, console, engines, interrupts, ranks, reach, references
+from distillctl import approvals, attempts, cautions, console, engines, hub, interrupts, ranks, reach, references
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.errors import GateFailed, UpstreamError
@@ -81,6 +81,20 @@ def _check_training(recipe: Recipe, workspace: Workspace) -> None:
     early.check(recipe)
     if (collected := workspace.manifest("collect")) is not None:  # train.validation may have changed since
         split_checks.check_train_rows(recipe, collected.facts["counts"]["train"])
+
+
+def _models(recipe: Recipe, stages: Collection[str]) -> dict[str, references.ModelSource | None]:
+    """The models that the stages load, by the recipe's key."""
+    found: dict[str, references.ModelSource | None] = {}
+    if {"collect", "bench"} & {*stages}:
+        teacher = references.teacher(recipe)
+        found["teacher.model"] = teacher
+        if isinstance(teacher, references.ServedSource):
+            found["teacher.tokenizer"] = teacher.tokenizer
+    if "train" in stages or ("collect" in stages and recipe.contexts.truncate == "input"):
+        key = "tokenizer" if recipe.student.kind == "from_config" else "model"
+        found[f"student.{key}"] = references.student(recipe)
+    return found
 
 
 def _student_files(recipe: Recipe) -> dict[str, str]:
@@ -289,6 +303,7 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
         if force or any(state.state != "fresh" for state in states):
             early.check(recipe)
             approvals.check_code(recipe)
+            hub.require(_models(recipe, [state.stage for state in states if force or state.state != "fresh"]))
         for state in states:
             untouched = untouched and state.state == "fresh"
             manifest = workspace.manifest(state.stage) if untouched else None
@@ -357,6 +372,7 @@ def _make(
     if one.loads_models:
         approvals.check_code(recipe)
     one.check(recipe, workspace)
+    hub.require(_models(recipe, [one.name]))
     reason = "; ".join(state.why) or ("forced" if manifest else "not done yet")
     console.note(f"▸ {one.name} ({reason})")
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))

@@ -30,6 +30,11 @@ class ModelSource:
         return self.path is not None and self.path.suffix == ".gguf"
 
     @property
+    def from_hub(self) -> bool:
+        """Whether it is named by a hub id."""
+        return self.path is None
+
+    @property
     def name(self) -> str:
         """What `from_pretrained` takes: the folder, or the hub id."""
         if self.path is None:
@@ -80,6 +85,10 @@ class ServedSource(ModelSource):
     identity: str = ""
     """What its answers depend on, as JSON."""
     tokenizer: ModelSource | None = None
+
+    @property
+    def from_hub(self) -> bool:
+        return False
 
     def fingerprint(self) -> str:
         """Of how it is asked; what the server calls its weights is known only once it has answered."""

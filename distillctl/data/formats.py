@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from distillctl import limits, regular_files
+from distillctl import hub, limits, regular_files
 from distillctl.data import tables
-from distillctl.errors import DataError, Unavailable, first_line
+from distillctl.errors import DataError, first_line
 from distillctl.recipe import Data
 
 _UNPACKED, _RATIO = 4 << 20, 100
@@ -212,12 +212,14 @@ def _unpacked_catalog(path: Path) -> str:
 
 def hub_rows(data: Data, source: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a hub data set, by `datasets`; the split is the recipe's `train` or `eval`, else `train`."""
+    hub.unreachable()  # asked before datasets is imported, which tries for minutes
     import datasets
 
-    name, split = (source, "train") if data.train is None else (data.sources[0], source)
+    names_a_split = data.train is not None and data.source is not None
+    name, split = (data.sources[0], source) if names_a_split else (source, "train")
     try:
         rows = datasets.load_dataset(name, data.subset, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
-        raise Unavailable(f"no data set {name!r}: {first_line(error)}", where=where) from None
+        raise hub.no_data_set(name, error, where) from None
     for number, row in enumerate(rows, 1):
         yield f"{name}[{split}]: row {number}", dict(row)

@@ -1,0 +1,98 @@
+"""The model hub: whether it can be reached is asked once, before a library tries for minutes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from collections.abc import Mapping
+
+from distillctl import console
+from distillctl.errors import Unavailable, first_line
+from distillctl.references import ModelSource
+
+SECONDS = 6.0
+"""How long the hub may take for its first answer; HF_HUB_ETAG_TIMEOUT, the hub library's own variable, overrides it."""
+
+
+def require(models: Mapping[str, ModelSource | None]) -> None:
+    """Raise Unavailable where the hub cannot be reached and a model that is to come from it is not on this machine.
+
+    models: recipe key → the model it names. Those that are here already are used from now on without asking the hub.
+    """
+    from_hub = {key: model for key, model in models.items() if model is not None and model.from_hub}
+    if not from_hub or (reason := unreachable()) is None:
+        return
+    missing = {key: model.reference for key, model in from_hub.items() if model.at_hand is None}
+    if missing:
+        (where, reference), *others = missing.items()
+        more = "".join(f"; neither is {key}, {other}" for key, other in others)
+        raise Unavailable(
+            f"{reference} cannot be loaded: it is not on this machine{more}, and {reason}",
+            where=where,
+            next=f"set {' and '.join(missing)} to a folder, a .gguf file or package:NAME/path that is here; {_ACCESS}",
+        )
+    _note(reason)
+
+
+@functools.cache
+def _note(reason: str) -> None:
+    console.note(f"{reason}; what is on this machine is used")
+
+
+_ACCESS = "or set HF_ENDPOINT to a mirror, or HTTPS_PROXY to a proxy, that can be reached"
+
+
+def no_data_set(name: str, error: BaseException, where: str) -> Unavailable:
+    """Return the error that says that a data set cannot be had, and why."""
+    reason = unreachable()
+    if reason is None:
+        return Unavailable(f"no data set {name!r}: {first_line(error)}", where=where)
+    what = f"the data set {name!r} is not on this machine, and {reason}"
+    return Unavailable(what, where=where, next=f"set {where} to a file that is here; {_ACCESS}")
+
+
+@functools.cache
+def unreachable() -> str | None:
+    """Return why the hub cannot be reached; None where it answers.
+
+    Where it does not, the hub's libraries are told to use only what is on this machine, here and in processes that
+    are started from now on.
+    """
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE keeps it from being downloaded"
+    seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if os.environ.get("HF_HUB_ETAG_TIMEOUT") else SECONDS
+    problem = _ask(constants.ENDPOINT, seconds)
+    if problem is None:
+        return None
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    if datasets := sys.modules.get("datasets"):
+        datasets.config.HF_HUB_OFFLINE = True
+    address = constants.ENDPOINT.split("://")[-1].rpartition("@")[2]  # without a password
+    return f"the hub ({address}) cannot be reached: {problem.rstrip('.')}"
+
+
+def _ask(endpoint: str, seconds: float) -> str | None:
+    """Ask for the hub's first page with its own client, which knows proxies and certificates; return what went wrong.
+
+    In a thread of its own: a name server that does not answer takes longer than any client's time limit.
+    """
+    found: list[str | None] = []
+
+    def ask() -> None:
+        from huggingface_hub.utils import get_session
+
+        try:
+            status = get_session().head(endpoint, timeout=seconds, follow_redirects=False).status_code
+            found.append(f"it answers with status {status}" if status >= 500 else None)
+        except Exception as error:  # whatever a client, its proxy or an address that is none may raise
+            found.append(first_line(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else f"no answer within {seconds:g} s"
