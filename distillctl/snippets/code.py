@@ -38,6 +38,7 @@ def render(file: str, reading: Reading, place: Place = "bundle", *, folder: str 
     ids = f"list(tokenizer.encode({viewed}))" if file == "answer_genai.py" else f"tokenizer.encode({viewed}).ids"
     return _ENVIRONMENT.get_template(f"{file}.jinja").render(
         place=place,
+        file=file,
         folder=folder or ('Path(".")' if place == "card" else _HERE),
         template=template,
         limit=reading.limit,
