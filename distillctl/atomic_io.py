@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import secrets
@@ -80,10 +81,10 @@ def sync(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, durably: the name of a new one is an entry of the one above."""
-    if not path.is_dir():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        sync(path.parent)
+    missing = list(itertools.takewhile(lambda folder: not folder.is_dir(), (path, *path.parents)))
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
 
 
 def move(path: Path, target: Path) -> None:
@@ -141,8 +142,11 @@ def _sync_below(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; when the block ends well, it is fsynced and takes its place."""
+    """A temporary path beside ``path``; when the block ends well, it is fsynced and takes its place. Unavailable where
+    that cannot be, or where ``path`` is there and no regular file: a device in its place would be lost."""
     with writable(path):
+        if path.exists() and not path.is_file():
+            raise regular_files.NotRegular(path.stat().st_mode, path)
         make_folder(path.parent)
         temporary = temporary_name(path)
         try:
@@ -218,7 +222,9 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, regular_files.NotRegular) or error.errno in _WRITE_ERRORS:
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        is_of_place = error.errno in _OF_PLACE and named.is_relative_to(path.parent)
+        if isinstance(error, regular_files.NotRegular) or error.errno in _WRITE_ERRORS or is_of_place:
             raise _unwritable(path, error) from error
         raise
     except Exception as error:
@@ -247,7 +253,10 @@ _WRITE_ERRORS = (
     errno.ENAMETOOLONG,
     errno.ENOTEMPTY,
     errno.ENXIO,
+    errno.ENODEV,
 )
+_OF_PLACE = (errno.ENOENT, errno.EINVAL)
+"""Where they concern the place that is written: its folder is gone, or its file system takes no such name."""
 
 
 def _unwritable(path: Path, error: Exception) -> Unavailable:

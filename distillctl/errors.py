@@ -28,7 +28,8 @@ class Told(BaseException):
         self.facts = facts or {}
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        # A line's end in a name would begin what looks like a message of its own.
+        return "{}: {}".format(self.where.replace("\n", "\\n"), self.what) if self.where else self.what
 
 
 class DistillctlError(Told, Exception):

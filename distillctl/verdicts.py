@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from distillctl import console
+from distillctl import console, regular_files
 from distillctl.errors import GateFailed
 from distillctl.markdown import plain
 from distillctl.summaries import size
@@ -92,6 +92,8 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def append_summary(path: Path, found: Mapping[str, Any]) -> None:
     """GitHub's file collects what every step appends. Unavailable where it cannot be written."""
+    with writable(path):
+        regular_files.check(path)  # a FIFO would be waited for
     with writable(path), path.open("a", encoding="utf-8") as file:
         file.write(markdown(found) + "\n")
 

@@ -254,6 +254,12 @@ class Workspace:
         folder = self.folder(stage)
         with writable(folder):
             make_folder(folder)
+            if gone := [name for name in outcome.outputs if not (folder / name).exists()]:
+                raise Unavailable(
+                    "was removed while the stage ran",
+                    where=str(folder / gone[0]),
+                    next=f"distillctl {stage} RECIPE",
+                )
             files, kept = _below(folder, outcome.outputs), _below(folder, keeps)
             every = [*files, *kept]
             for path in [*every, *sorted({file.parent for file in every})]:
@@ -320,12 +326,38 @@ class Workspace:
             with owned_by(token):
                 self.sweep(token)
                 if os.fstat(file.fileno()).st_nlink > 1:  # it has a name elsewhere: not a byte of it is changed
-                    yield
+                    with self._there(file.fileno()):
+                        yield
                     return
                 with writable(path):
                     file.truncate(0)
                     file.write(f"process {os.getpid()} on {platform.node()}".encode())
                 try:
-                    yield
+                    with self._there(file.fileno()):
+                        yield
                 finally:
                     file.truncate(0)
+
+    @contextlib.contextmanager
+    def _there(self, lock: int) -> Iterator[None]:
+        """Unavailable where the run directory is no longer there, or another one is, when the block ends; whatever
+        error came of that is its cause. lock: the descriptor of its lock."""
+
+        def check(cause: Exception | None) -> None:
+            try:
+                is_same = os.path.samestat(os.stat(self.root / LOCK), os.fstat(lock))
+            except OSError:
+                is_same = False
+            if not is_same:
+                raise Unavailable(
+                    "the run directory was removed or replaced while the command ran",
+                    where=str(self.root),
+                    next="run the same command again",
+                ) from cause
+
+        try:
+            yield
+        except Exception as error:
+            check(error)
+            raise
+        check(None)

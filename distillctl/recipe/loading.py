@@ -150,7 +150,7 @@ def _explain(error: ValidationError, tree: Any, sources: _Sources) -> str:
             message = "a list is wanted, such as [one, two]"
         elif problem["type"] in ("model_type", "model_attributes_type"):
             message = "a section is wanted: keys with their values"
-        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".").replace("\n", "\\n")
         lines.setdefault((*location, *([] if location else [message])), f"{path}: {message}" if path else message)
     told = [line[:_TOLD_CHARACTERS] for line in lines.values()]
     more = [f"and {len(told) - _TOLD:,} more"] if len(told) > _TOLD else []

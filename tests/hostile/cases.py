@@ -89,6 +89,12 @@ def _trust(file: Path, work: Path) -> list[Command]:
     return [COLLECT, ("run", *ON_RUN, "--force")]
 
 
+def _override(file: Path, work: Path) -> list[Command]:
+    """What follows --set; a stranger's shell script or CI file has it."""
+    text = file.read_bytes().decode("utf-8", "surrogateescape").replace("\0", "\\0")
+    return [("status", *ON_RUN, "--set", text), (*DRY, "--set", text)]
+
+
 def _template(file: Path, work: Path) -> list[Command]:
     shutil.copyfile(file, work / "template.jinja")
     return [(*DRY, "--set", "contexts.full={template_file: template.jinja, examples: {rows: [{input: a, answer: b}]}}")]
@@ -415,6 +421,7 @@ IN_PLACE = {"message": message, "served": served, "journal": journal, "cache": c
 _PLACES: dict[str, Callable[[Path, Path], list[Command]]] = {
     "recipes": _recipe,
     "trust": _trust,
+    "overrides": _override,
     "templates": _template,
     "data": _data,
     "parquet": _data,

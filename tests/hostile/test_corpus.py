@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 EACH = {
     "recipes": 3, "templates": 3, "data": 3, "parquet": 3, "gguf": 5, "models": 8, "onnx": 4, "answers": 3, "shards": 8,
     "tables": 6, "checkpoints": 8, "metrics": 9, "devices": 9, "manifests": 4, "bundles": 2,
-    "strangers": 5, "trust": 6, "journals": 5, "caches": 4,
+    "overrides": 3, "strangers": 5, "trust": 6, "journals": 5, "caches": 4,
 }  # fmt: skip
 """Format → of so many files one is tried, where commands take long or files are many."""
 PROMISED = 200
