@@ -174,7 +174,7 @@ def problems(command: str, output: str, locale: str, ended: Ended) -> list[str]:
         found.append(f"code {ended.code}, not {expected}")
     if b"Traceback" in said or b"this is a bug" in said or b"Exception ignored" in said:
         found.append("a traceback")
-    if output == "full device" and ended.err is not None and ended.err.count(b"error:") != (2 not in expected):
+    if output == "full device" and ended.err is not None and len(ERROR.findall(ended.err)) != 1:
         found.append("not one error")
     if output == "pipe" and ended.out is not None:
         found += _piped(command, locale, ended.out)
@@ -195,6 +195,8 @@ def _piped(command: str, locale: str, out: bytes) -> Iterator[str]:
             yield "not one JSON object"
 
 
+ERROR = re.compile(rb"^error:|^.{1,6} Error ", re.MULTILINE)
+"""Ours, or Typer's box."""
 NUMBER = re.compile(rb"\d[\d.,]*\d|\d")
 
 

@@ -35,7 +35,8 @@ def here(made, tmp_path, monkeypatch):
     os.mkdir("folder.yaml")
     for name, content in RECIPES.items():
         (folder / name).write_bytes(content)
-    return folder
+    yield folder
+    subprocess.run(["rm", "-rf", "a", "abcdefghi"], cwd=folder, check=False)  # too deep for Python's own ways
 
 
 RECIPES = {
