@@ -36,7 +36,8 @@ def here(made, tmp_path, monkeypatch):
     for name, content in RECIPES.items():
         (folder / name).write_bytes(content)
     yield folder
-    subprocess.run(["rm", "-rf", "a", "abcdefghi"], cwd=folder, check=False)  # too deep for Python's own ways
+    deep = [str(folder / name) for name in ("a", "abcdefghi")]  # too deep for what Python removes folders with
+    subprocess.run(["rm", "-rf", *deep], check=False)
 
 
 RECIPES = {
