@@ -91,4 +91,7 @@ def first_line(error: BaseException) -> str:
     Advice to install a package is left out: transformers takes its name from a model's code, datasets from a file.
     """
     line = next(iter(str(error).strip().splitlines()), "")
-    return re.sub(r"[^.:;,(]*\bpip3? install\b.*", "", line).rstrip(" ,;:(") or type(error).__name__
+    if advice := re.search(r"\bpip3? install\b", line):
+        before = line[: advice.start()]
+        line = before[: 1 + max(before.rfind(end) for end in ".:;,(")]  # without the sentence that leads to it
+    return line.rstrip(" ,;:(") or type(error).__name__
