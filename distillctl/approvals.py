@@ -1,4 +1,4 @@
-"""What the user, not the recipe, allows: which key may go to which host, and whether code that comes with a model runs.
+"""The user's approvals, which a recipe cannot give: keys for hosts, and running the code that comes with a model.
 
 A key goes to this machine and to its own provider (`providers`) without a question. Every other host has to be approved
 for that key: by --trust, in DISTILLCTL_TRUST, or by the answer to a question on a terminal. What --trust and answers
@@ -69,7 +69,7 @@ def _parse(entry: str, where: str) -> Approval:
 
 
 def wanted(teacher: OpenAITeacher, outside: Mapping[str, Path]) -> Approval | None:
-    """What the user has to approve before this teacher is asked, if there is a key; None where nothing has to be.
+    """Return the approval that sending to this teacher needs, or None if it needs none.
 
     outside: recipe key → file from outside the recipe's folder whose rows or text the requests carry.
     """
@@ -157,10 +157,10 @@ def _url(address: str) -> str:
 
 
 def check_code(recipe: Recipe) -> None:
-    """RecipeError where the recipe lets others' code run and the command line does not."""
+    """Raise RecipeError if the recipe runs foreign code and the command has no --trust-remote-code."""
     if not _command.remote_code and (asked := remote_code(recipe)):
         raise RecipeError(
-            f"runs {', and '.join(asked.values())}, which takes a word of yours on the command line, too",
+            f"runs {', and '.join(asked.values())}, which you have to allow on the command line as well",
             where=" and ".join(asked),
             next="if you have read that code and trust it, add --trust-remote-code to the command",
         )

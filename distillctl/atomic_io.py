@@ -26,7 +26,7 @@ _owner = ""
 
 @contextlib.contextmanager
 def owned_by(token: str) -> Iterator[None]:
-    """Within the block, the temporary names that this process makes carry ``token``."""
+    """Put ``token`` into all temporary names that this process makes within the block."""
     global _owner
     before, _owner = _owner, token
     try:
@@ -58,7 +58,7 @@ def was_set_aside(name: str, token: str) -> str | None:
 
 
 def temporary_prefix(path: Path) -> str:
-    """How the name of something temporary begins, for `tempfile`; it ends in ``.tmp``."""
+    """Return the prefix of a temporary name, for `tempfile`; the suffix is ``.tmp``."""
     return f".{path.name}.{_owner or os.getpid()}-"
 
 
@@ -116,7 +116,7 @@ def _copy(path: Path, target: Path) -> None:
 
 
 MOVED = ".distillctl-moved"
-"""In a folder: a whole copy of it stands elsewhere, and this one is being removed."""
+"""Marks a folder that was copied to its new place completely and is being removed here."""
 
 
 def remove_moved(path: Path) -> None:
@@ -195,9 +195,9 @@ def _umask() -> int:
 
 
 def open_to_append(path: str | Path, flags: int = os.O_RDWR | os.O_CREAT | os.O_APPEND) -> int:
-    """A descriptor of a file that grows where it is: never behind a link, nor of a file that has other names, too.
+    """Open a file to append to, without following a link. A file with several names (hard links) is copied first.
 
-    As an ``opener`` of `open`, and for `os.open`'s users. A file with several names (hard links) is copied first.
+    Serves as the ``opener`` of `open`, and in place of `os.open`.
     """
     path = Path(path)
     descriptor = regular_files.opened_in_place(path, flags)

@@ -1,5 +1,4 @@
-"""Folders in the user's cache, made once of what takes long: each with the hashes of its files, which are checked when
-it is used.
+"""Folders in the user's cache that take long to make. Each records the hashes of its files, and every use checks them.
 
 A file's hash is remembered with its path, size, times and inode, so that a file that nobody touched is not read again.
 """
@@ -34,8 +33,7 @@ def place(kind: str, key: str) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the folder holds the files that were recorded when it was made, and no others. Where it holds something
-    else, a warning says what, and its caller makes it anew."""
+    """Return whether the folder holds exactly the files of its record. If not, warn; the caller makes it again."""
     if not folder.is_dir():
         return False
     try:
@@ -44,7 +42,7 @@ def is_whole(folder: Path) -> bool:
         problem = f"its record cannot be read ({error})"
     if problem and folder not in _warned:
         _warned.add(folder)
-        console.warn(f"{folder} is not as it was made: {problem}; it will be made anew")
+        console.warn(f"{folder} is not as it was made: {problem}; it will be made again")
     return problem is None
 
 
@@ -63,7 +61,7 @@ def _problem(folder: Path) -> str | None:
     document, checksum = checksums.read(limits.read_bytes(folder / RECORD, _BYTES))
     recorded = document.get("files")
     if checksum is None or not isinstance(recorded, dict):
-        raise ValueError("it is none")
+        raise ValueError("it has no valid checksum")
     there = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     if unlike := sorted(there.keys() ^ recorded.keys()):
         return f"{unlike[0]} is {'not recorded' if unlike[0] in there else 'gone'}"

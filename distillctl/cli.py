@@ -100,7 +100,7 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
 
 
 def _told(problem: BaseException) -> Told | None:
-    """What the user is told of a problem; None where it is a bug."""
+    """Return the error to show to the user, or None if the problem is a bug."""
     if isinstance(problem, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
     if isinstance(problem, Exception) and not isinstance(problem, Told):

@@ -209,8 +209,10 @@ def libraries_quiet() -> Iterator[None]:
 
 @contextmanager
 def progress(label: str, total: float, unit: str = "rows") -> Iterator[Progress]:
-    """How far a loop is: a live bar on a terminal; a line now and then without one, or where CI is set; nothing with
-    -q. unit: what ``total`` counts."""
+    """Show a loop's progress: a live bar on a terminal, a line every minute elsewhere and in CI, nothing with -q.
+
+    unit: what ``total`` counts.
+    """
     shown: type[Progress] = Progress
     if _state["verbosity"] >= 0:
         shown = LiveProgress if _err.is_terminal and not os.environ.get("CI") else LoggedProgress

@@ -84,7 +84,7 @@ class Facts(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise UpstreamError(
-            f"a manifest does not say {key!r}: it is none of this version", next="distillctl run RECIPE --force"
+            f"the manifest has no {key!r}, so another version wrote it", next="distillctl run RECIPE --force"
         )
 
 

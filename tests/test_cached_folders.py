@@ -73,7 +73,7 @@ def test_what_changed_is_made_anew(folder, change, capsys):
     assert not is_whole(folder)
     told = " ".join(capsys.readouterr().err.split())
     assert "is not as it was made" in told
-    assert "made anew" in told
+    assert "made again" in told
     with filling(folder) as staged:
         (staged / "config.json").write_text("{}")
     assert is_whole(folder)

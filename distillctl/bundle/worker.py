@@ -1,4 +1,4 @@
-"""The graphs of a bundle, asked in a process with limits: ``python -m distillctl.bundle.worker``.
+"""Run a bundle's graphs in a process with limits: ``python -m distillctl.bundle.worker``.
 
 `verify` is the other end.
 

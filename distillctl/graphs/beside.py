@@ -60,7 +60,7 @@ def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int |
 # ── weights in files of their own ────────────────────────────────────────────────────────────────
 
 _ENDLESS = ("Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")
-"""Operators of ONNX and of ONNX Runtime that run a graph of their own again and again."""
+"""Operators of ONNX and ONNX Runtime that repeat a subgraph, perhaps without end."""
 
 
 def check(folder: Path, next: str) -> None:

@@ -19,7 +19,7 @@ from distillctl.snippets.reading import Reading
 
 _NOT_STATED = "not stated"
 _CARD_BYTES, _LICENCE_CHARACTERS = 1 << 20, 200
-"""Of a model card that is read, and of the licence that is quoted from it."""
+"""The most bytes read of a model card, and the most characters quoted of its licence."""
 _MOST_CHARACTERS = 1000
 """Of a cell that quotes a stranger."""
 
