@@ -51,6 +51,7 @@ def test_frozen(load):
         ({"train": {"loss": [{"kind": "jsd", "temprature": 2}]}}, "loss[0].temprature: unknown key, did you mean temp"),
         ({"trian": {}}, "trian: unknown key, did you mean train?"),
         ({"student": {"kind": "pretrained", "modle": "x"}}, "student.modle: unknown key, did you mean model?"),
+        ({"student": {"kind": "pretrained", "layers": [0]}}, "layers: unknown key for this kind; truncated has it"),
         ({"train": {"epochs": "many"}}, "train.epochs: Input should be a valid integer"),
         ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1"),
         ({"train": {"loss": [{"kind": "jsd", "beta": 1}]}}, "use forward_kl or reverse_kl"),

@@ -136,7 +136,7 @@ def _explain(error: ValidationError, tree: Any, sources: _Sources) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         cause = problem.get("ctx", {}).get("error")
         if problem["type"] == "extra_forbidden":
-            message = "unknown key" + _nearest(str(location[-1]), _known_keys(location[:-1]))
+            message = _unknown_key(location)
         elif problem["type"] == "missing":
             message = "is missing"
         elif isinstance(cause, NotText):
@@ -183,15 +183,23 @@ def _kinds(cls: type[BaseModel]) -> tuple[Any, ...]:
     return () if field is None else getattr(field.annotation, "__args__", ())
 
 
-def _known_keys(location: list[str | int]) -> set[str]:
-    """The field names that may stand at ``location``."""
+def _unknown_key(location: list[str | int]) -> str:
+    """Name the kinds that have the key, or else the nearest known key."""
+    name, models = str(location[-1]), _models_at(location[:-1])
+    if kinds := [kind for model in models if name in model.model_fields for kind in _kinds(model)]:
+        return f"unknown key for this kind; {' and '.join(kinds)} {'have' if len(kinds) > 1 else 'has'} it"
+    return "unknown key" + _nearest(name, {known for model in models for known in model.model_fields})
+
+
+def _models_at(location: list[str | int]) -> list[Any]:
+    """Return the sections that may stand at ``location``, one for each kind."""
     models: list[Any] = [Recipe]
     for part in location:
         if isinstance(part, int):
             continue
         found = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         models = [model for annotation in found for model in _models_in(annotation)]
-    return {name for model in models for name in model.model_fields}
+    return models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
