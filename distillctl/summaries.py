@@ -337,7 +337,8 @@ def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield f"{facts['headline']}."
     yield _arms(facts)
     for name, recovered in facts["recovered"].items():
-        told = "unknown: no gap between ceiling and floor to recover" if recovered is None else _interval(recovered)
+        no_lead = "unknown: the ceiling has no measurable lead over the floor"
+        told = no_lead if recovered is None else _interval(recovered)
         if not names.measures_content(facts["metric"]):
             told = "unknown: the content of the answers was not measured"
         yield f"recovered by {name}: {told}"

@@ -22,6 +22,8 @@ def kept(facts: dict[str, Any]) -> str:
     arm, measure = facts["recovered"][subject(facts)], names.named(facts["metric"])
     if not names.measures_content(facts["metric"]):
         return "what its answers say was not measured"
+    if arm is None and facts["gaps"]["floor"]["high"] < 0:
+        return f"the prompt made the teacher worse by {measure}"
     if arm is None:
         return f"the prompt made no difference that could be measured by {measure}"
     if doubt := _doubt(facts, arm):
