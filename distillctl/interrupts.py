@@ -4,10 +4,16 @@ at once, and so does a second one. Ended at once is still safe: what is not whol
 A loop that commits as it goes runs in `deferred`, and calls `check` whenever what is done is committed. What only
 commits at its end need not be deferred; it calls `check` now and then all the same, because Python drops an exception
 that a handler raises while an object is being finalized.
+
+Python calls a handler only between two steps of its own. Where a library's call does not return, as of a graph that
+runs without end, no handler is called: a thread then ends the process.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import select
 import signal
 import threading
 import time
@@ -21,12 +27,18 @@ from distillctl.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WAIT_SECONDS = 0.1
+_STUCK_SECONDS = 10.0
+"""How long a signal may wait for its handler. Single calls of PyTorch and ONNX Runtime take less."""
+_LATE_SECONDS = 1.0
+"""The watching thread may hear of a signal this much later than its handler."""
 
 
 @dataclass
 class _State:
     came: int | None = None
     """The first signal's number."""
+    handled_at: float = -math.inf
+    """When a handler was last called, on the monotonic clock."""
     deferred: int = 0
     """How many blocks deep."""
     say: Callable[[str], None] | None = None
@@ -57,7 +69,8 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
     _state.say = say
     install()
     try:
-        yield
+        with _watched():
+            yield
     finally:
         ignore()
 
@@ -114,11 +127,62 @@ def sleep(seconds: float) -> None:
 
 
 def _came(number: int, frame: FrameType | None) -> Any:
+    _state.handled_at = time.monotonic()
     again, _state.came = _state.came is not None, _state.came or number
     if again or not _state.deferred:
         raise Interrupted(number)
     if _state.say is not None:
         _state.say("finishing what is under work; once more to stop at once")
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Within the block a thread hears of each signal at once, and ends the process if its handler is not called."""
+    if not _is_main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_end_when_stuck, args=(read,), daemon=True)
+    try:
+        watcher.start()
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write)
+
+
+def _end_when_stuck(read: int) -> None:
+    """Wait for signals' numbers on the pipe ``read``, until its other end is closed.
+
+    The process ends as after a kill: what was committed stays, and processes that it started end with it.
+    """
+    number, came_at = 0, math.inf
+    while True:
+        readable, _, _ = select.select([read], [], [], None if came_at == math.inf else _WAIT_SECONDS)
+        if readable:
+            received = os.read(read, 1)
+            if not received:
+                os.close(read)
+                return
+            if received[0] in SIGNALS and came_at == math.inf:
+                number, came_at = received[0], time.monotonic()
+        if _state.handled_at > came_at - _LATE_SECONDS:
+            came_at = math.inf
+        elif time.monotonic() > came_at + _STUCK_SECONDS:
+            if _state.say is not None:
+                _state.say("a library's call does not return; stopped at once")
+            os._exit(128 + number)
+
+
+def _forget_watcher() -> None:
+    """In a forked child: its signals are not its parent's."""
+    if _is_main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forget_watcher)
 
 
 def _is_main_thread() -> bool:

