@@ -22,3 +22,9 @@ def bounded(memory: int | None = None, seconds: float = SECONDS) -> Iterator[Non
 
 def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def data_bytes() -> int:
+    """What RLIMIT_DATA counts so far."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData"))

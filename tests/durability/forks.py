@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import distillctl
-from tests import project
+from tests import costs, project
 
 PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -143,6 +143,7 @@ class ForkedWorker:
             _become(asked[0], answered[1], stderr.fileno())
             os.closerange(3, 4096)  # the lock, and the pipes of others
             os.environ.update(env)
+            _allow_what_is_inherited()
             _exit(importlib.import_module(command[-1]).main)
         os.close(asked[0])
         os.close(answered[1])
@@ -164,6 +165,18 @@ class ForkedWorker:
             with contextlib.suppress(OSError):
                 pipe.close()
         self.wait()
+
+
+def _allow_what_is_inherited() -> None:
+    """A worker's limit of memory is for an interpreter that has just started; its fork holds all that was preloaded."""
+    from distillctl.runtimes import confined
+
+    limit, inherited = confined.limit, costs.data_bytes()
+
+    def allowing(data_bytes: int | None = None, seconds: float | None = None) -> None:
+        limit(None if data_bytes is None else data_bytes + inherited, seconds)
+
+    confined.limit = allowing
 
 
 def _command(args: tuple[Any, ...], prepare: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl.runtimes import process
+from tests import costs
 
 CPU_SECONDS, WALL_SECONDS = 10, 300
 """What ends a child that hangs. The promise (`verdicts`) is below, and in processor time: the machine may be busy."""
@@ -56,7 +57,7 @@ def _child(work: Callable[[], int | None], case: Path, writable: list[Path], tol
         os.dup2(told, 2)
         os.chdir(case / "work")
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
-        resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + GIB, _data_bytes() + GIB))
+        resource.setrlimit(resource.RLIMIT_DATA, (costs.data_bytes() + GIB, costs.data_bytes() + GIB))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         sys.addaudithook(_watch(case.resolve(), writable, seen))
@@ -68,12 +69,6 @@ def _child(work: Callable[[], int | None], case: Path, writable: list[Path], tol
     finally:
         sys.stderr.flush()
         os._exit(code)
-
-
-def _data_bytes() -> int:
-    """What RLIMIT_DATA counts so far."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData"))
 
 
 # ── what Python itself tells of ──────────────────────────────────────────────────────────────────
