@@ -84,7 +84,7 @@ def _ask(endpoint: str, seconds: float) -> str | None:
     found: list[str | None] = []
 
     def ask() -> None:
-        from huggingface_hub.utils import get_session
+        from huggingface_hub import get_session
 
         try:
             status = get_session().head(endpoint, timeout=seconds, follow_redirects=False).status_code

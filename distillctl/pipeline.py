@@ -277,10 +277,11 @@ def _on_ranks(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> 
             with workspace.lock():
                 ran: Ran = _group().broadcast(_stage(one, recipe, workspace, force))
         else:
-            ran = _group().broadcast()
-            if ran == _WORK:
+            word: Any = _group().broadcast()
+            if word == _WORK:
                 one.run(recipe, workspace)
-                ran = _group().broadcast()
+                word = _group().broadcast()
+            ran = word
     return ran
 
 

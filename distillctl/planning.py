@@ -9,7 +9,7 @@ from typing import Any
 
 from distillctl import cautions, engines, pipeline, reach, references, view_lengths
 from distillctl.data import examples, responses, split_checks, views
-from distillctl.data.examples import Dataset
+from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import Renderer
 from distillctl.model_preview import ModelPreview
 from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, Text
@@ -159,7 +159,7 @@ def _answers(
 # ── tokens and weights ───────────────────────────────────────────────────────────────────────────
 
 
-def _tokens(renderer: Renderer, rows: Sequence[examples.Example], count: Callable[[str], float]) -> tuple[float, float]:
+def _tokens(renderer: Renderer, rows: Sequence[Example], count: Callable[[str], float]) -> tuple[float, float]:
     """Mean tokens per view and tokens that all views share; chat views are counted by their messages' text."""
     texts = [renderer.preview(row) for row in rows]
     shared = count(texts[0][: views.shared_length(texts)])

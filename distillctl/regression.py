@@ -17,6 +17,7 @@ from distillctl import console, pipeline, run_marker
 from distillctl.data import eval_table, view_table
 from distillctl.errors import DataError, UpstreamError, UsageError
 from distillctl.graphs import beside
+from distillctl.metrics import sequential
 from distillctl.recipe import Generate, Recipe
 from distillctl.runtimes import duel, machine
 from distillctl.runtimes.duel import Side
@@ -76,7 +77,7 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
             beside.try_out(Path(side.job["folder"]), side.job["runtime"], f"distillctl {command}")
         rows = len(own.job["texts"])
         console.note(f"timing both deployed graphs in pairs of fresh processes, {rows:,} rows in turns")
-        with console.progress("timing", max(duel.LOOKS), "pairs") as bar:
+        with console.progress("timing", max(sequential.LOOKS), "pairs") as bar:
             timed = duel.fight(
                 own,
                 theirs,

@@ -74,7 +74,8 @@ def _ratio(timed: Mapping[str, Any], other: str) -> float | None:
     """Our tokens per second over theirs: the median of the turns, in each of which they ran side by side."""
     if timed[other] is None:
         return None
-    return statistics.median(own / their for own, their in zip(timed["own"], timed[other], strict=True))
+    ratios: list[float] = [own / their for own, their in zip(timed["own"], timed[other], strict=True)]
+    return statistics.median(ratios)
 
 
 def _median(values: list[float] | None) -> float | None:

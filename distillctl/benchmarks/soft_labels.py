@@ -29,13 +29,14 @@ from transformers import PreTrainedModel, get_scheduler
 from distillctl import console, references
 from distillctl import recipe as recipes
 from distillctl.data import batching, examples, view_table, views
+from distillctl.data.responses import Response
 from distillctl.data.views import CEILING
 from distillctl.errors import Told, UpstreamError
 from distillctl.losses.targets import DenseTargets
 from distillctl.recipe import ForwardKL, Recipe, Sampled, Text, TopK, Train, implementation
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels.ragged import Ragged
-from distillctl.soft_labels.responses import Profile, Response, Responses
+from distillctl.soft_labels.responses import Profile, Responses
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.truncated import keep_layers

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl.data.examples import Dataset
+from distillctl.data.rows import Dataset
 from distillctl.errors import DataError, RecipeError
 from distillctl.recipe import Generate, Given, Recipe
 

@@ -39,7 +39,8 @@ class Rows(Sequence[Example]):
     @property
     def sizes(self) -> np.ndarray:
         """Bytes of each row's record, int [N]."""
-        return self._spool.lengths[self._places]
+        sizes: np.ndarray = self._spool.lengths[self._places]
+        return sizes
 
     @overload
     def __getitem__(self, index: int) -> Example: ...

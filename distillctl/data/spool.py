@@ -72,7 +72,8 @@ class Spool(Sequence[np.ndarray]):
     def lengths(self) -> np.ndarray:
         """int64 [N]."""
         ends = np.frombuffer(self._ends, np.int64)
-        return np.frombuffer(self._common, np.int32) + np.diff(ends) // self._kind.itemsize
+        lengths: np.ndarray = np.frombuffer(self._common, np.int32) + np.diff(ends) // self._kind.itemsize
+        return lengths
 
     @property
     def shared(self) -> int:

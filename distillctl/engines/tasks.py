@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from distillctl.data.answer_place import AnswerPlace
-from distillctl.data.examples import Example
+from distillctl.data.rows import Example
 from distillctl.data.truncation import Length
 from distillctl.data.views import Renderer
 

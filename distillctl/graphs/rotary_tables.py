@@ -33,7 +33,7 @@ def _is_table(name: str | None) -> bool:
     return name is not None and name.startswith(NAMES)
 
 
-def _first(table: Any, rows: int) -> onnx_ir.Tensor:
+def _first(table: Any, rows: int) -> onnx_ir.Tensor[Any]:
     return onnx_ir.Tensor(np.ascontiguousarray(table.numpy()[:rows]), name=table.name)
 
 

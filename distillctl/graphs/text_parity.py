@@ -112,7 +112,8 @@ def forced(model: PreTrainedModel, view: Sequence[int], response: Sequence[int])
         logits = model(input_ids=torch.tensor([view]), decoder_input_ids=torch.tensor([ids])).logits[0]
     else:
         logits = model(input_ids=torch.tensor([[*view, *response[:-1]]])).logits[0, len(view) - 1 :]
-    return logits.float().numpy()
+    scores: np.ndarray = logits.float().numpy()
+    return scores
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,8 @@ import onnx
 import onnx_ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
-from transformers.exporters import OnnxConfig, OnnxExporter
+from transformers.exporters.configs import OnnxConfig
+from transformers.exporters.exporter_onnx import OnnxExporter
 
 from distillctl import console
 from distillctl.errors import RecipeError, Unavailable

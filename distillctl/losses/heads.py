@@ -41,7 +41,7 @@ class Head:
 
 def head_of(model: PreTrainedModel) -> Head:
     """The head of a causal or an encoder–decoder language model; `check_head` says whether it is all of it."""
-    linear: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    linear: Any = model.get_output_embeddings()
     config = model.config.get_text_config(decoder=True)
     if not isinstance(linear, nn.Linear):
         raise _refused(model, "it has no linear head")
@@ -68,7 +68,7 @@ def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tenso
     decoder_ids, mask = options.pop("decoder_input_ids"), options.get("attention_mask")
     decoder_mask = options.pop("decoder_attention_mask", None)
     encoded = model.get_encoder()(**options).last_hidden_state
-    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    decoder: nn.Module = model.get_decoder()
     decoded: Tensor = decoder(
         input_ids=decoder_ids,
         attention_mask=decoder_mask,

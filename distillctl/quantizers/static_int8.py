@@ -76,7 +76,7 @@ def _calibrate(spec: StaticInt8, model: onnx.ModelProto, calibration: Calibratio
     save_tensors_data(calibrator.compute_data(), ranges)
 
 
-class _OneRow(CalibrationDataReader):
+class _OneRow(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self, feed: dict[str, np.ndarray]) -> None:
         self._rows: Iterator[dict[str, np.ndarray]] = iter([feed])
 

@@ -169,7 +169,7 @@ def series(workspace: Workspace) -> Series:
 
 def _milliseconds(path: Path) -> np.ndarray:
     try:
-        found = parquet.read(path, ["milliseconds"])["milliseconds"].to_numpy()
+        found: np.ndarray = parquet.read(path, ["milliseconds"])["milliseconds"].to_numpy()
         if not len(found) or not np.isfinite(found).all() or not (found > 0).all():
             raise ValueError("it holds no times")
         return found

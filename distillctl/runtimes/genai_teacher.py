@@ -124,6 +124,7 @@ class GenaiTeacherClassifier(_Cached):
     def _next_log_probs(self) -> np.ndarray:
         """Natural logs over the vocabulary, float64 [V], after the tokens so far."""
         logits: Any = self._generator.get_logits()
-        last = np.asarray(logits, np.float64).reshape(-1, logits.shape[-1])[-1, : self._vocabulary]
+        last: np.ndarray = np.asarray(logits, np.float64).reshape(-1, logits.shape[-1])[-1, : self._vocabulary]
         last -= last.max()
-        return last - np.log(np.exp(last).sum())
+        last -= np.log(np.exp(last).sum())
+        return last

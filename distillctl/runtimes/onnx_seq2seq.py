@@ -46,8 +46,8 @@ class OnnxSeq2Seq(TextFolder):
     def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
         """The logits that predict each token of ``response`` to ``view``, float32 [R, V], in one pass."""
         ids = [self._start, *response[:-1]]
-        logits = self._first_step(self._encode(view), SwappedOutputs(self._own), ids)
-        return logits[0].astype(np.float32, copy=False)
+        logits: np.ndarray = self._first_step(self._encode(view), SwappedOutputs(self._own), ids)[0]
+        return logits.astype(np.float32, copy=False)
 
     def kv_bytes(self, length: int) -> int:
         """Keys and values of ``length`` tokens, of view and response together."""

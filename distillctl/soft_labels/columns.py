@@ -109,4 +109,5 @@ def _lists(lengths: Sequence[int] | np.ndarray, values: pa.Array) -> pa.Array:
 
 
 def _lengths(lists: pa.Array) -> np.ndarray:
-    return np.diff(lists.offsets.to_numpy()).astype(np.int64)
+    offsets: np.ndarray = lists.offsets.to_numpy()
+    return np.diff(offsets).astype(np.int64)

@@ -39,7 +39,8 @@ def rows(found: Labels, log_prior: np.ndarray | None = None) -> dict[str, np.nda
 
 def _measured(labels: SoftLabels, log_prior: np.ndarray | None) -> np.ndarray:
     log_probs = labels.log_probs if log_prior is None else labels.log_probs - log_prior
-    return scores.measured(log_probs, labels.seen) & ~_thinks(labels)
+    measured: np.ndarray = scores.measured(log_probs, labels.seen) & ~_thinks(labels)
+    return measured
 
 
 def _thinks(labels: SoftLabels) -> np.ndarray:

@@ -138,4 +138,5 @@ def _seen(table: pa.Table) -> np.ndarray | None:
     if "label_seen" not in table.column_names:
         return None
     column = table["label_seen"].combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    seen: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    return seen

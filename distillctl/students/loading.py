@@ -69,7 +69,7 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
         with model_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
             check_size(auto, config, Path(place))
     with model_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
-        found, info = auto.from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
             place,
             use_safetensors=True,
             ignore_mismatched_sizes=fresh_head,
@@ -78,6 +78,7 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
             **arguments,
             **labels,
         )
+    found, info = loaded
     drawn = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
     body = [key for key in drawn if key.startswith(f"{found.base_model_prefix}.") and "pooler" not in key]
     if missing := body if fresh_head else drawn:

@@ -11,6 +11,7 @@ from distillctl.recipe import OpenAITeacher, Recipe
 from distillctl.references import ModelSource, ServedSource
 from distillctl.teachers import labelling
 from distillctl.teachers.served import crew as served
+from distillctl.teachers.served.rows import Served
 
 
 def crew(recipe: Recipe, source: ModelSource, folder: Path) -> AbstractContextManager[Any]:
@@ -19,5 +20,5 @@ def crew(recipe: Recipe, source: ModelSource, folder: Path) -> AbstractContextMa
     if isinstance(spec, OpenAITeacher):
         assert isinstance(source, ServedSource)
         again = f"distillctl collect {recipe.path}"
-        return served.crew(served.Served(spec, source, recipe.task, folder / "served", again))
+        return served.crew(Served(spec, source, recipe.task, folder / "served", again))
     return engines.crew(recipe.collect, labelling.Local(spec, source, recipe.task))

@@ -63,7 +63,8 @@ class _Shared:
     def step(self, tokens: Tensor) -> Tensor:
         self._rows.grow()
         positions = self._context.length + self._rows.positions
-        return self._context.model(input_ids=tokens, position_ids=positions, use_cache=False).logits[:, -1]
+        logits: Tensor = self._context.model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        return logits[:, -1]
 
 
 class _Plain:
@@ -92,11 +93,12 @@ class _Plain:
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         extra = {"position_ids": positions} if self._takes_positions else {}
-        return self._model(
+        logits: Tensor = self._model(
             input_ids=ids,
             attention_mask=self._mask,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
             **extra,
-        ).logits[:, -1]
+        ).logits
+        return logits[:, -1]

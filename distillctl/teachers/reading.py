@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from distillctl import console, model_files
 from distillctl.data import responses
 from distillctl.data.answer_place import AnswerPlace
-from distillctl.data.examples import Example
+from distillctl.data.rows import Example
 from distillctl.data.truncation import Length, Limit
 from distillctl.data.views import Renderer
 from distillctl.engines.tasks import Answers, Asked, View

@@ -24,6 +24,7 @@ def logits_at(model: PreTrainedModel, input_ids: Tensor, rows: Tensor, columns: 
 
     hook = head.register_forward_pre_hook(keep_only)
     try:
-        return model(input_ids=input_ids, use_cache=False, **options).logits[0]
+        logits: Tensor = model(input_ids=input_ids, use_cache=False, **options).logits[0]
+        return logits
     finally:
         hook.remove()

@@ -44,7 +44,8 @@ def join() -> None:
     with console.libraries_quiet():
         PartialState(cpu=on_cpu())
     _group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    # torch documents TCPStore but does not declare that it exports it
+    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
     ranks.tells = lambda: _fails_first(store)
     interrupts.install()
 
@@ -53,7 +54,7 @@ def on_cpu() -> bool:
     """Whether several ranks compute on CPUs; Unavailable when some but not all of a machine's ranks can have a GPU."""
     device = torch.accelerator.current_accelerator(check_available=True)
     if ranks.count() == 1 or parse_flag_from_env("ACCELERATE_USE_CPU"):
-        return parse_flag_from_env("ACCELERATE_USE_CPU")
+        return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
     if device is None or device.type == "mps":
         return True
     here, have = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count())), torch.accelerator.device_count()
@@ -117,7 +118,7 @@ def together() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _fails_first(store: distributed.TCPStore) -> bool:
+def _fails_first(store: Any) -> bool:
     try:
         return bool(store.add("distillctl/failed", 1) == 1)
     except RuntimeError:  # its host went first

@@ -51,7 +51,8 @@ class ResponseRows:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of view and response, int64 [N]."""
-        return lengths(self.views) + lengths(self.responses)
+        total: np.ndarray = lengths(self.views) + lengths(self.responses)
+        return total
 
     @property
     def positions(self) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from distillctl import console, references
 from distillctl.data import examples, views
-from distillctl.data.examples import Dataset
+from distillctl.data.rows import Dataset
 from distillctl.data.views import CEILING, PUBLIC
 from distillctl.engines.tasks import Asked, Task
 from distillctl.metrics import comparison, label_checks, scores

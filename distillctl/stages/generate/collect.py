@@ -12,8 +12,8 @@ import numpy as np
 
 from distillctl import cautions, console, references
 from distillctl.data import examples, field_references, views
-from distillctl.data.examples import Dataset, Example
 from distillctl.data.responses import Response, check_given, ended
+from distillctl.data.rows import Dataset, Example
 from distillctl.data.spool import Spool
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
 from distillctl.engines.tasks import Asked, Compared, Crew, Task

@@ -9,7 +9,7 @@ from typing import Any
 from distillctl import console, model_files
 from distillctl.data import responses
 from distillctl.data.answer_place import AnswerPlace
-from distillctl.data.examples import Example
+from distillctl.data.rows import Example
 from distillctl.data.views import MESSAGE, Renderer
 from distillctl.engines.tasks import Answers, Asked, View
 from distillctl.errors import DataError, Unavailable, first_line
