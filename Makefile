@@ -44,8 +44,8 @@ tickets: $(VENV)/.demo  ## from a customer's message to a line of JSON, by a mod
 translate: $(VENV)/.core $(VENV)/.catalogs $(GEMMA_FILE)  ## from English to French, by a small encoder-decoder
 	$(BIN)/distillctl run recipes/translate.yaml
 
-test: $(VENV)/.demo $(VENV)/.dev  ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.demo $(VENV)/.dev  ## all tests, on all cores
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 test-durability: $(VENV)/.dev  ## kills, full and failing disks, losses of power: nothing is lost (half an hour)
 	$(BIN)/python -m tests.durability

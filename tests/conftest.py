@@ -1,19 +1,54 @@
 """Settings for all tests."""
 
+import os
+import random
 import subprocess
+import sys
 
+# Each test process computes on one core, and so do the processes that it starts: the workers of pytest-xdist share the
+# cores among them. Libraries read these when they are imported.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 
 # The machine may be busy: a slow example is no failure.
-settings.register_profile("busy", deadline=None)
+settings.register_profile("busy", deadline=None, print_blob=True)
 settings.load_profile("busy")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed of hypothesis, which its plugin and the workers of pytest-xdist take from the options."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the seed of a run that failed."""
+    if terminalreporter.stats.keys() & {"failed", "error"}:
+        seed = terminalreporter.config.option.hypothesis_seed
+        terminalreporter.write_line(f"Hypothesis drew its examples with --hypothesis-seed={seed}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Start every test with the same random state, whichever tests ran before it in its process."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:  # tests that need no torch do not wait for its import
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="module")
 def one_thread():
     """The same sums in the same order on any machine."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
