@@ -65,8 +65,8 @@ check: $(VENV)/.dev  ## lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.dev  ## write the command reference in README from --help
-	$(BIN)/python -m tests.reference README.md
+docs: $(VENV)/.dev  ## write the guide's page about commands from --help
+	$(BIN)/python -m tests.reference
 
 bench-gate: demo  ## how often the regression gate cries wolf, and how often it sees one (half an hour)
 	$(BIN)/python -m distillctl.benchmarks.gate --run-dir runs/demo

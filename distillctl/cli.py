@@ -472,6 +472,32 @@ def init(
     )
 
 
+@command("guide", "Explain a topic, such as recipes or safety; without one, list the topics.")
+def guide(
+    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="The topic.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    from distillctl import guide as guides
+    from distillctl.text_table import TextTable
+
+    if topic is None:
+        found = guides.topics()
+        table = TextTable(("topic", "what it is for"), text=(0, 1))
+        for one in found:
+            table.add_row(one.name, one.summary)
+        console.result({"topics": [{"topic": one.name, "summary": one.summary} for one in found]}, table)
+        return
+    page = guides.topic(topic)
+    if console.is_json():
+        console.print_json({"topic": page.name, "summary": page.summary, "markdown": page.markdown})
+    elif console.stdout_is_terminal():
+        from distillctl.guide.terminal import Page
+
+        console.readable(Page(page.for_terminal()))
+    else:
+        console.text(page.markdown)
+
+
 @command("doctor", "Versions, CPU features, what is missing.")
 def doctor(as_json: Json = False) -> None:
     from distillctl import diagnosis, summaries

@@ -180,6 +180,11 @@ def invite(address: str) -> None:
         _err.print(Text("\n".join(lines), style="black on white", no_wrap=True))
 
 
+def stdout_is_terminal() -> bool:
+    """Whether a person reads what is printed on stdout."""
+    return _out.is_terminal
+
+
 def text(value: str) -> None:
     """Plain text on stdout, untouched."""
     sys.stdout.write(value if value.endswith("\n") else value + "\n")
