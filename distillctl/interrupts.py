@@ -3,7 +3,7 @@ at once, and so does a second one. Ended at once is still safe: what is not whol
 
 A loop that commits as it goes runs in `deferred`, and calls `check` whenever what is done is committed. What only
 commits at its end need not be deferred; it calls `check` now and then all the same, because Python drops an exception
-that a handler raises while an object is being finalized.
+that a handler raises while an object is being finalized or a process forks. Nobody needs to read of that.
 
 Python calls a handler only between two steps of its own. Where a library's call does not return, as of a graph that
 runs without end, no handler is called: a thread then ends the process.
@@ -15,6 +15,7 @@ import math
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -67,12 +68,15 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
     say: one note for the user, from within a handler, where buffered output may not be used.
     """
     _state.say = say
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda dropped: None if isinstance(dropped.exc_value, Interrupted) else unraisable(dropped)
     install()
     try:
         with _watched():
             yield
     finally:
         ignore()
+        sys.unraisablehook = unraisable
 
 
 def install() -> None:

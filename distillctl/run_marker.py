@@ -45,10 +45,14 @@ def token(root: Path) -> str:
     made = secrets.token_hex(8)
     temporary = root / _IN_MAKING
     temporary.unlink(missing_ok=True)
-    with temporary.open("x", encoding="utf-8") as file:
-        file.write(checksums.put(json.dumps({"about": _ABOUT, "token": made})))
-    sync(temporary)
-    move(temporary, root / MARKER)
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(checksums.put(json.dumps({"about": _ABOUT, "token": made})))
+        sync(temporary)
+        move(temporary, root / MARKER)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     for stage in FOLDERS:  # what an older version had set aside, and was killed
         if _has_manifest(_older_aside(root, stage), stage) and not _has_manifest(root / stage, stage):
             move(_older_aside(root, stage), set_aside_name(root / stage, made))

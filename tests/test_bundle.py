@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from distillctl import pipeline
 from distillctl import recipe as recipes
-from distillctl.bundle import agreement, figures, ort_canonical
+from distillctl.bundle import agreement, figures, ort_canonical, ort_format
 from distillctl.bundle.listing import NAME, Listing
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed, Unavailable
@@ -153,6 +153,15 @@ def test_all_graphs_give_the_same_logits(folder):
         logits, label = inside.run(["logits", "label"], {"text": [text]})
         np.testing.assert_allclose(logits[0], row, atol=1e-5)
         assert label.tolist() == [row.argmax()]
+
+
+def test_an_ort_file_on_a_full_disk_is_no_bug(folder):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = "/dev/full"
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    with pytest.raises(Unavailable, match=r"the \.ort file cannot be written") as told, ort_format._disk_errors(folder):
+        ort.InferenceSession(folder / "model.onnx", options)
+    assert told.value.where == str(folder)
 
 
 def test_ort_bytes_are_in_order_and_nothing_else_changes(folder, tmp_path):

@@ -116,3 +116,19 @@ def test_nothing_is_left_open() -> None:
     after = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(after)
     assert after == before
+
+
+def test_what_python_drops_is_not_shown() -> None:
+    body = """
+    class Ends:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    with interrupts.handled(say):
+        sys.stderr = sys.stdout
+        ends = Ends()
+        del ends
+        say("dropped" if interrupts.pending() else "raised")
+"""
+    assert ended(body, {}) == (0, ["dropped"])

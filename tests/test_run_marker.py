@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+import signal
 import stat
 
 import pytest
 
 from distillctl import console, run_marker
 from distillctl.cli import app
-from distillctl.errors import Unavailable
+from distillctl.errors import Interrupted, Unavailable
 from distillctl.run_marker import MARKER, PLACES
 from distillctl.workspace import Outcome, Workspace, replacing_folder, write_text
 from tests import project
@@ -215,6 +216,16 @@ def test_a_folder_of_a_stages_name_in_what_has_no_marker_is_refused(tmp_path):
     with pytest.raises(Unavailable, match="it holds report"), Workspace(folder).lock():
         pass
     assert (folder / "report" / "thesis.tex").read_text() == "mine"
+
+
+def test_a_signal_while_the_marker_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(path):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(run_marker, "sync", interrupted)
+    with pytest.raises(Interrupted):
+        run_marker.token(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_names_with_its_own_token_are_removed(tmp_path):

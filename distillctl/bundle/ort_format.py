@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from onnxruntime.capi import onnxruntime_pybind11_state as native
 from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
 from distillctl import console
 from distillctl.bundle import ort_canonical
+from distillctl.errors import Unavailable
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 OPERATORS = "required_operators_and_types.config"
@@ -34,7 +37,7 @@ def convert(folder: Path, *, listed_too: Sequence[Path] = (), library: str | Non
         own = Path(scratch)
         for path in [*folder.glob("*.onnx*"), *listed_too]:
             shutil.copyfile(path, own / path.name)
-        with console.libraries_quiet():
+        with console.libraries_quiet(), _disk_errors(folder):
             logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
             convert_onnx_models_to_ort(
                 own,
@@ -52,3 +55,16 @@ def convert(folder: Path, *, listed_too: Sequence[Path] = (), library: str | Non
     lines = [line for line in listed.splitlines() if not line.startswith("#")]  # they name the scratch folder
     (folder / OPERATORS).write_text("\n".join([f"# Generated from {of}", *lines]) + "\n", encoding="utf-8")
     return written
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Within the block: ONNX Runtime tells a file that it cannot write as an error of its own."""
+    try:
+        yield
+    except native.Fail as error:
+        if "Failed to save" not in str(error):
+            raise
+        raise Unavailable(
+            "the .ort file cannot be written", where=str(folder), next="free some space; what was committed is kept"
+        ) from error
