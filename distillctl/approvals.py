@@ -17,7 +17,7 @@ from pathlib import Path
 from distillctl import console, limits, providers
 from distillctl.errors import DistillctlError, RecipeError, UsageError
 from distillctl.recipe import OpenAITeacher, Recipe, addresses
-from distillctl.workspace import replacing
+from distillctl.run_dir.workspace import replacing
 
 ENVIRONMENT = "DISTILLCTL_TRUST"
 FILES = "files"

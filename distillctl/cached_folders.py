@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distillctl import checksums, console, limits, regular_files
+from distillctl import console, limits, regular_files
 from distillctl.errors import Unavailable
-from distillctl.fingerprints import file_digest
-from distillctl.workspace import replacing_folder, write_text
+from distillctl.run_dir import checksums
+from distillctl.run_dir.fingerprints import file_digest
+from distillctl.run_dir.workspace import replacing_folder, write_text
 
 RECORD = ".files.json"
 """In each folder: name → SHA-256 of all other files."""

@@ -132,7 +132,7 @@ def _open(
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     from distillctl import approvals, recipe
-    from distillctl.workspace import Workspace
+    from distillctl.run_dir.workspace import Workspace
 
     approvals.configure(trust or (), remote_code=trust_remote_code)
     loaded = recipe.load(recipe_path, overrides or ())

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distillctl import workspace
+from distillctl.run_dir import workspace
 from distillctl.runtimes import machine
 
 

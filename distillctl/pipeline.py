@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import approvals, attempts, cautions, console, engines, hub, interrupts, ranks, reach, references
+from distillctl import approvals, cautions, console, engines, hub, interrupts, ranks, reach, references
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.errors import GateFailed, UpstreamError
 from distillctl.recipe import OpenAITeacher, Recipe, dump, flatten
+from distillctl.run_dir import attempts
+from distillctl.run_dir.workspace import Manifest, Outcome, Workspace, write_text
 from distillctl.students import early
-from distillctl.workspace import Manifest, Outcome, Workspace, write_text
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import Renderer
 from distillctl.model_preview import ModelPreview
 from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, Text
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import size
 from distillctl.students import early, parameters
-from distillctl.workspace import Workspace
 
 SAMPLE = 64
 """Rows whose views (and given responses) are tokenized to estimate the mean."""

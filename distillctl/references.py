@@ -10,7 +10,7 @@ from pathlib import Path
 from distillctl import cached_folders, gguf_header, package_files, regular_files
 from distillctl import recipe as recipes
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
-from distillctl.workspace import digest, tree_digest
+from distillctl.run_dir.workspace import digest, tree_digest
 
 _KERNEL = tuple(map(Path, ("/proc", "/sys")))
 """Folders whose files are no data: they show this process's environment, its memory, the machine's state."""

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console, pipeline, run_marker
+from distillctl import console, pipeline
 from distillctl.data import eval_table, view_table
 from distillctl.errors import DataError, UpstreamError, UsageError
 from distillctl.graphs import beside
 from distillctl.metrics import sequential
 from distillctl.recipe import Generate, Recipe
+from distillctl.run_dir import run_marker
+from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import duel, machine
 from distillctl.runtimes.duel import Side
 from distillctl.runtimes.onnxruntime import graph_bytes
-from distillctl.workspace import Workspace
 
 NEEDED = ("collect", "quantize")
 """The stages whose files are read: the texts, and the graph."""

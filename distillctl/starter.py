@@ -9,7 +9,7 @@ from typing import Any
 
 from distillctl import recipe
 from distillctl.errors import UsageError
-from distillctl.workspace import writable, write_text
+from distillctl.run_dir.workspace import writable, write_text
 
 FILES = ("recipe.yaml", "messages.jsonl")
 SCHEMA = "recipe.schema.json"

@@ -13,8 +13,8 @@ from distillctl.data.views import PUBLIC
 from distillctl.metrics import names
 from distillctl.pipeline import Ran, State
 from distillctl.report import speed
+from distillctl.run_dir.workspace import Workspace
 from distillctl.text_table import TextTable
-from distillctl.workspace import Workspace
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "damaged": "red"}
 

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 from distillctl import console, regular_files
 from distillctl.errors import GateFailed
 from distillctl.markdown import plain
+from distillctl.run_dir.workspace import writable, write_text
 from distillctl.summaries import size
-from distillctl.workspace import writable, write_text
 
 JUNIT_OUTCOME = {"failed": "failure", "undecided": "skipped"}
 

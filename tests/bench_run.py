@@ -22,10 +22,10 @@ from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.references import ModelSource
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.soft_labels import store
 from distillctl.teachers.huggingface import Teacher, load
-from distillctl.workspace import Outcome, Workspace
 
 TEXT = "which desk answers a question about the price or place of small red blue dogs cats and boats today"
 WORDS = TEXT.split()

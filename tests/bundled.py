@@ -19,8 +19,8 @@ from distillctl.bundle.listing import NAME, Listing
 from distillctl.data import view_table
 from distillctl.graphs import beside
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.stages.classify import bundle
-from distillctl.workspace import Outcome, Workspace
 from tests import tiny, tokenizers_of_kind
 
 LABELS = tiny.LABELS

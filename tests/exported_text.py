@@ -16,12 +16,12 @@ from distillctl.data import view_table
 from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe, Text
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.soft_labels import responses
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.training.generation import greedy_config
-from distillctl.workspace import Outcome, Workspace
 from tests import tiny, tiny_text
 
 BUILDERS = {"genai": None, "trace": decoder_trace, "seq2seq": seq2seq}

@@ -3,7 +3,7 @@ directory (without one, in that of a tiny project, with a bundle and a device), 
 
 Every other byte is drawn from all bytes, the others from one file after the other, so that small files have their
 share. The last line on stdout is one JSON object. Exit 1 when a change went unseen in a file that is not named as one
-that no result can depend on (`distillctl.workspace.NOT_LOAD_BEARING`).
+that no result can depend on (`distillctl.run_dir.workspace.NOT_LOAD_BEARING`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unittest import mock
 from distillctl import pipeline, references
 from distillctl import recipe as recipes
 from distillctl.recipe import Recipe
-from distillctl.workspace import NOT_LOAD_BEARING, Workspace
+from distillctl.run_dir.workspace import NOT_LOAD_BEARING, Workspace
 
 
 def count(recipe: Recipe, run: Path, flips: int, seed: int = 0) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distillctl import checksums
+from distillctl.run_dir import checksums
 
 
 def text(document: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from distillctl.quantizers.labels import LabelCalibration
 from distillctl.recipe import implementation
 from distillctl.recipe.graphs import AnyQuantizer
-from distillctl.workspace import tree_digest
+from distillctl.run_dir.workspace import tree_digest
 
 _CODE = """
 import json

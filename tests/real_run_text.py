@@ -13,7 +13,7 @@ import yaml
 from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.recipe import Recipe
-from distillctl.workspace import Workspace
+from distillctl.run_dir.workspace import Workspace
 from tests import tiny_text
 
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "

@@ -15,15 +15,15 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.special import log_softmax
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from distillctl import attempts
 from distillctl.controls import table as controls
 from distillctl.metrics import comparison
 from distillctl.metrics.statistics import difference_interval, mean_interval
 from distillctl.recipe import Recipe
+from distillctl.run_dir import attempts
+from distillctl.run_dir.workspace import Outcome, Workspace, write_text
 from distillctl.runtimes import model_facts
 from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
-from distillctl.workspace import Outcome, Workspace, write_text
 from tests import manifests
 
 LABELS = ["description", "thing", "abbreviation", "person", "place", "number"]

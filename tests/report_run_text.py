@@ -16,11 +16,11 @@ from distillctl.controls import table as controls
 from distillctl.data.view_table import ViewTable
 from distillctl.metrics import comparison, text
 from distillctl.recipe import Recipe, Text
+from distillctl.run_dir.workspace import Workspace, write_text
 from distillctl.soft_labels import responses
 from distillctl.soft_labels.responses import Response
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
-from distillctl.workspace import Workspace, write_text
 from tests.report_run import HOSTILE, bench, candidate, commit, effects, table, training_log
 
 ROWS = 60

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from distillctl import atomic_io
-from distillctl.atomic_io import MOVED, move, open_to_append, replacing_folder, set_aside_name, write_text
 from distillctl.errors import Unavailable
-from distillctl.workspace import Outcome, Workspace
+from distillctl.run_dir import atomic_io
+from distillctl.run_dir.atomic_io import MOVED, move, open_to_append, replacing_folder, set_aside_name, write_text
+from distillctl.run_dir.workspace import Outcome, Workspace
 
 
 def commit(workspace, text):

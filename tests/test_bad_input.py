@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from distillctl.workspace import MANIFEST
+from distillctl.run_dir.workspace import MANIFEST
 from tests import project
 
 

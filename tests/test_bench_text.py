@@ -21,6 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from distillctl import pipeline
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import interleaved
 from distillctl.runtimes.genai import GenaiDecoder
 from distillctl.runtimes.interleaved import Run
@@ -28,7 +29,6 @@ from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.roofline import bytes_per_token
 from distillctl.runtimes.torch import TeacherWriter, shared_context
-from distillctl.workspace import Workspace
 from tests import bench_run, exported_text, real_run_text, tiny_text
 
 LIMIT = 12

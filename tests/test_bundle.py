@@ -23,9 +23,9 @@ from distillctl.bundle.listing import NAME, Listing
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed, Unavailable
 from distillctl.references import ModelSource
+from distillctl.run_dir.workspace import Outcome, Workspace, file_digest, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages.classify import bundle
-from distillctl.workspace import Outcome, Workspace, file_digest, tree_digest
 from tests import bundled, project
 
 
@@ -63,7 +63,7 @@ _AGAIN = """
 import sys
 from pathlib import Path
 from distillctl.stages.classify import bundle
-from distillctl.workspace import Workspace
+from distillctl.run_dir.workspace import Workspace
 from tests import bundled
 bundle.run(bundled.recipe(bundle={"text_in": True}), Workspace(Path(sys.argv[1])))
 """

@@ -14,9 +14,9 @@ from distillctl.bundle import archive
 from distillctl.bundle.listing import NAME, Listing
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.stages.generate import bundle
-from distillctl.workspace import Outcome, Workspace
 from tests import exported_text, tiny, tiny_text
 
 GRAPHS = {

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.data.view_table import read
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import store
-from distillctl.workspace import Workspace
 from tests.test_answer_tokens import sentence_piece_bpe
 
 LABELS = ["bazu", "miro", "zupa"]

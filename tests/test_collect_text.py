@@ -17,13 +17,13 @@ from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.errors import DataError
 from distillctl.recipe import Dense, Measured, Sampled, Text, TopK, implementation
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels import size
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.text import TextLabels
 from distillctl.soft_labels.top_k import TopKLabels
 from distillctl.teachers.huggingface import Teacher
-from distillctl.workspace import Workspace
 from tests import project, tiny_text
 
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "

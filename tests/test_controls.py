@@ -10,7 +10,7 @@ from distillctl import cautions
 from distillctl.controls import labels, review, table, texts
 from distillctl.errors import UpstreamError
 from distillctl.recipe import Recipe
-from distillctl.workspace import Workspace
+from distillctl.run_dir.workspace import Workspace
 
 PLACES, PEOPLE = ("where is the river", "which city lies there"), ("who wrote the book", "whose idea was that")
 TRAIN = [f"{begin} {end}" for begin in PLACES + PEOPLE for end in ("now", "then", "today", "and why")]

@@ -20,8 +20,8 @@ from distillctl import recipe as recipes
 from distillctl.engines.tasks import Opening, Task, Views
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.recipe import Collect
+from distillctl.run_dir.workspace import Workspace
 from distillctl.teachers import labelling
-from distillctl.workspace import Workspace
 from tests import project, tiny, tiny_text
 
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "

@@ -22,10 +22,10 @@ from distillctl.data import view_table
 from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import card, exporter, parity, tracing
 from distillctl.graphs.tracing import ExportedGraph
+from distillctl.run_dir.workspace import Workspace, file_digest, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
 from distillctl.stages.classify import export
-from distillctl.workspace import Workspace, file_digest, tree_digest
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -24,11 +24,11 @@ from distillctl.data import view_table
 from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, text_parity, tracing
 from distillctl.graphs.text_parity import Rows
+from distillctl.run_dir.workspace import file_digest, tree_digest
 from distillctl.runtimes.genai import GenaiDecoder
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.snippets.reading import Reading
 from distillctl.stages.generate import export
-from distillctl.workspace import file_digest, tree_digest
 from tests import exported_text, tiny_text
 from tests.exported_text import MAX_LENGTH, MAX_NEW_TOKENS, STOP_IDS, exported, plain_answer
 

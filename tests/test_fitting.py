@@ -12,7 +12,7 @@ from distillctl import pipeline, planning
 from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.errors import DataError
-from distillctl.workspace import Workspace
+from distillctl.run_dir.workspace import Workspace
 from tests import project, tiny, tiny_text
 
 CUE = "where is the city in"

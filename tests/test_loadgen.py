@@ -14,11 +14,11 @@ import torch
 
 from distillctl import summaries
 from distillctl.errors import Unavailable
+from distillctl.run_dir.workspace import tree_digest
 from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import loadgen, machine, roofline, sustained
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.stages.classify import bench
-from distillctl.workspace import tree_digest
 from tests import bench_run
 
 

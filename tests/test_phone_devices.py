@@ -18,7 +18,7 @@ from distillctl.errors import RecipeError, UpstreamError
 from distillctl.phone import assets, devices, task
 from distillctl.phone.messages import Device
 from distillctl.report import contract, markdown, page
-from distillctl.workspace import Workspace, file_digest
+from distillctl.run_dir.workspace import Workspace, file_digest
 from tests import project, report_run
 
 AGENTS = {

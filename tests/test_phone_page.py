@@ -19,8 +19,8 @@ from distillctl.errors import Unavailable
 from distillctl.phone import assets, devices, serve
 from distillctl.phone.task import TOLERANCE
 from distillctl.recipe import CANDIDATES, WeightOnly
+from distillctl.run_dir.workspace import Workspace
 from distillctl.stages.classify import export, quantize
-from distillctl.workspace import Workspace
 from tests import project, tiny
 from tests.browser import EXECUTABLE
 

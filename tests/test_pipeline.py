@@ -9,7 +9,7 @@ import yaml
 
 from distillctl import pipeline
 from distillctl import recipe as recipes
-from distillctl.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import Outcome, Workspace
 from tests import flips, project
 
 STAGES = ["collect", "train", "export", "quantize", "bench", "report"]

@@ -10,9 +10,10 @@ import sys
 
 import pytest
 
-from distillctl import atomic_io, cli, os_errors, streams
+from distillctl import cli, os_errors, streams
 from distillctl.errors import Unavailable, UsageError
-from distillctl.workspace import Outcome, Workspace
+from distillctl.run_dir import atomic_io
+from distillctl.run_dir.workspace import Outcome, Workspace
 from tests import project
 
 

@@ -24,9 +24,9 @@ from distillctl.quantizers import dynamic_int8, labels, search
 from distillctl.quantizers.candidates import Candidate
 from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.recipe import CANDIDATES, DynamicInt8, Gate
+from distillctl.run_dir.workspace import Workspace, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.stages.classify import export, quantize
-from distillctl.workspace import Workspace, tree_digest
 from tests import tiny
 from tests.quantized import same_bytes_each_time
 

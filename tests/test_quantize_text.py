@@ -20,6 +20,7 @@ from distillctl.losses.targets import Targets
 from distillctl.metrics import text as text_metrics
 from distillctl.quantizers import dynamic_int8, search, texts
 from distillctl.recipe import CANDIDATES, Dense, DynamicInt8, Quantize, implementation
+from distillctl.run_dir.workspace import Outcome, Workspace, tree_digest
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.soft_labels import responses
@@ -29,7 +30,6 @@ from distillctl.students.student import Corpus
 from distillctl.students.trained import without_weights
 from distillctl.training import folder as train_folder
 from distillctl.training.response_rows import ResponseRows
-from distillctl.workspace import Outcome, Workspace, tree_digest
 from tests import exported_text, tiny, tiny_text
 from tests.exported_text import MAX_NEW_TOKENS, exported
 from tests.quantized import same_bytes_each_time

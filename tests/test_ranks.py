@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from distillctl.workspace import MANIFEST, Workspace
+from distillctl.run_dir.workspace import MANIFEST, Workspace
 from tests import project, tiny_text
 
 pytestmark = pytest.mark.slow

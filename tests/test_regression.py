@@ -237,7 +237,7 @@ def test_larger_graph_fails_with_the_facts_in_one_object(made: Path) -> None:
     smaller = (made / "small/quantize/model.onnx").stat().st_size
     assert smaller < len(whole)
     manifest = json.loads((made / "small/quantize/manifest.json").read_text())
-    from distillctl.workspace import file_digest
+    from distillctl.run_dir.workspace import file_digest
 
     manifest["outputs"]["model.onnx"] = {
         "sha256": file_digest(made / "small/quantize/model.onnx"), "bytes": smaller,

@@ -9,7 +9,7 @@ import pytest
 
 from distillctl import console, gguf_header, limits, model_files, regular_files
 from distillctl.cli import app
-from distillctl.fingerprints import file_digest, tree_digest
+from distillctl.run_dir.fingerprints import file_digest, tree_digest
 from distillctl.soft_labels import seal
 from distillctl.teachers.served import grants
 from tests import project

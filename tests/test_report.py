@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from distillctl import attempts, summaries
+from distillctl import summaries
 from distillctl.controls import table as control_table
 from distillctl.errors import GateFailed, UsageError
 from distillctl.report import charts, contract, fail_under, markdown, numbers, page, verdict
+from distillctl.run_dir import attempts
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages import report
-from distillctl.workspace import Outcome, Workspace
 from tests.browser import EXECUTABLE, browser
 from tests.report_run import CONTEXT, HOSTILE, LABELS, ROWS, alter, committed, fail_gate, recipe
 

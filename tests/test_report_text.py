@@ -26,9 +26,9 @@ from distillctl.errors import UpstreamError
 from distillctl.metrics import text as text_metrics
 from distillctl.pipeline import Ran
 from distillctl.report import contract, markdown, necessity, numbers, page
+from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.stages import report
-from distillctl.workspace import Manifest, Workspace
 from tests import real_run_text
 from tests.browser import EXECUTABLE, browser
 from tests.report_run import HOSTILE, alter

@@ -8,11 +8,12 @@ import stat
 
 import pytest
 
-from distillctl import console, run_marker
+from distillctl import console
 from distillctl.cli import app
 from distillctl.errors import Interrupted, Unavailable
-from distillctl.run_marker import MARKER, PLACES
-from distillctl.workspace import Outcome, Workspace, replacing_folder, write_text
+from distillctl.run_dir import run_marker
+from distillctl.run_dir.run_marker import MARKER, PLACES
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder, write_text
 from tests import project
 
 STAGES = ("collect", "train", "export", "quantize", "bench", "report", "run")

@@ -18,8 +18,8 @@ from distillctl.quantizers import weight_only
 from distillctl.quantizers.labels import LabelCalibration
 from distillctl.quantizers.sensitivity import Cost, costliest
 from distillctl.recipe import WeightOnly
+from distillctl.run_dir.workspace import tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
-from distillctl.workspace import tree_digest
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from distillctl import checksums
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
+from distillctl.run_dir import checksums
 from distillctl.teachers.served import client, grants, protocol
 from distillctl.teachers.served import journal as journal_module
 from distillctl.teachers.served.asking import Asker, Stopped, estimate

@@ -17,12 +17,12 @@ from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.recipe import Measured, Text, TopK
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses as text_store
 from distillctl.soft_labels import store
 from distillctl.soft_labels.eval_rows import EvalLabels
 from distillctl.soft_labels.text import TextLabels
 from distillctl.soft_labels.top_k import TopKLabels
-from distillctl.workspace import Workspace
 from tests import project, served_project, stub_server
 
 FAILED = "run/collect/served/failed.jsonl"

@@ -18,11 +18,11 @@ from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.errors import RecipeError
 from distillctl.metrics.scores import measured
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import store
 from distillctl.teachers.served import labels
 from distillctl.teachers.served.labels import Label
 from distillctl.teachers.served.protocol import Position
-from distillctl.workspace import Workspace
 from tests import served_project, stub_server, tiny_text, tokenizers_of_kind
 
 LIKELY = -8.0

@@ -23,10 +23,10 @@ import yaml
 from distillctl import package_files, pipeline
 from distillctl import recipe as recipes
 from distillctl.recipe import TopK
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses, store
 from distillctl.soft_labels.labels import calibrate
 from distillctl.soft_labels.top_k import TopKLabels
-from distillctl.workspace import Workspace
 
 _BESIDE = sys.executable if importlib.util.find_spec("llama_cpp") else None
 PYTHON = os.environ.get("DISTILLCTL_LLAMA_PYTHON", _BESIDE)

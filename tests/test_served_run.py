@@ -8,7 +8,7 @@ import yaml
 from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.report import contract, markdown
-from distillctl.workspace import Workspace
+from distillctl.run_dir.workspace import Workspace
 from tests import project, real_run_text, served_project, stub_server
 
 pytestmark = pytest.mark.slow

@@ -7,9 +7,9 @@ from scipy.special import log_softmax
 from distillctl import pipeline
 from distillctl.errors import RecipeError
 from distillctl.recipe import Text
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses as text_store
 from distillctl.soft_labels.text import TextLabels
-from distillctl.workspace import Workspace
 from tests import served_project, stub_server
 
 TASK = {"kind": "generate", "max_new_tokens": 3, "soft_labels": {"kind": "text"}}

@@ -30,13 +30,13 @@ from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import card, text_card
 from distillctl.recipe import Recipe
 from distillctl.report import use
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets import javascript, literals
 from distillctl.snippets.reading import Reading
 from distillctl.stages.classify import bundle as label_bundle
 from distillctl.stages.generate import bundle as text_bundle
-from distillctl.workspace import Outcome, Workspace
 from tests import bundled, exported_text, tiny, tiny_text, tokenizers_of_kind
 
 AROUND = {

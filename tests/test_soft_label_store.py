@@ -14,12 +14,12 @@ from distillctl.data import view_table
 from distillctl.errors import UpstreamError
 from distillctl.losses.targets import Targets
 from distillctl.recipe import Dense, Sampled, Text, TopK, implementation
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels import size
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.responses import Response
 from distillctl.soft_labels.shards import Shard
-from distillctl.workspace import Outcome, Workspace
 from tests.tiny import commit
 
 SPECS = [

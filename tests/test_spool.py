@@ -12,8 +12,8 @@ from distillctl.data import view_table
 from distillctl.data.spool import Spool
 from distillctl.errors import Unavailable
 from distillctl.metrics.statistics import Tally
+from distillctl.run_dir.workspace import Workspace
 from distillctl.teachers.shared_context import common_prefix
-from distillctl.workspace import Workspace
 
 ROWS = st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=1, max_size=12)
 

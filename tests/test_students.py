@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTra
 from distillctl import pipeline, references
 from distillctl.errors import DataError, RecipeError, Unavailable
 from distillctl.recipe import implementation
+from distillctl.run_dir.workspace import Workspace
 from distillctl.students import early
 from distillctl.students.student import Corpus, Student
 from distillctl.students.vocabulary import vocabulary_digest
-from distillctl.workspace import Workspace
 from tests import tiny, tiny_text
 
 CORPUS = Corpus(tiny_text.texts(30), [])

@@ -15,12 +15,12 @@ from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.errors import RecipeError
 from distillctl.recipe import Dense, Text
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.text import TextLabels
 from distillctl.stages.generate import train
 from distillctl.students.student import Student
-from distillctl.workspace import Workspace
 from tests import exported_text, tiny_text
 
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "

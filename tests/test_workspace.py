@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillctl import atomic_io, run_marker
-from distillctl.atomic_io import owned_by, set_aside_name, temporary_name
 from distillctl.errors import Unavailable, UpstreamError
-from distillctl.workspace import (
+from distillctl.run_dir import atomic_io, run_marker
+from distillctl.run_dir.atomic_io import owned_by, set_aside_name, temporary_name
+from distillctl.run_dir.workspace import (
     Outcome,
     Workspace,
     digest,

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from distillctl.data import view_table
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.soft_labels import store
-from distillctl.workspace import Outcome, Workspace
 
 LABELS = ["number", "person", "place"]
 TEXT = "who wrote where is how many when did the a river king book city live old long far of in"

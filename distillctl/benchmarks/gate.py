@@ -20,9 +20,9 @@ import numpy as np
 from distillctl import console
 from distillctl.data import view_table
 from distillctl.errors import Told, UpstreamError
+from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import duel, machine
 from distillctl.runtimes.duel import Side
-from distillctl.workspace import Workspace
 
 SLOWDOWN, MAX_SLOWDOWN = 0.05, 0.02
 """What is injected, and what the gate lets pass: anything below what has to be caught."""

@@ -23,7 +23,7 @@ import yaml
 from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.recipe import Recipe, Spec, Text, implementation
-from distillctl.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import Outcome, Workspace
 
 EVAL_ROWS, SHARD_ROWS = 200, 128
 LABELS = ["river", "harbour", "mountain", "garden"]

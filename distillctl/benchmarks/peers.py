@@ -34,12 +34,12 @@ from distillctl.data import view_table
 from distillctl.errors import Unavailable
 from distillctl.graphs import beside
 from distillctl.metrics import scores
+from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.interleaved import Plan, figures, measure
 from distillctl.runtimes.machine import facts as machine_facts
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
-from distillctl.workspace import Workspace
 
 PLAN = Plan(processes=5, queries=100, warmup=20, seconds=None)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

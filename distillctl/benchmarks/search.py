@@ -22,8 +22,8 @@ from distillctl.quantizers import search
 from distillctl.quantizers.candidates import Candidate
 from distillctl.recipe import CANDIDATES, DynamicInt8, Float16, Recipe, StaticInt8, WeightOnly
 from distillctl.recipe.graphs import AnyQuantizer
+from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.machine import facts as machine_facts
-from distillctl.workspace import Workspace
 
 DYNAMIC = tuple(
     DynamicInt8(per_channel=channel, reduce_range=reduced) for channel in (False, True) for reduced in (False, True)

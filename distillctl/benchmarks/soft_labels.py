@@ -34,6 +34,7 @@ from distillctl.data.views import CEILING
 from distillctl.errors import Told, UpstreamError
 from distillctl.losses.targets import DenseTargets
 from distillctl.recipe import ForwardKL, Recipe, Sampled, Text, TopK, Train, implementation
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.responses import Profile, Responses
@@ -45,7 +46,6 @@ from distillctl.teachers.shared_context import common_prefix
 from distillctl.training import generation
 from distillctl.training.learner import Batch
 from distillctl.training.response_rows import ResponseRows
-from distillctl.workspace import Workspace
 
 TOKENS = {"train": 8000, "eval": 3000}
 """Response tokens at most; 96 KiB of memory each at a vocabulary of 49,152, in half precision."""

@@ -19,6 +19,7 @@ from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.data.views import CEILING
 from distillctl.recipe import Recipe, Text, Vocabulary, implementation
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students import vocabulary
@@ -26,7 +27,6 @@ from distillctl.students.student import Corpus
 from distillctl.teachers import generation
 from distillctl.teachers.huggingface import Teacher
 from distillctl.teachers.shared_context import SharedContext, common_prefix
-from distillctl.workspace import Workspace
 
 
 def main(path: str, run_dir: str) -> None:

@@ -15,7 +15,7 @@ from distillctl.bundle.listing import NAME, File
 from distillctl.errors import DistillctlError
 from distillctl.graphs import card
 from distillctl.recipe import Recipe
-from distillctl.workspace import file_digest
+from distillctl.run_dir.workspace import file_digest
 
 _OF_THE_STAGE = {"README.md", "candidates.json", "eval.parquet"}
 """quantize's own, and what is said of single rows."""

@@ -12,9 +12,9 @@ from distillctl.bundle import archive, contents, figures, mobile, text_in
 from distillctl.bundle.listing import NAME, Example, File, Graph, Listing
 from distillctl.graphs import beside
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Manifest, Outcome, Workspace, replacing, versions
 from distillctl.snippets import javascript
 from distillctl.snippets.reading import Reading
-from distillctl.workspace import Manifest, Outcome, Workspace, replacing, versions
 
 ARCHIVE = "bundle.zip"
 SCORING = {

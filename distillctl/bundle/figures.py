@@ -7,7 +7,7 @@ from typing import Any
 
 from distillctl.errors import UpstreamError
 from distillctl.metrics import names
-from distillctl.workspace import Manifest, Workspace
+from distillctl.run_dir.workspace import Manifest, Workspace
 
 
 def bench(workspace: Workspace) -> Manifest | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from distillctl.data.view_template import ViewTemplate
-from distillctl.workspace import digest
+from distillctl.run_dir.workspace import digest
 
 NAME = "bundle.json"
 OLD_FORMAT = b'"distillctl bundle 1"'

@@ -16,9 +16,9 @@ from distillctl.bundle import archive, text_in
 from distillctl.bundle.listing import MAX_BYTES, NAME, OLD_FORMAT, Listing
 from distillctl.errors import DataError, GateFailed, Unavailable, first_line
 from distillctl.graphs import beside
+from distillctl.run_dir.workspace import MANIFEST, file_digest, writable
 from distillctl.runtimes import trial
 from distillctl.runtimes.process import WorkerFailed, WorkerProcess
-from distillctl.workspace import MANIFEST, file_digest, writable
 
 _WORKER = "distillctl.bundle.worker"
 _NEXT = "distillctl export RECIPE --bundle  makes it anew"

@@ -13,10 +13,10 @@ from distillctl.data import view_table
 from distillctl.data.views import CEILING, FLOOR
 from distillctl.metrics import doubts, scores, text
 from distillctl.recipe import Recipe, Text
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses, store
 from distillctl.soft_labels.labels import calibrate
 from distillctl.soft_labels.text import TextLabels
-from distillctl.workspace import Workspace
 
 
 def labels(arm: str, log_probs: np.ndarray, recipe: Recipe, workspace: Workspace) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from distillctl.data import eval_table
 from distillctl.errors import UpstreamError
-from distillctl.workspace import Workspace, replacing
+from distillctl.run_dir.workspace import Workspace, replacing
 
 FILE = "controls.parquet"
 

@@ -17,7 +17,7 @@ from distillctl.data.row_reading import RowReader, normal
 from distillctl.data.rows import LEFT_OUT, Dataset, Example, Rows, Writer, left_out
 from distillctl.errors import DataError
 from distillctl.recipe import Data, Recipe
-from distillctl.workspace import digest, file_digest
+from distillctl.run_dir.workspace import digest, file_digest
 
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────
 

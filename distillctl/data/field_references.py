@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from distillctl.data import eval_table
 from distillctl.data.rows import Example
 from distillctl.recipe import FieldReference, Generate
-from distillctl.workspace import replacing
+from distillctl.run_dir.workspace import replacing
 
 FILE = "fields.parquet"
 _COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl.atomic_io import make_folder, temporary_prefix, writable
+from distillctl.run_dir.atomic_io import make_folder, temporary_prefix, writable
 
 _BUFFER = 2**16
 

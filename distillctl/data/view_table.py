@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from distillctl.data import parquet
 from distillctl.errors import UpstreamError, first_line
-from distillctl.workspace import replacing
+from distillctl.run_dir.workspace import replacing
 
 COLUMNS = ("id", "split", "input", "reference", "full", "simplified")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])

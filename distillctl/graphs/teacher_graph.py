@@ -16,8 +16,8 @@ from distillctl.errors import DistillctlError, Unavailable, first_line
 from distillctl.graphs import beside, genai_builder
 from distillctl.recipe import HuggingFaceTeacher
 from distillctl.references import ModelSource
+from distillctl.run_dir.workspace import digest
 from distillctl.runtimes.model_facts import GENAI_DTYPE
-from distillctl.workspace import digest
 
 _BUILD_BYTES, _KEPT_BYTES = 8, 2
 """Of a parameter: what the builder may take of memory, with the float32 weights that it reads, and of the disk."""

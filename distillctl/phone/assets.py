@@ -13,7 +13,7 @@ from pathlib import Path
 from distillctl import console, limits
 from distillctl.errors import DataError, Unavailable
 from distillctl.phone import npm
-from distillctl.workspace import file_digest, replacing_folder, writable
+from distillctl.run_dir.workspace import file_digest, replacing_folder, writable
 
 VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web@{VERSION}"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from distillctl import limits
 from distillctl.errors import UpstreamError
 from distillctl.phone.messages import MAX_BYTES, Device, Failure, Finite, Milliseconds, Word
-from distillctl.workspace import Outcome, Workspace, write_text
+from distillctl.run_dir.workspace import Outcome, Workspace, write_text
 
 STAGE = "devices"
 _BROWSERS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl.errors import Unavailable
-from distillctl.workspace import write_text
+from distillctl.run_dir.workspace import write_text
 
 SECONDS = 300.0
 """Time limit of one `npm pack`."""

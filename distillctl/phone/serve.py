@@ -17,7 +17,7 @@ from distillctl.phone import addresses, assets, devices, task
 from distillctl.phone.messages import Device, Failure, Results
 from distillctl.phone.server import PhoneServer
 from distillctl.recipe import Recipe
-from distillctl.workspace import Workspace
+from distillctl.run_dir.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from distillctl.data import eval_table, view_table
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.phone.messages import MAX_LABELS, MAX_QUERIES, MAX_ROWS
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
-from distillctl.workspace import Workspace
 
 TOLERANCE = 0.05
 """How far a probability may lie from the recorded one. Between ONNX Runtime here and its WebAssembly build the demo's

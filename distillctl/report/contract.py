@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import attempts, controls
+from distillctl import controls
 from distillctl.data import parquet, view_table
 from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import comparison, doubts, names
 from distillctl.metrics.statistics import difference_interval, recovered_interval
 from distillctl.recipe import Generate, Recipe
 from distillctl.report import devices, labels, numbers, speed, texts, use, verdict
+from distillctl.run_dir import attempts
+from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.training import metrics_log
-from distillctl.workspace import Manifest, Workspace
 
 UPSTREAM = ("collect", "train", "export", "quantize", "bench")
 OWN = ("deployed", "student", "control")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distillctl.phone import devices
-from distillctl.workspace import Workspace
+from distillctl.run_dir.workspace import Workspace
 
 
 def measured(workspace: Workspace) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from distillctl.data import eval_table
 from distillctl.data.view_table import ViewTable
 from distillctl.metrics.scores import label_scores, row_scores
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
-from distillctl.workspace import Workspace
 
 
 def compare(

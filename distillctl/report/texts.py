@@ -17,11 +17,11 @@ from distillctl.metrics import fields, leakage, text
 from distillctl.metrics.statistics import mean_interval
 from distillctl.recipe import Recipe, Text
 from distillctl.report import necessity
+from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import text_folder
 from distillctl.soft_labels import responses
 from distillctl.soft_labels.responses import Responses
 from distillctl.soft_labels.text import TextLabels
-from distillctl.workspace import Workspace
 
 SHOWN = ("ceiling", "floor", "student", "deployed")
 """The arms whose answers stand side by side."""

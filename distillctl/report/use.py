@@ -12,9 +12,9 @@ from markupsafe import Markup
 from distillctl.data.view_table import ViewTable
 from distillctl.data.view_template import ViewTemplate
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Workspace
 from distillctl.snippets import code as snippets
 from distillctl.snippets.reading import Reading
-from distillctl.workspace import Workspace
 
 
 def facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import Unavailable
 from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.references import ModelSource
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder, versions
 from distillctl.runtimes import lengths, loadgen, machine, model_facts, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.runtimes.process import WorkerProcess
-from distillctl.workspace import Outcome, Workspace, replacing_folder, versions
 
 FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
 """The student's graphs → the stage that wrote them."""

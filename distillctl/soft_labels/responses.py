@@ -23,10 +23,10 @@ from distillctl.data.views import FLOOR
 from distillctl.errors import UpstreamError, first_line
 from distillctl.losses.targets import Targets
 from distillctl.recipe import Text
+from distillctl.run_dir.workspace import Workspace, replacing
 from distillctl.soft_labels import columns, seal, shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
-from distillctl.workspace import Workspace, replacing
 
 _SCHEMA = ("id", "sample", "text", "cut", "token_ids")
 TOKEN_IDS = pa.field("token_ids", pa.list_(pa.int32()))

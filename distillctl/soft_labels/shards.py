@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distillctl.errors import UpstreamError
-from distillctl.workspace import Workspace, digest
+from distillctl.run_dir.workspace import Workspace, digest
 
 _FILE = re.compile(r".+-\w+-\d{5,}-[0-9a-f]{16}\.parquet")
 """`Shard.file`, whatever the plan."""

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from distillctl.data import parquet, view_table
 from distillctl.errors import UpstreamError, first_line
+from distillctl.run_dir.workspace import Workspace, replacing
 from distillctl.soft_labels import seal, shards
 from distillctl.soft_labels.shards import Shard
-from distillctl.workspace import Workspace, replacing
 
 _AGAIN = "distillctl collect RECIPE"
 _COLUMNS = ("id", "label_log_probs", "label_mass", "label_seen", "next_token", "next_log_prob")

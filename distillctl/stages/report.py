@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distillctl.recipe import Recipe
 from distillctl.report import contract, page
-from distillctl.workspace import Outcome, Workspace, replacing_folder
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:

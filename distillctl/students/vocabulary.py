@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from distillctl.errors import RecipeError
 from distillctl.recipe import Vocabulary
+from distillctl.run_dir.workspace import digest
 from distillctl.students import embeddings, token_sets
 from distillctl.students.student import Corpus
 from distillctl.students.tokenization import with_backend
-from distillctl.workspace import digest
 
 _BATCH = 1000
 

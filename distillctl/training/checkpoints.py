@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distillctl import checksums, console, limits, ranks
+from distillctl import console, limits, ranks
 from distillctl.errors import UpstreamError, first_line
-from distillctl.manifest import SCRATCH
+from distillctl.run_dir import checksums
+from distillctl.run_dir.manifest import SCRATCH
+from distillctl.run_dir.workspace import file_digest, move, replacing_folder
 from distillctl.training import group
 from distillctl.training.learner import Learner
-from distillctl.workspace import file_digest, move, replacing_folder
 
 _DAMAGED = "-damaged"
 

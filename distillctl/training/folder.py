@@ -8,10 +8,10 @@ import torch
 
 from distillctl import ranks, references
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Workspace, digest, make_folder, replacing_folder, writable
 from distillctl.students.student import Student
 from distillctl.training import group, metrics_log
 from distillctl.training.checkpoints import Checkpoints, forget
-from distillctl.workspace import Workspace, digest, make_folder, replacing_folder, writable
 
 
 def prepare(recipe: Recipe, workspace: Workspace) -> Path:

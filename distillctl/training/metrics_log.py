@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from pydantic_core import from_json
 
 from distillctl import ranks
-from distillctl.workspace import open_to_append, writable, write_text
+from distillctl.run_dir.workspace import open_to_append, writable, write_text
 
 
 @contextlib.contextmanager

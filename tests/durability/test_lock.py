@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from distillctl.atomic_io import set_aside_name, temporary_name
 from distillctl.errors import Unavailable
-from distillctl.workspace import Workspace
+from distillctl.run_dir.atomic_io import set_aside_name, temporary_name
+from distillctl.run_dir.workspace import Workspace
 
 HOLDER = """if True:
     import sys, time
     from pathlib import Path
-    from distillctl.workspace import Workspace
+    from distillctl.run_dir.workspace import Workspace
     with Workspace(Path(sys.argv[1])).lock():
         print("held", flush=True)
         time.sleep(600)

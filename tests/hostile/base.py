@@ -28,7 +28,7 @@ INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
 def make(folder: Path) -> None:
     """folder/labels with all stages up to the report's, and folder/texts with collect. The checkpoints stay, as
     if train had been killed before it removed them."""
-    from distillctl.workspace import Workspace
+    from distillctl.run_dir.workspace import Workspace
 
     with mock.patch.object(Workspace, "_discard"):
         _make(folder)
@@ -89,7 +89,7 @@ def _texts(folder: Path) -> None:
 
 def _finish() -> None:
     from distillctl.graphs import beside
-    from distillctl.workspace import Workspace
+    from distillctl.run_dir.workspace import Workspace
     from tests.hostile import make_bundles
 
     space = Workspace(Path("run"))
@@ -114,7 +114,7 @@ def _finish() -> None:
 def freshen(work: Path, stage: str) -> None:
     """The stage's manifest is made one of the recipe and the stages before as they are now."""
     from distillctl import pipeline, recipe
-    from distillctl.workspace import Workspace
+    from distillctl.run_dir.workspace import Workspace
 
     loaded, space = recipe.load(work / "recipe.yaml"), Workspace(work / "run")
     path = space.folder(stage) / "manifest.json"

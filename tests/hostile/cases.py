@@ -152,7 +152,7 @@ def sign(work: Path, stage: str, name: str) -> None:
 
 def _follow(work: Path, changed: str) -> None:
     """The stages that read a changed one are made to have read it as it is."""
-    from distillctl.workspace import Workspace
+    from distillctl.run_dir.workspace import Workspace
 
     for reader in STAGES[STAGES.index(changed) + 1 :]:
         path = work / "run" / reader / "manifest.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from distillctl import checksums
+from distillctl.run_dir import checksums
 from tests.hostile.make_models import write
 
 HUGE = 10**400

@@ -27,8 +27,8 @@ from distillctl.data import examples, formats, parquet, views
 from distillctl.errors import DistillctlError
 from distillctl.phone.messages import Results
 from distillctl.recipe import Data
+from distillctl.run_dir.workspace import Workspace
 from distillctl.training import metrics_log
-from distillctl.workspace import Workspace
 from tests import manifests, tiny
 from tests.costs import bounded
 from tests.hostile import make_bundles, make_gguf, make_parquet
@@ -215,7 +215,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     space = Workspace(folder / "run")
     (folder / "run" / "collect").mkdir(parents=True, exist_ok=True)
     (folder / "run" / "collect" / "a.bin").write_bytes(b"x")
-    from distillctl.workspace import Outcome
+    from distillctl.run_dir.workspace import Outcome
 
     tiny.commit(space, "collect", Outcome(["a.bin"], {"labels": ["a"]}))
     found = json.loads((folder / "run" / "collect" / "manifest.json").read_text())

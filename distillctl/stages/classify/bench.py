@@ -10,10 +10,10 @@ import numpy as np
 from distillctl.data import eval_table
 from distillctl.graphs import beside, teacher_graph
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.bench import Answers, Bench
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels import store
-from distillctl.workspace import Outcome, Workspace
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:

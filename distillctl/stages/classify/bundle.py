@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from distillctl import console
-from distillctl.atomic_io import temporary_prefix
 from distillctl.bundle import agreement, answers, code, draft, ort_format, readme, text_in
 from distillctl.bundle.draft import Draft
 from distillctl.bundle.listing import Graph
@@ -18,9 +17,10 @@ from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.graphs import card
 from distillctl.recipe import Recipe
+from distillctl.run_dir.atomic_io import temporary_prefix
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder, versions
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
-from distillctl.workspace import Outcome, Workspace, replacing_folder, versions
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:

@@ -15,6 +15,7 @@ from distillctl.data.views import CEILING, PUBLIC
 from distillctl.engines.tasks import Asked, Task
 from distillctl.metrics import comparison, label_checks, scores
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels import measured, shards, store
 from distillctl.soft_labels.committing import Committing
@@ -23,7 +24,6 @@ from distillctl.soft_labels.store import SoftLabels
 from distillctl.students import reading as student_lengths
 from distillctl.teachers import arms as teacher_arms
 from distillctl.teachers import crews
-from distillctl.workspace import Outcome, Workspace
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:

@@ -10,10 +10,10 @@ from distillctl.graphs import beside, card, exporter, parity
 from distillctl.graphs.parity import Parity
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
 from distillctl.students import trained
-from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:

@@ -18,11 +18,11 @@ from distillctl.quantizers import labels, search
 from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.quantizers.search import FP32
 from distillctl.recipe import CANDIDATES, Recipe
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.snippets.reading import Reading
 from distillctl.soft_labels import store
 from distillctl.soft_labels.labels import calibrate
-from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 CALIBRATION_ROWS = 128
 

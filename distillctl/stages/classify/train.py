@@ -20,13 +20,13 @@ from distillctl.data.spool import Picked, Spool
 from distillctl.errors import UpstreamError
 from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, implementation
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels import store
 from distillctl.students.student import Again, Corpus, Student
 from distillctl.training import folder as train_folder
 from distillctl.training.classification import Classification, Rows, predict
 from distillctl.training.loop import Fit, Run, hold_out
-from distillctl.workspace import Outcome, Workspace, replacing
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:

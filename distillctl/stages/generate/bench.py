@@ -11,6 +11,7 @@ from distillctl.data import eval_table
 from distillctl.data.views import CEILING
 from distillctl.graphs import beside, teacher_graph
 from distillctl.recipe import Recipe, Text
+from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.bench import FOLDERS, Answers, Bench
 from distillctl.runtimes.genai import CONFIG
@@ -19,7 +20,6 @@ from distillctl.runtimes.onnx_generator import ENCODER_DECODER
 from distillctl.runtimes.roofline import bytes_per_token
 from distillctl.soft_labels import responses
 from distillctl.soft_labels.text import TextLabels
-from distillctl.workspace import Outcome, Workspace
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:

@@ -13,6 +13,7 @@ from distillctl.data.view_table import ViewTable
 from distillctl.errors import GateFailed
 from distillctl.graphs import text_card
 from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 from distillctl.runtimes import key_values, text_folder
 from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.onnx_generator import open_generator
@@ -20,7 +21,6 @@ from distillctl.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from distillctl.runtimes.onnxruntime import session
 from distillctl.runtimes.text_folder import read_json
 from distillctl.snippets.reading import Reading
-from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 ROWS = 8
 """Of the held-out ones, answered by the `.ort` graphs too."""

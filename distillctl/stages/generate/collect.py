@@ -32,6 +32,7 @@ from distillctl.recipe import (
     Text,
     implementation,
 )
+from distillctl.run_dir.workspace import Outcome, Workspace, digest
 from distillctl.soft_labels import responses as store
 from distillctl.soft_labels import shards
 from distillctl.soft_labels.committing import Committing
@@ -44,7 +45,6 @@ from distillctl.students.vocabulary import vocabulary_digest
 from distillctl.teachers import arms as teacher_arms
 from distillctl.teachers import crews
 from distillctl.teachers.arms import Arm
-from distillctl.workspace import Outcome, Workspace, digest
 
 MAY_BE_ODD = 0.02
 """Share of the responses that may be cut off, or empty, before it is said."""

@@ -17,12 +17,12 @@ from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, tex
 from distillctl.graphs.text_parity import Rows, TextParity
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe, Text, implementation
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.snippets.reading import Reading
 from distillctl.soft_labels import responses
 from distillctl.students import trained
-from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:

@@ -23,6 +23,7 @@ from distillctl.quantizers import search, texts
 from distillctl.quantizers.search import FP32
 from distillctl.quantizers.texts import Answers
 from distillctl.recipe import CANDIDATES, Recipe, Text
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
@@ -32,7 +33,6 @@ from distillctl.soft_labels.responses import Profile, Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.trained import without_weights
 from distillctl.training.response_rows import ResponseRows, kept, rows
-from distillctl.workspace import Outcome, Workspace, replacing_folder
 
 CALIBRATION_ROWS = 16
 """Responses of some tokens each, so many that a cost is told from none, and so few that it is soon measured."""

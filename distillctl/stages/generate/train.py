@@ -22,6 +22,7 @@ from distillctl.losses.heads import check_head
 from distillctl.metrics import context_decided
 from distillctl.metrics import text as text_metrics
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, Text, implementation
+from distillctl.run_dir.workspace import Outcome, Workspace, replacing
 from distillctl.soft_labels import responses as response_store
 from distillctl.soft_labels.responses import Responses
 from distillctl.soft_labels.text import TextLabels
@@ -30,7 +31,6 @@ from distillctl.training import folder as train_folder
 from distillctl.training.generation import Generation, Scores, answers, greedy_config, model_inputs, score
 from distillctl.training.loop import Fit, Run, hold_out
 from distillctl.training.response_rows import ResponseRows, check_terms, end_token, kept, rows
-from distillctl.workspace import Outcome, Workspace, replacing
 
 LEAST_POSITIONS = 2048
 """Tokens of view and response that a decoder takes where the model allows it, though the data's rows are shorter."""

@@ -17,12 +17,12 @@ from typing import Any
 from distillctl import interrupts
 from distillctl.engines.tasks import Key, Task
 from distillctl.errors import Unavailable
+from distillctl.run_dir.workspace import write_text
 from distillctl.teachers.served import rows
 from distillctl.teachers.served.asking import Stopped
 from distillctl.teachers.served.client import Fault
 from distillctl.teachers.served.reading import Reader
 from distillctl.teachers.served.rows import Rows, Served
-from distillctl.workspace import write_text
 
 FAILED = "failed.jsonl"
 _LOOK = 0.2

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from distillctl import checksums, limits
+from distillctl import limits
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
+from distillctl.run_dir import checksums
+from distillctl.run_dir.workspace import digest, write_text
 from distillctl.teachers.served.asking import Asker, Stopped
 from distillctl.teachers.served.client import Fault
 from distillctl.teachers.served.protocol import Answer, LimitKey, Request
-from distillctl.workspace import digest, write_text
 
 _HELLO = "1 2 3 4"
 _FEWER = (20, 10, 5, 2, 1)

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from distillctl import checksums, facts, limits
-from distillctl.fingerprints import digest
+from distillctl import limits
+from distillctl.run_dir import checksums, facts
+from distillctl.run_dir.fingerprints import digest
 
 MANIFEST = "manifest.json"
 LIBRARIES = (

@@ -14,10 +14,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillctl import checksums, limits, manifest, regular_files
-from distillctl.atomic_io import is_folder, move, set_aside_name, sync
+from distillctl import limits, regular_files
 from distillctl.errors import Unavailable
-from distillctl.manifest import MANIFEST
+from distillctl.run_dir import checksums, manifest
+from distillctl.run_dir.atomic_io import is_folder, move, set_aside_name, sync
+from distillctl.run_dir.manifest import MANIFEST
 
 MARKER = ".distillctl-run.json"
 LOCK = ".lock"

@@ -18,28 +18,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillctl import manifest as manifests
-from distillctl import regular_files, run_marker
-from distillctl.atomic_io import MOVED, is_folder, owned_by, remove_moved, set_aside_name, was_set_aside
-from distillctl.atomic_io import is_temporary as is_temporary
-from distillctl.atomic_io import make_folder as make_folder
-from distillctl.atomic_io import move as move
-from distillctl.atomic_io import open_to_append as open_to_append
-from distillctl.atomic_io import replacing as replacing
-from distillctl.atomic_io import replacing_folder as replacing_folder
-from distillctl.atomic_io import sync as sync
-from distillctl.atomic_io import writable as writable
-from distillctl.atomic_io import write_text as write_text
+from distillctl import regular_files
 from distillctl.errors import Unavailable, UpstreamError, first_line
-from distillctl.fingerprints import digest as digest
-from distillctl.fingerprints import file_digest as file_digest
-from distillctl.fingerprints import tree_digest as tree_digest
-from distillctl.manifest import MANIFEST as MANIFEST
-from distillctl.manifest import SCRATCH, Output
-from distillctl.manifest import Manifest as Manifest
-from distillctl.manifest import versions as versions
-from distillctl.run_marker import FOLDERS as FOLDERS
-from distillctl.run_marker import LOCK, MARKER
+from distillctl.run_dir import manifest as manifests
+from distillctl.run_dir import run_marker
+from distillctl.run_dir.atomic_io import MOVED, is_folder, owned_by, remove_moved, set_aside_name, was_set_aside
+from distillctl.run_dir.atomic_io import is_temporary as is_temporary
+from distillctl.run_dir.atomic_io import make_folder as make_folder
+from distillctl.run_dir.atomic_io import move as move
+from distillctl.run_dir.atomic_io import open_to_append as open_to_append
+from distillctl.run_dir.atomic_io import replacing as replacing
+from distillctl.run_dir.atomic_io import replacing_folder as replacing_folder
+from distillctl.run_dir.atomic_io import sync as sync
+from distillctl.run_dir.atomic_io import writable as writable
+from distillctl.run_dir.atomic_io import write_text as write_text
+from distillctl.run_dir.fingerprints import digest as digest
+from distillctl.run_dir.fingerprints import file_digest as file_digest
+from distillctl.run_dir.fingerprints import tree_digest as tree_digest
+from distillctl.run_dir.manifest import MANIFEST as MANIFEST
+from distillctl.run_dir.manifest import SCRATCH, Output
+from distillctl.run_dir.manifest import Manifest as Manifest
+from distillctl.run_dir.manifest import versions as versions
+from distillctl.run_dir.run_marker import FOLDERS as FOLDERS
+from distillctl.run_dir.run_marker import LOCK, MARKER
 
 NOT_LOAD_BEARING = {
     "recipe.lock.yaml": "the recipe with every default, for people; no command reads it",

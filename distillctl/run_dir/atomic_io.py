@@ -19,7 +19,7 @@ from pathlib import Path
 
 from distillctl import regular_files
 from distillctl.errors import Unavailable
-from distillctl.manifest import MANIFEST
+from distillctl.run_dir.manifest import MANIFEST
 
 _owner = ""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distillctl.errors import UpstreamError
-from distillctl.workspace import FAILED, MANIFEST, Manifest, Outcome, Workspace
+from distillctl.run_dir.workspace import FAILED, MANIFEST, Manifest, Outcome, Workspace
 
 
 def keep(
