@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import approvals, cautions, console, engines, hub, interrupts, ranks, reach, references
+from distillctl import approvals, cautions, console, engines, interrupts, ranks, reach
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.errors import GateFailed, UpstreamError
+from distillctl.models import hub, model_source
 from distillctl.recipe import OpenAITeacher, Recipe, dump, flatten
 from distillctl.run_dir import attempts
 from distillctl.run_dir.workspace import Manifest, Outcome, Workspace, write_text
@@ -59,7 +60,7 @@ class Stage:
 
 
 def _teacher_files(recipe: Recipe) -> dict[str, str]:
-    return {"teacher.model": references.teacher(recipe).fingerprint()}
+    return {"teacher.model": model_source.teacher(recipe).fingerprint()}
 
 
 def _collect_files(recipe: Recipe) -> dict[str, str]:
@@ -84,22 +85,22 @@ def _check_training(recipe: Recipe, workspace: Workspace) -> None:
         split_checks.check_train_rows(recipe, collected.facts["counts"]["train"])
 
 
-def _models(recipe: Recipe, stages: Collection[str]) -> dict[str, references.ModelSource | None]:
+def _models(recipe: Recipe, stages: Collection[str]) -> dict[str, model_source.ModelSource | None]:
     """The models that the stages load, by the recipe's key."""
-    found: dict[str, references.ModelSource | None] = {}
+    found: dict[str, model_source.ModelSource | None] = {}
     if {"collect", "bench"} & {*stages}:
-        teacher = references.teacher(recipe)
+        teacher = model_source.teacher(recipe)
         found["teacher.model"] = teacher
-        if isinstance(teacher, references.ServedSource):
+        if isinstance(teacher, model_source.ServedSource):
             found["teacher.tokenizer"] = teacher.tokenizer
     if "train" in stages or ("collect" in stages and recipe.contexts.truncate == "input"):
         key = "tokenizer" if recipe.student.kind == "from_config" else "model"
-        found[f"student.{key}"] = references.student(recipe)
+        found[f"student.{key}"] = model_source.student(recipe)
     return found
 
 
 def _student_files(recipe: Recipe) -> dict[str, str]:
-    source = references.student(recipe)
+    source = model_source.student(recipe)
     return {"student.model": source.fingerprint()} if source else {}
 
 
@@ -296,7 +297,7 @@ def _group() -> Any:
 def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
     """All stages in order but those made on request, skipping what is fresh. A model that is not there is told before
     anything is paid for."""
-    for find in (references.teacher, references.student):
+    for find in (model_source.teacher, model_source.student):
         find(recipe)
     with workspace.lock():
         untouched = not force
@@ -416,7 +417,7 @@ def _make(
 
 
 def _hub_models(recipe: Recipe) -> dict[str, str]:
-    sources = {"teacher.model": references.teacher(recipe), "student.model": references.student(recipe)}
+    sources = {"teacher.model": model_source.teacher(recipe), "student.model": model_source.student(recipe)}
     return {key: source.fingerprint() for key, source in sources.items() if source and source.path is None}
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import cautions, engines, pipeline, reach, references, view_lengths
+from distillctl import cautions, engines, pipeline, reach, view_lengths
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import Renderer
-from distillctl.model_preview import ModelPreview
+from distillctl.models import model_source
+from distillctl.models.preview import ModelPreview
 from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, Text
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import size
@@ -34,12 +35,12 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
     split_checks.check(recipe, dataset)
     early.check(recipe)
     responses.check_given(recipe, dataset)
-    source = references.teacher(recipe)
-    known = source.tokenizer if isinstance(source, references.ServedSource) else source
+    source = model_source.teacher(recipe)
+    known = source.tokenizer if isinstance(source, model_source.ServedSource) else source
     preview, contexts = ModelPreview(known), views.renderers(recipe, dataset.shots)
     count, vocabulary = preview.tokens, preview.vocabulary
     reads = view_lengths.teacher(recipe, preview)
-    takes = view_lengths.student(recipe, ModelPreview(references.student(recipe)))
+    takes = view_lengths.student(recipe, ModelPreview(model_source.student(recipe)))
     arms = {}
     for name, renderer in contexts.items():
         rows = len(dataset.eval) + (len(dataset.train) if name == "full" else 0)
@@ -55,7 +56,7 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
     train_tokens = (
         answers.train_rows * (arms["simplified"]["tokens_per_row"] + answers.train_tokens) * recipe.train.epochs
     )
-    student = parameters.of_student(recipe, references.student(recipe))
+    student = parameters.of_student(recipe, model_source.student(recipe))
     steps = (
         math.ceil(answers.train_rows * (1 - recipe.train.validation) / recipe.train.batch_rows) * recipe.train.epochs
     )

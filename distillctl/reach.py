@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distillctl import approvals, package_files, references
+from distillctl import approvals
 from distillctl.data import examples
+from distillctl.models import model_source, package_files
 from distillctl.recipe import OpenAITeacher, Recipe
 
 
@@ -26,9 +27,9 @@ def outside(recipe: Recipe) -> dict[str, Path]:
 def _models(recipe: Recipe) -> dict[str, Path]:
     """As `outside`, of models; their files are loaded, never sent."""
     here, found = recipe.folder.resolve(), {}
-    for side, find in (("teacher", references.teacher), ("student", references.student)):
+    for side, find in (("teacher", model_source.teacher), ("student", model_source.student)):
         source = find(recipe)
-        if isinstance(source, references.ServedSource):
+        if isinstance(source, model_source.ServedSource):
             source = source.tokenizer
         if source is None or source.path is None or source.reference.startswith(package_files.PREFIX):
             continue

@@ -11,7 +11,7 @@ from typing import Any
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.truncation import Limit
 from distillctl.data.views import CEILING, FLOOR, Renderer
-from distillctl.model_preview import ModelPreview
+from distillctl.models.preview import ModelPreview
 from distillctl.recipe import FromConfigStudent, Generate, NewTokenizer, OpenAITeacher, Recipe
 from distillctl.students.early import longest_view, view_limit
 

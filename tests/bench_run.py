@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 
 from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher, Recipe
-from distillctl.references import ModelSource
 from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.soft_labels import store

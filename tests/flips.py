@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from distillctl import pipeline, references
+from distillctl import pipeline
 from distillctl import recipe as recipes
+from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import NOT_LOAD_BEARING, Workspace
 
@@ -37,8 +38,8 @@ def count(recipe: Recipe, run: Path, flips: int, seed: int = 0) -> dict[str, Any
     found: dict[str, Any] = {"flips": flips, "noticed": 0, "not_load_bearing": 0, "unseen": []}
     places = Counter[str]()
     # What lies outside the run directory stays as it is, and is read once.
-    fingerprint = functools.cache(references.ModelSource.fingerprint)
-    with mock.patch.object(references.ModelSource, "fingerprint", lambda source: fingerprint(source)):
+    fingerprint = functools.cache(model_source.ModelSource.fingerprint)
+    with mock.patch.object(model_source.ModelSource, "fingerprint", lambda source: fingerprint(source)):
         if others := [state for state in pipeline.status(recipe, Workspace(run)) if state.state != "fresh"]:
             raise SystemExit(f"{run} is not a finished run directory: {others[0]}")
         for number in range(flips):

@@ -22,7 +22,7 @@ from distillctl.bundle import agreement, figures, ort_canonical, ort_format
 from distillctl.bundle.listing import NAME, Listing
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed, Unavailable
-from distillctl.references import ModelSource
+from distillctl.models.model_source import ModelSource
 from distillctl.run_dir.workspace import Outcome, Workspace, file_digest, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages.classify import bundle
@@ -128,7 +128,7 @@ def test_licences_that_lie_beside_teacher_and_student(tmp_path, monkeypatch):
     for name in ("LICENSE", "NOTICE.txt", "licensed.json"):
         (source / name).write_text(name)
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr("distillctl.references.teacher", lambda recipe: ModelSource("teacher", source))
+    monkeypatch.setattr("distillctl.models.model_source.teacher", lambda recipe: ModelSource("teacher", source))
     space = bundled.workspace(tmp_path / "run")
     bundle.run(bundled.recipe(), space)
     found = sorted(path.name for path in (space.folder("bundle") / "licences").iterdir())

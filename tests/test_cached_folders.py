@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from distillctl import cached_folders
-from distillctl.cached_folders import RECORD, filling, is_whole, place
+from distillctl.models import cached_folders
+from distillctl.models.cached_folders import RECORD, filling, is_whole, place
 
 
 @pytest.fixture

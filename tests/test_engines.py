@@ -15,10 +15,11 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from distillctl import pipeline, planning, references
+from distillctl import pipeline, planning
 from distillctl import recipe as recipes
 from distillctl.engines.tasks import Opening, Task, Views
 from distillctl.errors import RecipeError, Unavailable
+from distillctl.models import model_source
 from distillctl.recipe import Collect
 from distillctl.run_dir.workspace import Workspace
 from distillctl.teachers import labelling
@@ -122,7 +123,7 @@ def test_a_dry_run_says_who_asks_the_teacher_and_imports_no_ray(tmp_path):
 
 def test_a_description_is_small_and_its_worker_answers_alike_in_any_order(tmp_path):
     recipe = recipes.load(labels(tmp_path))
-    description = labelling.Local(recipe.teacher, references.teacher(recipe), recipe.classify)
+    description = labelling.Local(recipe.teacher, model_source.teacher(recipe), recipe.classify)
     there = pickle.dumps(description)
     assert len(there) < 4000
     context = list(range(4, 24))
@@ -149,7 +150,7 @@ def test_what_a_worker_has_to_tell_comes_back_whole(tmp_path):
 
     recipe = recipes.load(labels(tmp_path))
     (tmp_path / "teacher" / "model.safetensors").write_bytes(b"")
-    actor = _Labeller(labelling.Local(recipe.teacher, references.teacher(recipe), recipe.classify))
+    actor = _Labeller(labelling.Local(recipe.teacher, model_source.teacher(recipe), recipe.classify))
     answer = actor(pa.table({"number": [3], "pickled": [pickle.dumps(None)]}))
     assert answer["number"].to_pylist() == [3]
     told = pickle.loads(answer["pickled"][0].as_py())

@@ -12,8 +12,8 @@ import pytest
 
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.graphs import genai_builder, teacher_graph
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
-from distillctl.references import ModelSource
 from distillctl.report import speed
 from distillctl.runtimes import model_facts, teacher_tokens
 from distillctl.runtimes.genai_teacher import GenaiTeacherClassifier, GenaiTeacherWriter, Prompted

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillctl import gguf_header
 from distillctl.graphs import card
+from distillctl.models import gguf_header
 from tests import tiny
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distillctl import hub
 from distillctl.errors import Unavailable
-from distillctl.references import ModelSource
+from distillctl.models import hub
+from distillctl.models.model_source import ModelSource
 from tests import project
 
 SOON = 10.0
@@ -124,7 +124,7 @@ def test_models_that_are_here_are_used_without_the_hub(tmp_path: Path) -> None:
 import json, os, sys
 from pathlib import Path
 from distillctl import hub
-from distillctl.references import ModelSource
+from distillctl.models.model_source import ModelSource
 cached = Path(os.environ["HF_HOME"]) / "hub" / "models--no--where"
 (cached / "snapshots" / "abc").mkdir(parents=True)
 (cached / "snapshots" / "abc" / "config.json").write_text("{}")

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from distillctl import limits, model_files, pretrained, recipe
+from distillctl import limits, recipe
 from distillctl.bundle import contents
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.graphs import card
-from distillctl.model_preview import ModelPreview
+from distillctl.models import checkpoint_files, from_pretrained
+from distillctl.models.model_source import ModelSource
+from distillctl.models.preview import ModelPreview
 from distillctl.recipe import yaml_text
-from distillctl.references import ModelSource
 from distillctl.students import early
 from tests import tiny, tiny_text
 from tests.costs import bounded
@@ -64,10 +65,10 @@ def folder(path: Path, shapes: list[list[int]] = SHAPES, **config: Any) -> Path:
     ],
 )
 def test_sizes_that_the_weights_do_not_show_are_refused(tmp_path: Path, asked: dict[str, Any]) -> None:
-    model_files.check(folder(tmp_path / "honest"))
+    checkpoint_files.check(folder(tmp_path / "honest"))
     other = folder(tmp_path / "other", **asked)
     with bounded(memory=32 << 20), pytest.raises(Unavailable, match=r"config\.json (names|asks for) "):
-        pretrained.folder(ModelSource("x", other))
+        from_pretrained.folder(ModelSource("x", other))
 
 
 def test_real_models_are_taken(tmp_path: Path) -> None:
@@ -75,12 +76,12 @@ def test_real_models_are_taken(tmp_path: Path) -> None:
     albert = {"model_type": "albert", "vocab_size": 30_000, "embedding_size": 128, "hidden_size": 4096}
     albert |= {"intermediate_size": 16_384, "num_hidden_layers": 12, "num_attention_heads": 64}
     shared = [[30_000, 128], [4096, 128], *[[4096, 4096]] * 4, [16_384, 4096], [4096, 16_384], *[[4096]] * 6]
-    model_files.check(folder(tmp_path / "albert", shared, **albert))
+    checkpoint_files.check(folder(tmp_path / "albert", shared, **albert))
     llama = {"vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
     four_bits = [[128_256, 2048], *[[2048, 1024], [8192, 256], [2048, 1024]] * 16]
-    model_files.check(folder(tmp_path / "packed", four_bits, **llama, max_position_embeddings=10_485_760))
+    checkpoint_files.check(folder(tmp_path / "packed", four_bits, **llama, max_position_embeddings=10_485_760))
     experts = {"num_experts": 128, "moe_intermediate_size": 768, "hidden_size": 2048, "num_hidden_layers": 4}
-    model_files.check(
+    checkpoint_files.check(
         folder(tmp_path / "moe", [[151_936, 2048], *[[128, 2048, 1536], [128, 768, 2048]] * 4], **experts)
     )
     for kind in ("llama", "gemma3_text", "gpt2", "qwen3"):
@@ -88,7 +89,7 @@ def test_real_models_are_taken(tmp_path: Path) -> None:
             tiny_text.decoder(kind).save_pretrained(tmp_path / kind)
         except KeyError:  # a kind that the tests have no sizes for
             continue
-        model_files.check(tmp_path / kind)
+        checkpoint_files.check(tmp_path / kind)
 
 
 def test_what_config_names_and_no_key_tells_is_counted_before_it_is_loaded(tmp_path: Path) -> None:
@@ -97,11 +98,11 @@ def test_what_config_names_and_no_key_tells_is_counted_before_it_is_loaded(tmp_p
 
     tiny_text.decoder().save_pretrained(tmp_path / "model")
     config = AutoConfig.from_pretrained(tmp_path / "model")
-    pretrained.check_size(AutoModelForCausalLM, config, tmp_path / "model")
+    from_pretrained.check_size(AutoModelForCausalLM, config, tmp_path / "model")
     config.vocab_size = 60_000_000
     told = r"asks for [\d,]+ weights, the files hold"
     with bounded(memory=64 << 20), pytest.raises(Unavailable, match=told):
-        pretrained.check_size(AutoModelForCausalLM, config, tmp_path / "model")
+        from_pretrained.check_size(AutoModelForCausalLM, config, tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path, name: str) ->
     (made / name).unlink(missing_ok=True)
     os.mkfifo(made / name)
     with pytest.raises(Unavailable, match="FIFO"):
-        pretrained.folder(ModelSource("x", made))
+        from_pretrained.folder(ModelSource("x", made))
     assert ModelPreview(ModelSource("x", made)).config == ({} if name == "config.json" else {**LLAMA})
     with pytest.raises(OSError, match="not a regular file"):
         limits.read_bytes(made / name, 10)
@@ -154,7 +155,7 @@ def test_a_file_longer_than_any_real_one_is_not_read(tmp_path: Path, name: str) 
     with (made / name).open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(Unavailable, match=f"{name} has 1,099,511,627,776 bytes"):
-        model_files.check(made)
+        checkpoint_files.check(made)
     if name == "tokenizer.json":
         with pytest.raises(Unavailable, match=f"{name} has 1,099,511,627,776 bytes"):
             ModelPreview(ModelSource("x", made)).tokens("a text")

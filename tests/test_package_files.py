@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from distillctl import package_files
 from distillctl.errors import DistillctlError, RecipeError, Unavailable, first_line
+from distillctl.models import package_files
 
 ROOT = Path(__file__).parents[1]
 

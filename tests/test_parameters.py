@@ -8,7 +8,7 @@ import yaml
 from gguf import GGUFWriter
 
 from distillctl import recipe as recipes
-from distillctl import references
+from distillctl.models import model_source
 from distillctl.students import embeddings, parameters
 from distillctl.students.truncated import keep_layers
 from tests import tiny, tiny_text
@@ -30,7 +30,7 @@ def _recipe(folder, **student):
 
 def _projected(folder, **student):
     recipe = _recipe(folder, **student)
-    return parameters.of_student(recipe, references.student(recipe))
+    return parameters.of_student(recipe, model_source.student(recipe))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
@@ -39,7 +39,7 @@ def test_a_cut_and_trimmed_student_has_the_weights_that_were_projected(tmp_path,
     model = tiny_text.decoder(kind, tie_word_embeddings=tied)
     model.save_pretrained(tmp_path / "model")
     whole = model.num_parameters()
-    assert parameters.count(references.model("model", tmp_path, revision=None, where="")) == whole
+    assert parameters.count(model_source.model("model", tmp_path, revision=None, where="")) == whole
     assert _projected(tmp_path, kind="pretrained") == whole
     keep_layers(model, (1,))
     cut = model.num_parameters()
@@ -78,6 +78,6 @@ def test_what_no_file_tells_is_not_guessed(tmp_path):
     document = json.loads(_recipe(tmp_path, kind="pretrained").model_dump_json())
     recipe = recipes.Recipe.model_validate(document | {"student": new})
     assert parameters.of_student(recipe, None) is None
-    hub = references.model("some/model", tmp_path, revision=None, where="")
+    hub = model_source.model("some/model", tmp_path, revision=None, where="")
     assert parameters.count(hub) is None
     assert parameters.of_student(_recipe(tmp_path, kind="pretrained"), hub) is None

@@ -7,8 +7,9 @@ import socket
 
 import pytest
 
-from distillctl import console, gguf_header, limits, model_files, regular_files
+from distillctl import console, limits, regular_files
 from distillctl.cli import app
+from distillctl.models import checkpoint_files, gguf_header
 from distillctl.run_dir.fingerprints import file_digest, tree_digest
 from distillctl.soft_labels import seal
 from distillctl.teachers.served import grants
@@ -122,7 +123,7 @@ def test_every_reader_refuses(tmp_path, kind):
         gguf_header.read,
         gguf_header.general,
         seal.unbroken,
-        lambda path: list(model_files.shapes(path.parent)),
+        lambda path: list(checkpoint_files.shapes(path.parent)),
     ]
     for reader in readers:
         with pytest.raises(regular_files.NotRegular, match="not a regular file"):

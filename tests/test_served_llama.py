@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import yaml
 
-from distillctl import package_files, pipeline
+from distillctl import pipeline
 from distillctl import recipe as recipes
+from distillctl.models import package_files
 from distillctl.recipe import TopK
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses, store

@@ -9,8 +9,9 @@ import torch
 from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from distillctl import pipeline, references
+from distillctl import pipeline
 from distillctl.errors import DataError, RecipeError, Unavailable
+from distillctl.models import model_source
 from distillctl.recipe import implementation
 from distillctl.run_dir.workspace import Workspace
 from distillctl.students import early
@@ -309,7 +310,7 @@ def test_room_is_looked_after_when_the_model_is_there_too():
 
 def test_a_new_tokenizer_has_no_source(tmp_path):
     made = recipe(kind="from_config", model_type="llama", config=SIZES, tokenizer={"vocabulary": 320})
-    assert references.student(made) is None
+    assert model_source.student(made) is None
     states = {state.stage: state.state for state in pipeline.status(_with_teacher(made, tmp_path), Workspace(tmp_path))}
     assert states["train"] == "missing"
 

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from distillctl import gguf
 from distillctl.data import batching
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import RecipeError, Unavailable
+from distillctl.models import gguf
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
-from distillctl.references import ModelSource
 from distillctl.teachers import huggingface, label_scoring, shared_context
 from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.shared_context import (

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from distillctl import console, references
+from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.data import examples, views
 from distillctl.engines.tasks import Asked
+from distillctl.models import model_source
 from distillctl.recipe import Recipe, implementation
 from distillctl.teachers import label_scoring
 from distillctl.teachers.huggingface import Teacher
@@ -39,7 +40,7 @@ class Contest:
     def __init__(self, recipe: Recipe) -> None:
         dataset = examples.load(recipe)
         renderer = views.renderers(recipe, dataset.shots)["full"]
-        self.teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, references.teacher(recipe))
+        self.teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, model_source.teacher(recipe))
         task = recipe.classify
         asked = Asked(task.answer_prefix, tuple(task.labels.values()))
         found = [self.teacher.view(renderer, example, asked) for example in dataset.eval[:ROWS]]

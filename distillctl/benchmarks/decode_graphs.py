@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
-from distillctl import console, pretrained, references
+from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.data import examples
 from distillctl.graphs import beside, genai_builder
 from distillctl.losses.targets import Targets
+from distillctl.models import from_pretrained, model_source
 from distillctl.quantizers import search, texts
 from distillctl.recipe import WeightOnly
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
@@ -38,8 +39,8 @@ class Built:
 def build(recipe_path: Path, scratch: Path, spec: WeightOnly) -> Built:
     """From the teacher of a recipe, whose eval rows are the ones to compare on."""
     recipe = recipes.load(recipe_path)
-    model = references.teacher(recipe)
-    source = Path(pretrained.folder(model))
+    model = model_source.teacher(recipe)
+    source = Path(from_pretrained.folder(model))
     folders = {name: scratch / name for name in (search.FP32, "genai")}
     folders[search.FP32].mkdir()
     console.note("building fp32")

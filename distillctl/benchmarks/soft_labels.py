@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
-from distillctl import console, references
+from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.data import batching, examples, view_table, views
 from distillctl.data.responses import Response
 from distillctl.data.views import CEILING
 from distillctl.errors import Told, UpstreamError
 from distillctl.losses.targets import DenseTargets
+from distillctl.models import model_source
 from distillctl.recipe import ForwardKL, Recipe, Sampled, Text, TopK, Train, implementation
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses as store
@@ -102,7 +103,7 @@ def measure(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
             where=str(workspace.root),
             next=f"distillctl collect RECIPE --run-dir {workspace.root}",
         )
-    teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, references.teacher(recipe))
+    teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, model_source.teacher(recipe))
     said = _answers(recipe, workspace, teacher)
     train, vocabulary = said["train"], teacher.vocabulary
     facts: dict[str, Any] = _text_facts(train) | {

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from distillctl import console, references
+from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.data.views import CEILING
+from distillctl.models import model_source
 from distillctl.recipe import Recipe, Text, Vocabulary, implementation
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import responses as store
@@ -34,7 +35,7 @@ def main(path: str, run_dir: str) -> None:
     recipe, workspace = recipes.load(Path(path)), Workspace(Path(run_dir))
     spec = getattr(recipe.student, "vocabulary", None) or Vocabulary()
     corpora, views, said = _collected(recipe, workspace)
-    teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, references.teacher(recipe))
+    teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, model_source.teacher(recipe))
     chat = recipe.contexts.full.messages is not None
     encoded = [teacher.encode(view, chat=chat) for view in views]
     stop = teacher.stop_ids(recipe.generate.stop)

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distillctl import limits, markdown, references
+from distillctl import limits, markdown
 from distillctl.bundle import archive, code, ort_format, text_in
 from distillctl.bundle.listing import NAME, File
 from distillctl.errors import DistillctlError
 from distillctl.graphs import card
+from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import file_digest
 
@@ -46,7 +47,7 @@ def copy(deployed: Path, committed: Iterable[str], target: Path) -> None:
 
 def licences(recipe: Recipe, target: Path) -> None:
     """The licence texts that lie beside teacher and student, as `licences/teacher-LICENSE` …"""
-    for name, find in (("teacher", references.teacher), ("student", references.student)):
+    for name, find in (("teacher", model_source.teacher), ("student", model_source.student)):
         try:
             source = find(recipe)
         except DistillctlError:

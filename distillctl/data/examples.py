@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distillctl import references
 from distillctl.data import formats, shots, template_sources
 from distillctl.data.row_reading import RowReader, normal
 from distillctl.data.rows import LEFT_OUT, Dataset, Example, Rows, Writer, left_out
 from distillctl.errors import DataError
+from distillctl.models import model_source
 from distillctl.recipe import Data, Recipe
 from distillctl.run_dir.workspace import digest, file_digest
 
@@ -165,7 +165,8 @@ def named_files(recipe: Recipe) -> dict[str, str]:
 def input_files(recipe: Recipe) -> dict[str, Path]:
     """Every local file the rows and contexts depend on, by recipe key. Errors name what is missing."""
     found = {
-        key: references.data_file(reference, recipe.folder, where=key) for key, reference in named_files(recipe).items()
+        key: model_source.data_file(reference, recipe.folder, where=key)
+        for key, reference in named_files(recipe).items()
     }
     return {key: path for key, path in found.items() if path is not None}
 

@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from distillctl import hub, limits, regular_files
+from distillctl import limits, regular_files
 from distillctl.data import tables
 from distillctl.errors import DataError, first_line
+from distillctl.models import hub
 from distillctl.recipe import Data
 
 _UNPACKED, _RATIO = 4 << 20, 100

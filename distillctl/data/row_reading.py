@@ -12,11 +12,12 @@ from difflib import get_close_matches
 from itertools import chain, islice
 from typing import Any
 
-from distillctl import limits, references
+from distillctl import limits
 from distillctl.data import formats, template_sources
 from distillctl.data.rows import Example
 from distillctl.data.template_sources import Columns
 from distillctl.errors import DataError, RecipeError
+from distillctl.models import model_source
 from distillctl.recipe import Data, Generate, Recipe
 
 MISSING = object()
@@ -57,7 +58,7 @@ def raw_rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row) pairs of one of the recipe's sources. columns: those that are wanted (all)."""
     data = recipe.data
-    path = None if data.format == "hub" else references.data_file(source, recipe.folder, where=where)
+    path = None if data.format == "hub" else model_source.data_file(source, recipe.folder, where=where)
     if path is None:
         return formats.hub_rows(data, source, where)
     return chain.from_iterable(
@@ -106,7 +107,7 @@ class RowReader:
         self._check_columns(sources[0], where)
 
     def _name(self, source: str, where: str) -> str:
-        path = None if self._data.format == "hub" else references.data_file(source, self._recipe.folder, where=where)
+        path = None if self._data.format == "hub" else model_source.data_file(source, self._recipe.folder, where=where)
         return str(path or source)
 
     def _names(self, source: str, where: str) -> list[str]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distillctl import references
 from distillctl.data import formats, template_sources
 from distillctl.data.row_reading import RowReader
 from distillctl.data.rows import Rows
 from distillctl.errors import DataError
+from distillctl.models import model_source
 from distillctl.recipe import Data, Generate, Recipe, Shot, Shots
 
 
@@ -31,7 +31,7 @@ def given(recipe: Recipe, reader: RowReader) -> dict[str, list[Shot]]:
 
 
 def _of_file(recipe: Recipe, reference: str, where: str, reader: RowReader) -> Iterator[Shot]:
-    path = references.data_file(reference, recipe.folder, where=where)
+    path = model_source.data_file(reference, recipe.folder, where=where)
     if path is None:
         raise DataError(f"no such file: {reference}", where=where)
     for place, row in _rows(path, reference, where):

@@ -9,9 +9,10 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
-from distillctl import limits, references
+from distillctl import limits
 from distillctl.data.sandbox import Sandbox
 from distillctl.errors import DataError, RecipeError, first_line
+from distillctl.models import model_source
 from distillctl.recipe import Context, Recipe
 
 SANDBOX = Sandbox(
@@ -59,7 +60,7 @@ def sources(recipe: Recipe, where: str, context: Context) -> list[Source]:
     if context.template_file is not None:
         try:
             path = recipe.folder / context.template_file
-            references.check_is_data(path, where=f"{where}.template_file")
+            model_source.check_is_data(path, where=f"{where}.template_file")
             data = limits.read_bytes(path, limits.TEXT_BYTES)
             return [Source(where, data.decode("utf-8-sig"))]
         except (OSError, ValueError) as error:

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from distillctl import gguf_header, limits, markdown, references
+from distillctl import limits, markdown
 from distillctl.data.view_template import BARE
 from distillctl.errors import DistillctlError
+from distillctl.models import gguf_header, model_source
 from distillctl.printable import printable
 from distillctl.recipe import FromConfigStudent, OpenAITeacher, Recipe, yaml_text
 from distillctl.snippets import code
@@ -170,7 +171,7 @@ def _teacher(recipe: Recipe) -> dict[str, str]:
 def _licence(recipe: Recipe, reference: str, revision: str | None) -> str:
     """The `license` in the header of the model card beside a local model's files, or in the GGUF file's own."""
     try:
-        path = references.model(reference, recipe.folder, revision=revision, where="").path
+        path = model_source.model(reference, recipe.folder, revision=revision, where="").path
         if path is not None and path.suffix == ".gguf" and not (path.parent / "README.md").is_file():
             return gguf_header.general(path).get("license") or _NOT_STATED
         folder = path if path is None or path.is_dir() else path.parent

@@ -11,11 +11,12 @@ import onnx_ir
 import psutil
 import transformers
 
-from distillctl import cached_folders, console, model_files, pretrained
+from distillctl import console
 from distillctl.errors import DistillctlError, Unavailable, first_line
 from distillctl.graphs import beside, genai_builder
+from distillctl.models import cached_folders, checkpoint_files, from_pretrained
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
-from distillctl.references import ModelSource
 from distillctl.run_dir.workspace import digest
 from distillctl.runtimes.model_facts import GENAI_DTYPE
 
@@ -47,7 +48,7 @@ def build(spec: HuggingFaceTeacher, source: ModelSource, positions: int) -> Path
 
 def _build(spec: HuggingFaceTeacher, source: ModelSource, cache: Path) -> None:
     folder = _folder(source)
-    parameters = sum(math.prod(shape) for _, shape in model_files.shapes(folder))
+    parameters = sum(math.prod(shape) for _, shape in checkpoint_files.shapes(folder))
     cache.parent.mkdir(parents=True, exist_ok=True)
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(cache.parent).free
     for what, needed, there in (("memory", _BUILD_BYTES, memory), ("disk", _KEPT_BYTES, disk)):
@@ -64,7 +65,7 @@ def _build(spec: HuggingFaceTeacher, source: ModelSource, cache: Path) -> None:
 def _folder(source: ModelSource) -> Path:
     """Where its weights lie as safetensors."""
     if source.path is not None:
-        return Path(pretrained.folder(source))
+        return Path(from_pretrained.folder(source))
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source.reference, revision=source.revision, local_files_only=True))

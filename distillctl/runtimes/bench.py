@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distillctl import console, references
+from distillctl import console
 from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import Unavailable
+from distillctl.models import model_source
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher, Recipe
-from distillctl.references import ModelSource
 from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder, versions
 from distillctl.runtimes import lengths, loadgen, machine, model_facts, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
@@ -83,7 +84,7 @@ class Bench:
         it was collected from depends on network and load, and is told apart (`teacher.served` in collect's facts)."""
         if not isinstance(self.recipe.teacher, HuggingFaceTeacher):
             return {}
-        source, threads = references.teacher(self.recipe), self.recipe.bench.used_threads
+        source, threads = model_source.teacher(self.recipe), self.recipe.bench.used_threads
         texts = [self._views.full[row] for row in self._sample]
         job = {
             "runtime": "torch",
@@ -227,7 +228,7 @@ class Bench:
             return {"bytes": graph_bytes(self.workspace.folder(FOLDERS[name]))}
         if name == "teacher_genai":
             return {"bytes": graph_bytes(Path(job["folder"])), "cached_tokens": runs[0].loaded["cached_tokens"]}
-        path = references.teacher(self.recipe).path
+        path = model_source.teacher(self.recipe).path
         weights = [] if path is None else [path] if path.is_file() else path.glob("*.safetensors")
         return {
             "bytes": runs[0].loaded["bytes"],

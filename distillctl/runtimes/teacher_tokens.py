@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distillctl.data.answer_place import AnswerPlace
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
-from distillctl.references import ModelSource
 from distillctl.teachers import reading
 from distillctl.teachers.shared_context import common_prefix
 

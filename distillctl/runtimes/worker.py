@@ -135,8 +135,8 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     import torch
 
     from distillctl.data.answer_place import AnswerPlace
+    from distillctl.models.model_source import ModelSource
     from distillctl.recipe import HuggingFaceTeacher, implementation
-    from distillctl.references import ModelSource
     from distillctl.runtimes.torch import TeacherClassifier, TeacherWriter, shared_context
 
     spec = HuggingFaceTeacher.model_validate(job["teacher"])

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillctl import gguf_header, limits, model_files, references
+from distillctl import limits
 from distillctl.data.truncation import Limit
 from distillctl.errors import RecipeError
+from distillctl.models import checkpoint_files, gguf_header, model_source
 from distillctl.recipe import FromConfigStudent, Generate, Recipe, TruncatedStudent
 
 _WEIGHT_BYTES = 4
@@ -17,7 +18,7 @@ _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 def check(recipe: Recipe) -> None:
     """RecipeError for layers that the model does not have, or a decoder whose response leaves no room for a view."""
-    spec, source = recipe.student, references.student(recipe)
+    spec, source = recipe.student, model_source.student(recipe)
     if isinstance(spec, FromConfigStudent):
         check_sizes(spec)
     layers = spec.layers if isinstance(spec, TruncatedStudent) else ()
@@ -32,9 +33,9 @@ def check(recipe: Recipe) -> None:
 
 def check_sizes(spec: FromConfigStudent) -> None:
     """RecipeError for a new model that no machine could hold, or this one cannot."""
-    if problem := model_files.too_large(spec.config, ()):
+    if problem := checkpoint_files.too_large(spec.config, ()):
         raise RecipeError(f"it {problem}", where="student.config")
-    check_memory(model_files.weights_of(spec.config))
+    check_memory(checkpoint_files.weights_of(spec.config))
 
 
 def check_memory(weights: int) -> None:

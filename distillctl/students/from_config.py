@@ -8,8 +8,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from distillctl import references
 from distillctl.errors import RecipeError
+from distillctl.models import model_source
 from distillctl.recipe import Classify, FromConfigStudent, NewTokenizer, Recipe
 from distillctl.students import early, loading, new_tokenizer, tokenization
 from distillctl.students.assembly import assemble
@@ -57,7 +57,7 @@ def _check_memory(auto: Any, config: Any) -> None:
 def _tokenizer(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus, config: Any) -> Any:
     if isinstance(spec.tokenizer, NewTokenizer):
         return new_tokenizer.train(spec.tokenizer, corpus.texts, new_tokenizer.frame_for(recipe.task, config))
-    source = references.student(recipe)
+    source = model_source.student(recipe)
     assert source is not None
     return tokenization.of(source, spec.revision)
 

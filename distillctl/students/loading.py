@@ -15,11 +15,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from distillctl import console, model_files
+from distillctl import console
 from distillctl.errors import RecipeError, Unavailable, first_line
-from distillctl.pretrained import check_size, folder, options
+from distillctl.models import checkpoint_files
+from distillctl.models.from_pretrained import check_size, folder, options
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import Classify, Recipe, Task
-from distillctl.references import ModelSource
 
 
 def auto_class(task: Task, config: Any, *, where: str) -> Any:
@@ -60,15 +61,15 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
     if trust_remote_code:
         warn_of_code(source)
     arguments, place = options(source, revision, trust_remote_code), folder(source)
-    with model_files.loading(lambda error: unavailable(source, error)):
+    with checkpoint_files.loading(lambda error: unavailable(source, error)):
         config = AutoConfig.from_pretrained(place, **arguments)
     auto = auto_class(recipe.task, config, where="student.model")
     fresh_head = isinstance(recipe.task, Classify)
     labels = label_config(recipe.task.names) if fresh_head else {}
     if source.path is not None and not trust_remote_code:
-        with model_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
+        with checkpoint_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
             check_size(auto, config, Path(place))
-    with model_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
+    with checkpoint_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
         loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
             place,
             use_safetensors=True,

@@ -7,10 +7,11 @@ import re
 import struct
 from dataclasses import dataclass
 
-from distillctl import gguf_header, limits, model_files
+from distillctl import limits
 from distillctl.errors import Unavailable, first_line
+from distillctl.models import checkpoint_files, gguf_header
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
-from distillctl.references import ModelSource
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 """As in `model.layers.3.mlp.up_proj.weight`, `blk.3.ffn_up.weight`."""
@@ -71,6 +72,6 @@ def _tensors(source: ModelSource) -> list[_Tensor]:
     try:
         if source.is_gguf:
             return [_Tensor(tensor.name, tensor.shape) for tensor in gguf_header.read(source.path).tensors]
-        return [_Tensor(*entry) for entry in model_files.shapes(source.path)]
+        return [_Tensor(*entry) for entry in checkpoint_files.shapes(source.path)]
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise Unavailable(f"the weights cannot be read: {first_line(error)}", where=str(source.path)) from error

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from distillctl import references
+from distillctl.models import model_source
 from distillctl.recipe import PretrainedStudent, Recipe, TruncatedStudent
 from distillctl.students import loading, tokenization
 from distillctl.students.assembly import assemble
@@ -21,7 +21,7 @@ def build(spec: PretrainedStudent, recipe: Recipe, corpus: Corpus) -> Student:
 
 def load(spec: PretrainedStudent | TruncatedStudent, recipe: Recipe) -> tuple[PreTrainedModel, Any]:
     """Model and tokenizer as they come."""
-    source = references.student(recipe)
+    source = model_source.student(recipe)
     assert source is not None
     tokenizer = tokenization.of(source, spec.revision, spec.trust_remote_code)
     return loading.model(recipe, source, spec.revision, spec.trust_remote_code), tokenizer

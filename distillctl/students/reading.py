@@ -8,12 +8,13 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from distillctl import cautions, console, model_files, references
+from distillctl import cautions, console
 from distillctl.data.truncation import Length, Limit
 from distillctl.errors import Unavailable
-from distillctl.pretrained import folder, options
+from distillctl.models import checkpoint_files, model_source
+from distillctl.models.from_pretrained import folder, options
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import FromConfigStudent, Recipe
-from distillctl.references import ModelSource
 from distillctl.students import loading, tokenization
 from distillctl.students.early import check_sizes, longest_view, view_limit
 from distillctl.students.trained import trusted
@@ -37,7 +38,7 @@ def read(recipe: Recipe) -> Reader | None:
 
     Unavailable when tokenizer or sizes cannot be had; RecipeError where the response leaves no room for a view.
     """
-    spec, source = recipe.student, references.student(recipe)
+    spec, source = recipe.student, model_source.student(recipe)
     if source is None:
         return None
     trust = trusted(recipe)
@@ -74,7 +75,7 @@ def measure(recipe: Recipe) -> Callable[[str], Length] | None:
 
 def _config(recipe: Recipe, source: ModelSource, trust: bool) -> Any:
     spec = recipe.student
-    with model_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
+    with checkpoint_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
         if isinstance(spec, FromConfigStudent):
             check_sizes(spec)
             return AutoConfig.for_model(spec.model_type, **spec.config)

@@ -7,8 +7,9 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from distillctl import console, model_files, pretrained
-from distillctl.references import ModelSource
+from distillctl import console
+from distillctl.models import checkpoint_files, from_pretrained
+from distillctl.models.model_source import ModelSource
 from distillctl.students import loading
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -16,9 +17,9 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 def of(source: ModelSource, revision: str | None, trust_remote_code: bool = False) -> Any:
     """The model's fast tokenizer; Unavailable when there is none."""
-    with model_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
+    with checkpoint_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
         return AutoTokenizer.from_pretrained(
-            pretrained.folder(source), **pretrained.options(source, revision, trust_remote_code)
+            from_pretrained.folder(source), **from_pretrained.options(source, revision, trust_remote_code)
         )
 
 

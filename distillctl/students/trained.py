@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from distillctl import console, model_files, references
+from distillctl import console
+from distillctl.models import checkpoint_files, model_source
 from distillctl.recipe import Recipe
 from distillctl.students import loading, tokenization
 from distillctl.students.student import Student
@@ -19,7 +20,7 @@ from distillctl.students.student import Student
 def model(recipe: Recipe, folder: Path) -> PreTrainedModel:
     """What train saved in ``folder``, in float32."""
     trust = trusted(recipe)
-    model_files.check(folder)
+    checkpoint_files.check(folder)
     with console.libraries_quiet():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         found: PreTrainedModel = loading.auto_class(recipe.task, config, where="student").from_pretrained(
@@ -39,13 +40,13 @@ def without_weights(recipe: Recipe, folder: Path, facts: Mapping[str, Any]) -> S
     Of a trimmed vocabulary, the old ids are found by the tokens' names in the tokenizer it started from.
     """
     trust = trusted(recipe)
-    model_files.check(folder)
+    checkpoint_files.check(folder)
     with console.libraries_quiet(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         auto = loading.auto_class(recipe.task, config, where="student")
         empty = auto.from_config(config, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-    source, kept = references.student(recipe), None
+    source, kept = model_source.student(recipe), None
     if facts["vocabulary"] is not None and source is not None:
         before = tokenization.of(source, recipe.student.revision, trust).get_vocab()
         names = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])

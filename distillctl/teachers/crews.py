@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distillctl import engines
+from distillctl.models.model_source import ModelSource, ServedSource
 from distillctl.recipe import OpenAITeacher, Recipe
-from distillctl.references import ModelSource, ServedSource
 from distillctl.teachers import labelling
 from distillctl.teachers.served import crew as served
 from distillctl.teachers.served.rows import Served

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from distillctl import console, model_files, pretrained
+from distillctl import console
 from distillctl.errors import Unavailable, first_line
+from distillctl.models import checkpoint_files, from_pretrained
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher, Sampling
-from distillctl.references import ModelSource
 from distillctl.teachers import generation, label_scoring, response_scoring
 from distillctl.teachers.generation import Generated, Keep
 from distillctl.teachers.label_scoring import Answers, LabelScores
@@ -167,12 +168,15 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
         torch.set_num_threads(spec.threads)
     if spec.trust_remote_code:
         console.warn(f"teacher.trust_remote_code: Python code that comes with {spec.model} is run on this machine")
-    given, place = pretrained.options(source, spec.revision, spec.trust_remote_code), pretrained.folder(source)
-    with model_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
+    given, place = (
+        from_pretrained.options(source, spec.revision, spec.trust_remote_code),
+        from_pretrained.folder(source),
+    )
+    with checkpoint_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
         tokenizer = AutoTokenizer.from_pretrained(place, **given)
         if source.path is not None and not spec.trust_remote_code:
             config = AutoConfig.from_pretrained(place, **given)
-            pretrained.check_size(AutoModelForCausalLM, config, Path(place))
+            from_pretrained.check_size(AutoModelForCausalLM, config, Path(place))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=getattr(torch, spec.dtype),

@@ -11,8 +11,8 @@ import numpy as np
 from distillctl.data.responses import Response, clean
 from distillctl.data.views import CEILING
 from distillctl.engines.tasks import Compared, Opening, Task, Views
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import Classify, Generate, HuggingFaceTeacher, Sampling, implementation
-from distillctl.references import ModelSource
 from distillctl.teachers import huggingface, reading
 from distillctl.teachers.generation import Generated, generators
 from distillctl.teachers.huggingface import Teacher

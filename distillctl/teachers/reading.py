@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from distillctl import console, model_files
+from distillctl import console
 from distillctl.data import responses
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.rows import Example
@@ -17,9 +17,10 @@ from distillctl.data.truncation import Length, Limit
 from distillctl.data.views import Renderer
 from distillctl.engines.tasks import Answers, Asked, View
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
-from distillctl.pretrained import folder, options
+from distillctl.models import checkpoint_files
+from distillctl.models.from_pretrained import folder, options
+from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
-from distillctl.references import ModelSource
 from distillctl.teachers.answer_tokens import AnswerTokenizer, InPlace
 
 
@@ -72,7 +73,7 @@ class Reader:
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        with model_files.loading(lambda error: unavailable(self.spec, error)):
+        with checkpoint_files.loading(lambda error: unavailable(self.spec, error)):
             ids = list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
         rows = int(self._config.get_text_config().vocab_size)
         if ids and max(ids) >= rows:
@@ -150,7 +151,7 @@ def sizes(model: torch.nn.Module) -> dict[str, Any]:
 def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
     """Tokenizer and config, of weights none. Unavailable when they cannot be had."""
     given, place = options(source, spec.revision, spec.trust_remote_code), folder(source)
-    with model_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
+    with checkpoint_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
         tokenizer = AutoTokenizer.from_pretrained(place, **given)
         config = AutoConfig.from_pretrained(place, **given)
         try:

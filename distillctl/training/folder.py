@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from distillctl import ranks, references
+from distillctl import ranks
+from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Workspace, digest, make_folder, replacing_folder, writable
 from distillctl.students.student import Student
@@ -36,7 +37,7 @@ def checkpoints(recipe: Recipe, workspace: Workspace, run: str) -> Checkpoints:
     collect = workspace.manifest("collect")
     assert collect is not None
     asked = recipe.model_dump(mode="json", include={"seed", "student", "train"})
-    source = references.student(recipe)
+    source = model_source.student(recipe)
     key = digest([asked, collect.fingerprint, source.fingerprint() if source else None])
     return Checkpoints(workspace.folder("train") / "checkpoints", run, key)
 

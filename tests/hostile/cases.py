@@ -346,8 +346,9 @@ def _cache(file: Path, work: Path) -> list[Command]:
 
 def cache(path: Path) -> int:
     """3 where the folder is not used."""
-    from distillctl import cached_folders, console
+    from distillctl import console
     from distillctl.errors import DataError
+    from distillctl.models import cached_folders
 
     if cached_folders.is_whole(path):
         return 0

@@ -20,11 +20,11 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distillctl import gguf_header
 from distillctl import recipe as recipes
 from distillctl.bundle import archive
 from distillctl.data import examples, formats, parquet, views
 from distillctl.errors import DistillctlError
+from distillctl.models import gguf_header
 from distillctl.phone.messages import Results
 from distillctl.recipe import Data
 from distillctl.run_dir.workspace import Workspace

@@ -78,8 +78,8 @@ def warm() -> None:
     import transformers.models.bert.modeling_bert
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from distillctl import cli, gguf, pipeline, planning, summaries  # noqa: F401
     from distillctl.bundle import verify  # noqa: F401
+    from distillctl.models import gguf  # noqa: F401
     from distillctl.phone import messages  # noqa: F401
     from distillctl.stages import report  # noqa: F401
     from distillctl.stages.classify import bench, collect, export, quantize, train  # noqa: F401

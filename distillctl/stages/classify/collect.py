@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console, references
+from distillctl import console
 from distillctl.data import examples, views
 from distillctl.data.rows import Dataset
 from distillctl.data.views import CEILING, PUBLIC
 from distillctl.engines.tasks import Asked, Task
 from distillctl.metrics import comparison, label_checks, scores
+from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.soft_labels import labels as soft_labels
@@ -31,7 +32,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     folder = workspace.folder("collect")
     dataset = examples.load(recipe, folder)
     contexts = views.renderers(recipe, dataset.shots)
-    source = references.teacher(recipe)
+    source = model_source.teacher(recipe)
     with crews.crew(recipe, source, folder) as crew:
         words = tuple(recipe.classify.labels.values())
         asked = Asked(recipe.classify.answer_prefix, words)

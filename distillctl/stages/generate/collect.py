@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import cautions, console, references
+from distillctl import cautions, console
 from distillctl.data import examples, field_references, views
 from distillctl.data.responses import Response, check_given, ended
 from distillctl.data.rows import Dataset, Example
@@ -21,6 +21,7 @@ from distillctl.errors import RecipeError
 from distillctl.metrics import comparison, names
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import Tally
+from distillctl.models import model_source
 from distillctl.recipe import (
     Given,
     Greedy,
@@ -60,7 +61,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     dataset = examples.load(recipe, folder)
     check_given(recipe, dataset)
     contexts = views.renderers(recipe, dataset.shots)
-    source = references.teacher(recipe)
+    source = model_source.teacher(recipe)
     with crews.crew(recipe, source, folder) as crew:
         stop_ids = crew.reader.stop_ids(recipe.generate.stop)
         arms, dataset = teacher_arms.arms(

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from distillctl import console, model_files
+from distillctl import console
 from distillctl.data import responses
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.rows import Example
 from distillctl.data.views import MESSAGE, Renderer
 from distillctl.engines.tasks import Answers, Asked, View
 from distillctl.errors import DataError, Unavailable, first_line
-from distillctl.references import ServedSource
+from distillctl.models import checkpoint_files
+from distillctl.models.model_source import ServedSource
 from distillctl.teachers.answer_tokens import AnswerTokenizer
 from distillctl.teachers.served.protocol import Prompt
 from distillctl.teachers.served.vocabulary import Vocabulary
@@ -40,13 +41,13 @@ class Reader:
             return None
         from transformers import AutoTokenizer  # and with it torch, which a server's client does without
 
-        from distillctl.pretrained import folder
+        from distillctl.models.from_pretrained import folder
 
         def unavailable(error: BaseException) -> Unavailable:
             what = f"the tokenizer {source.reference} cannot be loaded: {first_line(error)}"
             return Unavailable(what, where="teacher.tokenizer")
 
-        with model_files.loading(unavailable), console.libraries_quiet():
+        with checkpoint_files.loading(unavailable), console.libraries_quiet():
             return Vocabulary(AutoTokenizer.from_pretrained(folder(source), trust_remote_code=False))
 
     @property

@@ -17,8 +17,8 @@ from distillctl.data.responses import Response
 from distillctl.data.views import CEILING
 from distillctl.engines.tasks import Task
 from distillctl.errors import Unavailable
+from distillctl.models.model_source import ServedSource
 from distillctl.recipe import Classify, Generate, OpenAITeacher, Sampling, TopK
-from distillctl.references import ServedSource
 from distillctl.teachers.served import grants, labels, texts
 from distillctl.teachers.served.asking import Asker
 from distillctl.teachers.served.client import Client, Fault

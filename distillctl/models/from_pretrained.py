@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from distillctl import model_files
-from distillctl.gguf import dequantized
-from distillctl.references import ModelSource
+from distillctl.models import checkpoint_files
+from distillctl.models.gguf import dequantized
+from distillctl.models.model_source import ModelSource
 
 
 def folder(source: ModelSource) -> str:
@@ -19,7 +19,7 @@ def folder(source: ModelSource) -> str:
         return source.name
     if source.is_gguf:
         return str(dequantized(source.path))
-    model_files.check(source.path)
+    checkpoint_files.check(source.path)
     return source.name
 
 
@@ -28,7 +28,7 @@ def check_size(auto: Any, config: Any, folder: Path) -> None:
     Nothing is allocated to find that out."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
-    if problem := model_files.too_many(count, folder):
+    if problem := checkpoint_files.too_many(count, folder):
         raise problem
 
 

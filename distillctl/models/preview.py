@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distillctl import gguf_header, limits, model_files
+from distillctl import limits
 from distillctl.errors import Unavailable, first_line
-from distillctl.references import ModelSource
+from distillctl.models import checkpoint_files, gguf_header
+from distillctl.models.model_source import ModelSource
 
 CHARACTERS_PER_TOKEN = 4.0
 """English text under common 32k–150k vocabularies; used only where no tokenizer.json is at hand."""
@@ -36,8 +37,8 @@ class ModelPreview:
             return None
         from tokenizers import Tokenizer
 
-        with model_files.loading(lambda error: _unreadable(error, file)):
-            model_files.check_files(self._folder)
+        with checkpoint_files.loading(lambda error: _unreadable(error, file)):
+            checkpoint_files.check_files(self._folder)
             tokenizer = Tokenizer.from_file(str(file))
             tokenizer.no_truncation()  # sentence-transformers saves both, and transformers ignores them
             tokenizer.no_padding()
@@ -59,7 +60,7 @@ class ModelPreview:
         if self._tokenizer is None:
             return round(len(text) / CHARACTERS_PER_TOKEN)
         assert self._folder is not None
-        with model_files.loading(lambda error: _unreadable(error, Path(str(self._folder)) / "tokenizer.json")):
+        with checkpoint_files.loading(lambda error: _unreadable(error, Path(str(self._folder)) / "tokenizer.json")):
             return len(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     @cached_property

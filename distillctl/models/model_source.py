@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillctl import cached_folders, gguf_header, package_files, regular_files
 from distillctl import recipe as recipes
+from distillctl import regular_files
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
+from distillctl.models import cached_folders, gguf_header, package_files
 from distillctl.run_dir.workspace import digest, tree_digest
 
 _KERNEL = tuple(map(Path, ("/proc", "/sys")))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from distillctl import console
 from distillctl.errors import Unavailable, first_line
-from distillctl.references import ModelSource
+from distillctl.models.model_source import ModelSource
 
 SECONDS = 6.0
 """How long the hub may take for its first answer; HF_HUB_ETAG_TIMEOUT, the hub library's own variable, overrides it."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from distillctl import cached_folders, console, gguf_header
+from distillctl import console
 from distillctl.errors import Unavailable, first_line
+from distillctl.models import cached_folders, gguf_header
 
 
 def dequantized(path: Path) -> Path:
