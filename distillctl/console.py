@@ -20,8 +20,8 @@ from rich.text import Text
 
 from distillctl import interrupts, ranks
 from distillctl.errors import Told
-from distillctl.printable import printable
 from distillctl.progress import LiveProgress, LoggedProgress, Progress
+from distillctl.untrusted.printable import printable
 
 _PLAIN: dict[str, Any] = {"highlight": False, "emoji": False}
 """Of both consoles: a text such as `:warning:` is what it says."""

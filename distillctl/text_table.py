@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
-from distillctl.printable import printable
+from distillctl.untrusted.printable import printable
 
 _NARROWEST_TEXT = 12
 """Cells that a text column wraps at before the rows become lines of their own."""

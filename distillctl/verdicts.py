@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from distillctl import console, regular_files
+from distillctl import console
 from distillctl.errors import GateFailed
-from distillctl.markdown import plain
 from distillctl.run_dir.workspace import writable, write_text
 from distillctl.summaries import size
+from distillctl.untrusted import regular_files
+from distillctl.untrusted.markdown import plain
 
 JUNIT_OUTCOME = {"failed": "failure", "undecided": "skipped"}
 

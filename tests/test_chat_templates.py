@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillctl.data import chat_templates
-from distillctl.data.sandbox import Wasteful
+from distillctl.untrusted import chat_templates
+from distillctl.untrusted.templates import Wasteful
 from tests import tiny
 
 CHATML = (

@@ -17,12 +17,12 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from distillctl import limits
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed, UpstreamError
 from distillctl.graphs import beside
 from distillctl.runtimes import trial
 from distillctl.runtimes.process import WorkerFailed, WorkerProcess
+from distillctl.untrusted import limits
 from tests import bench_run, bundled
 from tests.costs import bounded
 

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from distillctl import console, markdown, verdicts
+from distillctl import console, verdicts
 from distillctl.data import view_table
 from distillctl.graphs import card
-from distillctl.printable import printable
 from distillctl.report import contract, page
 from distillctl.report import markdown as summary
 from distillctl.snippets.reading import Reading
 from distillctl.text_table import TextTable
+from distillctl.untrusted import markdown
+from distillctl.untrusted.printable import printable
 from tests import report_run, tiny
 
 HOSTILE = [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distillctl import limits, recipe
+from distillctl import recipe
 from distillctl.bundle import contents
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.graphs import card
@@ -20,6 +20,7 @@ from distillctl.models.model_source import ModelSource
 from distillctl.models.preview import ModelPreview
 from distillctl.recipe import yaml_text
 from distillctl.students import early
+from distillctl.untrusted import limits
 from tests import tiny, tiny_text
 from tests.costs import bounded
 

@@ -7,12 +7,13 @@ import socket
 
 import pytest
 
-from distillctl import console, limits, regular_files
+from distillctl import console
 from distillctl.cli import app
 from distillctl.models import checkpoint_files, gguf_header
 from distillctl.run_dir.fingerprints import file_digest, tree_digest
 from distillctl.soft_labels import seal
 from distillctl.teachers.served import grants
+from distillctl.untrusted import limits, regular_files
 from tests import project
 
 

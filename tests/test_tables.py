@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillctl import cautions, limits
+from distillctl import cautions
 from distillctl.data import formats
 from distillctl.errors import DataError
 from distillctl.recipe import Data
+from distillctl.untrusted import limits
 
 STRAY = (
     'text\tlabel\n"Twice charged\tbilling\nThe app closes\ttechnical\nI lost my key"\tother\nWhere are you\tother\n'

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distillctl import limits, markdown
 from distillctl.bundle import archive, code, ort_format, text_in
 from distillctl.bundle.listing import NAME, File
 from distillctl.errors import DistillctlError
@@ -17,6 +16,7 @@ from distillctl.graphs import card
 from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import file_digest
+from distillctl.untrusted import limits, markdown
 
 _OF_THE_STAGE = {"README.md", "candidates.json", "eval.parquet"}
 """quantize's own, and what is said of single rows."""

@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from distillctl import limits, regular_files
 from distillctl.data import tables
 from distillctl.errors import DataError, first_line
 from distillctl.models import hub
 from distillctl.recipe import Data
+from distillctl.untrusted import limits, regular_files
 
 _UNPACKED, _RATIO = 4 << 20, 100
 """Of a .gz: so many characters in any case, and otherwise so many for each of its bytes."""
@@ -147,7 +147,7 @@ def _pattern_rows(path: Path, file: Iterable[str], pattern: re.Pattern[str]) -> 
 
 def _parquet_rows(path: Path, wanted: Collection[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of the wanted columns alone: what nobody reads can be of any kind."""
-    from distillctl.data import parquet
+    from distillctl.untrusted import parquet
 
     try:
         with parquet.checked(path) as file:

@@ -12,13 +12,13 @@ from difflib import get_close_matches
 from itertools import chain, islice
 from typing import Any
 
-from distillctl import limits
 from distillctl.data import formats, template_sources
 from distillctl.data.rows import Example
 from distillctl.data.template_sources import Columns
 from distillctl.errors import DataError, RecipeError
 from distillctl.models import model_source
 from distillctl.recipe import Data, Generate, Recipe
+from distillctl.untrusted import limits
 
 MISSING = object()
 """What `value` gives for a column that a row does not have."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillctl import cautions, limits
+from distillctl import cautions
 from distillctl.errors import DataError
 from distillctl.recipe import Data
+from distillctl.untrusted import limits
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 _OTHERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}

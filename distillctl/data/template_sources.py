@@ -9,11 +9,11 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
-from distillctl import limits
-from distillctl.data.sandbox import Sandbox
 from distillctl.errors import DataError, RecipeError, first_line
 from distillctl.models import model_source
 from distillctl.recipe import Context, Recipe
+from distillctl.untrusted import limits
+from distillctl.untrusted.templates import Sandbox
 
 SANDBOX = Sandbox(
     null="",

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distillctl.data import parquet
 from distillctl.errors import UpstreamError, first_line
 from distillctl.run_dir.workspace import replacing
+from distillctl.untrusted import parquet
 
 COLUMNS = ("id", "split", "input", "reference", "full", "simplified")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])

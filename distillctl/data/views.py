@@ -9,17 +9,17 @@ from typing import Any
 
 import jinja2
 
-from distillctl import limits
-from distillctl.data import answer_place, chat_templates, template_sources
+from distillctl.data import answer_place, template_sources
 from distillctl.data.answer_place import AnswerPlace
-from distillctl.data.chat_templates import ChatTokenizer
 from distillctl.data.rows import Example
-from distillctl.data.sandbox import Columns
 from distillctl.data.template_sources import FAILURES as _FAILURES
 from distillctl.data.template_sources import SANDBOX as _SANDBOX
 from distillctl.data.template_sources import reason as _reason
 from distillctl.errors import RecipeError
 from distillctl.recipe import Context, Recipe, Shot
+from distillctl.untrusted import chat_templates, limits
+from distillctl.untrusted.chat_templates import ChatTokenizer
+from distillctl.untrusted.templates import Columns
 
 CEILING, FLOOR = "full", "simplified"
 """The contexts that every recipe has."""

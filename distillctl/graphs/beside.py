@@ -15,9 +15,9 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from distillctl import limits
 from distillctl.errors import UpstreamError, first_line
 from distillctl.runtimes import onnxruntime, trial
+from distillctl.untrusted import limits
 
 _COPIED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 _TOKENIZER_KEYS = (

@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
-from distillctl import limits, markdown
 from distillctl.data.view_template import BARE
 from distillctl.errors import DistillctlError
 from distillctl.models import gguf_header, model_source
-from distillctl.printable import printable
 from distillctl.recipe import FromConfigStudent, OpenAITeacher, Recipe, yaml_text
 from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
+from distillctl.untrusted import limits, markdown
+from distillctl.untrusted.printable import printable
 
 _NOT_STATED = "not stated"
 _CARD_BYTES, _LICENCE_CHARACTERS = 1 << 20, 200

@@ -17,10 +17,11 @@ import numpy as np
 import onnx_ir
 from transformers import AutoConfig
 
-from distillctl import console, limits
+from distillctl import console
 from distillctl.errors import Unavailable, first_line
 from distillctl.graphs import rotary_tables, tracing
 from distillctl.graphs.tracing import ExportedGraph
+from distillctl.untrusted import limits
 
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
 _PACKAGE = "onnxruntime-genai"

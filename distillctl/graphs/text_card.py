@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distillctl.graphs import card
-from distillctl.markdown import plain
 from distillctl.recipe import Recipe
 from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
+from distillctl.untrusted.markdown import plain
 
 _GENAI = "With onnxruntime-genai, which keeps keys and values in one buffer and has packages for phones:"
 

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distillctl import console, limits, regular_files
+from distillctl import console
 from distillctl.errors import Unavailable
 from distillctl.run_dir import checksums
 from distillctl.run_dir.fingerprints import file_digest
 from distillctl.run_dir.workspace import replacing_folder, write_text
+from distillctl.untrusted import limits, regular_files
 
 RECORD = ".files.json"
 """In each folder: name → SHA-256 of all other files."""

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distillctl import limits, regular_files
 from distillctl.errors import Unavailable, first_line, is_of_tokenizers
+from distillctl.untrusted import limits, regular_files
 
 _HEADER_BYTES = 100 << 20
 """The safetensors library's own bound."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillctl import recipe as recipes
-from distillctl import regular_files
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.models import cached_folders, gguf_header, package_files
 from distillctl.run_dir.workspace import digest, tree_digest
+from distillctl.untrusted import regular_files
 
 _KERNEL = tuple(map(Path, ("/proc", "/sys")))
 """Folders whose files are no data: they show this process's environment, its memory, the machine's state."""

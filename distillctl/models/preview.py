@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distillctl import limits
 from distillctl.errors import Unavailable, first_line
 from distillctl.models import checkpoint_files, gguf_header
 from distillctl.models.model_source import ModelSource
+from distillctl.untrusted import limits
 
 CHARACTERS_PER_TOKEN = 4.0
 """English text under common 32k–150k vocabularies; used only where no tokenizer.json is at hand."""

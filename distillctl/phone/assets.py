@@ -10,10 +10,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from distillctl import console, limits
+from distillctl import console
 from distillctl.errors import DataError, Unavailable
 from distillctl.phone import npm
 from distillctl.run_dir.workspace import file_digest, replacing_folder, writable
+from distillctl.untrusted import limits
 
 VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web@{VERSION}"

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from distillctl import limits
 from distillctl.errors import UpstreamError
 from distillctl.phone.messages import MAX_BYTES, Device, Failure, Finite, Milliseconds, Word
 from distillctl.run_dir.workspace import Outcome, Workspace, write_text
+from distillctl.untrusted import limits
 
 STAGE = "devices"
 _BROWSERS = {

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distillctl import limits
 from distillctl.recipe.base import Closed, Count, Seed
+from distillctl.untrusted import limits
 
 
 class Data(Closed):

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from distillctl import limits
 from distillctl.errors import RecipeError
 from distillctl.recipe import yaml_text
 from distillctl.recipe.base import NotText, specs
 from distillctl.recipe.root import Recipe
+from distillctl.untrusted import limits
 
 MAX_BYTES = 1 << 20
 """Of a recipe; longer texts belong into files that it names."""

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from distillctl import limits
 from distillctl.recipe.base import Closed, Count, Fraction, NotText, Positive, Spec
+from distillctl.untrusted import limits
 
 
 class Classify(Closed):

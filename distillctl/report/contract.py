@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from distillctl import controls
-from distillctl.data import parquet, view_table
+from distillctl.data import view_table
 from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import comparison, doubts, names
 from distillctl.metrics.statistics import difference_interval, recovered_interval
@@ -23,6 +23,7 @@ from distillctl.report import devices, labels, numbers, speed, texts, use, verdi
 from distillctl.run_dir import attempts
 from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.training import metrics_log
+from distillctl.untrusted import parquet
 
 UPSTREAM = ("collect", "train", "export", "quantize", "bench")
 OWN = ("deployed", "student", "control")

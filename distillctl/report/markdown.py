@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from distillctl.markdown import code, plain, table
 from distillctl.metrics import names
 from distillctl.report import numbers, speed
+from distillctl.untrusted.markdown import code, plain, table
 
 
 def render(facts: dict[str, Any]) -> str:

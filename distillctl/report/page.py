@@ -12,10 +12,10 @@ from markupsafe import Markup
 
 from distillctl.data.rows import left_out
 from distillctl.metrics import names
-from distillctl.printable import printable
 from distillctl.report import charts, numbers, speed, use
 from distillctl.report.contract import Series
 from distillctl.report.drawing import COLOUR, NAMES
+from distillctl.untrusted.printable import printable
 
 SPEAKERS = {
     "ceiling": "Teacher, prompted",

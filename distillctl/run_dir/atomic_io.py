@@ -17,9 +17,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillctl import regular_files
 from distillctl.errors import Unavailable
 from distillctl.run_dir.manifest import MANIFEST
+from distillctl.untrusted import regular_files
 
 _owner = ""
 

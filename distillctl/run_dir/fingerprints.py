@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distillctl import regular_files
+from distillctl.untrusted import regular_files
 
 
 def digest(value: Any) -> str:

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from distillctl import limits
 from distillctl.run_dir import checksums, facts
 from distillctl.run_dir.fingerprints import digest
+from distillctl.untrusted import limits
 
 MANIFEST = "manifest.json"
 LIBRARIES = (

@@ -14,11 +14,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillctl import limits, regular_files
 from distillctl.errors import Unavailable
 from distillctl.run_dir import checksums, manifest
 from distillctl.run_dir.atomic_io import is_folder, move, set_aside_name, sync
 from distillctl.run_dir.manifest import MANIFEST
+from distillctl.untrusted import limits, regular_files
 
 MARKER = ".distillctl-run.json"
 LOCK = ".lock"

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillctl import regular_files
 from distillctl.errors import Unavailable, UpstreamError, first_line
 from distillctl.run_dir import manifest as manifests
 from distillctl.run_dir import run_marker
@@ -41,6 +40,7 @@ from distillctl.run_dir.manifest import Manifest as Manifest
 from distillctl.run_dir.manifest import versions as versions
 from distillctl.run_dir.run_marker import FOLDERS as FOLDERS
 from distillctl.run_dir.run_marker import LOCK, MARKER
+from distillctl.untrusted import regular_files
 
 NOT_LOAD_BEARING = {
     "recipe.lock.yaml": "the recipe with every default, for people; no command reads it",

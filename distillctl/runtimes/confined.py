@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from distillctl import limits
+from distillctl.untrusted import limits
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.5

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 from tokenizers import Tokenizer
 
-from distillctl import limits
+from distillctl.untrusted import limits
 
 ERRORS = tuple(
     getattr(native, name)

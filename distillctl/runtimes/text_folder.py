@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from distillctl import limits
 from distillctl.errors import DataError
+from distillctl.untrusted import limits
 
 UNLIMITED = 2**31
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from distillctl.data import parquet, view_table
+from distillctl.data import view_table
 from distillctl.data.responses import Response
 from distillctl.data.views import FLOOR
 from distillctl.errors import UpstreamError, first_line
@@ -27,6 +27,7 @@ from distillctl.run_dir.workspace import Workspace, replacing
 from distillctl.soft_labels import columns, seal, shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
+from distillctl.untrusted import parquet
 
 _SCHEMA = ("id", "sample", "text", "cut", "token_ids")
 TOKEN_IDS = pa.field("token_ids", pa.list_(pa.int32()))

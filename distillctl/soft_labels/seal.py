@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from distillctl import regular_files
+from distillctl.untrusted import regular_files
 
 _MARK = b"sha256:"
 _ZEROS = b"0" * 64

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distillctl.data import parquet, view_table
+from distillctl.data import view_table
 from distillctl.errors import UpstreamError, first_line
 from distillctl.run_dir.workspace import Workspace, replacing
 from distillctl.soft_labels import seal, shards
 from distillctl.soft_labels.shards import Shard
+from distillctl.untrusted import parquet
 
 _AGAIN = "distillctl collect RECIPE"
 _COLUMNS = ("id", "label_log_probs", "label_mass", "label_seen", "next_token", "next_log_prob")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillctl import limits
 from distillctl.data.truncation import Limit
 from distillctl.errors import RecipeError
 from distillctl.models import checkpoint_files, gguf_header, model_source
 from distillctl.recipe import FromConfigStudent, Generate, Recipe, TruncatedStudent
+from distillctl.untrusted import limits
 
 _WEIGHT_BYTES = 4
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")

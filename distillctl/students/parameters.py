@@ -7,11 +7,11 @@ import re
 import struct
 from dataclasses import dataclass
 
-from distillctl import limits
 from distillctl.errors import Unavailable, first_line
 from distillctl.models import checkpoint_files, gguf_header
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
+from distillctl.untrusted import limits
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 """As in `model.layers.3.mlp.up_proj.weight`, `blk.3.ffn_up.weight`."""

@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distillctl import console, limits, ranks
+from distillctl import console, ranks
 from distillctl.errors import UpstreamError, first_line
 from distillctl.run_dir import checksums
 from distillctl.run_dir.manifest import SCRATCH
 from distillctl.run_dir.workspace import file_digest, move, replacing_folder
 from distillctl.training import group
 from distillctl.training.learner import Learner
+from distillctl.untrusted import limits
 
 _DAMAGED = "-damaged"
 

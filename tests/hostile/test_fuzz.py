@@ -22,13 +22,14 @@ from pydantic import ValidationError
 
 from distillctl import recipe as recipes
 from distillctl.bundle import archive
-from distillctl.data import examples, formats, parquet, views
+from distillctl.data import examples, formats, views
 from distillctl.errors import DistillctlError
 from distillctl.models import gguf_header
 from distillctl.phone.messages import Results
 from distillctl.recipe import Data
 from distillctl.run_dir.workspace import Workspace
 from distillctl.training import metrics_log
+from distillctl.untrusted import parquet
 from tests import manifests, tiny
 from tests.costs import bounded
 from tests.hostile import make_bundles, make_gguf, make_parquet

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from distillctl import limits
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.run_dir import checksums
@@ -17,6 +16,7 @@ from distillctl.run_dir.workspace import digest, write_text
 from distillctl.teachers.served.asking import Asker, Stopped
 from distillctl.teachers.served.client import Fault
 from distillctl.teachers.served.protocol import Answer, LimitKey, Request
+from distillctl.untrusted import limits
 
 _HELLO = "1 2 3 4"
 _FEWER = (20, 10, 5, 2, 1)

@@ -17,10 +17,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from distillctl import console, regular_files
+from distillctl import console
 from distillctl.run_dir import checksums
 from distillctl.run_dir.workspace import make_folder, open_to_append, replacing, writable
 from distillctl.teachers.served.protocol import ROUNDING, Answer, Choice, Count, Position
+from distillctl.untrusted import regular_files
 
 SYNC_LINES, SYNC_SECONDS = 64, 1.0
 DAMAGED = "answers.damaged.jsonl"

@@ -18,7 +18,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
-from distillctl.data.sandbox import Sandbox, Wasteful
+from distillctl.untrusted.templates import Sandbox, Wasteful
 
 
 class ChatTokenizer(Protocol):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distillctl import regular_files
+from distillctl.untrusted import regular_files
 
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, NotImplementedError)
 """What reading one can raise when the file is not what it should be."""

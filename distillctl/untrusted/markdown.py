@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from distillctl.printable import printable
+from distillctl.untrusted.printable import printable
 
 _SPECIAL = re.compile(
     r"[\\`*\[\]#~$|@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=[A-Za-z]):(?=//)|(?<=www)\.", re.IGNORECASE

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
-from distillctl import regular_files
+from distillctl.untrusted import regular_files
 
 TEXT_BYTES = 16 << 20
 """Of a template, or of one line of data: a context of a million tokens has some 4 MB."""

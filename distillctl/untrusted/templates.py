@@ -3,7 +3,7 @@
 Jinja keeps a template away from Python's insides and from files, but lets it write `"a" * 10 ** 10`. Here everything
 that can make much from little is charged to the budget of one rendering before it is made: operators, `~`, slices,
 filters, methods of texts, what is collected in a macro or a block, and the output. Time is bounded by whoever renders
-(`distillctl.limits.Allowance`).
+(`distillctl.untrusted.limits.Allowance`).
 """
 
 from __future__ import annotations
