@@ -131,8 +131,9 @@ def _open(
     trust: list[str] | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
-    from distillctl import approvals, recipe
+    from distillctl import recipe
     from distillctl.run_dir.workspace import Workspace
+    from distillctl.trust import approvals
 
     approvals.configure(trust or (), remote_code=trust_remote_code)
     loaded = recipe.load(recipe_path, overrides or ())

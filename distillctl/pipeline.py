@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import approvals, cautions, console, engines, interrupts, ranks, reach
+from distillctl import cautions, console, engines, interrupts, ranks
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.errors import GateFailed, UpstreamError
@@ -20,6 +20,7 @@ from distillctl.recipe import OpenAITeacher, Recipe, dump, flatten
 from distillctl.run_dir import attempts
 from distillctl.run_dir.workspace import Manifest, Outcome, Workspace, write_text
 from distillctl.students import early
+from distillctl.trust import approvals, recipe_access
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _collect_files(recipe: Recipe) -> dict[str, str]:
 def _check_data(recipe: Recipe, workspace: Workspace) -> None:
     engines.check(recipe.collect)
     if isinstance(recipe.teacher, OpenAITeacher):
-        approvals.check_sending(recipe.teacher, reach.outside(recipe))
+        approvals.check_sending(recipe.teacher, recipe_access.outside(recipe))
     dataset = examples.load(recipe)
     split_checks.check(recipe, dataset)
     responses.check_given(recipe, dataset)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import cautions, engines, pipeline, reach, view_lengths
+from distillctl import cautions, engines, pipeline, view_lengths
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import Renderer
@@ -17,6 +17,7 @@ from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, 
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import size
 from distillctl.students import early, parameters
+from distillctl.trust import recipe_access
 
 SAMPLE = 64
 """Rows whose views (and given responses) are tokenized to estimate the mean."""
@@ -65,7 +66,7 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
         "recipe": recipe.model_dump(mode="json"),
         "run_dir": str(workspace.root),
         "stages": [{"stage": s.stage, "state": s.state, "why": list(s.why)} for s in states],
-        "reach": reach.describe(recipe),
+        "reach": recipe_access.describe(recipe),
         "rows": dataset.counts,
         "arms": arms,
         "tokens": counted + answers.told,

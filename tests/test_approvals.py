@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from distillctl import approvals, reach
 from distillctl import recipe as recipes
 from distillctl.errors import RecipeError, UsageError
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.served.client import Client
+from distillctl.trust import approvals, recipe_access
 from tests import project, served_project, stub_server
 
 SECRET = "sk-very-secret-0123456789"
@@ -373,12 +373,12 @@ def test_rows_from_outside_the_recipes_folder_go_out_only_if_the_user_says_so(tm
     assert str(diary) in done.stderr
     recipe = recipes.load(folder / "recipe.yaml")
     approvals.configure(["files@gpu.example.invalid:8000"])
-    approvals.check_sending(recipe.teacher, reach.outside(recipe))
+    approvals.check_sending(recipe.teacher, recipe_access.outside(recipe))
 
 
 def test_rows_of_the_recipes_own_folder_need_no_word(tmp_path):
     recipe = served_project.recipe(tmp_path, "http://gpu.example.invalid:8000/v1", teacher={"api_key_env": None})
-    approvals.check_sending(recipe.teacher, reach.outside(recipe))
+    approvals.check_sending(recipe.teacher, recipe_access.outside(recipe))
 
 
 @pytest.mark.parametrize(
@@ -523,10 +523,10 @@ def test_a_dry_run_shows_what_a_recipe_reaches(with_code, diary, tmp_path, monke
     assert "teacher.trust_remote_code" in done.stdout
     assert "needs --trust-remote-code" in done.stdout
     recipe = served_project.recipe(tmp_path, f"https://{NOWHERE}/v1", teacher={"api_key_env": "MY_KEY"})
-    assert reach.describe(recipe) == {
+    assert recipe_access.describe(recipe) == {
         "reads": {},
         "sends": {"host": NOWHERE, "key": "MY_KEY", "wants_approval": f"MY_KEY@{NOWHERE}"},
         "runs_code": {},
     }
     monkeypatch.setenv("DISTILLCTL_TRUST", f"MY_KEY@{NOWHERE}")
-    assert reach.describe(recipe)["sends"]["wants_approval"] is None
+    assert recipe_access.describe(recipe)["sends"]["wants_approval"] is None

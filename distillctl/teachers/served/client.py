@@ -16,11 +16,11 @@ from typing import Any
 
 import openai
 
-from distillctl import approvals, providers
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.served import http, protocol
 from distillctl.teachers.served.protocol import Answer, Impossible, Malformed, Request
+from distillctl.trust import approvals, providers
 
 IMPOSSIBLE = "impossible log-probabilities"
 """The kind of a fault whose server computes something else."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distillctl import approvals
 from distillctl.data import examples
 from distillctl.models import model_source, package_files
 from distillctl.recipe import OpenAITeacher, Recipe
+from distillctl.trust import approvals
 
 
 def outside(recipe: Recipe) -> dict[str, Path]:

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distillctl import console, providers
+from distillctl import console
 from distillctl.errors import DistillctlError, RecipeError, UsageError
 from distillctl.recipe import OpenAITeacher, Recipe, addresses
 from distillctl.run_dir.workspace import replacing
+from distillctl.trust import providers
 from distillctl.untrusted import limits
 
 ENVIRONMENT = "DISTILLCTL_TRUST"
