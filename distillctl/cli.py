@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from distillctl import __version__, console, interrupts, os_errors, ranks, streams
+from distillctl import __version__, console, interrupts, ranks
 from distillctl.errors import Interrupted, Told, Unavailable, UsageError
+from distillctl.terminal import os_errors, streams
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 a bug · 2 usage · 3 the recipe or the data is wrong or missing · 4 an upstream stage is missing,
@@ -479,7 +480,7 @@ def guide(
     as_json: Json = False,
 ) -> None:
     from distillctl import guide as guides
-    from distillctl.text_table import TextTable
+    from distillctl.terminal.text_table import TextTable
 
     if topic is None:
         found = guides.topics()

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from distillctl import interrupts, ranks
 from distillctl.errors import Told
-from distillctl.progress import LiveProgress, LoggedProgress, Progress
+from distillctl.terminal.progress import LiveProgress, LoggedProgress, Progress
 from distillctl.untrusted.printable import printable
 
 _PLAIN: dict[str, Any] = {"highlight": False, "emoji": False}

@@ -14,7 +14,7 @@ from distillctl.metrics import names
 from distillctl.pipeline import Ran, State
 from distillctl.report import speed
 from distillctl.run_dir.workspace import Workspace
-from distillctl.text_table import TextTable
+from distillctl.terminal.text_table import TextTable
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "damaged": "red"}
 

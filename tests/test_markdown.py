@@ -17,7 +17,7 @@ from distillctl.graphs import card
 from distillctl.report import contract, page
 from distillctl.report import markdown as summary
 from distillctl.snippets.reading import Reading
-from distillctl.text_table import TextTable
+from distillctl.terminal.text_table import TextTable
 from distillctl.untrusted import markdown
 from distillctl.untrusted.printable import printable
 from tests import report_run, tiny

@@ -10,10 +10,11 @@ import sys
 
 import pytest
 
-from distillctl import cli, os_errors, streams
+from distillctl import cli
 from distillctl.errors import Unavailable, UsageError
 from distillctl.run_dir import atomic_io
 from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.terminal import os_errors, streams
 from tests import project
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import distillctl
-from distillctl import console, progress
-from distillctl.progress import LiveProgress, LoggedProgress
+from distillctl import console
+from distillctl.terminal import progress
+from distillctl.terminal.progress import LiveProgress, LoggedProgress
 from tests import project
 
 

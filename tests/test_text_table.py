@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from distillctl.text_table import TextTable, wrap
+from distillctl.terminal.text_table import TextTable, wrap
 
 NUMBER = re.compile(r"\d[\d.,]*\d|\d")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from distillctl import console, interrupts
 from distillctl.engines.tasks import Crew, Task
-from distillctl.progress import Progress
 from distillctl.soft_labels.shards import Shard
+from distillctl.terminal.progress import Progress
 
 
 @dataclass
