@@ -145,12 +145,12 @@ def _open(
 
 
 def _plan(recipe: Any, workspace: Any, stages: list[str]) -> None:
-    from distillctl import planning, summaries
+    from distillctl.commands import dry_run, output
 
     if not ranks.is_first():
         return
-    plan = planning.plan(recipe, workspace, stages)
-    console.result(plan, *summaries.plan(plan))
+    plan = dry_run.plan(recipe, workspace, stages)
+    console.result(plan, *output.plan(plan))
 
 
 # ── the stages ───────────────────────────────────────────────────────────────────────────────────
@@ -174,12 +174,13 @@ def collect(
 
 
 def _run_stage(name: str, loaded: Any, workspace: Any, *, force: bool, dry_run: bool) -> None:
-    from distillctl import pipeline, summaries
+    from distillctl import pipeline
+    from distillctl.commands import output
 
     if dry_run:
         return _plan(loaded, workspace, [name])
     ran = pipeline.stage(name, loaded, workspace, force=force)
-    console.result(summaries.as_json(ran), *summaries.readable(ran))
+    console.result(output.as_json(ran), *output.readable(ran))
 
 
 def _stage(name: str, help: str) -> None:
@@ -293,7 +294,8 @@ def bench(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    from distillctl import pipeline, summaries
+    from distillctl import pipeline
+    from distillctl.commands import output
 
     given = {"host": host, "port": port, "assets": assets, "devices": devices, "idle_seconds": serve_seconds}
     given = {name: value for name, value in given.items() if value is not None}
@@ -325,10 +327,10 @@ def bench(
         verdicts.hand_out(verdict, undecided_fails=undecided == "fail", junit=junit, summary=summary)
     elif serve:
         found = pipeline.serve(loaded, workspace, **given)
-        console.result({"stage": "devices", "devices": found}, *summaries.devices(found))
+        console.result({"stage": "devices", "devices": found}, *output.devices(found))
     else:
         ran = pipeline.stage("bench", loaded, workspace, force=force)
-        console.result(summaries.as_json(ran), *summaries.readable(ran))
+        console.result(output.as_json(ran), *output.readable(ran))
 
 
 @command("report", "One self-contained HTML page; or a summary for CI.")
@@ -351,7 +353,8 @@ def report(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    from distillctl import pipeline, summaries
+    from distillctl import pipeline
+    from distillctl.commands import output
 
     if as_json and format == "md":
         raise UsageError("--json and --format md exclude each other")
@@ -371,7 +374,7 @@ def report(
     elif format == "json":
         console.print_json(ran.manifest.facts)
     else:
-        console.result(summaries.as_json(ran), *summaries.readable(ran), summaries.report_path(workspace))
+        console.result(output.as_json(ran), *output.readable(ran), output.report_path(workspace))
     bounds.check(wanted, ran.manifest.facts)
 
 
@@ -388,7 +391,8 @@ def run(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    from distillctl import pipeline, summaries
+    from distillctl import pipeline
+    from distillctl.commands import output
 
     loaded, workspace = _open(recipe, run_dir, set_, trust=trust, trust_remote_code=trust_remote_code)
     if dry_run:
@@ -396,12 +400,12 @@ def run(
     done = []
     for ran in pipeline.run(loaded, workspace, force=force):
         if ran.reused:
-            console.note(summaries.line(ran))
+            console.note(output.line(ran))
         elif ran.stage != "report":
-            console.aside(*summaries.readable(ran))
+            console.aside(*output.readable(ran))
         done.append(ran)
-    outcome = summaries.as_json(done[-1]) | {"stages": {ran.stage: summaries.brief(ran) for ran in done}}
-    console.result(outcome, *summaries.readable(done[-1]), summaries.report_path(workspace))
+    outcome = output.as_json(done[-1]) | {"stages": {ran.stage: output.brief(ran) for ran in done}}
+    console.result(outcome, *output.readable(done[-1]), output.report_path(workspace))
 
 
 # ── bundles ──────────────────────────────────────────────────────────────────────────────────────
@@ -426,11 +430,11 @@ def verify(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    from distillctl import summaries
     from distillctl.bundle.verify import verify as check
+    from distillctl.commands import output
 
     found = check(path)
-    console.result(found, *summaries.verified(found))
+    console.result(found, *output.verified(found))
 
 
 # ── around them ──────────────────────────────────────────────────────────────────────────────────
@@ -445,12 +449,13 @@ def status(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    from distillctl import pipeline, summaries
+    from distillctl import pipeline
+    from distillctl.commands import output
 
     loaded, workspace = _open(recipe, run_dir, set_)
     states = list(pipeline.status(loaded, workspace))
     rows = [{"stage": s.stage, "state": s.state, "why": list(s.why), "next": s.next or None} for s in states]
-    console.result({"run_dir": str(workspace.root), "stages": rows}, *summaries.states(states))
+    console.result({"run_dir": str(workspace.root), "stages": rows}, *output.states(states))
 
 
 @command("init", "A commented recipe to start from.")
@@ -459,14 +464,14 @@ def init(
     schema: Annotated[bool, typer.Option("--schema", help="Print the recipe's JSON Schema, for editors.")] = False,
     as_json: Json = False,
 ) -> None:
-    from distillctl import starter
+    from distillctl.commands import init
 
     if schema:
-        console.print_json(starter.schema())
+        console.print_json(init.schema())
         return
     if directory is None:
         raise UsageError("give a folder, or --schema", next="distillctl init my-recipe")
-    created = starter.write(directory)
+    created = init.write(directory)
     console.result(
         {"created": [str(path) for path in created]},
         *[f"created {path}" for path in created],
@@ -502,10 +507,10 @@ def guide(
 
 @command("doctor", "Versions, CPU features, what is missing.")
 def doctor(as_json: Json = False) -> None:
-    from distillctl import diagnosis, summaries
+    from distillctl.commands import doctor, output
 
-    found = diagnosis.examine()
-    console.result(found, *summaries.diagnosis(found))
+    found = doctor.examine()
+    console.result(found, *output.diagnosis(found))
     if found["missing"]:
         raise typer.Exit(5)
 

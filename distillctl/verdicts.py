@@ -9,9 +9,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from distillctl import console
+from distillctl.commands.output import size
 from distillctl.errors import GateFailed
 from distillctl.run_dir.workspace import writable, write_text
-from distillctl.summaries import size
 from distillctl.untrusted import regular_files
 from distillctl.untrusted.markdown import plain
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 
-from distillctl import pipeline, planning
+from distillctl import pipeline
 from distillctl import recipe as recipes
+from distillctl.commands import dry_run
 from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.errors import DataError
@@ -336,7 +337,7 @@ def test_given_without_a_reference_is_told_before_torch(folder, tmp_path):
     with pytest.raises(DataError, match=r"data.reference: row \w+ has no reference, and task.responses: given"):
         pipeline.stage("collect", recipe, Workspace(tmp_path))
     with pytest.raises(DataError, match="has no reference"):
-        planning.plan(recipe, Workspace(tmp_path), ["collect"])
+        dry_run.plan(recipe, Workspace(tmp_path), ["collect"])
 
 
 def test_a_context_that_does_nothing_is_told(folder, tmp_path, capsys):
@@ -367,7 +368,7 @@ TEXT = size.bytes_per_token(Text(), 300)
 
 
 def _dry(recipe, tmp_path):
-    return planning.plan(recipe, Workspace(tmp_path / "none"), ["collect", "train"])
+    return dry_run.plan(recipe, Workspace(tmp_path / "none"), ["collect", "train"])
 
 
 def test_a_dry_run_projects_responses_by_their_upper_bound(folder, tmp_path):

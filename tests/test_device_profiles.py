@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from distillctl import summaries
+from distillctl.commands import output
 from distillctl.recipe import profiles
 from distillctl.recipe.graphs import Bench as Settings
 from distillctl.runtimes import bench as runtimes_bench
@@ -24,7 +24,7 @@ def test_every_profile_can_be_used_and_says_what_it_is_not(name: str) -> None:
     assert found.device == profiles.profile(name)
     assert found.used_threads == found.device.threads
     assert Settings(profile=name, threads=3).used_threads == 3
-    text = (Path(profiles.__file__).parents[1] / "profiles" / f"{name}.yaml").read_text()
+    text = (Path(profiles.__file__).parent / "device_profiles" / f"{name}.yaml").read_text()
     assert "this host, not a phone" in text
 
 
@@ -51,7 +51,7 @@ def test_in_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["profile"]["host"] == "this host, not a phone"
     assert [one["tokens"] for one in facts["profile"]["lengths"]] == [32, 128]
     assert all(one["p50_ms"] > 0 for one in facts["profile"]["lengths"])
-    assert "deployed, by length: 32 tokens" in "\n".join(summaries.beside(facts))
+    assert "deployed, by length: 32 tokens" in "\n".join(output.beside(facts))
 
 
 @pytest.mark.parametrize("length", [1, 7, 33, 500])

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from distillctl import pipeline, planning
+from distillctl import pipeline
 from distillctl import recipe as recipes
+from distillctl.commands import dry_run
 from distillctl.engines.tasks import Opening, Task, Views
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.models import model_source
@@ -87,7 +88,7 @@ def test_without_ray_that_is_told_before_anything_is_done(tmp_path, monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
     for ask in (
         lambda: pipeline.stage("collect", recipe, Workspace(tmp_path / "run")),
-        lambda: planning.plan(recipe, Workspace(tmp_path / "run"), ["collect"]),
+        lambda: dry_run.plan(recipe, Workspace(tmp_path / "run"), ["collect"]),
     ):
         with pytest.raises(Unavailable, match=r"collect.engine: Ray is not installed") as caught:
             ask()

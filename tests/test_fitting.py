@@ -8,8 +8,9 @@ import os
 import pytest
 import yaml
 
-from distillctl import pipeline, planning
+from distillctl import pipeline
 from distillctl import recipe as recipes
+from distillctl.commands import dry_run
 from distillctl.data import view_table
 from distillctl.errors import DataError
 from distillctl.run_dir.workspace import Workspace
@@ -215,7 +216,7 @@ def test_a_new_tokenizer_refuses_in_train_and_says_how_many(texts, tmp_path):
     _collect(recipe, tmp_path)
     with pytest.raises(DataError, match=r"takes 30 and keeps 10 of them for the response \(\d+ more rows? "):
         pipeline.stage("train", recipe, Workspace(tmp_path))
-    found = planning.plan(recipe, Workspace(tmp_path / "none"), ["collect"])["lengths"]
+    found = dry_run.plan(recipe, Workspace(tmp_path / "none"), ["collect"])["lengths"]
     assert "its tokenizer is trained in train" in found["student"]["note"]
 
 
@@ -224,7 +225,7 @@ def test_a_new_tokenizer_refuses_in_train_and_says_how_many(texts, tmp_path):
 
 def test_a_dry_run_lists_the_longest_rows_against_both_limits(labels, tmp_path):
     recipe = _load(labels)
-    plan = planning.plan(recipe, Workspace(tmp_path), ["collect"])
+    plan = dry_run.plan(recipe, Workspace(tmp_path), ["collect"])
     found = plan["lengths"]
     tokenizer = tiny.tokenizer()
     assert found["student"]["limit"] == 64
@@ -235,7 +236,7 @@ def test_a_dry_run_lists_the_longest_rows_against_both_limits(labels, tmp_path):
     assert (found["checked"], found["rows"]) == (22, 22)
     assert "are cut in collect" in found["then"]
     contexts = {**yaml.safe_load(labels.read_text())["contexts"], "truncate": "never"}
-    refused = planning.plan(_load(labels, contexts=contexts), Workspace(tmp_path), ["collect"])["lengths"]
+    refused = dry_run.plan(_load(labels, contexts=contexts), Workspace(tmp_path), ["collect"])["lengths"]
     assert "ends with an error before the teacher is asked" in refused["then"]
     assert set(plan["views"]) == {"full", "simplified", "cue_only"}
     assert plan["views"]["full"].startswith("book of the king ")
@@ -256,7 +257,7 @@ def test_a_dry_run_shows_chat_views_as_the_chat_template_writes_them(texts, tmp_
     content["contexts"] = {"full": {"messages": [{"role": "user", "content": "read {{ input }}"}]}}
     (folder / "rows.jsonl").write_text("\n".join(json.dumps({"input": f"the sea {n}"}) for n in range(9)))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
-    view = planning.plan(recipes.load(folder / "recipe.yaml"), Workspace(tmp_path), ["collect"])["views"]["full"]
+    view = dry_run.plan(recipes.load(folder / "recipe.yaml"), Workspace(tmp_path), ["collect"])["views"]["full"]
     assert view.startswith("<user>read the sea ")
     assert view.endswith("<eos><assistant>")
 
@@ -264,7 +265,7 @@ def test_a_dry_run_shows_chat_views_as_the_chat_template_writes_them(texts, tmp_
 def test_what_is_not_on_this_machine_is_said(labels, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     recipe = _load(labels, student={"kind": "pretrained", "model": "nobody/nothing"})
-    found = planning.plan(recipe, Workspace(tmp_path), ["collect"])["lengths"]["student"]
+    found = dry_run.plan(recipe, Workspace(tmp_path), ["collect"])["lengths"]["student"]
     assert found["limit"] is None
     assert "nobody/nothing is not on this machine yet" in found["note"]
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from distillctl import pipeline, planning
+from distillctl import pipeline
 from distillctl import recipe as recipes
+from distillctl.commands import dry_run
 from distillctl.data import view_table
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.recipe import Measured, Text, TopK
@@ -390,7 +391,7 @@ def test_what_no_server_gives_is_refused(tmp_path, sections, told):
 def test_a_dry_run_says_what_it_would_cost_and_asks_nobody(tmp_path):
     with stub_server.serve() as stub:
         recipe = served_project.recipe(tmp_path, stub.url, teacher={"prices": {"input": 1e6, "output": 1e6}})
-        found = planning.plan(recipe, Workspace(tmp_path / "run"), ["collect"])["collect"]["served"]
+        found = dry_run.plan(recipe, Workspace(tmp_path / "run"), ["collect"])["collect"]["served"]
         assert stub.bodies == []
     assert (found["requests"], found["tokens_written"]) == (80, 80)
     assert found["cost"] == pytest.approx(found["tokens_read"] + 80)

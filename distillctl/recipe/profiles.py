@@ -22,12 +22,12 @@ class Profile(Closed):
 
 def names() -> list[str]:
     """Of all profiles."""
-    found = (file.name for file in resources.files("distillctl").joinpath("profiles").iterdir())
+    found = (file.name for file in resources.files("distillctl.recipe").joinpath("device_profiles").iterdir())
     return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
 
 
 def profile(name: str) -> Profile:
     """The file of that name, which is one of `names`."""
-    text = resources.files("distillctl").joinpath("profiles", f"{name}.yaml").read_text(encoding="utf-8")
+    text = resources.files("distillctl.recipe").joinpath("device_profiles", f"{name}.yaml").read_text(encoding="utf-8")
     document: dict[str, Any] = yaml.safe_load(text)
     return Profile.model_validate(document)

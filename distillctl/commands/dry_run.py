@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import cautions, engines, pipeline, view_lengths
+from distillctl import cautions, engines, pipeline
+from distillctl.commands import view_lengths
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import Renderer

@@ -26,7 +26,7 @@ def write(directory: Path) -> list[Path]:
         raise UsageError(f"{directory / there[0]} is there already", next="distillctl init another-folder")
     with writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    source = resources.files("distillctl") / "init_files"
+    source = resources.files("distillctl.commands") / "init_files"
     for name in FILES:
         write_text(directory / name, (source / name).read_text(encoding="utf-8"))
     write_text(directory / SCHEMA, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,1 @@
+"""What a command prints, or does besides running a stage."""
