@@ -320,10 +320,11 @@ def bench(
     if dry_run:
         return _plan(loaded, workspace, ["bench"])
     if against is not None:
-        from distillctl import regression, verdicts
+        from distillctl.regression import compare
+        from distillctl.regression import output as verdicts
 
-        bounds = regression.bounds(max_slowdown, max_size_growth, max_seconds)
-        verdict = regression.compare(loaded, workspace, against, bounds)
+        bounds = compare.bounds(max_slowdown, max_size_growth, max_seconds)
+        verdict = compare.compare(loaded, workspace, against, bounds)
         verdicts.hand_out(verdict, undecided_fails=undecided == "fail", junit=junit, summary=summary)
     elif serve:
         found = pipeline.serve(loaded, workspace, **given)

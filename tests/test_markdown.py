@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from distillctl import console, verdicts
+from distillctl import console
 from distillctl.data import view_table
 from distillctl.graphs import card
+from distillctl.regression import output
 from distillctl.report import contract, page
 from distillctl.report import markdown as summary
 from distillctl.snippets.reading import Reading
@@ -220,12 +221,12 @@ def test_a_page_of_hostile_titles_and_labels_shows_them_and_runs_none(finished):
 
 def test_a_gate_summary_quotes_the_other_run_as_text(tmp_path, monkeypatch):
     told = "<script>alert(1)</script> ![x](https://evil.example) | \x1b[31m"
-    monkeypatch.setattr(verdicts, "readable", lambda found: iter(["", "", "", told]))
-    monkeypatch.setattr(verdicts, "_told", lambda found, name: told)
+    monkeypatch.setattr(output, "readable", lambda found: iter(["", "", "", told]))
+    monkeypatch.setattr(output, "_told", lambda found, name: told)
     found = {"verdict": "passed", "machine": {"cpu": told}} | {
         name: {"verdict": "passed"} for name in ("latency", "size")
     }
-    text = verdicts.markdown(found)
+    text = output.markdown(found)
     assert not {"a", "img", "script"} & {*_rendered(text).tags}
     assert not CONTROLS.search(text)
 

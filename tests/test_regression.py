@@ -13,12 +13,11 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
-from distillctl import regression, verdicts
 from distillctl.benchmarks import gate
 from distillctl.errors import GateFailed, Unavailable, UsageError
-from distillctl.metrics.sequential import LOOKS
-from distillctl.runtimes import duel
-from distillctl.runtimes.duel import Duel, Side
+from distillctl.regression import compare, output, paired_timing
+from distillctl.regression.paired_timing import Duel, Side
+from distillctl.regression.sequential_test import LOOKS
 from distillctl.runtimes.process import WorkerProcess
 from tests import bench_run, manifests, project
 
@@ -47,10 +46,10 @@ def test_a_pair_is_two_fresh_processes_on_one_cpu_in_abba(tmp_path: Path, monkey
                 pids.append(self.loaded["pid"])
             return super().run(start, count, seconds)
 
-    monkeypatch.setattr(duel, "WorkerProcess", Logged)
+    monkeypatch.setattr(paired_timing, "WorkerProcess", Logged)
     side = Side(job(tmp_path))
-    fought = duel.fight(side, side, max_ratio=1.5, max_seconds=0)  # one pair always
-    timed = [(name, start) for name, start, count in log if count == duel.BLOCK]
+    fought = paired_timing.fight(side, side, max_ratio=1.5, max_seconds=0)  # one pair always
+    timed = [(name, start) for name, start, count in log if count == paired_timing.BLOCK]
     assert "".join(name[1] for name, _ in timed[:8]) == "wttwtwwt"  # own, other, other, own; then the other way round
     assert len({start for _, start in timed[:4]}) == 1
     assert timed[4][1] != timed[0][1]
@@ -59,7 +58,7 @@ def test_a_pair_is_two_fresh_processes_on_one_cpu_in_abba(tmp_path: Path, monkey
     assert not psutil.Process().children()
     facts = json.loads(json.dumps(fought.facts(), allow_nan=False))
     assert (facts["pairs"], facts["verdict"], facts["low"]) == (1, "undecided", None)
-    assert facts["queries"] == len(timed) * duel.BLOCK / 2
+    assert facts["queries"] == len(timed) * paired_timing.BLOCK / 2
     assert facts["more_pairs"] is not None
 
 
@@ -67,11 +66,11 @@ def test_a_graph_against_itself_and_against_a_slow_one(tmp_path: Path) -> None:
     """A slowdown of half: what the finer one takes is what `make bench-gate` is for."""
     same = Side(job(tmp_path))
     slow = Side(same.job | {"slowdown": 0.5}, SLOWED)
-    fought = duel.fight(slow, same, max_ratio=1.1, max_seconds=60)
+    fought = paired_timing.fight(slow, same, max_ratio=1.1, max_seconds=60)
     assert fought.verdict == "slower"
     assert 1.3 < fought.facts()["ratio"] < 1.7
     assert len(fought.differences) in LOOKS
-    assert duel.fight(same, slow, max_ratio=1.1, max_seconds=60).verdict == "fine"
+    assert paired_timing.fight(same, slow, max_ratio=1.1, max_seconds=60).verdict == "fine"
 
 
 def test_a_side_that_cannot_load_leaves_no_process(tmp_path: Path) -> None:
@@ -79,14 +78,14 @@ def test_a_side_that_cannot_load_leaves_no_process(tmp_path: Path) -> None:
     bad = Side(good.job | {"folder": str(tmp_path / "nowhere")})
     for own, other, name in ((good, bad, "other"), (bad, good, "own")):
         with pytest.raises(Unavailable, match=f"{name}: "):
-            duel.fight(own, other, max_ratio=1.05)
+            paired_timing.fight(own, other, max_ratio=1.05)
         assert not psutil.Process().children()
 
 
 @pytest.mark.parametrize("query_ms", [0.01, 1.5, 20.0, 900.0])
 @pytest.mark.parametrize("rows", [1, 2, 7, 1000])
 def test_slow_models_answer_fewer_rows(query_ms: float, rows: int) -> None:
-    block, rounds = duel._shape(query_ms, rows)
+    block, rounds = paired_timing._shape(query_ms, rows)
     assert 1 <= block <= rows
     assert rounds >= 1
     if rows == 1000:
@@ -150,11 +149,11 @@ def test_verdict_reaches_everyone(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(step))
     if fails:
         with pytest.raises(GateFailed) as error:
-            verdicts.hand_out(found, undecided_fails=undecided_fails, junit=junit)
+            output.hand_out(found, undecided_fails=undecided_fails, junit=junit)
         assert error.value.exit_code == 6
         assert error.value.facts == found
     else:
-        verdicts.hand_out(found, undecided_fails=undecided_fails, junit=junit)
+        output.hand_out(found, undecided_fails=undecided_fails, junit=junit)
     said = capsys.readouterr()
     assert said.out.startswith("runs/new against runs/old\nlatency ")
     assert ("warning" in said.err) == (tag == "skipped")
@@ -172,19 +171,19 @@ def test_verdict_reaches_everyone(
 def test_undecided_says_how_much_more_it_takes() -> None:
     found = measured(OPEN)
     assert found["latency"]["more_pairs"] > 0
-    assert f"about {found['latency']['more_pairs']} more pairs would tell" in verdicts.reason(found)
-    assert "no interval yet" in verdicts.reason(measured([0.1]))
+    assert f"about {found['latency']['more_pairs']} more pairs would tell" in output.reason(found)
+    assert "no interval yet" in output.reason(measured([0.1]))
 
 
 @pytest.mark.parametrize(("text", "value"), [("5%", 0.05), ("0.05", 0.05), ("0%", 0), ("2.5%", 0.025)])
 def test_shares(text: str, value: float) -> None:
-    assert regression.share(text, "--x") == pytest.approx(value)
+    assert compare.share(text, "--x") == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["5", "-1%", "many", "nan", "%", "120%"])
 def test_what_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"--max-slowdown: .*no share"):
-        regression.bounds(text, None, None)
+        compare.bounds(text, None, None)
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from distillctl.metrics import sequential
-from distillctl.metrics.sequential import LOOKS
+from distillctl.regression import sequential_test
+from distillctl.regression.sequential_test import LOOKS
 
 SPREADS = {
     "normal": lambda random, shape: random.standard_normal(shape),
@@ -38,25 +38,25 @@ def test_interval_says_what_the_ranks_say() -> None:
     for pairs, most in LOOKS.items():
         for shift in (0.0, 0.5, 1.0, 2.0):
             values = (random.standard_normal(pairs) + shift).tolist()
-            found = sequential.centre(values)
+            found = sequential_test.centre(values)
             ranks = np.abs(values).argsort().argsort() + 1
             assert (found.low > 0) == ((ranks * (np.array(values) < 0)).sum() <= most)
             assert found.low <= found.value <= found.high
-            turned = sequential.centre([-value for value in values])
+            turned = sequential_test.centre([-value for value in values])
             assert (turned.low, turned.high) == (-found.high, -found.low)
 
 
 def test_no_interval_before_the_first_look_and_none_anew_between_looks() -> None:
-    assert sequential.centre([1.0] * 5).low == -math.inf
+    assert sequential_test.centre([1.0] * 5).low == -math.inf
     seven = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 100.0]
-    found, before = sequential.centre(seven), sequential.centre(seven[:6])
+    found, before = sequential_test.centre(seven), sequential_test.centre(seven[:6])
     assert (found.low, found.high) == (before.low, before.high) == (1.0, 6.0)
     assert found.value == before.value  # one look, one statement
 
 
 def test_six_equal_processes_do_not_decide_by_one_burst() -> None:
     quiet = [0.001, -0.002, 0.0015, -0.001, 0.002]
-    assert sequential.centre([*quiet, 5.0]).low < 0 < sequential.centre([*quiet, 5.0]).value < 0.01
+    assert sequential_test.centre([*quiet, 5.0]).low < 0 < sequential_test.centre([*quiet, 5.0]).value < 0.01
 
 
 def simulated(slowdown: float, bound: float, *, runs: int, seed: int) -> tuple[int, int, int]:
@@ -69,7 +69,7 @@ def simulated(slowdown: float, bound: float, *, runs: int, seed: int) -> tuple[i
             process = random.normal(0, 0.012) + (random.random() < 0.1) * random.normal(0, 0.1)
             values.append(float(np.median(np.log1p(slowdown) + process + random.normal(0, 0.12, 100))))
             if len(values) in LOOKS:
-                found = sequential.centre(values)
+                found = sequential_test.centre(values)
                 if found.low > np.log1p(bound) or found.high < np.log1p(bound):
                     break
         verdicts[0 if found.low > np.log1p(bound) else 1 if found.high < np.log1p(bound) else 2] += 1
@@ -90,12 +90,12 @@ def test_false_alarms_and_power() -> None:
 def test_more_pairs() -> None:
     random = np.random.default_rng(5)
     values = (0.021 + random.normal(0, 0.004, 6)).tolist()
-    near, far = sequential.pairs_wanted(values, 0.019), sequential.pairs_wanted(values, 0.016)
+    near, far = sequential_test.pairs_wanted(values, 0.019), sequential_test.pairs_wanted(values, 0.016)
     assert near is not None
     assert far is not None
     assert far < near
     assert 6 + far in LOOKS
-    assert sequential.pairs_wanted([0.5] * 6, 0.5) is None
-    hopeless = sequential.pairs_wanted(values, sequential.centre(values).value + 1e-5)
+    assert sequential_test.pairs_wanted([0.5] * 6, 0.5) is None
+    hopeless = sequential_test.pairs_wanted(values, sequential_test.centre(values).value + 1e-5)
     assert hopeless is not None
     assert hopeless > max(LOOKS)

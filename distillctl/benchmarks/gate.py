@@ -20,9 +20,10 @@ import numpy as np
 from distillctl import console
 from distillctl.data import view_table
 from distillctl.errors import Told, UpstreamError
+from distillctl.regression import paired_timing
+from distillctl.regression.paired_timing import Side
 from distillctl.run_dir.workspace import Workspace
-from distillctl.runtimes import duel, machine
-from distillctl.runtimes.duel import Side
+from distillctl.runtimes import machine
 
 SLOWDOWN, MAX_SLOWDOWN = 0.05, 0.02
 """What is injected, and what the gate lets pass: anything below what has to be caught."""
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     began, kinds = time.perf_counter(), _shuffled(options.aa, options.tries)
     found: dict[str, list[dict[str, Any]]] = {"aa": [], "slowed": []}
     for number, kind in enumerate(kinds, 1):
-        one = duel.fight(
+        one = paired_timing.fight(
             own if kind == "aa" else slowed, own, max_ratio=1 + MAX_SLOWDOWN, max_seconds=MAX_SECONDS
         ).facts()
         found[kind].append(one)

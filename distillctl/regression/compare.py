@@ -1,7 +1,7 @@
 """bench --against: is this run's deployed graph slower, or larger, than that of another run directory?
 
-Both are measured here and now, in turns (`distillctl.runtimes.duel`); what either was measured at before is not looked
-at, but for a line to the reader where the machines are alike. Nothing is written into either run directory.
+Both are measured here and now, in turns (`paired_timing`). What either was measured at before is not used; the reader
+is only shown it where the machines are alike. Nothing is written into either run directory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from distillctl import console, pipeline
 from distillctl.data import eval_table, view_table
 from distillctl.errors import DataError, UpstreamError, UsageError
 from distillctl.graphs import beside
-from distillctl.metrics import sequential
 from distillctl.recipe import Generate, Recipe
+from distillctl.regression import paired_timing, sequential_test
+from distillctl.regression.paired_timing import Side
 from distillctl.run_dir import run_marker
 from distillctl.run_dir.workspace import Workspace
-from distillctl.runtimes import duel, machine
-from distillctl.runtimes.duel import Side
+from distillctl.runtimes import machine
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 NEEDED = ("collect", "quantize")
@@ -78,8 +78,8 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
             beside.try_out(Path(side.job["folder"]), side.job["runtime"], f"distillctl {command}")
         rows = len(own.job["texts"])
         console.note(f"timing both deployed graphs in pairs of fresh processes, {rows:,} rows in turns")
-        with console.progress("timing", max(sequential.LOOKS), "pairs") as bar:
-            timed = duel.fight(
+        with console.progress("timing", max(sequential_test.LOOKS), "pairs") as bar:
+            timed = paired_timing.fight(
                 own,
                 theirs,
                 max_ratio=1 + bounds.max_slowdown,

@@ -4,7 +4,7 @@ A pair is one process of each graph, both on the same CPUs. Both answer the same
 ABBA, then BAAB, so that what the machine does meanwhile happens to both; every row is answered twice by each. The
 pair's difference is the median over its rows of the logarithm of one time over the other, and is one sample: queries of
 one process share what its memory happens to look like, and are no samples of each other. What is concluded from how
-many pairs: `distillctl.metrics.sequential`.
+many pairs: `distillctl.regression.sequential_test`.
 
 The heap lies in huge pages where the system allows it. How the small ones fall is drawn anew in each process, and on
 the demo's int8 graph made pairs of equal processes differ by 5.6 % (standard deviation) where huge ones leave 1.2 %.
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from distillctl import interrupts
-from distillctl.metrics import sequential
-from distillctl.metrics.sequential import LOOKS, Centre
+from distillctl.regression import sequential_test
+from distillctl.regression.sequential_test import LOOKS, Centre
 from distillctl.runtimes import machine
 from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import MODULE, WorkerProcess
@@ -63,7 +63,7 @@ class Duel:
 
     @property
     def centre(self) -> Centre:
-        return sequential.centre(self.differences)
+        return sequential_test.centre(self.differences)
 
     @property
     def verdict(self) -> str:
@@ -86,7 +86,7 @@ class Duel:
             "queries": self.queries,
             "seconds": self.seconds,
             "pair_spread": statistics.stdev(self.differences) if len(self.differences) > 1 else None,
-            "more_pairs": sequential.pairs_wanted(self.differences, self.bound) if undecided else None,
+            "more_pairs": sequential_test.pairs_wanted(self.differences, self.bound) if undecided else None,
         }
 
 
