@@ -117,9 +117,9 @@ def _tells() -> bool:
     """Whether this rank says what went wrong. One that failed alone meets the others first, which shows it."""
     if not ranks.is_first():
         interrupts.leave()
-        from distillctl.training import group
+        from distillctl.training import collectives
 
-        group.join()
+        collectives.join()
         interrupts.ignore()
     return ranks.tells()
 

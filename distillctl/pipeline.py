@@ -19,7 +19,7 @@ from distillctl.models import hub, model_source
 from distillctl.recipe import OpenAITeacher, Recipe, dump, flatten
 from distillctl.run_dir import attempts
 from distillctl.run_dir.workspace import Manifest, Outcome, Workspace, write_text
-from distillctl.students import early
+from distillctl.students import preflight
 from distillctl.trust import approvals, recipe_access
 
 
@@ -81,7 +81,7 @@ def _check_data(recipe: Recipe, workspace: Workspace) -> None:
 
 
 def _check_training(recipe: Recipe, workspace: Workspace) -> None:
-    early.check(recipe)
+    preflight.check(recipe)
     if (collected := workspace.manifest("collect")) is not None:  # train.validation may have changed since
         split_checks.check_train_rows(recipe, collected.facts["counts"]["train"])
 
@@ -292,7 +292,7 @@ _WORK = "there is work"
 
 
 def _group() -> Any:
-    return importlib.import_module("distillctl.training.group")  # only now: it brings torch
+    return importlib.import_module("distillctl.training.collectives")  # only now: it brings torch
 
 
 def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
@@ -305,7 +305,7 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
         all_of_them = [name for name, one in STAGES.items() if not one.on_request]
         states = [state for state in status(recipe, workspace) if state.stage in all_of_them]
         if force or any(state.state != "fresh" for state in states):
-            early.check(recipe)
+            preflight.check(recipe)
             approvals.check_code(recipe)
             hub.require(_models(recipe, [state.stage for state in states if force or state.state != "fresh"]))
         for state in states:

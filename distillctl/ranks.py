@@ -2,7 +2,7 @@
 
 Every rank runs the same command. The first one (rank 0) alone holds the run directory, writes and speaks; the others
 compute their share. An error is told once: by the first rank until the others have joined it, then by whichever rank
-fails first. Nothing here imports torch; what ranks tell each other is in `distillctl.training.group`.
+fails first. Nothing here imports torch; what ranks tell each other is in `distillctl.training.collectives`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from distillctl.bundle import contents
 from distillctl.bundle.listing import NAME, Listing
 from distillctl.data import view_table
-from distillctl.graphs import beside
+from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.stages.classify import bundle
@@ -95,7 +95,7 @@ def workspace(
     (root / "tokenizer" / "config.json").write_text(
         json.dumps({"id2label": dict(enumerate(LABELS)), "pad_token_id": tokenizer.pad_token_id})
     )
-    beside.copy(root / "tokenizer", deployed, INPUTS)
+    sidecar_files.copy(root / "tokenizer", deployed, INPUTS)
     graph(deployed, len(tokenizer))
     for name in ("README.md", "candidates.json", "eval.parquet"):
         (deployed / name).write_text("quantize's own")

@@ -13,12 +13,12 @@ import torch
 from transformers import PreTrainedModel
 
 from distillctl.data import view_table
-from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq
+from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe, Text
 from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
-from distillctl.soft_labels import responses
+from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.training.generation import greedy_config
@@ -78,7 +78,7 @@ def exported(kind: str, builder: str) -> Exported:
     student = model(kind, builder)
     save(student, source)
     graph = export(student, builder, source, folder)
-    beside.copy(source, folder, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+    sidecar_files.copy(source, folder, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
     return Exported(student, source, folder, graph)
 
 
@@ -124,11 +124,11 @@ def workspace(root: Path, student: PreTrainedModel, rows: int = 12) -> Workspace
     view_table.write(folder / "views.parquet", {"train": views, "eval": views})
     said = list(np.random.default_rng(0).permutation(tiny_text.texts(rows, seed=1)))
     tokenizer = tiny_text.bpe_tokenizer()
-    answers = [responses.Response(tokenizer(t).input_ids, str(t), False, {}) for t in said]
+    answers = [response_shards.Response(tokenizer(t).input_ids, str(t), False, {}) for t in said]
     for split in ("train", "eval"):
         shard = Shard("full", split, 0, "0" * 16, ids)
         (folder / shard.file).parent.mkdir(parents=True, exist_ok=True)
-        responses.write(folder, shard, [(i, 0, a) for i, a in zip(ids, answers, strict=True)], TextLabels(Text()))
+        response_shards.write(folder, shard, [(i, 0, a) for i, a in zip(ids, answers, strict=True)], TextLabels(Text()))
     facts = {
         "counts": {"train": 100, "eval": rows},
         "context_tokens": {"teacher": 50, "student": 8},

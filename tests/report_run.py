@@ -22,7 +22,7 @@ from distillctl.recipe import Recipe
 from distillctl.run_dir import attempts
 from distillctl.run_dir.workspace import Outcome, Workspace, write_text
 from distillctl.runtimes import model_facts
-from distillctl.soft_labels import store
+from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
 from tests import manifests
 
@@ -130,8 +130,10 @@ def _collect(workspace: Workspace, truth: np.ndarray | None, said: dict[str, np.
     prior = np.log(np.full(len(LABELS), 1 / len(LABELS)))
     for arm, values in said.items():
         for index, part in enumerate(np.array_split(np.arange(ROWS), 2)):
-            shard = store.Shard(arm, "eval", index, "0" * 64, [ids()[row] for row in part])
-            store.write(folder, shard, store.SoftLabels(shard.ids, values[part] - 1, np.exp(values[part] - 1).sum(1)))
+            shard = label_shards.Shard(arm, "eval", index, "0" * 64, [ids()[row] for row in part])
+            label_shards.write(
+                folder, shard, label_shards.SoftLabels(shard.ids, values[part] - 1, np.exp(values[part] - 1).sum(1))
+            )
     tops = {arm: calibrate(values - 1, prior).argmax(axis=1) for arm, values in said.items()}
     target = tops["full"] if truth is None else truth
     metric = "agreement" if truth is None else "accuracy"

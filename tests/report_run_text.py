@@ -17,8 +17,8 @@ from distillctl.data.view_table import ViewTable
 from distillctl.metrics import comparison, text
 from distillctl.recipe import Recipe, Text
 from distillctl.run_dir.workspace import Workspace, write_text
-from distillctl.soft_labels import responses
-from distillctl.soft_labels.responses import Response
+from distillctl.soft_labels import response_shards
+from distillctl.soft_labels.response_shards import Response
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from tests.report_run import HOSTILE, bench, candidate, commit, effects, table, training_log
@@ -134,7 +134,7 @@ def _collect(
             )
             for index, (row, text) in enumerate(zip(ids, texts, strict=True))
         ]
-        responses.write(folder, Shard(arm, split, 0, "0" * 64, ids), rows, profile)
+        response_shards.write(folder, Shard(arm, split, 0, "0" * 64, ids), rows, profile)
     names = {"full": "ceiling", "simplified": "floor", "cue_only": "cue_only"}
     against = (views.reference, said["full"], None)
     rows_of = {names[arm]: text.row_scores("chrf", found, *against) for arm, found in said.items()}

@@ -16,7 +16,7 @@ from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.data.view_table import read
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import store
+from distillctl.soft_labels import label_shards
 from tests.test_answer_tokens import sentence_piece_bpe
 
 LABELS = ["bazu", "miro", "zupa"]
@@ -55,7 +55,7 @@ def collected(folder: Path, teacher: Path, full: dict[str, Any], **task: Any) ->
     workspace = Workspace(folder / "run")
     ran = pipeline.stage("collect", recipes.load(folder / "recipe.yaml"), workspace)
     assert read(workspace.folder("collect") / "views.parquet", "eval").full
-    return store.read(workspace, "full", "eval").log_probs, ran.manifest.facts
+    return label_shards.read(workspace, "full", "eval").log_probs, ran.manifest.facts
 
 
 def test_a_block_scalars_newline_changes_nothing_and_is_told(

@@ -19,7 +19,7 @@ from distillctl.data.responses import clean
 from distillctl.errors import DataError
 from distillctl.recipe import Dense, Measured, Sampled, Text, TopK, implementation
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import responses as store
+from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels import size
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.text import TextLabels

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed, UpstreamError
-from distillctl.graphs import beside
+from distillctl.graphs import sidecar_files
 from distillctl.runtimes import trial
 from distillctl.runtimes.process import WorkerFailed, WorkerProcess
 from distillctl.untrusted import limits
@@ -120,10 +120,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("what", ENDLESS)
 def test_what_need_not_end_is_found_wherever_it_hides(folder: Path, what: str) -> None:
-    beside.check(folder, "again")
+    sidecar_files.check(folder, "again")
     ENDLESS[what](folder)
     with bounded(), pytest.raises(UpstreamError, match="need not end"):
-        beside.check(folder, "again")
+        sidecar_files.check(folder, "again")
 
 
 @pytest.mark.parametrize("what", ENDLESS)
@@ -154,15 +154,15 @@ def test_a_bundle_with_one_is_not_what_was_made(tmp_path: Path, what: str) -> No
 def test_what_genai_would_load_besides_is_refused(folder: Path, settings: object) -> None:
     (folder / "link.onnx").symlink_to("/dev/zero")
     text = settings if isinstance(settings, str) else json.dumps({"model": settings})
-    (folder / beside.GENAI_CONFIG).write_text(text)
+    (folder / sidecar_files.GENAI_CONFIG).write_text(text)
     with pytest.raises(UpstreamError, match=r"genai_config\.json"):
-        beside.check(folder, "again")
+        sidecar_files.check(folder, "again")
 
 
 def test_what_the_builder_writes_is_taken(folder: Path) -> None:
     decoder = {"filename": "model.onnx", "session_options": {"log_id": "x", "provider_options": []}}
-    (folder / beside.GENAI_CONFIG).write_text(json.dumps({"model": {"decoder": decoder}}))
-    beside.check(folder, "again")
+    (folder / sidecar_files.GENAI_CONFIG).write_text(json.dumps({"model": {"decoder": decoder}}))
+    sidecar_files.check(folder, "again")
 
 
 # ── what is found by running it ──────────────────────────────────────────────────────────────────
@@ -238,10 +238,10 @@ COSTLY = {"slow": slow, "large": large, "doubled": doubled, "laughing": laughing
 
 @pytest.mark.parametrize("what", COSTLY)
 def test_a_graph_that_costs_too_much_is_ended(folder: Path, what: str) -> None:
-    beside.try_out(folder, "onnx", "again")
+    sidecar_files.try_out(folder, "onnx", "again")
     COSTLY[what](folder)
     with bounded(seconds=180), pytest.raises(UpstreamError, match="the graph does not run: ") as error:
-        beside.try_out(folder, "onnx", "again")
+        sidecar_files.try_out(folder, "onnx", "again")
     assert len(str(error.value)) < 1000
     assert not psutil.Process().children()
 

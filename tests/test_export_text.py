@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from distillctl.data import view_table
 from distillctl.errors import GateFailed, RecipeError
-from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, text_parity, tracing
+from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files, text_parity, tracing
 from distillctl.graphs.text_parity import Rows
 from distillctl.run_dir.workspace import file_digest, tree_digest
 from distillctl.runtimes.genai import GenaiDecoder
@@ -155,7 +155,7 @@ def test_weights_beyond_the_limit_lie_in_one_plain_file_beside_the_graph(tmp_pat
     source = exported(*LLAMA)
     monkeypatch.setattr(tracing, "MAX_EMBEDDED_BYTES", 1000)
     graph = genai_builder.export(source.source, tmp_path, STOP_IDS, MAX_LENGTH)
-    beside.copy(source.source, tmp_path, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+    sidecar_files.copy(source.source, tmp_path, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
     files = {path.name: path.stat().st_size for path in tmp_path.glob("model.onnx*")}
     assert set(files) == {"model.onnx", "model.onnx.data"}
     assert graph.bytes == sum(files.values())
@@ -288,7 +288,7 @@ def test_rotary_tables_end_where_the_student_does(kind: str, config: dict[str, A
     model = exported_text.model(kind, "genai", max_position_embeddings=2048, **config)
     exported_text.save(model, tmp_path / "source")
     exported_text.export(model, "genai", tmp_path / "source", tmp_path)
-    beside.copy(tmp_path / "source", tmp_path, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+    sidecar_files.copy(tmp_path / "source", tmp_path, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
     assert len(_tables(tmp_path)) in (2, 4)
     assert {rows for rows, _ in _tables(tmp_path)} == {MAX_LENGTH}
     own, genai = open_generator(tmp_path), GenaiDecoder(tmp_path)
@@ -313,7 +313,7 @@ def test_tables_in_a_models_own_buffers_are_cut_while_it_is_traced(tmp_path: Pat
         folder.mkdir()
         decoder_trace.export(model, folder, max_length=length)
         exported_text.save(model, folder / "source")
-        beside.copy(folder / "source", folder, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+        sidecar_files.copy(folder / "source", folder, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
     tables = 2 * (512 - MAX_LENGTH) * 8 * 4  # layers × rows × size × bytes, of one table at the least
     assert (cut / "model.onnx").stat().st_size < (whole / "model.onnx").stat().st_size - tables / 2
     for length in (1, MAX_LENGTH - MAX_NEW_TOKENS):
@@ -327,7 +327,7 @@ def test_gemmas_embeddings_are_scaled_exactly(tmp_path):
     model = exported_text.model("gemma3_text", "genai", hidden_size=32)
     exported_text.save(model, tmp_path / "source")
     exported_text.export(model, "genai", tmp_path / "source", tmp_path)
-    beside.copy(tmp_path / "source", tmp_path, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+    sidecar_files.copy(tmp_path / "source", tmp_path, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
     graph = open_generator(tmp_path)
     assert _check(model, graph, _rows(graph, 8)).max_logit_difference < 1e-5
 

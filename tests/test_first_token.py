@@ -8,7 +8,7 @@ import onnx_ir
 import onnxruntime as ort
 import pytest
 
-from distillctl.graphs import exporter, first_token
+from distillctl.graphs import exporter, last_layer_pruning
 from distillctl.runtimes.onnxruntime import session
 from tests import tiny
 
@@ -66,7 +66,7 @@ def _alone(model: onnx_ir.Model) -> set[str]:
 def test_the_answers_are_the_same_and_one_row_is_computed(body, more, alone, at):
     model = _model(body, at, more)
     before = _answers(model)
-    first_token.compute_alone(model.graph)
+    last_layer_pruning.compute_alone(model.graph)
     assert _alone(model) == alone
     for left, right in zip(before, _answers(model), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-6)
@@ -82,7 +82,7 @@ def test_of_an_encoders_last_layer_one_row(kind, fuse, tmp_path, monkeypatch):
     products = [node for node in alone.node if node.op_type == "MatMul" and node.output[0] in rows]
     assert len(products) == (4 if fuse else 3)  # query, output, and the two of the feed-forward block
     (tmp_path / "whole").mkdir()
-    monkeypatch.setattr(first_token, "compute_alone", lambda graph: None)
+    monkeypatch.setattr(last_layer_pruning, "compute_alone", lambda graph: None)
     exporter.export(model, tmp_path / "whole", fuse=fuse)
     ids = np.random.default_rng(0).integers(4, tiny.VOCABULARY, (3, 9))
     feed = {"input_ids": ids, "attention_mask": np.arange(9) < [[9], [4], [1]], "token_type_ids": ids % 2}

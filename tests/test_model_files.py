@@ -14,12 +14,12 @@ import yaml
 from distillctl import recipe
 from distillctl.bundle import contents
 from distillctl.errors import RecipeError, Unavailable
-from distillctl.graphs import card
+from distillctl.model_card import frame
 from distillctl.models import checkpoint_files, from_pretrained
 from distillctl.models.model_source import ModelSource
 from distillctl.models.preview import ModelPreview
 from distillctl.recipe import yaml_text
-from distillctl.students import early
+from distillctl.students import preflight
 from distillctl.untrusted import limits
 from tests import tiny, tiny_text
 from tests.costs import bounded
@@ -122,15 +122,15 @@ def test_a_new_student_fits_the_machine(monkeypatch: pytest.MonkeyPatch, config:
         kind="from_config", model_type="llama", config=config, tokenizer={"vocabulary": 320}
     )
     with pytest.raises(RecipeError, match=told) as error:
-        early.check_sizes(spec)
+        preflight.check_sizes(spec)
     assert error.value.where == "student.config"
 
 
 def test_the_machines_memory_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    early.check_memory(1 << 20)
+    preflight.check_memory(1 << 20)
     monkeypatch.setattr(limits, "machine_bytes", lambda: 1 << 20)
     with pytest.raises(RecipeError, match=r"0\.0 GB"):
-        early.check_memory(1 << 20)
+        preflight.check_memory(1 << 20)
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
@@ -198,7 +198,7 @@ CARDS = {
 def licence(path: Path, text: str) -> str:
     (path / "model").mkdir()
     (path / "model" / "README.md").write_bytes(text.encode("latin-1"))
-    return card._licence(tiny.recipe(), str(path / "model"), None)
+    return frame._licence(tiny.recipe(), str(path / "model"), None)
 
 
 @pytest.mark.parametrize("what", CARDS)
@@ -225,7 +225,7 @@ def test_a_licence_is_quoted_in_a_line(tmp_path: Path, stated: str, told: str) -
 def test_a_card_that_is_a_pipe_states_nothing(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     os.mkfifo(tmp_path / "model" / "README.md")
-    assert card._licence(tiny.recipe(), str(tmp_path / "model"), None) == "not stated"
+    assert frame._licence(tiny.recipe(), str(tmp_path / "model"), None) == "not stated"
 
 
 def test_recipes_and_cards_have_one_reader() -> None:

@@ -23,12 +23,12 @@ from distillctl.recipe import CANDIDATES, Dense, DynamicInt8, Quantize, implemen
 from distillctl.run_dir.workspace import Outcome, Workspace, tree_digest
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
-from distillctl.soft_labels import responses
+from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.stages.generate import quantize
+from distillctl.students.load_trained import without_weights
 from distillctl.students.student import Corpus
-from distillctl.students.trained import without_weights
-from distillctl.training import folder as train_folder
+from distillctl.training import train_dir as train_folder
 from distillctl.training.response_rows import ResponseRows
 from tests import exported_text, tiny, tiny_text
 from tests.exported_text import MAX_NEW_TOKENS, exported
@@ -58,15 +58,15 @@ def _keep_distributions(space: Workspace) -> None:
     """Of a random teacher, in place of the texts alone."""
     text = implementation(_recipe().generate.soft_labels)(_recipe().generate.soft_labels)
     dense = implementation(Dense())(Dense())
-    said = responses.read(space, "full", "eval", text)
+    said = response_shards.read(space, "full", "eval", text)
     shard = Shard("full", "eval", 0, "0" * 16, said.id)
     generator = torch.Generator().manual_seed(0)
     rows = []
     for row, ids, answer in zip(said.id, said.token_ids, said.text, strict=True):
         logits = torch.randn(len(ids), tiny_text.VOCABULARY, generator=generator) * 3
         labels = dense.keep(logits.log_softmax(-1), generator)
-        rows.append((row, 0, responses.Response([int(token) for token in ids], answer, False, labels)))
-    responses.write(space.folder("collect"), shard, rows, dense)
+        rows.append((row, 0, response_shards.Response([int(token) for token in ids], answer, False, labels)))
+    response_shards.write(space.folder("collect"), shard, rows, dense)
     facts = space.manifest("collect").facts
     tiny.commit(space, "collect", Outcome(["views.parquet", "shards"], facts))
 
@@ -117,7 +117,7 @@ def test_the_figures_are_those_of_the_committed_graph(kind, copy):
     views = view_table.read(space.folder("collect") / "views.parquet", "eval")
     assert table["id"] == views.id
     profile = implementation(recipe.generate.soft_labels)(recipe.generate.soft_labels)
-    said = responses.read(space, "full", "eval", profile)
+    said = response_shards.read(space, "full", "eval", profile)
     deployed, fp32 = open_generator(space.folder("quantize")), open_generator(space.folder("export"))
     kl, same_top, kl_teacher = [], [], []
     for row, view in enumerate(views.simplified):

@@ -11,7 +11,7 @@ from distillctl import console
 from distillctl.cli import app
 from distillctl.models import checkpoint_files, gguf_header
 from distillctl.run_dir.fingerprints import file_digest, tree_digest
-from distillctl.soft_labels import seal
+from distillctl.soft_labels import checksum
 from distillctl.teachers.served import grants
 from distillctl.untrusted import limits, regular_files
 from tests import project
@@ -123,7 +123,7 @@ def test_every_reader_refuses(tmp_path, kind):
         file_digest,
         gguf_header.read,
         gguf_header.general,
-        seal.unbroken,
+        checksum.unbroken,
         lambda path: list(checkpoint_files.shapes(path.parent)),
     ]
     for reader in readers:

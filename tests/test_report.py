@@ -20,7 +20,7 @@ from rich.console import Console
 from distillctl.commands import output
 from distillctl.controls import table as control_table
 from distillctl.errors import GateFailed, UsageError
-from distillctl.report import charts, contract, fail_under, markdown, numbers, page, verdict
+from distillctl.report import charts, contract, fail_under, formatting, markdown, page, verdict
 from distillctl.run_dir import attempts
 from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
@@ -132,7 +132,7 @@ def test_the_page_says_why_this_candidate(workspace, objective, why):
     facts = contract.build(recipe(quantize=quantize), workspace)
     text = page.render(facts, contract.series(workspace))
     assert f"The {objective} candidate inside the gate was taken ({why}" in text
-    assert f"at most {numbers.size(30_000_000)}, at most 0.05 nats" in text
+    assert f"at most {formatting.size(30_000_000)}, at most 0.05 nats" in text
     assert text.count(", on the front</td>") == 3
 
 
@@ -140,19 +140,19 @@ def test_the_page_says_why_this_candidate(workspace, objective, why):
 
 
 ALTERED: list[tuple[str, str, Any, str]] = [
-    ("collect", "arms.ceiling.score", 0.8765, numbers.percent(0.8765)),
+    ("collect", "arms.ceiling.score", 0.8765, formatting.percent(0.8765)),
     ("collect", "gaps.floor.value", 0.4321, "43.2 ("),
     ("collect", "context_tokens.teacher", 4567, "4,567"),
     ("collect", "shared_tokens", 4321, "Read the 4,321 tokens"),
     ("collect", "context_text", "Another context.", "Another context."),
     ("train", "kl", 0.1357, "0.1357 nats"),
-    ("train", "control.agreement", 0.8642, numbers.percent(0.8642)),
+    ("train", "control.agreement", 0.8642, formatting.percent(0.8642)),
     ("export", "max_logit_difference", 7.3e-5, "7.3e-05"),
     ("quantize", "candidates.2.kl", 0.0345, "0.0345"),
-    ("quantize", "fp32.bytes", 91_234_567, numbers.size(91_234_567)),
-    ("bench", "models.deployed.p50_ms", 9.87, numbers.duration(9.87)),
-    ("bench", "models.teacher.p99_ms", 7654.3, numbers.duration(7654.3)),
-    ("bench", "models.fp32.peak_rss_bytes", 123_400_000, numbers.size(123_400_000)),
+    ("quantize", "fp32.bytes", 91_234_567, formatting.size(91_234_567)),
+    ("bench", "models.deployed.p50_ms", 9.87, formatting.duration(9.87)),
+    ("bench", "models.teacher.p99_ms", 7654.3, formatting.duration(7654.3)),
+    ("bench", "models.fp32.peak_rss_bytes", 123_400_000, formatting.size(123_400_000)),
     ("bench", "ratios.teacher", 2345.0, "2,300×"),
     ("bench", "machine.cores", 7177, "7177"),
 ]
@@ -196,7 +196,7 @@ def test_altering_a_prediction_alters_the_report(tmp_path: Path, facts: dict[str
 
 def test_what_is_recovered_has_its_interval_and_its_metric_everywhere(facts: dict[str, Any], text: str) -> None:
     recovered = facts["recovered"]["deployed"]
-    told = f"{numbers.percent(recovered['value'], 0)} ({numbers.interval(recovered, 0)})"
+    told = f"{formatting.percent(recovered['value'], 0)} ({formatting.interval(recovered, 0)})"
     assert f"{told} of what the context did survives by accuracy" in facts["headline"]
     assert told in markdown.render(facts)
 
@@ -383,7 +383,7 @@ def test_a_candidate_whose_kl_is_not_finite_is_shown_without_one(tmp_path: Path)
     workspace = committed(tmp_path)
     alter(workspace, "quantize", "candidates.0.kl", None)
     facts = contract.build(recipe(), workspace)
-    assert f"dynamic_int8 22.9\u00a0MB, 3.05\u00a0ms, KL {numbers.UNKNOWN};" in charts.candidates(facts)
+    assert f"dynamic_int8 22.9\u00a0MB, 3.05\u00a0ms, KL {formatting.UNKNOWN};" in charts.candidates(facts)
 
 
 def test_the_python_example_runs_with_the_files_beside_the_graph(workspace: Workspace, text: str) -> None:
@@ -429,8 +429,8 @@ def test_in_a_browser_nothing_is_logged_requested_or_cut_off(tmp_path: Path, tex
 
 def test_the_summary_shows_arms_models_and_candidates(facts: dict[str, Any]) -> None:
     text = markdown.render(facts)
-    assert f"| ceiling | {numbers.percent(facts['arms']['ceiling']['score'])} |" in text
-    assert f"| deployed | {numbers.size(22_900_000)} |" in text
+    assert f"| ceiling | {formatting.percent(facts['arms']['ceiling']['score'])} |" in text
+    assert f"| deployed | {formatting.size(22_900_000)} |" in text
     assert "**dynamic_int8_reduced_range**" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
@@ -446,18 +446,18 @@ def test_the_summary_escapes_what_the_recipe_names(workspace: Workspace) -> None
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (numbers.percent(0.9734), "97.3 %"),
-        (numbers.percent(None), "–"),
-        (numbers.percent(-0.015), "−1.5 %"),
-        (numbers.size(23_600_000), "23.6 MB"),
-        (numbers.size(512), "512 B"),
-        (numbers.duration(0.8234), "0.82 ms"),
-        (numbers.duration(312.4), "312 ms"),
-        (numbers.duration(4100), "4.10 s"),
-        (numbers.times(4.23), "4.2×"),
-        (numbers.times(63.4), "63×"),
-        (numbers.times(1417), "1,400×"),
-        (numbers.points({"value": 0.055, "low": -0.01, "high": 0.12}), "5.5 (−1.0 to 12.0)"),
+        (formatting.percent(0.9734), "97.3 %"),
+        (formatting.percent(None), "–"),
+        (formatting.percent(-0.015), "−1.5 %"),
+        (formatting.size(23_600_000), "23.6 MB"),
+        (formatting.size(512), "512 B"),
+        (formatting.duration(0.8234), "0.82 ms"),
+        (formatting.duration(312.4), "312 ms"),
+        (formatting.duration(4100), "4.10 s"),
+        (formatting.times(4.23), "4.2×"),
+        (formatting.times(63.4), "63×"),
+        (formatting.times(1417), "1,400×"),
+        (formatting.points({"value": 0.055, "low": -0.01, "high": 0.12}), "5.5 (−1.0 to 12.0)"),
     ],
 )
 def test_how_numbers_are_written(written: str, expected: str) -> None:

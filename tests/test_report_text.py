@@ -25,7 +25,7 @@ from distillctl.data.responses import clean
 from distillctl.errors import UpstreamError
 from distillctl.metrics import text as text_metrics
 from distillctl.pipeline import Ran
-from distillctl.report import contract, markdown, necessity, numbers, page
+from distillctl.report import context_kl, contract, formatting, markdown, page
 from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.stages import report
@@ -134,7 +134,7 @@ def test_a_run_without_distributions_has_likelihoods_alone(tmp_path: Path) -> No
     assert facts["per_token"]["student"]["kl"] is None
     assert facts["per_token"]["deployed"]["nll"] > 0.4
     assert set(facts["per_token"]) == {"student", "deployed"}
-    assert numbers.nats(facts["per_token"]["student"]["nll"]) in page.render(facts, contract.series(workspace))
+    assert formatting.nats(facts["per_token"]["student"]["nll"]) in page.render(facts, contract.series(workspace))
 
 
 def test_answers_of_one_token_have_no_speed_of_the_others(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_answers_of_one_token_have_no_speed_of_the_others(tmp_path: Path) -> Non
             alter(workspace, "bench", f"models.{model}.{figure}", None)
     facts = contract.build(recipe(), workspace)
     text = page.render(facts, contract.series(workspace))
-    assert f'<td class="figure">{numbers.UNKNOWN}&nbsp;/s</td>' in text
-    assert f"| {numbers.duration(7.3)} | {numbers.UNKNOWN} |" in markdown.render(facts)
+    assert f'<td class="figure">{formatting.UNKNOWN}&nbsp;/s</td>' in text
+    assert f"| {formatting.duration(7.3)} | {formatting.UNKNOWN} |" in markdown.render(facts)
     assert "   7.30         - " in _told("bench", workspace.manifest("bench"))
 
 
@@ -190,7 +190,7 @@ def test_responses_that_point_at_the_context_are_listed(facts: dict[str, Any]) -
 @example([[1e-12]])
 @given(st.lists(st.lists(st.floats(0, 20, width=32), min_size=1, max_size=70), min_size=1, max_size=5))
 def test_shares_of_tokens_and_nats_add_up(rows: list[list[float]]) -> None:
-    found = necessity.spread([np.array(row, np.float32) for row in rows])
+    found = context_kl.spread([np.array(row, np.float32) for row in rows])
     every = np.concatenate([np.array(row, np.float32) for row in rows]).astype(float)
     assert sum(one["tokens"] for one in found["bins"]) == pytest.approx(1)
     assert sum(one["nats"] for one in found["bins"]) == pytest.approx(1 if every.sum() > 0 else 0)
@@ -205,24 +205,24 @@ def test_shares_of_tokens_and_nats_add_up(rows: list[list[float]]) -> None:
 
 
 def test_no_responses_have_no_spread() -> None:
-    assert necessity.spread([]) == {"tokens": 0, "bins": [], "positions": []}
+    assert context_kl.spread([]) == {"tokens": 0, "bins": [], "positions": []}
 
 
 # ── every number traces to a manifest ────────────────────────────────────────────────────────────
 
 ALTERED: list[tuple[str, str, Any, str]] = [
-    ("collect", "metrics.floor.bleu", 0.1234, numbers.percent(0.1234)),
+    ("collect", "metrics.floor.bleu", 0.1234, formatting.percent(0.1234)),
     ("collect", "responses.cut", 717, "717 of them cut off"),
     ("collect", "responses.bytes_per_token", 345.6, "346 bytes per token"),
-    ("collect", "responses.captured_mass.p5", 0.8765, numbers.percent(0.8765, 2)),
+    ("collect", "responses.captured_mass.p5", 0.8765, formatting.percent(0.8765, 2)),
     ("collect", "necessity.mean", 0.9753, "0.9753 nats in the mean"),
     ("train", "control.nll", 0.8642, "0.8642"),
     ("export", "equal_prompts", 4747, "4,747 of"),
-    ("bench", "models.deployed.first_token_ms", 9.87, numbers.duration(9.87)),
+    ("bench", "models.deployed.first_token_ms", 9.87, formatting.duration(9.87)),
     ("bench", "models.deployed.decode_tokens_per_second", 333.0, "333 tokens a second"),
-    ("bench", "models.teacher.kv_bytes", 77_700_000, numbers.size(77_700_000)),
+    ("bench", "models.teacher.kv_bytes", 77_700_000, formatting.size(77_700_000)),
     ("bench", "models.deployed.view_tokens", 87.6, "the deployed model reads 87.6"),
-    ("bench", "agreement.fp32", 0.1234, "Student, fp32 " + numbers.percent(0.1234)),
+    ("bench", "agreement.fp32", 0.1234, "Student, fp32 " + formatting.percent(0.1234)),
 ]
 """Stage, fact, another value, and how the report writes it."""
 
@@ -423,7 +423,7 @@ def test_every_stage_of_a_real_run_tells_its_findings() -> None:
 def test_the_summary_shows_the_first_token_and_all_metrics(facts: dict[str, Any]) -> None:
     text = markdown.render(facts)
     assert "| model | size | first token | tokens/s | p50 |" in text
-    assert f"| {numbers.duration(7.3)} | 241 |" in text
+    assert f"| {formatting.duration(7.3)} | 241 |" in text
     assert "| corpus chrF | corpus BLEU |" in text
     assert "same top token" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):

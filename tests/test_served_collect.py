@@ -19,8 +19,8 @@ from distillctl.data import view_table
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.recipe import Measured, Text, TopK
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import responses as text_store
-from distillctl.soft_labels import store
+from distillctl.soft_labels import label_shards
+from distillctl.soft_labels import response_shards as text_store
 from distillctl.soft_labels.eval_rows import EvalLabels
 from distillctl.soft_labels.text import TextLabels
 from distillctl.soft_labels.top_k import TopKLabels
@@ -76,7 +76,7 @@ def test_labels_are_those_of_the_teacher_behind_the_server(weights, local_labels
         teacher = {"tokenizer": "teacher", "top_logprobs": 300}
         served, facts = _collect(served_project.recipe(folder, stub.url, teacher=teacher), tmp_path / "served")
     for split in ("train", "eval"):
-        mine, theirs = store.read(served, "full", split), store.read(local_labels, "full", split)
+        mine, theirs = label_shards.read(served, "full", split), label_shards.read(local_labels, "full", split)
         assert mine.ids == theirs.ids
         assert mine.seen.all()
         np.testing.assert_allclose(mine.log_probs, theirs.log_probs, atol=1e-4)
@@ -94,9 +94,9 @@ def test_a_label_that_is_not_shown_is_bounded_from_above(weights, local_labels, 
         with pytest.raises(RecipeError, match=r"\d+ of 40 train rows are not measured") as error:
             _collect(served_project.recipe(folder, stub.url, teacher=teacher), tmp_path / "served")
     assert "teacher.top_logprobs" in error.value.next
-    parts = [store._read(path) for path in (tmp_path / "served/collect/shards").glob("full-eval-*")]
-    theirs = store.read(local_labels, "full", "eval")
-    mine = store.in_order(parts, theirs.ids)
+    parts = [label_shards._read(path) for path in (tmp_path / "served/collect/shards").glob("full-eval-*")]
+    theirs = label_shards.read(local_labels, "full", "eval")
+    mine = label_shards.in_order(parts, theirs.ids)
     assert not mine.seen.all()
     assert mine.seen.any() or not known
     assert (mine.log_probs >= theirs.log_probs - 1e-4).all()
@@ -155,7 +155,7 @@ def test_a_chat_is_asked_for_its_first_token(tmp_path):
         assert {body["max_tokens"] for body in stub.bodies} == {1}
         roles = Counter(tuple(message["role"] for message in body["messages"]) for body in stub.bodies)
         assert roles["system", "user"] == 60
-        assert store.read(workspace, "full", "eval").seen.any()
+        assert label_shards.read(workspace, "full", "eval").seen.any()
     assert facts["context_text"].startswith("system\nthe old king")
 
 
@@ -181,7 +181,7 @@ def test_where_the_model_would_end_its_probabilities_are_had_all_the_same(tmp_pa
             served_project.recipe(tmp_path, stub.url, task=task, count=30, evaluated=10), tmp_path / "run"
         )
         drawn = [body for body in stub.bodies if body["temperature"]]
-    found = store.read(workspace, "full", "train")
+    found = label_shards.read(workspace, "full", "train")
     assert len(drawn) > len(found.ids) / 2
     for row, text in enumerate(view_table.read(workspace.folder("collect") / "views.parquet", "train").full):
         expected = speaker.next(speaker.encode(text))
@@ -237,16 +237,16 @@ def test_a_faulty_server_loses_no_row_and_doubles_none(tmp_path):
         assert all(stub.broken[fault] for fault in stub_server.FAULTS)
         kinds = facts["teacher"]["served"]["faults"]
         assert sum(kinds.values()) >= sum(stub.broken.values())
-    found = [store.read(workspace, "full", split).ids for split in ("train", "eval")]
+    found = [label_shards.read(workspace, "full", split).ids for split in ("train", "eval")]
     assert [len(ids) for ids in found] == [900, 100]
     assert len(set(found[0] + found[1])) == 1000
-    assert store.read(workspace, "simplified", "eval").ids == found[1]
+    assert label_shards.read(workspace, "simplified", "eval").ids == found[1]
     with stub_server.serve() as calm:
         quiet = served_project.recipe(tmp_path, calm.url, task={"labels": ["river", "king", "city"]}, evaluated=100)
         other, _ = _collect(quiet, tmp_path / "calm")
     for split in ("train", "eval"):  # and no answer is another one than without faults
         np.testing.assert_array_equal(
-            store.read(workspace, "full", split).log_probs, store.read(other, "full", split).log_probs
+            label_shards.read(workspace, "full", split).log_probs, label_shards.read(other, "full", split).log_probs
         )
 
 
@@ -300,7 +300,7 @@ def test_after_a_kill_nothing_that_was_answered_is_paid_for_again(tmp_path):
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         workspace, _ = _collect(recipe, tmp_path / "run")
-        assert len(store.read(workspace, "full", "train").ids) == 180
+        assert len(label_shards.read(workspace, "full", "train").ids) == 180
         twice = sum(count - 1 for count in stub.answered.values())
         assert twice <= 2 * 4  # answers that were under way when a kill came
 

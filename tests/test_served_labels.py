@@ -19,7 +19,7 @@ from distillctl.data import view_table
 from distillctl.errors import RecipeError
 from distillctl.metrics.scores import measured
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import store
+from distillctl.soft_labels import label_shards
 from distillctl.teachers.served import labels
 from distillctl.teachers.served.labels import Label
 from distillctl.teachers.served.protocol import Position
@@ -136,7 +136,7 @@ def _check_left_out(workspace, facts, truth):
         split: view_table.read(workspace.folder("collect") / "views.parquet", split) for split in ("train", "eval")
     }
     for split, table in views.items():
-        mine, theirs = store.read(workspace, "full", split), store.read(truth[0], "full", split)
+        mine, theirs = label_shards.read(workspace, "full", split), label_shards.read(truth[0], "full", split)
         everything = dict(zip(theirs.ids, theirs.log_probs.argmax(-1), strict=True))
         assert mine.ids == table.id
         assert mine.log_probs.argmax(-1).tolist() == [everything[row] for row in mine.ids]
@@ -144,7 +144,7 @@ def _check_left_out(workspace, facts, truth):
         assert facts["counts"][split] == len(mine.ids)
     assert all(arm["n"] == len(views["eval"].id) for arm in facts["arms"].values())
     for arm in ("full", "simplified"):
-        found = store.read(workspace, arm, "eval")
+        found = label_shards.read(workspace, arm, "eval")
         assert measured(found.log_probs, found.seen).all()
 
 
@@ -195,7 +195,7 @@ def test_a_row_that_is_not_measured_is_asked_for_in_another_way(truth, tmp_path,
     assert facts["unmeasured"] == {"train": {"rows": 0, "share": 0.0}, "eval": {"rows": 0, "share": 0.0}}
     assert "rows-not-measured" not in _codes(facts)
     for arm, split in (("full", "train"), ("full", "eval"), ("simplified", "eval")):
-        mine, theirs = store.read(workspace, arm, split), store.read(truth[0], arm, split)
+        mine, theirs = label_shards.read(workspace, arm, split), label_shards.read(truth[0], arm, split)
         assert mine.log_probs.argmax(-1).tolist() == theirs.log_probs.argmax(-1).tolist()
         likely = mine.seen & (theirs.log_probs > LIKELY)
         assert likely.any(-1).mean() > 0.9
@@ -284,7 +284,7 @@ def test_local_and_served_labels_of_the_same_weights_agree(weights, tmp_path, te
     recipe.path.write_text(yaml.safe_dump(tree, sort_keys=False))
     local, _ = _collect(recipes.load(recipe.path), tmp_path / "local")
     for arm, split in (("full", "train"), ("full", "eval"), ("simplified", "eval")):
-        mine, theirs = store.read(served, arm, split), store.read(local, arm, split)
+        mine, theirs = label_shards.read(served, arm, split), label_shards.read(local, arm, split)
         assert mine.seen[theirs.log_probs > LIKELY].all()
         np.testing.assert_allclose(mine.log_probs[mine.seen], theirs.log_probs[mine.seen], atol=1e-4)
         assert (mine.log_probs >= theirs.log_probs - 1e-4).all()

@@ -25,7 +25,7 @@ from distillctl import recipe as recipes
 from distillctl.models import package_files
 from distillctl.recipe import TopK
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import responses, store
+from distillctl.soft_labels import label_shards, response_shards
 from distillctl.soft_labels.labels import calibrate
 from distillctl.soft_labels.top_k import TopKLabels
 
@@ -118,7 +118,7 @@ def _served(url, **more):
 
 def _apart(served, local):
     """Of labels both likely and shown: the differences in nats; and the rows' KL from local to served."""
-    mine, theirs = store.read(served, "full", "eval"), store.read(local, "full", "eval")
+    mine, theirs = label_shards.read(served, "full", "eval"), label_shards.read(local, "full", "eval")
     seen = mine.seen & (theirs.log_probs > LIKELY)
     assert seen.sum() >= len(mine.ids)
     p, q = (calibrate(one.log_probs, None) for one in (theirs, mine))
@@ -153,7 +153,7 @@ def test_texts_of_the_same_weights_are_the_same(exact, tmp_path):
     served, _ = _collected(tmp_path, _served(exact), "served", task=task)
     local, _ = _collected(tmp_path, {"model": WEIGHTS, "threads": 1}, "local", task=task)
     profile = TopKLabels(TopK(k=20, tail_draws=0))
-    mine, theirs = (responses.read(one, "full", "eval", profile) for one in (served, local))
+    mine, theirs = (response_shards.read(one, "full", "eval", profile) for one in (served, local))
     assert mine.text == theirs.text
     assert [ids.tolist() for ids in mine.token_ids] == [ids.tolist() for ids in theirs.token_ids]
     assert mine.cut.tolist() == theirs.cut.tolist()

@@ -8,7 +8,7 @@ from distillctl import pipeline
 from distillctl.errors import RecipeError
 from distillctl.recipe import Text
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import responses as text_store
+from distillctl.soft_labels import response_shards as text_store
 from distillctl.soft_labels.text import TextLabels
 from tests import served_project, stub_server
 

@@ -27,7 +27,7 @@ from distillctl.data.rows import Example
 from distillctl.data.view_table import ViewTable
 from distillctl.data.views import renderers
 from distillctl.errors import GateFailed, RecipeError
-from distillctl.graphs import card, text_card
+from distillctl.model_card import frame, generate
 from distillctl.recipe import Recipe
 from distillctl.report import use
 from distillctl.run_dir.workspace import Outcome, Workspace
@@ -208,7 +208,7 @@ def test_the_cards_code_answers_bare_inputs_and_long_ones(template, monkeypatch,
     recipe, space, folder = labels(template, "byte_level")
     facts = [space.manifest(stage).facts for stage in ("collect", "train")]
     reading = Reading.of(recipe, table(space), facts[1], folder)
-    [code] = blocks(card.render(recipe, *facts, reading, [{"graph": "fp32"}]))
+    [code] = blocks(frame.render(recipe, *facts, reading, [{"graph": "fp32"}]))
     monkeypatch.chdir(folder)
     for text, row in zip(untidy(table(space).input), recorded_labels(space), strict=True):
         exec(code.replace('"…"', repr(text)), {})
@@ -324,7 +324,7 @@ def test_the_cards_code_writes_to_bare_inputs_and_long_ones(builder, monkeypatch
     recipe, space, folder = texts("behind", builder)
     facts = [space.manifest(stage).facts for stage in ("collect", "train")]
     reading = Reading.of(recipe, table(space), facts[1], folder)
-    found = blocks(text_card.render(recipe, *facts, reading, [{"graph": "fp32"}], builder))
+    found = blocks(generate.render(recipe, *facts, reading, [{"graph": "fp32"}], builder))
     assert len(found) == 1 + (builder == "genai")
     monkeypatch.chdir(folder)
     for text, said in zip(untidy(table(space).input[:4]), recorded_texts(space), strict=False):

@@ -15,10 +15,10 @@ from distillctl.errors import UpstreamError
 from distillctl.losses.targets import Targets
 from distillctl.recipe import Dense, Sampled, Text, TopK, implementation
 from distillctl.run_dir.workspace import Outcome, Workspace
-from distillctl.soft_labels import responses as store
+from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels import size
 from distillctl.soft_labels.ragged import Ragged
-from distillctl.soft_labels.responses import Response
+from distillctl.soft_labels.response_shards import Response
 from distillctl.soft_labels.shards import Shard
 from tests.tiny import commit
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillctl.data import view_table
-from distillctl.data.spool import Spool
+from distillctl.data.disk_rows import Spool
 from distillctl.errors import Unavailable
 from distillctl.metrics.statistics import Tally
 from distillctl.run_dir.workspace import Workspace

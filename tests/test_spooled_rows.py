@@ -5,13 +5,13 @@ import pyarrow as pa
 import pytest
 
 from distillctl.data import view_table
-from distillctl.data.spool import Picked, Spool, lengths
+from distillctl.data.disk_rows import Picked, Spool, lengths
 from distillctl.data.view_table import ViewTable
 from distillctl.errors import UpstreamError
 from distillctl.recipe import TopK
 from distillctl.soft_labels.columns import per_kept_token, per_token
 from distillctl.soft_labels.ragged import Ragged
-from distillctl.soft_labels.responses import Responses
+from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.spooled import SpooledLabels
 from distillctl.soft_labels.top_k import TopKLabels
 from distillctl.students.student import Student

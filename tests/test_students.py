@@ -14,7 +14,7 @@ from distillctl.errors import DataError, RecipeError, Unavailable
 from distillctl.models import model_source
 from distillctl.recipe import implementation
 from distillctl.run_dir.workspace import Workspace
-from distillctl.students import early
+from distillctl.students import preflight
 from distillctl.students.student import Corpus, Student
 from distillctl.students.vocabulary import vocabulary_digest
 from tests import tiny, tiny_text
@@ -294,12 +294,12 @@ print({{"torch", "transformers"}} & set(sys.modules))
 
 
 def test_what_fits_or_cannot_be_told_passes(folder, tmp_path):
-    early.check(recipe(kind="truncated", model=str(folder), layers=[1, 0]))
+    preflight.check(recipe(kind="truncated", model=str(folder), layers=[1, 0]))
     seq2seq = save(tmp_path / "t5", tiny_text.seq2seq(), tiny_text.bpe_tokenizer())
-    early.check(recipe(model=str(seq2seq), max_length=8))
+    preflight.check(recipe(model=str(seq2seq), max_length=8))
     (tmp_path / "empty").mkdir()
-    early.check(recipe(kind="truncated", model=str(tmp_path / "empty"), layers=[99]))
-    early.check(recipe(kind="from_config", model_type="llama", tokenizer={}, max_length=8))
+    preflight.check(recipe(kind="truncated", model=str(tmp_path / "empty"), layers=[99]))
+    preflight.check(recipe(kind="from_config", model_type="llama", tokenizer={}, max_length=8))
 
 
 def test_room_is_looked_after_when_the_model_is_there_too():

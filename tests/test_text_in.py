@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distillctl.bundle import text_in
 from distillctl.errors import GateFailed, RecipeError
-from distillctl.graphs import beside
+from distillctl.graphs import sidecar_files
 from distillctl.recipe import Vocabulary
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.students.student import Corpus
@@ -76,7 +76,7 @@ def laid_out(folder: Path, make) -> Path:
     tokenizer = make()
     tokenizer.save_pretrained(folder / "source")
     (folder / "source" / "config.json").write_text('{"id2label": {"0": "a", "1": "b", "2": "c"}, "pad_token_id": 0}')
-    beside.copy(folder / "source", folder, bundled.INPUTS)
+    sidecar_files.copy(folder / "source", folder, bundled.INPUTS)
     bundled.graph(folder, len(tokenizer))
     return folder
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distillctl.errors import RecipeError
 from distillctl.losses.cross_tokenizer import align, uld
-from distillctl.losses.named_tokens import NOTHING, named_tokens
+from distillctl.losses.subset_log_probs import NOTHING, named_tokens
 from distillctl.losses.targets import AlignedTargets, DenseTargets, SampledTargets, Targets, TopKTargets
 from distillctl.losses.token_loss import kl, token_loss
 from distillctl.recipe import JSD, TVD, ULD, CrossEntropy, ForwardKL, ReverseKL, SkewKL

@@ -16,7 +16,7 @@ from distillctl.data import view_table
 from distillctl.errors import RecipeError
 from distillctl.recipe import Dense, Text
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import responses as store
+from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.text import TextLabels
 from distillctl.stages.generate import train

@@ -18,7 +18,7 @@ from distillctl.errors import DataError, RecipeError
 from distillctl.losses.targets import DenseTargets, Targets
 from distillctl.recipe import ULD, CrossEntropy, Dense, ForwardKL, Text, TopK, Train
 from distillctl.soft_labels.dense import DenseLabels
-from distillctl.soft_labels.responses import Responses
+from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.soft_labels.top_k import TopKLabels
 from distillctl.students.student import Student

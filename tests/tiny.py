@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from distillctl.data import view_table
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Outcome, Workspace
-from distillctl.soft_labels import store
+from distillctl.soft_labels import label_shards
 
 LABELS = ["number", "person", "place"]
 TEXT = "who wrote where is how many when did the a river king book city live old long far of in"
@@ -122,8 +122,8 @@ def workspace(root: Path, student: PreTrainedModel | None = None, rows: int = 40
 def _commit_collect(space: Workspace, views: view_table.ViewTable, teacher: np.ndarray) -> None:
     folder = space.folder("collect")
     view_table.write(folder / "views.parquet", {"train": views, "eval": views})
-    labels = store.SoftLabels(views.id, teacher - 1, np.full(len(teacher), np.exp(-1), np.float32))
-    store.write(folder, store.Shard("full", "eval", 0, "0" * 16, views.id), labels)
+    labels = label_shards.SoftLabels(views.id, teacher - 1, np.full(len(teacher), np.exp(-1), np.float32))
+    label_shards.write(folder, label_shards.Shard("full", "eval", 0, "0" * 16, views.id), labels)
     facts = {
         "metric": "accuracy" if views.has_references else "agreement",
         "labels": LABELS,

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.data import examples
-from distillctl.graphs import beside, genai_builder
+from distillctl.graphs import genai_builder, sidecar_files
 from distillctl.losses.targets import Targets
 from distillctl.models import from_pretrained, model_source
 from distillctl.quantizers import search, texts
@@ -89,4 +89,4 @@ def quality(built: Built, rows: int, tokens: int) -> dict[str, dict[str, float]]
 
 
 def _beside(source: Path, folder: Path) -> None:
-    beside.copy(source, folder, ["input_ids", "attention_mask"], max_length=_MAX_LENGTH)
+    sidecar_files.copy(source, folder, ["input_ids", "attention_mask"], max_length=_MAX_LENGTH)

@@ -170,20 +170,20 @@ def _collected(recipe: Recipe, workspace: Workspace, rows: int) -> None:
 
 
 def _write_labels(recipe: Recipe, folder: Path, shard: Any) -> None:
-    from distillctl.soft_labels import store
+    from distillctl.soft_labels import label_shards
 
     generator = np.random.default_rng(shard.index)
     log_probs = np.log(generator.dirichlet(np.ones(len(LABELS)), len(shard.ids))).astype(np.float32) - 1
-    store.write(folder, shard, store.SoftLabels(shard.ids, log_probs, np.exp(log_probs).sum(-1)))
+    label_shards.write(folder, shard, label_shards.SoftLabels(shard.ids, log_probs, np.exp(log_probs).sum(-1)))
 
 
 def _write_texts(recipe: Recipe, folder: Path, shard: Any) -> None:
-    from distillctl.soft_labels import responses
+    from distillctl.soft_labels import response_shards
 
     spec = recipe.generate.kept(shard.split) if shard.arm == "full" else Text()
     drawn = _answers(spec)
     rows = [(row, 0, drawn[(shard.index + place) % len(drawn)]) for place, row in enumerate(shard.ids)]
-    responses.write(folder, shard, rows, implementation(spec)(spec))
+    response_shards.write(folder, shard, rows, implementation(spec)(spec))
 
 
 @functools.cache

@@ -32,13 +32,13 @@ from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.errors import Unavailable
-from distillctl.graphs import beside
+from distillctl.graphs import sidecar_files
 from distillctl.metrics import scores
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.interleaved import Plan, figures, measure
 from distillctl.runtimes.machine import facts as machine_facts
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
-from distillctl.soft_labels import store
+from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
 
 PLAN = Plan(processes=5, queries=100, warmup=20, seconds=None)
@@ -134,7 +134,7 @@ def _peer(model: Path, scratch: Path, optimum_cli: Path) -> Path:
     source, exported, quantized = (scratch / name for name in ("source", "exported", "quantized"))
     scratch.mkdir(exist_ok=True)
     shutil.copytree(model, source)
-    beside.copy(model, source, INPUTS)  # a tokenizer class that its transformers knows
+    sidecar_files.copy(model, source, INPUTS)  # a tokenizer class that its transformers knows
     preset = "--arm64" if machine_facts()["architecture"] in ("aarch64", "arm64") else f"--{_instructions()}"
     _run([optimum_cli, "export", "onnx", "--model", source, "--task", "text-classification", exported])
     _run([optimum_cli, "onnxruntime", "quantize", "--onnx_model", exported, preset, "-o", quantized])
@@ -179,7 +179,7 @@ def _held_out(deployed: Workspace) -> tuple[list[str], np.ndarray]:
     """The students' views, and the calibrated teacher's label log-probabilities [N, K]."""
     collect = deployed.manifest("collect")
     assert collect is not None
-    teacher = calibrate(store.read(deployed, "full", "eval").log_probs, collect.facts["log_prior"])
+    teacher = calibrate(label_shards.read(deployed, "full", "eval").log_probs, collect.facts["log_prior"])
     texts = view_table.read(deployed.folder("collect") / "views.parquet", "eval").simplified
     return texts, teacher
 

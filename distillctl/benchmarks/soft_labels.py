@@ -36,9 +36,9 @@ from distillctl.losses.targets import DenseTargets
 from distillctl.models import model_source
 from distillctl.recipe import ForwardKL, Recipe, Sampled, Text, TopK, Train, implementation
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import responses as store
+from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.ragged import Ragged
-from distillctl.soft_labels.responses import Profile, Responses
+from distillctl.soft_labels.response_shards import Profile, Responses
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.truncated import keep_layers

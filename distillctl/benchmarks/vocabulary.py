@@ -21,7 +21,7 @@ from distillctl.data.views import CEILING
 from distillctl.models import model_source
 from distillctl.recipe import Recipe, Text, Vocabulary, implementation
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import responses as store
+from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students import vocabulary
 from distillctl.students.student import Corpus

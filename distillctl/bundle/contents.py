@@ -12,7 +12,7 @@ from typing import Any
 from distillctl.bundle import archive, code, ort_format, text_in
 from distillctl.bundle.listing import NAME, File
 from distillctl.errors import DistillctlError
-from distillctl.graphs import card
+from distillctl.model_card import frame
 from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import file_digest
@@ -67,7 +67,7 @@ def provenance(recipe: Recipe, inputs: Mapping[str, str]) -> list[dict[str, Any]
     """The card's table with what was read. inputs: fingerprints in the manifests of collect and train."""
     kinds = {"student": "student.", "teacher": "teacher.", "data": "data."}
     rows = []
-    for source in card.sources(recipe):
+    for source in frame.sources(recipe):
         kind = next(kind for kind in kinds if source["part"].startswith(kind))
         read = {key: value for key, value in sorted(inputs.items()) if key.startswith(kinds[kind])}
         rows.append({**source, "sha256": read})

@@ -10,7 +10,7 @@ from typing import Any
 from distillctl import console, interrupts
 from distillctl.bundle import archive, contents, figures, mobile, text_in
 from distillctl.bundle.listing import NAME, Example, File, Graph, Listing
-from distillctl.graphs import beside
+from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Manifest, Outcome, Workspace, replacing, versions
 from distillctl.snippets import javascript
@@ -38,7 +38,7 @@ class Draft:
     def begin(cls, recipe: Recipe, workspace: Workspace, folder: Path) -> Draft:
         stages = ("collect", "train", "export", "quantize")
         runtime = "onnx" if recipe.task.kind == "classify" else "onnx_text"
-        beside.try_out(workspace.folder("quantize"), runtime, "distillctl quantize RECIPE --force")
+        sidecar_files.try_out(workspace.folder("quantize"), runtime, "distillctl quantize RECIPE --force")
         manifests = {name: manifest for name in stages if (manifest := workspace.manifest(name))}
         contents.copy(workspace.folder("quantize"), manifests["quantize"].outputs, folder)
         contents.licences(recipe, folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 from distillctl.bundle import contents, mobile, text_in
 from distillctl.bundle.listing import File, Graph
-from distillctl.graphs import card
+from distillctl.model_card import frame
 from distillctl.recipe import Recipe
 from distillctl.snippets import javascript
 from distillctl.snippets.reading import Reading
@@ -39,7 +39,7 @@ Node), `snippets/Classifier.kt` (Android), `snippets/Classifier.swift` (iOS, mac
 
 {tokens}
 
-{card.form(reading)}{_javascript(reading)}
+{frame.form(reading)}{_javascript(reading)}
 
 {_rest(files, verdicts)}"""
     return _page(recipe, "text-classification", about, use, figures)
@@ -71,7 +71,7 @@ def of_texts(
 
 def _page(recipe: Recipe, task: str, about: str, use: str, figures: tuple[list[dict[str, str]], str]) -> str:
     rows, machine = figures
-    page = card.page(recipe, task, about, use, rows)
+    page = frame.page(recipe, task, about, use, rows)
     return page.replace("\n## Provenance", f"\n{machine}\n\n## Provenance", 1) if machine else page
 
 

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from distillctl.bundle import archive, text_in
 from distillctl.bundle.listing import MAX_BYTES, NAME, OLD_FORMAT, Listing
 from distillctl.errors import DataError, GateFailed, Unavailable, first_line
-from distillctl.graphs import beside
+from distillctl.graphs import sidecar_files
 from distillctl.run_dir.workspace import MANIFEST, file_digest, writable
 from distillctl.runtimes import trial
 from distillctl.runtimes.process import WorkerFailed, WorkerProcess
@@ -119,7 +119,7 @@ def _outside(folder: Path, name: str, listing: Listing) -> list[str]:
     if not name.endswith(".onnx"):
         return []
     try:
-        problem = beside.problem_of(folder / name)
+        problem = sidecar_files.problem_of(folder / name)
     except Exception as error:
         problem = f"is no ONNX graph: {first_line(error)}"
     return [] if problem is None else [f"{name}: {problem}"]

@@ -17,7 +17,7 @@ from distillctl.models.preview import ModelPreview
 from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, Text
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import size
-from distillctl.students import early, parameters
+from distillctl.students import parameters, preflight
 from distillctl.trust import recipe_access
 
 SAMPLE = 64
@@ -35,7 +35,7 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
     engines.check(recipe.collect)
     dataset = examples.load(recipe)
     split_checks.check(recipe, dataset)
-    early.check(recipe)
+    preflight.check(recipe)
     responses.check_given(recipe, dataset)
     source = model_source.teacher(recipe)
     known = source.tokenizer if isinstance(source, model_source.ServedSource) else source

@@ -13,7 +13,7 @@ from distillctl.data.truncation import Limit
 from distillctl.data.views import CEILING, FLOOR, Renderer
 from distillctl.models.preview import ModelPreview
 from distillctl.recipe import FromConfigStudent, Generate, NewTokenizer, OpenAITeacher, Recipe
-from distillctl.students.early import longest_view, view_limit
+from distillctl.students.preflight import longest_view, view_limit
 
 CHECKED = 2_000
 """Rows whose views are rendered and counted: those with the longest records."""

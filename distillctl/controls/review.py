@@ -14,7 +14,7 @@ from distillctl.data.views import CEILING, FLOOR
 from distillctl.metrics import doubts, scores, text
 from distillctl.recipe import Recipe, Text
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import responses, store
+from distillctl.soft_labels import label_shards, response_shards
 from distillctl.soft_labels.labels import calibrate
 from distillctl.soft_labels.text import TextLabels
 
@@ -24,7 +24,9 @@ def labels(arm: str, log_probs: np.ndarray, recipe: Recipe, workspace: Workspace
     views, facts = _views(workspace), _facts(workspace)
     named = np.array(recipe.task.names)
     said = {
-        name: named[calibrate(store.read(workspace, context, "eval").log_probs, facts["log_prior"]).argmax(-1)].tolist()
+        name: named[
+            calibrate(label_shards.read(workspace, context, "eval").log_probs, facts["log_prior"]).argmax(-1)
+        ].tolist()
         for name, context in (("ceiling", CEILING), ("floor", FLOOR))
     }
     said |= {arm: named[log_probs.argmax(-1)].tolist(), **table.read(workspace, views.id, list(controls.LABELS))}
@@ -36,7 +38,7 @@ def texts(arm: str, answers: Sequence[str], recipe: Recipe, workspace: Workspace
     """answers: the arm's, to every held-out row in the order of the views."""
     views, task = _views(workspace), recipe.generate
     said: dict[str, list[str]] = {
-        name: responses.read(workspace, context, "eval", TextLabels(Text())).text
+        name: response_shards.read(workspace, context, "eval", TextLabels(Text())).text
         for name, context in (("ceiling", CEILING), ("floor", FLOOR))
     }
     said |= {arm: list(answers), **table.read(workspace, views.id, list(controls.TEXTS))}

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from distillctl.data.spool import Spool
+from distillctl.data.disk_rows import Spool
 from distillctl.recipe import Shot
 
 

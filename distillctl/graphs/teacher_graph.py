@@ -13,7 +13,7 @@ import transformers
 
 from distillctl import console
 from distillctl.errors import DistillctlError, Unavailable, first_line
-from distillctl.graphs import beside, genai_builder
+from distillctl.graphs import genai_builder, sidecar_files
 from distillctl.models import cached_folders, checkpoint_files, from_pretrained
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
@@ -75,7 +75,7 @@ def _is_whole(cache: Path) -> bool:
     if not cached_folders.is_whole(cache):
         return False
     try:
-        beside.check(cache, "distillctl bench RECIPE")
+        sidecar_files.check(cache, "distillctl bench RECIPE")
     except DistillctlError:
         return False
     return True

@@ -19,7 +19,7 @@ from transformers.exporters.exporter_onnx import OnnxExporter
 
 from distillctl import console
 from distillctl.errors import RecipeError, Unavailable
-from distillctl.graphs import first_token
+from distillctl.graphs import last_layer_pruning
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 MAX_EMBEDDED_BYTES = 2_000_000_000
@@ -92,7 +92,7 @@ def save(program: onnx_ir.Model, path: Path, axes: Axes) -> ExportedGraph:
     undo_reshapes(program.graph)
     RemoveUnusedNodesPass()(program)
     share_transposed(program.graph)
-    first_token.compute_alone(program.graph)
+    last_layer_pruning.compute_alone(program.graph)
     keep_norms(program.graph)
     name_axes(program.graph, axes)
     drop_notes(program.graph)

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from distillctl.errors import RecipeError
 from distillctl.losses.cross_tokenizer import uld
 from distillctl.losses.divergences import cross_entropy
-from distillctl.losses.named_tokens import NOTHING, NamedTokens, named_tokens, precise
+from distillctl.losses.subset_log_probs import NOTHING, NamedTokens, named_tokens, precise
 from distillctl.losses.targets import (
     AlignedTargets,
     DenseTargets,

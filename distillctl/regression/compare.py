@@ -16,7 +16,7 @@ import numpy as np
 from distillctl import console, pipeline
 from distillctl.data import eval_table, view_table
 from distillctl.errors import DataError, UpstreamError, UsageError
-from distillctl.graphs import beside
+from distillctl.graphs import sidecar_files
 from distillctl.recipe import Generate, Recipe
 from distillctl.regression import paired_timing, sequential_test
 from distillctl.regression.paired_timing import Side
@@ -75,7 +75,7 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
         own_bytes, other_bytes = (graph_bytes(one.folder("quantize")) for one in (workspace, other))
         own, theirs, measured = _sides(recipe, workspace, other)
         for side, command in ((own, "quantize RECIPE"), (theirs, "quantize RECIPE --run-dir THAT --force")):
-            beside.try_out(Path(side.job["folder"]), side.job["runtime"], f"distillctl {command}")
+            sidecar_files.try_out(Path(side.job["folder"]), side.job["runtime"], f"distillctl {command}")
         rows = len(own.job["texts"])
         console.note(f"timing both deployed graphs in pairs of fresh processes, {rows:,} rows in turns")
         with console.progress("timing", max(sequential_test.LOOKS), "pairs") as bar:

@@ -1,4 +1,4 @@
-"""The report's charts: what each of them shows. How they become part of the page: `drawing`."""
+"""The report's charts: what each of them shows. How they become part of the page: `svg`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from distillctl.metrics import names
-from distillctl.report import numbers
-from distillctl.report.drawing import COLOUR, colour, drawn, name_row, named, panels, stems, title
+from distillctl.report import formatting
+from distillctl.report.svg import COLOUR, colour, drawn, name_row, named, panels, stems, title
 
 _POINTS = 120  # drawn per curve or model: enough to see a shape, whatever was recorded
 _LEAST_KL = 1e-6  # less is the rounding of float32, and has no place on a logarithmic axis
@@ -34,14 +34,14 @@ def arms(facts: Mapping[str, Any]) -> Markup:
             ax.plot([score["low"], score["high"]], [row, row], color=ink, lw=7, alpha=0.35, solid_capstyle="round")
             ax.plot(score["score"], row, "o", color=ink, ms=10)
             constructed = arm == "ceiling" and facts["ceiling_by_construction"]
-            more = "by construction" if constructed else numbers.interval(score)
-            name_row(ax, row, arm, numbers.percent(score["score"]), more, wide)
+            more = "by construction" if constructed else formatting.interval(score)
+            name_row(ax, row, arm, formatting.percent(score["score"]), more, wide)
         ax.set_ylim(len(found) - 0.5, -1)
         ax.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         return figure
 
-    told = ", ".join(f"{named(arm)} {numbers.percent(score['score'])}" for arm, score in found.items())
+    told = ", ".join(f"{named(arm)} {formatting.percent(score['score'])}" for arm, score in found.items())
     measure = names.named(facts["metric"])
     return drawn("arms", f"{measure[0].upper()}{measure[1:]} of each arm with its 95 % interval: {told}.", draw)
 
@@ -83,9 +83,9 @@ def candidates(facts: Mapping[str, Any]) -> Markup:
     fp32 = {"name": "fp32", "kl": 0.0, "inside": True, "chosen": False, **facts["fp32"]}
     rows = [fp32, *facts["candidates"]]
     figures = (
-        ("bytes", "Size", numbers.size),
-        ("p50_ms", "Latency, p50", numbers.duration),
-        ("kl", "KL to fp32, nats", numbers.nats),
+        ("bytes", "Size", formatting.size),
+        ("p50_ms", "Latency, p50", formatting.duration),
+        ("kl", "KL to fp32, nats", formatting.nats),
     )
     names = [textwrap.fill(row["name"].replace("_", " "), 22) for row in rows]
     inks = [COLOUR["deployed" if row["chosen"] else "student" if row is fp32 else "muted"] for row in rows]
@@ -109,7 +109,8 @@ def candidates(facts: Mapping[str, Any]) -> Markup:
         return figure
 
     told = "; ".join(
-        f"{row['name']} {numbers.size(row['bytes'])}, {numbers.duration(row['p50_ms'])}, KL {numbers.nats(row['kl'])}"
+        f"{row['name']} {formatting.size(row['bytes'])}, {formatting.duration(row['p50_ms'])}, "
+        f"KL {formatting.nats(row['kl'])}"
         for row in rows
     )
     return drawn("candidates", f"Candidates by size, latency and KL to the fp32 student: {told}.", draw)
@@ -146,7 +147,9 @@ def front(facts: Mapping[str, Any]) -> Markup:
         title(ax, "KL to fp32, nats, by size")
         return figure
 
-    told = "; ".join(f"{rows[at]['name']} {numbers.size(rows[at]['bytes'])}, KL {numbers.nats(kl[at])}" for at in steps)
+    told = "; ".join(
+        f"{rows[at]['name']} {formatting.size(rows[at]['bytes'])}, KL {formatting.nats(kl[at])}" for at in steps
+    )
     return drawn("front", f"Candidates by size and KL to the fp32 student. Nearest for their size: {told}.", draw)
 
 
@@ -164,8 +167,8 @@ def latencies(facts: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Ma
             dots = np.quantile(samples[model], shares) if len(samples[model]) > _POINTS else samples[model]
             ax.plot(dots, row + jitter.uniform(-0.24, 0.24, len(dots)), "o", color=ink, ms=3.5, alpha=0.35, mew=0)
             ax.plot([figures["p50_ms"]] * 2, [row - 0.32, row + 0.32], color=ink, lw=3, solid_capstyle="round")
-            more = f"p99 {numbers.duration(figures['p99_ms'])}"
-            name_row(ax, row, model, numbers.duration(figures["p50_ms"]), more, wide)
+            more = f"p99 {formatting.duration(figures['p99_ms'])}"
+            name_row(ax, row, model, formatting.duration(figures["p50_ms"]), more, wide)
         ax.set_xscale("log")
         low = min(min(samples[model]) for model in models)
         high = max(max(samples[model]) for model in models)
@@ -179,15 +182,15 @@ def latencies(facts: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Ma
         )
         return figure
 
-    told = ", ".join(f"{named(model)} {numbers.duration(figures['p50_ms'])}" for model, figures in models.items())
+    told = ", ".join(f"{named(model)} {formatting.duration(figures['p50_ms'])}" for model, figures in models.items())
     return drawn("latencies", f"Latency of one query on a logarithmic axis; medians: {told}.", draw)
 
 
 def speeds(models: Mapping[str, Mapping[str, Any]]) -> Markup:
     """How long the first token takes, and how fast the others follow, one row per model."""
     figures = (
-        ("first_token_ms", "Time to the first token, p50", numbers.duration),
-        ("decode_tokens_per_second", "Tokens per second after it", numbers.count),
+        ("first_token_ms", "Time to the first token, p50", formatting.duration),
+        ("decode_tokens_per_second", "Tokens per second after it", formatting.count),
     )
 
     def draw(wide: bool) -> Figure:
@@ -203,8 +206,8 @@ def speeds(models: Mapping[str, Mapping[str, Any]]) -> Markup:
         return figure
 
     told = ", ".join(
-        f"{named(name)} {numbers.duration(one['first_token_ms'])}, then "
-        f"{numbers.count(one['decode_tokens_per_second'])} tokens per second"
+        f"{named(name)} {formatting.duration(one['first_token_ms'])}, then "
+        f"{formatting.count(one['decode_tokens_per_second'])} tokens per second"
         for name, one in models.items()
     )
     return drawn("speeds", f"Time to the first token and speed of the others: {told}.", draw)
@@ -219,7 +222,7 @@ def necessity(facts: Mapping[str, Any]) -> Markup:
         figure, axes = panels(760, tall, columns=2) if wide else panels(350, 2 * tall, rows=2)
         title(axes[0], "Share of the tokens, and of all nats")
         rows = [
-            (one[key], numbers.percent(one[key], 0), COLOUR[ink], True)
+            (one[key], formatting.percent(one[key], 0), COLOUR[ink], True)
             for one in bins
             for key, ink in (("tokens", "floor"), ("nats", "ceiling"))
         ]
@@ -229,13 +232,14 @@ def necessity(facts: Mapping[str, Any]) -> Markup:
             key: dict[str, Any] = {"color": COLOUR[ink], "transform": axes[0].transAxes}
             axes[0].text(0.98, height, f"● {text}", ha="right", **key)
         title(axes[1], "Mean KL by position, nats")
-        rows = [(one["mean"], numbers.nats(one["mean"]), COLOUR["ceiling"], True) for one in positions]
+        rows = [(one["mean"], formatting.nats(one["mean"]), COLOUR["ceiling"], True) for one in positions]
         stems(axes[1], rows, max(one["mean"] for one in positions))
         axes[1].set_yticks(range(len(positions)), [_stretch(one) for one in positions], size=12.5)
         return figure
 
     told = ", ".join(
-        f"{_range(one)}: {numbers.percent(one['tokens'], 0)} of the tokens, {numbers.percent(one['nats'], 0)} of all KL"
+        f"{_range(one)}: {formatting.percent(one['tokens'], 0)} of the tokens, "
+        f"{formatting.percent(one['nats'], 0)} of all KL"
         for one in bins
     )
     return drawn("necessity", f"How much the response tokens need the context. {told}.", draw)

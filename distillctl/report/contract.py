@@ -19,7 +19,7 @@ from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import comparison, doubts, names
 from distillctl.metrics.statistics import difference_interval, recovered_interval
 from distillctl.recipe import Generate, Recipe
-from distillctl.report import devices, labels, numbers, speed, texts, use, verdict
+from distillctl.report import devices, formatting, labels, speed, texts, use, verdict
 from distillctl.run_dir import attempts
 from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.training import metrics_log
@@ -184,7 +184,7 @@ def headline(facts: dict[str, Any]) -> str:
     tokens, kept = facts["context_tokens"]["teacher"], verdict.kept(facts)
     if facts["failed_gate"]:
         return f"No smaller model passed the gate. The student does without a prompt of {tokens:,} tokens: {kept}"
-    model = numbers.size(facts["models"]["deployed"]["bytes"])
+    model = formatting.size(facts["models"]["deployed"]["bytes"])
     return f"A prompt of {tokens:,} tokens now lives in a {model} model: {kept}, {speed.words(facts)}"
 
 

@@ -13,7 +13,7 @@ from distillctl.data.view_table import ViewTable
 from distillctl.metrics.scores import label_scores, row_scores
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import store
+from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
 
 
@@ -48,7 +48,7 @@ def _predictions(
 ) -> dict[str, np.ndarray]:
     """Arm → normalised label log-probabilities [N, K] of the held-out rows, in the order of ``ids``."""
     teacher = {
-        arm: calibrate(store.read(workspace, context, "eval").log_probs, log_prior)
+        arm: calibrate(label_shards.read(workspace, context, "eval").log_probs, log_prior)
         for arm, context in (("ceiling", "full"), ("floor", "simplified"))
     }
     for stage, column in (("train", "student"), ("quantize", "deployed"))[: 1 + deployed]:

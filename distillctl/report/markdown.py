@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distillctl.metrics import names
-from distillctl.report import numbers, speed
+from distillctl.report import formatting, speed
 from distillctl.untrusted.markdown import code, plain, table
 
 
@@ -17,10 +17,10 @@ def render(facts: dict[str, Any]) -> str:
     arms = [
         [
             plain(name),
-            numbers.percent(arm["score"]),
-            "by construction" if name == "ceiling" and facts["ceiling_by_construction"] else numbers.interval(arm),
+            formatting.percent(arm["score"]),
+            "by construction" if name == "ceiling" and facts["ceiling_by_construction"] else formatting.interval(arm),
             _recovered(facts["recovered"].get(name)),
-            *(numbers.percent(facts["metrics"][name][metric]) for metric in metrics),
+            *(formatting.percent(facts["metrics"][name][metric]) for metric in metrics),
             str(arm["n"]),
         ]
         for name, arm in facts["arms"].items()
@@ -28,14 +28,14 @@ def render(facts: dict[str, Any]) -> str:
     models = [
         [
             plain(name),
-            numbers.size(model["bytes"]) + (" in memory" if model.get("bytes_of") == "memory" else ""),
-            *([numbers.duration(model["first_token_ms"])] if writes else []),
-            *([numbers.count(model["decode_tokens_per_second"])] if writes else []),
-            numbers.duration(model["p50_ms"]),
-            numbers.duration(model["p90_ms"]),
-            numbers.duration(model["p99_ms"]),
-            numbers.size(model["peak_rss_bytes"]),
-            numbers.times(facts["ratios"].get(name)),
+            formatting.size(model["bytes"]) + (" in memory" if model.get("bytes_of") == "memory" else ""),
+            *([formatting.duration(model["first_token_ms"])] if writes else []),
+            *([formatting.count(model["decode_tokens_per_second"])] if writes else []),
+            formatting.duration(model["p50_ms"]),
+            formatting.duration(model["p90_ms"]),
+            formatting.duration(model["p99_ms"]),
+            formatting.size(model["peak_rss_bytes"]),
+            formatting.times(facts["ratios"].get(name)),
             _ran(model),
         ]
         for name, model in facts["models"].items()
@@ -43,10 +43,10 @@ def render(facts: dict[str, Any]) -> str:
     candidates = [
         [
             f"**{plain(candidate['name'])}**" if candidate["chosen"] else plain(candidate["name"]),
-            numbers.size(candidate["bytes"]),
-            numbers.duration(candidate["p50_ms"]),
-            numbers.nats(candidate["kl"]),
-            numbers.percent(candidate["same_top"]),
+            formatting.size(candidate["bytes"]),
+            formatting.duration(candidate["p50_ms"]),
+            formatting.nats(candidate["kl"]),
+            formatting.percent(candidate["same_top"]),
             "yes" if candidate["inside"] else f"no: {plain(candidate['why'])}",
         ]
         for candidate in facts["candidates"]
@@ -95,7 +95,7 @@ def render(facts: dict[str, Any]) -> str:
 
 
 def _ran(model: dict[str, Any]) -> str:
-    return plain(speed.running(model)) if "runtime" in model else numbers.UNKNOWN
+    return plain(speed.running(model)) if "runtime" in model else formatting.UNKNOWN
 
 
 def _cautions(found: Sequence[dict[str, str]]) -> list[str]:
@@ -107,7 +107,7 @@ def _controls(facts: dict[str, Any]) -> list[str]:
     """What the models are better by than what costs nothing, in percentage points, paired over rows."""
     leads = facts["controls"]["leads"]
     arms = list(next(iter(leads.values())))
-    rows = [[plain(name), *(numbers.points(lead[arm]) for arm in arms)] for name, lead in leads.items()]
+    rows = [[plain(name), *(formatting.points(lead[arm]) for arm in arms)] for name, lead in leads.items()]
     return [*table(["control", *(f"{plain(arm)} is better by (points)" for arm in arms)], rows, figures=True), ""]
 
 
@@ -116,7 +116,7 @@ def _loadgen(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
     verdict = "VALID" if found["valid"] else f"INVALID ({plain(', '.join(found['unmet']))})"
-    p90 = numbers.duration(found["p90_ms"])
+    p90 = formatting.duration(found["p90_ms"])
     return [f"MLPerf LoadGen, SingleStream: **{verdict}**, p90 {p90}, {found['queries']:,} queries", ""]
 
 
@@ -126,7 +126,7 @@ def _devices(measured: Sequence[dict[str, Any]]) -> list[str]:
         [
             plain(device["name"]),
             "WebGPU" if run["backend"] == "webgpu" else str(run["threads"]),
-            *(numbers.duration(run[key]) for key in ("load_ms", "first_ms", "p50_ms", "p90_ms")),
+            *(formatting.duration(run[key]) for key in ("load_ms", "first_ms", "p50_ms", "p90_ms")),
             f"{run['check']['same_label']} of {run['check']['rows']}",
         ]
         for device in measured
@@ -137,4 +137,6 @@ def _devices(measured: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _recovered(figure: dict[str, Any] | None) -> str:
-    return f"{numbers.percent(figure['value'], 0)} ({numbers.interval(figure, 0)})" if figure else numbers.UNKNOWN
+    return (
+        f"{formatting.percent(figure['value'], 0)} ({formatting.interval(figure, 0)})" if figure else formatting.UNKNOWN
+    )

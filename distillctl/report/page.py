@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from distillctl.data.rows import left_out
 from distillctl.metrics import names
-from distillctl.report import charts, numbers, speed, use
+from distillctl.report import charts, formatting, speed, use
 from distillctl.report.contract import Series
-from distillctl.report.drawing import COLOUR, NAMES
+from distillctl.report.svg import COLOUR, NAMES
 from distillctl.untrusted.printable import printable
 
 SPEAKERS = {
@@ -73,15 +73,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=numbers.percent,
-        interval=numbers.interval,
-        points=numbers.points,
-        size=numbers.size,
-        duration=numbers.duration,
-        times=numbers.times,
+        percent=formatting.percent,
+        interval=formatting.interval,
+        points=formatting.points,
+        size=formatting.size,
+        duration=formatting.duration,
+        times=formatting.times,
         running=speed.running,
-        count=numbers.count,
-        nats=numbers.nats,
+        count=formatting.count,
+        nats=formatting.nats,
         metric=names.named,
         moment=_moment,
         initial=_initial,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distillctl.report import numbers
+from distillctl.report import formatting
 
 
 def words(facts: Mapping[str, Any]) -> str:
@@ -13,9 +13,9 @@ def words(facts: Mapping[str, Any]) -> str:
     deployed model takes."""
     peer = facts.get("headline_peer")
     if peer is None:
-        return f"{numbers.duration(facts['models']['deployed']['p50_ms'])} a query"
+        return f"{formatting.duration(facts['models']['deployed']['p50_ms'])} a query"
     ratio = peer["ratio"]
-    speed = f"{numbers.times(ratio)} faster" if ratio >= 1 else f"{numbers.times(1 / ratio)} slower"
+    speed = f"{formatting.times(ratio)} faster" if ratio >= 1 else f"{formatting.times(1 / ratio)} slower"
     return f"{speed} than {peer['name']} ({running(peer)})"
 
 

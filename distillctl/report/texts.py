@@ -16,11 +16,11 @@ from distillctl.data.views import CEILING, FLOOR, PUBLIC
 from distillctl.metrics import fields, leakage, text
 from distillctl.metrics.statistics import mean_interval
 from distillctl.recipe import Recipe, Text
-from distillctl.report import necessity
+from distillctl.report import context_kl
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import text_folder
-from distillctl.soft_labels import responses
-from distillctl.soft_labels.responses import Responses
+from distillctl.soft_labels import response_shards
+from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
 
 SHOWN = ("ceiling", "floor", "student", "deployed")
@@ -93,7 +93,7 @@ def compare(
             if stage in facts and (found := facts[stage].get("context_decided"))
         },
         "necessity": collect["necessity"]
-        and collect["necessity"] | necessity.spread(teacher["floor"].context_kl or []),
+        and collect["necessity"] | context_kl.spread(teacher["floor"].context_kl or []),
         "leakage": _leakage(recipe, workspace, views, own),
         "verdicts": {
             "rows": len(views.id),
@@ -109,7 +109,7 @@ def compare(
 
 def _read(workspace: Workspace, context: str, split: str) -> Responses:
     """What was said, without the distributions."""
-    return responses.read(workspace, context, split, TextLabels(Text()))
+    return response_shards.read(workspace, context, split, TextLabels(Text()))
 
 
 def _graph(export: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distillctl.metrics import names
-from distillctl.report import numbers
+from distillctl.report import formatting
 
 FEWEST_ROWS = 100
 WIDEST = 0.3
@@ -28,7 +28,7 @@ def kept(facts: dict[str, Any]) -> str:
         return f"the prompt made no difference that could be measured by {measure}"
     if doubt := _doubt(facts, arm):
         return f"{doubt} to say how much of what the context did survives"
-    told = f"{numbers.percent(arm['value'], 0)} ({numbers.interval(arm, 0)})"
+    told = f"{formatting.percent(arm['value'], 0)} ({formatting.interval(arm, 0)})"
     if arm["value"] <= 0:
         return f"nothing of what the context did survives by {measure} ({told})"
     if arm["low"] > 1:
@@ -51,5 +51,5 @@ def _doubt(facts: dict[str, Any], recovered: dict[str, float] | None) -> str | N
     if rows < FEWEST_ROWS:
         return f"{rows:,} held-out rows are too few"
     if recovered and recovered["high"] - recovered["low"] > WIDEST:
-        return f"the interval of {numbers.interval(recovered, 0)} is too wide"
+        return f"the interval of {formatting.interval(recovered, 0)} is too wide"
     return None

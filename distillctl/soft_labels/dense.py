@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distillctl.losses.targets import DenseTargets
 from distillctl.recipe import Dense
-from distillctl.soft_labels import drawing
+from distillctl.soft_labels import sampling
 from distillctl.soft_labels.columns import per_kept_token
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.text import flat_token_ids
@@ -38,7 +38,7 @@ class DenseLabels:
             new = torch.from_numpy(remap)[old]
             smaller = log_probs.new_full((len(log_probs), int(new.max()) + 1), -torch.inf)
             smaller[:, new] = log_probs[:, old]
-            dropped = drawing.missing(smaller.double().logsumexp(-1))
+            dropped = sampling.missing(smaller.double().logsumexp(-1))
             return DenseTargets(flat_token_ids(token_ids, remap), smaller.log_softmax(-1), dropped)
         return DenseTargets(flat_token_ids(token_ids, remap), log_probs)
 

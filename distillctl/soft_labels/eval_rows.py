@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distillctl.losses.targets import MeasuredTargets, SampledTargets
 from distillctl.recipe import Measured
-from distillctl.soft_labels import drawing
+from distillctl.soft_labels import sampling
 from distillctl.soft_labels.columns import per_kept_token, per_token, short
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.text import flat_token_ids
@@ -61,8 +61,8 @@ class EvalLabels:
         named.scatter_(-1, order, torch.arange(log_p.shape[-1]).expand_as(order) < wanted[:, None])
         named &= ~log_p.isneginf()
         others = log_p.masked_fill(named, -torch.inf)
-        sums = drawing.mass(others)
-        drawn = drawing.draw(sums, sums[:, -1:], spec.draws, generator)
+        sums = sampling.mass(others)
+        drawn = sampling.draw(sums, sums[:, -1:], spec.draws, generator)
         there = (drawn < log_p.shape[-1]) & (sums[:, -1:] > 0)
         drawn_log_probs = others.gather(-1, drawn.clamp_max(log_p.shape[-1] - 1))
         return {
@@ -93,14 +93,14 @@ class EvalLabels:
         ids = torch.from_numpy(new[named.values.astype(np.int64)])
         stay = ids >= 0
         places, ids, values = places[stay], ids[stay], values[stay]
-        drawn = drawing.renamed(self._draws(labels, said, tail), remap)
+        drawn = sampling.renamed(self._draws(labels, said, tail), remap)
         if remap is not None:
             tail = drawn.weights.sum(-1).log().where(~tail.isnan(), tail)
         kept = torch.logaddexp(_log_mass(places, values, len(named)), tail)
         log_probs = torch.full((len(named), int(new.max()) + 1), -torch.inf)
         log_probs[places, ids] = (values - kept[places]).float()
-        dropped = None if remap is None else drawing.missing(kept - whole)
-        return MeasuredTargets(said, log_probs, tail - kept, drawing.divided(drawn, kept), dropped)
+        dropped = None if remap is None else sampling.missing(kept - whole)
+        return MeasuredTargets(said, log_probs, tail - kept, sampling.divided(drawn, kept), dropped)
 
     def _draws(self, labels: dict[str, list[Any]], said: Tensor, tail: Tensor) -> SampledTargets:
         """tail: log of the mass [N] that they were drawn from."""

@@ -14,7 +14,7 @@ import numpy as np
 from distillctl import cautions
 from distillctl.errors import RecipeError
 from distillctl.metrics import scores
-from distillctl.soft_labels.store import SoftLabels
+from distillctl.soft_labels.label_shards import SoftLabels
 
 MAY_BE_UNMEASURED = 0.05
 """Share of a split's rows that may be left out. Above it, what is left may be the easy rows: the recipe is refused."""

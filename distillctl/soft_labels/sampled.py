@@ -1,7 +1,7 @@
 """Soft labels: tokens drawn from the distribution, with importance weights.
 
 Anshumann et al. 2025, "Sparse Logit Sampling": what is drawn estimates −Σ P log Q and its gradient without bias, which
-the k likeliest tokens cannot, however they are renormalised. The draws are stratified (`drawing`).
+the k likeliest tokens cannot, however they are renormalised. The draws are stratified (`sampling`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distillctl.losses.targets import SampledTargets
 from distillctl.recipe import Sampled
-from distillctl.soft_labels import drawing
+from distillctl.soft_labels import sampling
 from distillctl.soft_labels.columns import per_kept_token, per_token, short
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.text import flat_token_ids
@@ -41,8 +41,8 @@ class SampledLabels:
     def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
         """Of normalised log-probabilities [T, V]; what is drawn depends on the generator's state alone."""
         log_p = log_probs.double()
-        sums = drawing.mass(self.exponent * log_p)
-        drawn = drawing.draw(sums, sums[:, -1:], self.draws, generator).cpu().numpy()
+        sums = sampling.mass(self.exponent * log_p)
+        drawn = sampling.draw(sums, sums[:, -1:], self.draws, generator).cpu().numpy()
         places, counts = np.unique(drawn + np.arange(len(drawn))[:, None] * log_p.shape[-1], return_counts=True)
         row, ids = np.divmod(places, log_p.shape[-1])
         weights = (counts / self.draws).astype(np.float32)
@@ -67,8 +67,8 @@ class SampledLabels:
         ids = torch.from_numpy(Ragged.joined(labels["ids"]).padded(-1)).long()
         weights = torch.from_numpy(Ragged.joined(labels["weights"]).padded(0))
         log_probs = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(0))
-        drawn = drawing.renamed(SampledTargets(flat_token_ids(token_ids, remap), ids, weights, log_probs), remap)
-        return drawn if remap is None else drawing.divided(drawn, drawn.weights.sum(-1).log().nan_to_num(neginf=0))
+        drawn = sampling.renamed(SampledTargets(flat_token_ids(token_ids, remap), ids, weights, log_probs), remap)
+        return drawn if remap is None else sampling.divided(drawn, drawn.weights.sum(-1).log().nan_to_num(neginf=0))
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> None:
         """The draws stand for the whole distribution; how likely they were is not kept."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distillctl.data.spool import Spool
+from distillctl.data.disk_rows import Spool
 from distillctl.soft_labels.ragged import Ragged
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distillctl.losses.targets import SampledTargets, TopKTargets
 from distillctl.recipe import TopK
-from distillctl.soft_labels import drawing
+from distillctl.soft_labels import sampling
 from distillctl.soft_labels.columns import per_kept_token, per_token, short
 from distillctl.soft_labels.ragged import Ragged
 from distillctl.soft_labels.text import flat_token_ids
@@ -72,7 +72,7 @@ class TopKLabels:
 
     def _drawn(self, others: Tensor, generator: torch.Generator) -> dict[str, Any]:
         """Of log-probabilities [T, V] of the tail alone."""
-        found = drawing.draw(drawing.mass(others), 1.0, self.draws, generator)
+        found = sampling.draw(sampling.mass(others), 1.0, self.draws, generator)
         there = found < others.shape[-1]
         ends = there.sum(-1).cumsum(0)[:-1].cpu().numpy()
         log_probs = others.gather(-1, found.clamp_max(others.shape[-1] - 1))[there]
@@ -101,16 +101,16 @@ class TopKLabels:
             head = head.where(ids >= 0, -torch.inf)
             if drawn is not None:
                 before = (drawn.ids >= 0).sum(-1)
-                drawn = drawing.renamed(drawn, remap)
+                drawn = sampling.renamed(drawn, remap)
                 log_share = (((drawn.ids >= 0).sum(-1) + 1) / (before + 1)).log()
                 tails = {T: tail + log_share for T, tail in tails.items()}
             no_others = (ids >= 0).sum(-1) == int((remap >= 0).sum())
             tails = {T: tail.masked_fill(no_others, -torch.inf) for T, tail in tails.items()}
             stays = _total(head, tails[1.0])
-            dropped = drawing.missing(stays - whole)
+            dropped = sampling.missing(stays - whole)
             stays = stays.where(~stays.isneginf(), whole)
             if drawn is not None:
-                drawn = drawing.divided(drawn, stays - whole)
+                drawn = sampling.divided(drawn, stays - whole)
         head, tails = head - stays[:, None], {T: tail - stays / T for T, tail in tails.items()}
         sums = {T: _total(head / T, tail) for T, tail in tails.items() if T != 1}
         return TopKTargets(said, ids, head, tails[1.0], sums, drawn, dropped)

@@ -11,8 +11,8 @@ from transformers import AutoConfig
 from distillctl.errors import RecipeError
 from distillctl.models import model_source
 from distillctl.recipe import Classify, FromConfigStudent, NewTokenizer, Recipe
-from distillctl.students import early, loading, new_tokenizer, tokenization
-from distillctl.students.assembly import assemble
+from distillctl.students import loading, new_tokenizer, preflight, tokenization
+from distillctl.students.finalize import assemble
 from distillctl.students.student import Corpus, Student
 
 
@@ -30,7 +30,7 @@ def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
     auto = loading.auto_class(recipe.task, known, where="student.model_type")
     if unknown := sorted(set(spec.config) - set(known.to_dict())):  # a config keeps any key it is given
         raise RecipeError(f"{spec.model_type} has no {unknown[0]!r}", where="student.config")
-    early.check_sizes(spec)
+    preflight.check_sizes(spec)
     tokenizer = tokenization.pad(_tokenizer(spec, recipe, corpus, known))
     labels = loading.label_config(recipe.task.names) if isinstance(recipe.task, Classify) else {}
     try:
@@ -51,7 +51,7 @@ def _check_memory(auto: Any, config: Any) -> None:
     """RecipeError where the weights alone are more than this machine's memory."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
-    early.check_memory(count)
+    preflight.check_memory(count)
 
 
 def _tokenizer(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus, config: Any) -> Any:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from distillctl.models import model_source
 from distillctl.recipe import PretrainedStudent, Recipe, TruncatedStudent
 from distillctl.students import loading, tokenization
-from distillctl.students.assembly import assemble
+from distillctl.students.finalize import assemble
 from distillctl.students.student import Corpus, Student
 
 

@@ -16,8 +16,8 @@ from distillctl.models.from_pretrained import folder, options
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import FromConfigStudent, Recipe
 from distillctl.students import loading, tokenization
-from distillctl.students.early import check_sizes, longest_view, view_limit
-from distillctl.students.trained import trusted
+from distillctl.students.load_trained import trusted
+from distillctl.students.preflight import check_sizes, longest_view, view_limit
 
 
 @dataclass(frozen=True)

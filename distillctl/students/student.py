@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from distillctl.data.truncation import Length, Limit
 from distillctl.errors import DataError, Unavailable
-from distillctl.students.early import longest_view, view_limit
+from distillctl.students.preflight import longest_view, view_limit
 from distillctl.students.tokenization import pad
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from distillctl.errors import RecipeError
 from distillctl.recipe import Recipe, TruncatedStudent
 from distillctl.students import pretrained
-from distillctl.students.assembly import assemble
-from distillctl.students.early import missing_layers
+from distillctl.students.finalize import assemble
+from distillctl.students.preflight import missing_layers
 from distillctl.students.student import Corpus, Student
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from distillctl.errors import RecipeError
 from distillctl.recipe import Vocabulary
 from distillctl.run_dir.workspace import digest
-from distillctl.students import embeddings, token_sets
+from distillctl.students import embeddings, vocabulary_closure
 from distillctl.students.student import Corpus
 from distillctl.students.tokenization import with_backend
 
@@ -29,7 +29,7 @@ def vocabulary_digest(tokenizer: Any) -> str:
 def trim(
     model: PreTrainedModel, tokenizer: Any, spec: Vocabulary, corpus: Corpus
 ) -> tuple[Any, np.ndarray, dict[str, Any]]:
-    """Keep special tokens, the safety set, what the corpus needs and all it takes to form that (`token_sets`).
+    """Keep special tokens, the safety set, what the corpus needs and all it takes to form that (`vocabulary_closure`).
 
     The corpus tokenizes as before, ids aside; every text can still be written, in more tokens. ``model`` is cut in
     place. Returns the new tokenizer, its tokens' old ids (int64, ascending) and the facts: tokens_before,
@@ -41,9 +41,9 @@ def trim(
     full = Tokenizer.from_str(json.dumps(document))
     known = min(embeddings.rows(model), len(tokenizer))
     shared = corpus.teacher_tokenizer in (None, vocabulary_digest(tokenizer))
-    keep = token_sets.rule(document, spec.merges)
+    keep = vocabulary_closure.rule(document, spec.merges)
     special = embeddings.token_ids(model) | {
-        token["id"] for token in document["added_tokens"] if not token_sets.is_spare(token["content"])
+        token["id"] for token in document["added_tokens"] if not vocabulary_closure.is_spare(token["content"])
     }
 
     def needed(ids: Iterable[int]) -> set[int]:
@@ -107,7 +107,9 @@ def _renumbered(document: dict[str, Any], new_ids: dict[int, int]) -> dict[str, 
         model["vocab"] = {token: new_ids[old] for token, old in model["vocab"].items() if old in new_ids}
     if model["type"] == "BPE":
         kept = model["vocab"].keys()
-        model["merges"] = [[a, b] for a, b in token_sets.merges(model) if a in kept and b in kept and a + b in kept]
+        model["merges"] = [
+            [a, b] for a, b in vocabulary_closure.merges(model) if a in kept and b in kept and a + b in kept
+        ]
     added = [token | {"id": new_ids[token["id"]]} for token in document["added_tokens"] if token["id"] in new_ids]
     frame = _renumbered_frame(document["post_processor"], new_ids)
     return document | {"model": model, "added_tokens": added, "post_processor": frame}

@@ -12,8 +12,8 @@ import numpy as np
 from distillctl import console
 from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
+from distillctl.data.disk_rows import Spool, shared_start
 from distillctl.data.rows import Dataset, Example
-from distillctl.data.spool import Spool, shared_start
 from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer
 from distillctl.engines.tasks import Answers, Asked, Opening, Reader, View, Views
 from distillctl.recipe import Recipe

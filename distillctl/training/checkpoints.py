@@ -22,7 +22,7 @@ from distillctl.errors import UpstreamError, first_line
 from distillctl.run_dir import checksums
 from distillctl.run_dir.manifest import SCRATCH
 from distillctl.run_dir.workspace import file_digest, move, replacing_folder
-from distillctl.training import group
+from distillctl.training import collectives
 from distillctl.training.learner import Learner
 from distillctl.untrusted import limits
 
@@ -105,7 +105,7 @@ class Checkpoints:
 
         Nothing is loaded from a checkpoint of which any file is not as it was written; it is set aside.
         """
-        folder: Path | None = group.broadcast(self._sound() if ranks.is_first() else None)
+        folder: Path | None = collectives.broadcast(self._sound() if ranks.is_first() else None)
         if folder is None:
             return None
         state = _read(folder)

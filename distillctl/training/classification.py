@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from distillctl import ranks
 from distillctl.data import batching
-from distillctl.data.spool import Picked, lengths
+from distillctl.data.disk_rows import Picked, lengths
 from distillctl.losses.objective import objective
 from distillctl.metrics import scores
 from distillctl.recipe import LossTerm, Train
-from distillctl.training import group
+from distillctl.training import collectives
 from distillctl.training.learner import Batch
 
 
@@ -70,7 +70,7 @@ def predict(model: PreTrainedModel, tokenizer: Any, rows: Rows, spec: Train) -> 
     for batch in ranks.share(batches):
         inputs, _ = collate(tokenizer, rows, batch, model.device)
         out[batch] = model(**inputs).logits.float().log_softmax(-1).cpu().numpy()
-    return group.summed(out)
+    return collectives.summed(out)
 
 
 def collate(tokenizer: Any, rows: Rows, batch: Batch, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:

@@ -26,7 +26,7 @@ from distillctl.losses.heads import Head, head_of, hidden_states
 from distillctl.losses.targets import DenseTargets, MeasuredTargets, SampledTargets, Targets, TopKTargets
 from distillctl.recipe import CrossEntropy, LossTerm, Train
 from distillctl.students.student import Student
-from distillctl.training import group
+from distillctl.training import collectives
 from distillctl.training.learner import Batch
 from distillctl.training.response_rows import ResponseRows, decoder_positions
 
@@ -134,8 +134,8 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
         means[:, batch] = torch.stack([part.mean(-1) for part in parts], -1).numpy()
         for row, part in zip(batch, parts, strict=True):
             top_tokens[row, : part.shape[-1]] = part[1].numpy()
-    nll, same_top, kl, dropped_mass = group.summed(means)
-    return Scores(kl, nll, same_top, dropped_mass, tokens, group.any_of(lumped), group.summed(top_tokens))
+    nll, same_top, kl, dropped_mass = collectives.summed(means)
+    return Scores(kl, nll, same_top, dropped_mass, tokens, collectives.any_of(lumped), collectives.summed(top_tokens))
 
 
 def _parts(batch: Batch, tokens: np.ndarray, vocabulary: int) -> Iterator[Batch]:
@@ -268,5 +268,5 @@ def answers(
                 bar.advance(len(batch) * ranks.count())
     finally:
         model.generation_config = own_config
-    found = group.gathered(found)
+    found = collectives.gathered(found)
     return [found[row] for row in range(len(views))]

@@ -24,7 +24,7 @@ from distillctl import console, interrupts, ranks
 from distillctl.data import batching, split_checks
 from distillctl.errors import GateFailed, Interrupted, Unavailable
 from distillctl.recipe import Train
-from distillctl.training import group, metrics_log
+from distillctl.training import collectives, metrics_log
 from distillctl.training.checkpoints import Checkpoints, Progress
 from distillctl.training.learner import Batch, Learner, Loss, put
 
@@ -129,7 +129,7 @@ class Run:
                     if progress.looks_without_better >= spec.patience:
                         stopped = "patience"
                         break
-                stop = group.any_of(interrupts.pending())
+                stop = collectives.any_of(interrupts.pending())
                 if stop or progress.step % spec.checkpoint_every == 0:
                     metrics_log.settle(log)
                     self.checkpoints.save(self.learner, progress, best)
@@ -146,7 +146,7 @@ class Run:
         """Gradients of one optimizer step: one mean over all its positions, however they are batched."""
         count = sum(int(self.problem.positions[row]) for batch in batches for row in batch)
         loss, norm = self.learner.gradients(batches, count)
-        return float(group.summed(np.array(loss))), norm
+        return float(collectives.summed(np.array(loss))), norm
 
     def _guard(self, loss: float, norm: float, progress: Progress) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from distillctl.data.spool import Picked, Spool, lengths
+from distillctl.data.disk_rows import Picked, Spool, lengths
 from distillctl.errors import DataError, RecipeError, UpstreamError
 from distillctl.losses.cross_tokenizer import align
 from distillctl.losses.targets import DenseTargets, Targets, TopKTargets
 from distillctl.recipe import HuggingFaceTeacher, LossTerm, Measured, Recipe, Spec, Text, implementation
-from distillctl.soft_labels.responses import Profile, Responses
+from distillctl.soft_labels.response_shards import Profile, Responses
 from distillctl.soft_labels.spooled import SpooledLabels
 from distillctl.students.student import Student
 from distillctl.training.learner import Batch

@@ -88,7 +88,7 @@ def _texts(folder: Path) -> None:
 
 
 def _finish() -> None:
-    from distillctl.graphs import beside
+    from distillctl.graphs import sidecar_files
     from distillctl.run_dir.workspace import Workspace
     from tests.hostile import make_bundles
 
@@ -97,7 +97,7 @@ def _finish() -> None:
     for stage in ("export", "quantize"):
         space.folder(stage).mkdir()
         (space.folder(stage) / "model.onnx").write_bytes(make_bundles.graph())
-        beside.copy(Path("run/train/model"), space.folder(stage), INPUTS)
+        sidecar_files.copy(Path("run/train/model"), space.folder(stage), INPUTS)
     measured = {"bytes": 1000, "max_logit_difference": 0.0, "same_top": 1.0, "rows": 8, "opset": 18, "inputs": INPUTS}
     report_run.commit(space, "export", ["model.onnx", "config.json", "tokenizer.json"], measured)
     report_run.table(space.folder("quantize") / "eval.parquet", id=ids, deployed=[[-1.0, -1.1, -1.2]] * len(ids))

@@ -408,9 +408,9 @@ def licence(path: Path) -> int:
     """What export quotes from a model's card: 3 where it states no licence."""
     from distillctl import console, recipe
     from distillctl.errors import DataError
-    from distillctl.graphs import card
+    from distillctl.model_card import frame
 
-    if card._licence(recipe.load(path), "teacher", None) == "not stated":
+    if frame._licence(recipe.load(path), "teacher", None) == "not stated":
         console.error(DataError("no licence is stated"))
         return 3
     return 0

@@ -226,7 +226,7 @@ def unsealed(table: dict[str, Any]) -> bytes:
 
 
 def sealed(table: dict[str, Any]) -> bytes:
-    """With the checksum in its footer that `distillctl.soft_labels.seal` looks for: whoever can write the file can put
+    """With the checksum in its footer that `distillctl.soft_labels.checksum` looks for: whoever can write the file can put
     it there."""
     mark, zeros = b"sha256:", b"0" * 64
     data = unsealed(table)

@@ -85,7 +85,9 @@ def warm() -> None:
     from distillctl.stages.classify import bench, collect, export, quantize, train  # noqa: F401
     from distillctl.stages.generate import collect as collect_texts  # noqa: F401
     from distillctl.stages.generate import train as train_texts  # noqa: F401
-    from distillctl.students import early, pretrained  # noqa: F401
+    from distillctl.students import (
+        preflight,  # noqa: F401
+    )
 
 
 def judge(chosen: Sequence[Case]) -> Iterator[Verdict]:

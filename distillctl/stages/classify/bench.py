@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from distillctl.data import eval_table
-from distillctl.graphs import beside, teacher_graph
+from distillctl.graphs import sidecar_files, teacher_graph
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes.bench import Answers, Bench
+from distillctl.soft_labels import label_shards
 from distillctl.soft_labels import labels as soft_labels
-from distillctl.soft_labels import store
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Time all models on the same eval rows."""
     for stage in ("export", "quantize"):
-        beside.try_out(workspace.folder(stage), "onnx", f"distillctl {stage} RECIPE --force")
+        sidecar_files.try_out(workspace.folder(stage), "onnx", f"distillctl {stage} RECIPE --force")
     bench, task = Bench(recipe, workspace), recipe.classify
     log_prior = bench.facts("collect")["log_prior"]
     words = list(task.labels.values())
@@ -28,7 +28,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         | bench.student("fp32", "onnx")
         | bench.student("deployed", "onnx")
     )
-    collected = store.read(workspace, "full", "eval")
+    collected = label_shards.read(workspace, "full", "eval")
     teacher = _top(collected.ids, soft_labels.calibrate(collected.log_probs, log_prior))
     expected = {
         "teacher": teacher,

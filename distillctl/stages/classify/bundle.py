@@ -15,7 +15,7 @@ from distillctl.bundle.draft import Draft
 from distillctl.bundle.listing import Graph
 from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
-from distillctl.graphs import card
+from distillctl.model_card import frame
 from distillctl.recipe import Recipe
 from distillctl.run_dir.atomic_io import temporary_prefix
 from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder, versions
@@ -68,7 +68,7 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dic
         inputs=made.facts("export")["inputs"],
     )
     verdicts = made.verdicts()
-    about = card.description(recipe, made.facts("collect"), made.facts("train"))
+    about = frame.description(recipe, made.facts("collect"), made.facts("train"))
     text = readme.of_labels(recipe, reading, about, made.files(), graphs, verdicts, made.figures("label"))
     (folder / "README.md").write_text(text, encoding="utf-8")
     asked = answers.asked(recipe, reading)

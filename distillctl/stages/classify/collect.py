@@ -17,11 +17,11 @@ from distillctl.metrics import comparison, label_checks, scores
 from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.soft_labels import label_shards, measured, shards
 from distillctl.soft_labels import labels as soft_labels
-from distillctl.soft_labels import measured, shards, store
-from distillctl.soft_labels.committing import Committing
+from distillctl.soft_labels.label_shards import SoftLabels
+from distillctl.soft_labels.shard_labeler import Committing
 from distillctl.soft_labels.shards import Shard
-from distillctl.soft_labels.store import SoftLabels
 from distillctl.students import reading as student_lengths
 from distillctl.teachers import arms as teacher_arms
 from distillctl.teachers import crews
@@ -72,15 +72,15 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             labels = SoftLabels(
                 shard.ids, found.log_probs, found.mass, found.seen, found.next_tokens, found.next_log_probs
             )
-            store.write(folder, shard, labels)
+            label_shards.write(folder, shard, labels)
             return int(found.tokens)
 
         with console.progress("collect", total=sum(len(shard.ids) for shard in every)) as bar:
-            work = Committing(crew, lambda shard: store.present(folder, shard), commit, bar)
+            work = Committing(crew, lambda shard: label_shards.present(folder, shard), commit, bar)
             work.label(every, task)
         told = teacher_arms.facts(recipe, crew.reader, dataset, arms, fingerprint)
     shards.drop_others(folder, every)
-    found = {key: store.read_shards(folder, part) for key, part in plan.items()}
+    found = {key: label_shards.read_shards(folder, part) for key, part in plan.items()}
     kept, log_prior = _kept(recipe, found)
     teacher_arms.write_views(folder, dataset, arms, kept)
     told["counts"] = told["counts"] | {split: int(rows.sum()) for split, rows in kept.items()}
@@ -139,7 +139,7 @@ def _findings(
         if arm != CEILING
     }
     comparison.warn(effects, gaps, metric)
-    label_checks.check_mass(mass[CEILING], store.likeliest(labels[CEILING, "eval"], SHOWN_ROWS))
+    label_checks.check_mass(mass[CEILING], label_shards.likeliest(labels[CEILING, "eval"], SHOWN_ROWS))
     train = soft_labels.calibrate(labels[CEILING, "train"].log_probs[kept["train"]], log_prior)
     label_checks.check_labels(recipe.task.names, train, calibrated[CEILING], references)
     return {

@@ -6,14 +6,15 @@ from dataclasses import asdict
 
 from distillctl import console
 from distillctl.data import view_table
-from distillctl.graphs import beside, card, exporter, parity
+from distillctl.graphs import exporter, parity, sidecar_files
 from distillctl.graphs.parity import Parity
 from distillctl.graphs.tracing import ExportedGraph
+from distillctl.model_card import frame
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
-from distillctl.students import trained
+from distillctl.students import load_trained
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
@@ -21,10 +22,10 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     source = workspace.folder("train") / "model"
     with replacing_folder(workspace.folder("export")) as staged:
-        model = trained.model(recipe, source)
+        model = load_trained.model(recipe, source)
         console.note("export: tracing")
         graph = exporter.export(model, staged, recipe.export.opset, fuse=recipe.export.fuse)
-        beside.copy(source, staged, graph.inputs)
+        sidecar_files.copy(source, staged, graph.inputs)
         found = parity.check(
             model, OnnxClassifier(staged), views.id, views.simplified, recipe.export.max_logit_difference
         )
@@ -32,7 +33,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             console.warn(f"on {found.ties} rows the two highest logits tie, and ONNX Runtime takes the other one")
         collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
         reading = Reading.of(recipe, views, train, staged)
-        text = card.render(recipe, collect, train, reading, [_measured(graph, found)])
+        text = frame.render(recipe, collect, train, reading, [_measured(graph, found)])
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     return Outcome(outputs, asdict(graph) | asdict(found))

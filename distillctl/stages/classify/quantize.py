@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from distillctl import console
 from distillctl.data import eval_table, view_table
 from distillctl.data.view_table import ViewTable
-from distillctl.graphs import beside, card
+from distillctl.graphs import sidecar_files
 from distillctl.metrics import doubts
+from distillctl.model_card import frame
 from distillctl.quantizers import labels, search
 from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.quantizers.search import FP32
@@ -21,7 +22,7 @@ from distillctl.recipe import CANDIDATES, Recipe
 from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.snippets.reading import Reading
-from distillctl.soft_labels import store
+from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
 
 CALIBRATION_ROWS = 128
@@ -34,7 +35,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     rows = _held_out(recipe, workspace, views, collect["log_prior"])
     exported = workspace.folder("export")
     again = "distillctl export RECIPE"
-    with beside.sound(exported, "onnx", again), replacing_folder(workspace.folder("quantize")) as staged:
+    with sidecar_files.sound(exported, "onnx", again), replacing_folder(workspace.folder("quantize")) as staged:
         labels.check(exported, rows.texts[0], len(recipe.task.names), again)
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = labels.LabelCalibration(exported, _calibration_texts(workspace))
@@ -64,14 +65,14 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         names = np.array(recipe.task.names)
         doubts.collapse("deployed", *(names[one.argmax(-1)].tolist() for one in (deployed.log_probs, rows.teacher)))
         reading = Reading.of(recipe, views, train, staged)
-        text = card.render(recipe, collect, train, reading, settled.shown)
+        text = frame.render(recipe, collect, train, reading, settled.shown)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     return Outcome(outputs, settled.facts)
 
 
 def _held_out(recipe: Recipe, workspace: Workspace, views: ViewTable, log_prior: list[float] | None) -> HeldOut:
-    teacher = calibrate(store.read(workspace, "full", "eval").log_probs, log_prior)
+    teacher = calibrate(label_shards.read(workspace, "full", "eval").log_probs, log_prior)
     path = workspace.folder("train") / "eval.parquet"
     student = eval_table.log_probs(path, views.id, "student", teacher.shape[1])["student"]
     truth = None

@@ -16,15 +16,15 @@ from distillctl.controls import MOST_ROWS, review
 from distillctl.controls import labels as label_controls
 from distillctl.controls import table as controls
 from distillctl.data import view_table
-from distillctl.data.spool import Picked, Spool
+from distillctl.data.disk_rows import Picked, Spool
 from distillctl.errors import UpstreamError
 from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, implementation
 from distillctl.run_dir.workspace import Outcome, Workspace, replacing
+from distillctl.soft_labels import label_shards
 from distillctl.soft_labels import labels as soft_labels
-from distillctl.soft_labels import store
 from distillctl.students.student import Again, Corpus, Student
-from distillctl.training import folder as train_folder
+from distillctl.training import train_dir as train_folder
 from distillctl.training.classification import Classification, Rows, predict
 from distillctl.training.loop import Fit, Run, hold_out
 
@@ -116,7 +116,7 @@ def _rows(workspace: Workspace, student: Student, split: str) -> Rows:
         number[name] = len(number)
         ids.append(tokens)
     places = np.full(len(number), -1)
-    for part in store.read_each(workspace, "full", split):
+    for part in label_shards.read_each(workspace, "full", split):
         for name, row in zip(part.ids, soft_labels.calibrate(part.log_probs, log_prior), strict=True):
             if name not in number:  # it was not measured
                 continue

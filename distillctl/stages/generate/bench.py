@@ -9,7 +9,7 @@ from typing import Any
 
 from distillctl.data import eval_table
 from distillctl.data.views import CEILING
-from distillctl.graphs import beside, teacher_graph
+from distillctl.graphs import sidecar_files, teacher_graph
 from distillctl.recipe import Recipe, Text
 from distillctl.run_dir.workspace import Outcome, Workspace
 from distillctl.runtimes import text_folder
@@ -18,7 +18,7 @@ from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.interleaved import Run, writing_figures
 from distillctl.runtimes.onnx_generator import ENCODER_DECODER
 from distillctl.runtimes.roofline import bytes_per_token
-from distillctl.soft_labels import responses
+from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.text import TextLabels
 
 
@@ -29,9 +29,9 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     is made for that.
     """
     for stage in ("export", "quantize"):
-        beside.try_out(workspace.folder(stage), "onnx_text", f"distillctl {stage} RECIPE --force")
+        sidecar_files.try_out(workspace.folder(stage), "onnx_text", f"distillctl {stage} RECIPE --force")
     bench, limit = Bench(recipe, workspace), {"limit": recipe.generate.max_new_tokens}
-    ceiling = responses.read(workspace, CEILING, "eval", TextLabels(Text()))
+    ceiling = response_shards.read(workspace, CEILING, "eval", TextLabels(Text()))
     expected = {
         "teacher": {row: ids.tolist() for row, ids in zip(ceiling.id, ceiling.token_ids, strict=True)},
         "fp32": _evaluated(workspace.folder("train"), "student_ids"),

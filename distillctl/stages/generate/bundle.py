@@ -11,7 +11,7 @@ from distillctl.bundle.listing import Graph
 from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.errors import GateFailed
-from distillctl.graphs import text_card
+from distillctl.model_card import generate
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 from distillctl.runtimes import key_values, text_folder
@@ -48,13 +48,13 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
     }
     reading, begin = Reading.of(recipe, views, made.facts("train"), folder), text_folder.begin(folder)
     files = ["answer.py", "answer.mjs"] + ["answer_genai.py", "Writer.kt"] * (builder == "genai")
-    known = text_card.known(recipe, builder, begin) | _known(folder, ".ort" if converted else ".onnx")
+    known = generate.known(recipe, builder, begin) | _known(folder, ".ort" if converted else ".onnx")
     code.write(folder, files, reading, name=recipe.name, **known)
     verdicts = made.verdicts()
-    about = text_card.description(made.facts("collect"), made.facts("train"))
-    use = text_card.use(recipe, reading, builder, begin)
+    about = generate.description(made.facts("collect"), made.facts("train"))
+    use = generate.use(recipe, reading, builder, begin)
     text = readme.of_texts(
-        recipe, reading, text_card.task(builder), about, use, made.files(), verdicts, made.figures("token")
+        recipe, reading, generate.task(builder), about, use, made.files(), verdicts, made.figures("token")
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
     asked, view = answers.asked(recipe, reading)[0]

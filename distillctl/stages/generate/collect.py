@@ -12,9 +12,9 @@ import numpy as np
 
 from distillctl import cautions, console
 from distillctl.data import examples, field_references, views
+from distillctl.data.disk_rows import Spool
 from distillctl.data.responses import Response, check_given, ended
 from distillctl.data.rows import Dataset, Example
-from distillctl.data.spool import Spool
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
 from distillctl.engines.tasks import Asked, Compared, Crew, Task
 from distillctl.errors import RecipeError
@@ -34,11 +34,11 @@ from distillctl.recipe import (
     implementation,
 )
 from distillctl.run_dir.workspace import Outcome, Workspace, digest
-from distillctl.soft_labels import responses as store
+from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels import shards
-from distillctl.soft_labels.committing import Committing
 from distillctl.soft_labels.eval_rows import EvalLabels, rows_measured
-from distillctl.soft_labels.responses import Profile, Responses
+from distillctl.soft_labels.response_shards import Profile, Responses
+from distillctl.soft_labels.shard_labeler import Committing
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students import reading as student_lengths

@@ -13,16 +13,17 @@ from transformers import AutoTokenizer, PreTrainedModel
 from distillctl import console
 from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
-from distillctl.graphs import beside, decoder_trace, genai_builder, seq2seq, text_card, text_parity, tracing
+from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files, text_parity, tracing
 from distillctl.graphs.text_parity import Rows, TextParity
 from distillctl.graphs.tracing import ExportedGraph
+from distillctl.model_card import generate
 from distillctl.recipe import Recipe, Text, implementation
 from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.snippets.reading import Reading
-from distillctl.soft_labels import responses
-from distillctl.students import trained
+from distillctl.soft_labels import response_shards
+from distillctl.students import load_trained
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
@@ -31,7 +32,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     source = workspace.folder("train") / "model"
     with replacing_folder(workspace.folder("export")) as staged:
         builder, graph, model = _build(recipe, source, staged, train)
-        beside.copy(source, staged, ["input_ids", "attention_mask"], max_length=train["max_length"])
+        sidecar_files.copy(source, staged, ["input_ids", "attention_mask"], max_length=train["max_length"])
         written = open_generator(staged, torch.get_num_threads())
         views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
         found = text_parity.check(
@@ -45,7 +46,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         if found.ties:
             console.warn(f"{found.ties} answers part from PyTorch's where two logits tie")
         reading, begin = Reading.of(recipe, views, train, staged), text_folder.begin(staged)
-        text = text_card.render(recipe, collect, train, reading, [_measured(graph, found)], builder, begin)
+        text = generate.render(recipe, collect, train, reading, [_measured(graph, found)], builder, begin)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     facts = {"architecture": type(model).__name__, "builder": builder, **asdict(graph), **asdict(found)}
@@ -58,11 +59,11 @@ def _build(
     """The graph's builder, the graph, and the PyTorch model."""
     opset = recipe.export.opset
     if train["encoder_decoder"]:
-        model = trained.model(recipe, source)
+        model = load_trained.model(recipe, source)
         console.note("export: tracing encoder and decoder")
         return "seq2seq", seq2seq.export(model, staged, opset), model
     graph = None if recipe.export.builder == "trace" else _genai(recipe, source, staged, train)
-    model = trained.model(recipe, source)  # after the builder, which has loaded its own
+    model = load_trained.model(recipe, source)  # after the builder, which has loaded its own
     if graph is not None:
         return "genai", graph, model
     console.note("export: tracing")
@@ -77,7 +78,7 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any])
     console.note("export: building")
     try:
         graph = genai_builder.export(
-            source, staged, train["stop_ids"], train["max_length"], trust_remote_code=trained.trusted(recipe)
+            source, staged, train["stop_ids"], train["max_length"], trust_remote_code=load_trained.trusted(recipe)
         )
     except genai_builder.Unsupported as error:
         if needed:
@@ -90,9 +91,9 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any])
 
 def _rows(recipe: Recipe, workspace: Workspace, table: ViewTable, source: Path, graph: OnnxGenerator) -> Rows:
     """The eval rows: simplified views, and the teacher's responses in the student's tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trained.trusted(recipe))
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=load_trained.trusted(recipe))
     views = text_parity.views(graph, tokenizer, table.id, table.simplified)
-    said = responses.read(workspace, "full", "eval", implementation(Text())(Text()))
+    said = response_shards.read(workspace, "full", "eval", implementation(Text())(Text()))
     stop, limit = min(graph.stop_ids), recipe.generate.max_new_tokens
     encoded = [[*graph.tokenizer.encode(text, add_special_tokens=False).ids, stop][:limit] for text in said.text]
     return Rows(table.id, views, encoded)

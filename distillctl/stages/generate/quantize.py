@@ -16,9 +16,10 @@ from distillctl import console
 from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.data.view_table import ViewTable
-from distillctl.graphs import beside, text_card
+from distillctl.graphs import sidecar_files
 from distillctl.metrics import context_decided, doubts
 from distillctl.metrics import text as text_metrics
+from distillctl.model_card import generate
 from distillctl.quantizers import search, texts
 from distillctl.quantizers.search import FP32
 from distillctl.quantizers.texts import Answers
@@ -28,10 +29,10 @@ from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.snippets.reading import Reading
-from distillctl.soft_labels import responses
-from distillctl.soft_labels.responses import Profile, Responses
+from distillctl.soft_labels import response_shards
+from distillctl.soft_labels.response_shards import Profile, Responses
 from distillctl.soft_labels.text import TextLabels
-from distillctl.students.trained import without_weights
+from distillctl.students.load_trained import without_weights
 from distillctl.training.response_rows import ResponseRows, kept, rows
 
 CALIBRATION_ROWS = 16
@@ -44,7 +45,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     held_out = _HeldOut.read(recipe, workspace, train)
     exported = workspace.folder("export")
     kind = "encoder_decoder" if train["encoder_decoder"] else "decoder"
-    checked = beside.sound(exported, "onnx_text", "distillctl export RECIPE")
+    checked = sidecar_files.sound(exported, "onnx_text", "distillctl export RECIPE")
     with checked, replacing_folder(workspace.folder("quantize")) as staged:
         with tempfile.TemporaryDirectory(dir=staged) as scratch:
             calibration = texts.TextCalibration(exported, lambda: _some_train_rows(recipe, workspace, train))
@@ -69,12 +70,12 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         _write_eval(staged / "eval.parquet", held_out.views.id, said[chosen], answers[chosen])
         doubts.collapse("deployed", said[chosen], held_out.said.text)
         reading, begin = Reading.of(recipe, held_out.views, train, staged), text_folder.begin(staged)
-        text = text_card.render(recipe, collect, train, reading, settled.shown, export["builder"], begin)
+        text = generate.render(recipe, collect, train, reading, settled.shown, export["builder"], begin)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     decided = None
     if train["shared_tokenizer"]:
-        decided = context_decided.agreement(answers[chosen].forced.agreements, responses.context_kl(workspace))
+        decided = context_decided.agreement(answers[chosen].forced.agreements, response_shards.context_kl(workspace))
     return Outcome(outputs, {**settled.facts, "context_decided": decided})
 
 
@@ -90,7 +91,7 @@ class _HeldOut:
     @classmethod
     def read(cls, recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> _HeldOut:
         views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
-        said = responses.read(workspace, "full", "eval", TextLabels(Text()))
+        said = response_shards.read(workspace, "full", "eval", TextLabels(Text()))
         profile = kept(recipe, "eval", shared_tokenizer=train["shared_tokenizer"])
         return cls(recipe, views, said, _rows(recipe, workspace, train, "eval", profile))
 
@@ -113,7 +114,7 @@ def _rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any], split:
     return rows(
         without_weights(recipe, workspace.folder("train") / "model", train),
         view_table.parts(workspace.folder("collect") / "views.parquet", split, "id", "simplified"),
-        responses.read_parts(workspace, "full", split, profile),
+        response_shards.read_parts(workspace, "full", split, profile),
         profile,
         workspace.folder("quantize"),
         shared_tokenizer=train["shared_tokenizer"],

@@ -23,11 +23,11 @@ from distillctl.metrics import context_decided
 from distillctl.metrics import text as text_metrics
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, Text, implementation
 from distillctl.run_dir.workspace import Outcome, Workspace, replacing
-from distillctl.soft_labels import responses as response_store
-from distillctl.soft_labels.responses import Responses
+from distillctl.soft_labels import response_shards as response_store
+from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.student import Again, Corpus, Student
-from distillctl.training import folder as train_folder
+from distillctl.training import train_dir as train_folder
 from distillctl.training.generation import Generation, Scores, answers, greedy_config, model_inputs, score
 from distillctl.training.loop import Fit, Run, hold_out
 from distillctl.training.response_rows import ResponseRows, check_terms, end_token, kept, rows

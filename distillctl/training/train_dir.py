@@ -11,7 +11,7 @@ from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Workspace, digest, make_folder, replacing_folder, writable
 from distillctl.students.student import Student
-from distillctl.training import group, metrics_log
+from distillctl.training import collectives, metrics_log
 from distillctl.training.checkpoints import Checkpoints, forget
 
 
@@ -25,7 +25,7 @@ def prepare(recipe: Recipe, workspace: Workspace) -> Path:
         if not recipe.train.control:  # an earlier recipe's
             metrics_log.keep_lines(folder / "metrics.jsonl", "control", 0)
             forget(folder / "checkpoints", "control")
-    group.barrier()
+    collectives.barrier()
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)

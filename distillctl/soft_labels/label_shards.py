@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from distillctl.data import view_table
 from distillctl.errors import UpstreamError, first_line
 from distillctl.run_dir.workspace import Workspace, replacing
-from distillctl.soft_labels import seal, shards
+from distillctl.soft_labels import checksum, shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.untrusted import parquet
 
@@ -53,8 +53,8 @@ def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
     with replacing(folder / shard.file) as temporary:
         with pq.ParquetWriter(temporary, table.schema, compression="zstd", write_page_checksum=True) as writer:
             writer.write_table(table)
-            writer.add_key_value_metadata(seal.METADATA)
-        seal.seal(temporary)
+            writer.add_key_value_metadata(checksum.METADATA)
+        checksum.seal(temporary)
 
 
 def present(folder: Path, shard: Shard) -> bool:
@@ -117,7 +117,7 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
 
 def _read(path: Path) -> SoftLabels:
     try:
-        table = parquet.read(pa.py_buffer(seal.unbroken(path, required=False)), _COLUMNS)
+        table = parquet.read(pa.py_buffer(checksum.unbroken(path, required=False)), _COLUMNS)
         log_probs = table["label_log_probs"].combine_chunks()
         width = log_probs.type.list_size
         found = SoftLabels(

@@ -24,7 +24,7 @@ from distillctl.errors import UpstreamError, first_line
 from distillctl.losses.targets import Targets
 from distillctl.recipe import Text
 from distillctl.run_dir.workspace import Workspace, replacing
-from distillctl.soft_labels import columns, seal, shards
+from distillctl.soft_labels import checksum, columns, shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.untrusted import parquet
@@ -92,8 +92,8 @@ def write(folder: Path, shard: Shard, rows: Sequence[tuple[str, int, Response]],
         | {field.name: columns.array(field, values) for field, values in per_token}
     )
     with replacing(folder / shard.file) as temporary:
-        columns.write(temporary, table, seal.METADATA)
-        seal.seal(temporary)
+        columns.write(temporary, table, checksum.METADATA)
+        checksum.seal(temporary)
 
 
 def present(folder: Path, shard: Shard) -> bool:
@@ -180,6 +180,6 @@ def _read(path: Path, profile: Profile) -> Responses:
 def _table(path: Path, names: Collection[str]) -> pa.Table:
     """The columns of these names that are there. UpstreamError when any byte of the file is damaged."""
     try:
-        return parquet.read(pa.py_buffer(seal.unbroken(path)), names)
+        return parquet.read(pa.py_buffer(checksum.unbroken(path)), names)
     except parquet.ERRORS as error:
         raise UpstreamError(f"the shard is damaged: {first_line(error)}", where=str(path), next=_AGAIN) from None

@@ -1,0 +1,1 @@
+"""README.md beside a graph: its frame, and what each kind of task adds."""
