@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from distillctl.teachers.served.vocabulary import Vocabulary
+from distillctl.teachers.openai.vocabulary import Vocabulary
 
 MODEL = "stub-model"
 HELLO = "1 2 3 4"

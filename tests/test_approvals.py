@@ -14,7 +14,7 @@ import pytest
 from distillctl import recipe as recipes
 from distillctl.errors import RecipeError, UsageError
 from distillctl.recipe import OpenAITeacher
-from distillctl.teachers.served.client import Client
+from distillctl.teachers.openai.client import Client
 from distillctl.trust import approvals, recipe_access
 from tests import project, served_project, stub_server
 

@@ -18,7 +18,7 @@ import yaml
 from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.commands import dry_run
-from distillctl.engines.tasks import Opening, Task, Views
+from distillctl.engines.worker_pool import Opening, Task, Views
 from distillctl.errors import RecipeError, Unavailable
 from distillctl.models import model_source
 from distillctl.recipe import Collect

@@ -123,7 +123,7 @@ def test_models_that_are_here_are_used_without_the_hub(tmp_path: Path) -> None:
     code = """
 import json, os, sys
 from pathlib import Path
-from distillctl import hub
+from distillctl.models import hub
 from distillctl.models.model_source import ModelSource
 cached = Path(os.environ["HF_HOME"]) / "hub" / "models--no--where"
 (cached / "snapshots" / "abc").mkdir(parents=True)

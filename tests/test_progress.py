@@ -111,7 +111,8 @@ def test_the_bar_fits_any_terminal_and_its_numbers_are_whole(width, total, done,
 
 
 SAY = """
-from distillctl import console, progress
+from distillctl import console
+from distillctl.terminal import progress
 import time
 progress.EVERY_SECONDS = 0.05
 console.configure(verbosity={verbosity})

@@ -12,7 +12,7 @@ from distillctl.cli import app
 from distillctl.models import checkpoint_files, gguf_header
 from distillctl.run_dir.fingerprints import file_digest, tree_digest
 from distillctl.soft_labels import checksum
-from distillctl.teachers.served import grants
+from distillctl.teachers.openai import server_capabilities
 from distillctl.untrusted import limits, regular_files
 from tests import project
 
@@ -129,7 +129,7 @@ def test_every_reader_refuses(tmp_path, kind):
     for reader in readers:
         with pytest.raises(regular_files.NotRegular, match="not a regular file"):
             reader(path)
-    assert grants.read(path, "asked") is None
+    assert server_capabilities.read(path, "asked") is None
     tree_digest(tmp_path)  # what is no file is no part of a folder's content
 
 

@@ -11,13 +11,13 @@ import pytest
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.run_dir import checksums
-from distillctl.teachers.served import client, grants, protocol
-from distillctl.teachers.served import journal as journal_module
-from distillctl.teachers.served.asking import Asker, Stopped, estimate
-from distillctl.teachers.served.client import Client, Fault
-from distillctl.teachers.served.journal import Journal
-from distillctl.teachers.served.limits import Budget, Pace, Spent
-from distillctl.teachers.served.protocol import Answer, Choice, Malformed, Position, Request
+from distillctl.teachers.openai import client, protocol, server_capabilities
+from distillctl.teachers.openai import response_cache as journal_module
+from distillctl.teachers.openai.client import Client, Fault
+from distillctl.teachers.openai.limits import Budget, Pace, Spent
+from distillctl.teachers.openai.protocol import Answer, Choice, Malformed, Position, Request
+from distillctl.teachers.openai.request_scheduler import Asker, Stopped, estimate
+from distillctl.teachers.openai.response_cache import Journal
 from tests import stub_server
 from tests.stub_server import MODEL
 
@@ -342,7 +342,7 @@ def test_a_stop_does_not_wait_for_who_was_told_to_come_back_later(tmp_path):
 
 
 def _grants(folder, spec, **wanted):
-    return _ask(folder, spec, lambda asker: grants.ask(asker, grants.Wanted(True, **wanted)))
+    return _ask(folder, spec, lambda asker: server_capabilities.ask(asker, server_capabilities.Wanted(True, **wanted)))
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
@@ -374,11 +374,13 @@ def test_grants_are_kept_for_the_same_question_alone(tmp_path):
     with stub_server.serve() as stub:
         spec = _spec(stub.url)
         found = _grants(tmp_path, spec)
-    grants.write(tmp_path / "g.json", found)
-    assert grants.read(tmp_path / "g.json", grants.Wanted(True).key(spec)) == found
-    assert grants.read(tmp_path / "g.json", grants.Wanted(True, samples=True).key(spec)) is None
+    server_capabilities.write(tmp_path / "g.json", found)
+    assert server_capabilities.read(tmp_path / "g.json", server_capabilities.Wanted(True).key(spec)) == found
+    assert (
+        server_capabilities.read(tmp_path / "g.json", server_capabilities.Wanted(True, samples=True).key(spec)) is None
+    )
     (tmp_path / "g.json").write_text("{")
-    assert grants.read(tmp_path / "g.json", found.asked) is None
+    assert server_capabilities.read(tmp_path / "g.json", found.asked) is None
 
 
 @pytest.mark.parametrize(

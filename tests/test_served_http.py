@@ -15,11 +15,11 @@ import pytest
 
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
-from distillctl.teachers.served import http, protocol
-from distillctl.teachers.served.asking import Asker
-from distillctl.teachers.served.client import Client, Fault
-from distillctl.teachers.served.journal import Journal
-from distillctl.teachers.served.protocol import Malformed, Request
+from distillctl.teachers.openai import http, protocol
+from distillctl.teachers.openai.client import Client, Fault
+from distillctl.teachers.openai.protocol import Malformed, Request
+from distillctl.teachers.openai.request_scheduler import Asker
+from distillctl.teachers.openai.response_cache import Journal
 from tests.costs import bounded
 
 SECRET = "sk-very-secret-0123456789"

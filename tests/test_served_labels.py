@@ -20,9 +20,9 @@ from distillctl.errors import RecipeError
 from distillctl.metrics.scores import measured
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import label_shards
-from distillctl.teachers.served import labels
-from distillctl.teachers.served.labels import Label
-from distillctl.teachers.served.protocol import Position
+from distillctl.teachers.openai import labels
+from distillctl.teachers.openai.labels import Label
+from distillctl.teachers.openai.protocol import Position
 from tests import served_project, stub_server, tiny_text, tokenizers_of_kind
 
 LIKELY = -8.0

@@ -266,7 +266,7 @@ def test_a_new_tokenizer_has_no_revision():
         recipe(kind="from_config", model_type="llama", tokenizer={}, revision="main")
 
 
-# ── early ────────────────────────────────────────────────────────────────────────────────────────
+# ── preflight ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_what_does_not_fit_is_told_without_torch(folder, tmp_path):
@@ -279,10 +279,10 @@ def test_what_does_not_fit_is_told_without_torch(folder, tmp_path):
     script = f"""
 import json, sys
 from distillctl.recipe import Recipe
-from distillctl.students import early
+from distillctl.students import preflight
 for name, recipe in json.load(open({str(path)!r})).items():
     try:
-        early.check(Recipe.model_validate(recipe))
+        preflight.check(Recipe.model_validate(recipe))
     except Exception as error:
         print(name, error)
 print({{"torch", "transformers"}} & set(sys.modules))

@@ -20,7 +20,7 @@ import numpy as np
 from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.data import examples, views
-from distillctl.engines.tasks import Asked
+from distillctl.engines.worker_pool import Asked
 from distillctl.models import model_source
 from distillctl.recipe import Recipe, implementation
 from distillctl.teachers import label_scoring

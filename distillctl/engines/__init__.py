@@ -25,7 +25,7 @@ import importlib.util
 from contextlib import AbstractContextManager
 
 from distillctl.engines import local
-from distillctl.engines.tasks import Crew, Description
+from distillctl.engines.worker_pool import Crew, Description
 from distillctl.errors import Unavailable
 from distillctl.recipe import Collect
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from distillctl.engines.tasks import Crew, Description, Key, Task
+from distillctl.engines.worker_pool import Crew, Description, Key, Task
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from ray.exceptions import (
 )
 
 from distillctl import console, interrupts
-from distillctl.engines.tasks import Crew, Description, Key, Task
+from distillctl.engines.worker_pool import Crew, Description, Key, Task
 from distillctl.errors import Told, Unavailable, first_line
 from distillctl.recipe import Collect
 

@@ -33,7 +33,7 @@ def chat_arguments(given: dict[str, Any]) -> dict[str, Any]:
 class OpenAITeacher(Spec):
     """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, OpenAI."""
 
-    target: ClassVar[str] = "distillctl.teachers.served.crew:crew"
+    target: ClassVar[str] = "distillctl.teachers.openai.worker_pool:crew"
     operational: ClassVar[frozenset[str]] = frozenset(
         {"api_key_env", "concurrency", "timeout_seconds", "max_retries", "backoff_seconds", "requests_per_minute"}
         | {"tokens_per_minute", "max_tokens_total", "prices", "max_cost"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distillctl import console, interrupts
-from distillctl.engines.tasks import Crew, Task
+from distillctl.engines.worker_pool import Crew, Task
 from distillctl.soft_labels.shards import Shard
 from distillctl.terminal.progress import Progress
 

@@ -15,7 +15,7 @@ from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.disk_rows import Spool, shared_start
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer
-from distillctl.engines.tasks import Answers, Asked, Opening, Reader, View, Views
+from distillctl.engines.worker_pool import Answers, Asked, Opening, Reader, View, Views
 from distillctl.recipe import Recipe
 from distillctl.teachers.fitting import Fitting, StudentLength
 

@@ -11,7 +11,7 @@ from distillctl.data import truncation
 from distillctl.data.rows import Dataset, Example, Writer
 from distillctl.data.truncation import Length
 from distillctl.data.views import CEILING, FLOOR, Renderer
-from distillctl.engines.tasks import Asked, Reader, View
+from distillctl.engines.worker_pool import Asked, Reader, View
 
 StudentLength = Callable[[str], Length]
 """A simplified view's text → how long it is to the student, and the student's limit."""

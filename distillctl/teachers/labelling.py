@@ -10,7 +10,7 @@ import numpy as np
 
 from distillctl.data.responses import Response, clean
 from distillctl.data.views import CEILING
-from distillctl.engines.tasks import Compared, Opening, Task, Views
+from distillctl.engines.worker_pool import Compared, Opening, Task, Views
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import Classify, Generate, HuggingFaceTeacher, Sampling, implementation
 from distillctl.teachers import huggingface, reading

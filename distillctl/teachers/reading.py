@@ -15,7 +15,7 @@ from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.rows import Example
 from distillctl.data.truncation import Length, Limit
 from distillctl.data.views import Renderer
-from distillctl.engines.tasks import Answers, Asked, View
+from distillctl.engines.worker_pool import Answers, Asked, View
 from distillctl.errors import DataError, RecipeError, Unavailable, first_line
 from distillctl.models import checkpoint_files
 from distillctl.models.from_pretrained import folder, options

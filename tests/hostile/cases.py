@@ -318,7 +318,7 @@ def journal(path: Path) -> int:
     """3 where lines are set aside; what is left is taken the next time, and not a byte is lost."""
     from distillctl import console
     from distillctl.errors import DataError
-    from distillctl.teachers.served.journal import DAMAGED, Journal
+    from distillctl.teachers.openai.response_cache import DAMAGED, Journal
 
     aside, before = path.with_name(DAMAGED), path.read_bytes()
     is_first = not aside.exists()
@@ -387,7 +387,7 @@ def served(path: Path) -> int:
     """What collect makes of a server's answer: 3 where it is asked again."""
     from distillctl import console
     from distillctl.errors import DataError
-    from distillctl.teachers.served.protocol import Malformed, Request, parse
+    from distillctl.teachers.openai.protocol import Malformed, Request, parse
 
     body = path.read_bytes()
     try:

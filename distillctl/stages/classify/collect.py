@@ -12,7 +12,7 @@ from distillctl import console
 from distillctl.data import examples, views
 from distillctl.data.rows import Dataset
 from distillctl.data.views import CEILING, PUBLIC
-from distillctl.engines.tasks import Asked, Task
+from distillctl.engines.worker_pool import Asked, Task
 from distillctl.metrics import comparison, label_checks, scores
 from distillctl.models import model_source
 from distillctl.recipe import Recipe
@@ -24,7 +24,7 @@ from distillctl.soft_labels.shard_labeler import Committing
 from distillctl.soft_labels.shards import Shard
 from distillctl.students import reading as student_lengths
 from distillctl.teachers import arms as teacher_arms
-from distillctl.teachers import crews
+from distillctl.teachers import worker_pools
 
 
 def run(recipe: Recipe, workspace: Workspace) -> Outcome:
@@ -33,7 +33,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     dataset = examples.load(recipe, folder)
     contexts = views.renderers(recipe, dataset.shots)
     source = model_source.teacher(recipe)
-    with crews.crew(recipe, source, folder) as crew:
+    with worker_pools.crew(recipe, source, folder) as crew:
         words = tuple(recipe.classify.labels.values())
         asked = Asked(recipe.classify.answer_prefix, words)
         arms, dataset = teacher_arms.arms(

@@ -16,7 +16,7 @@ from distillctl.data.disk_rows import Spool
 from distillctl.data.responses import Response, check_given, ended
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
-from distillctl.engines.tasks import Asked, Compared, Crew, Task
+from distillctl.engines.worker_pool import Asked, Compared, Crew, Task
 from distillctl.errors import RecipeError
 from distillctl.metrics import comparison, names
 from distillctl.metrics import text as text_metrics
@@ -44,7 +44,7 @@ from distillctl.soft_labels.text import TextLabels
 from distillctl.students import reading as student_lengths
 from distillctl.students.vocabulary import vocabulary_digest
 from distillctl.teachers import arms as teacher_arms
-from distillctl.teachers import crews
+from distillctl.teachers import worker_pools
 from distillctl.teachers.arms import Arm
 
 MAY_BE_ODD = 0.02
@@ -62,7 +62,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     check_given(recipe, dataset)
     contexts = views.renderers(recipe, dataset.shots)
     source = model_source.teacher(recipe)
-    with crews.crew(recipe, source, folder) as crew:
+    with worker_pools.crew(recipe, source, folder) as crew:
         stop_ids = crew.reader.stop_ids(recipe.generate.stop)
         arms, dataset = teacher_arms.arms(
             crew.reader,

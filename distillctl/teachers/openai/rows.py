@@ -15,18 +15,18 @@ import numpy as np
 from distillctl import cautions, console
 from distillctl.data.responses import Response
 from distillctl.data.views import CEILING
-from distillctl.engines.tasks import Task
+from distillctl.engines.worker_pool import Task
 from distillctl.errors import Unavailable
 from distillctl.models.model_source import ServedSource
 from distillctl.recipe import Classify, Generate, OpenAITeacher, Sampling, TopK
-from distillctl.teachers.served import grants, labels, texts
-from distillctl.teachers.served.asking import Asker
-from distillctl.teachers.served.client import Client, Fault
-from distillctl.teachers.served.grants import Grants
-from distillctl.teachers.served.in_place import LabelsInPlace, Sent
-from distillctl.teachers.served.journal import Journal
-from distillctl.teachers.served.protocol import Answer, Position, Request
-from distillctl.teachers.served.reading import Reader, prompt
+from distillctl.teachers.openai import labels, server_capabilities, texts
+from distillctl.teachers.openai.client import Client, Fault
+from distillctl.teachers.openai.in_place import LabelsInPlace, Sent
+from distillctl.teachers.openai.protocol import Answer, Position, Request
+from distillctl.teachers.openai.reading import Reader, prompt
+from distillctl.teachers.openai.request_scheduler import Asker
+from distillctl.teachers.openai.response_cache import Journal
+from distillctl.teachers.openai.server_capabilities import Grants
 
 ANSWERS, GRANTS = "answers.jsonl", "grants.json"
 _LARGEST_SEED = 2**31
@@ -55,16 +55,16 @@ async def open_rows(served: Served, reader: Reader) -> Rows:
     temperature = (
         task.responses.temperature if isinstance(task, Generate) and isinstance(task.responses, Sampling) else 1
     )
-    wanted = grants.Wanted(logprobs, samples, temperature if logprobs else 1.0)
-    granted = grants.read(path, wanted.key(spec))
+    wanted = server_capabilities.Wanted(logprobs, samples, temperature if logprobs else 1.0)
+    granted = server_capabilities.read(path, wanted.key(spec))
     if granted is None:
         try:
-            granted = await grants.ask(asker, wanted)
+            granted = await server_capabilities.ask(asker, wanted)
         except BaseException:
             await client.close()
             asker.journal.close()
             raise
-        grants.write(path, granted)
+        server_capabilities.write(path, granted)
     console.note(granted.told(spec))
     asker.expected_model = granted.model
     if logprobs and not granted.top_logprobs:
@@ -189,11 +189,11 @@ class _LabelRows(Rows):
         sent = self._labels.after(task.views.texts[place], task.views.opening.place)
         found, likeliest = await self._shown(sent, self.granted.top_logprobs)
         scores = labels.scores(found)
-        if not scores.measured and (more := await self._probed("more", grants.more)):
+        if not scores.measured and (more := await self._probed("more", server_capabilities.more)):
             found, _ = await self._shown(sent, more)
             scores = labels.scores(found)
         wanting = not scores.measured or not all(one.asked for one in found)
-        if wanting and await self._probed("echo", grants.echoes):
+        if wanting and await self._probed("echo", server_capabilities.echoes):
             found = [await self._echoed(sent.text, label, one) for label, one in zip(sent.labels, found, strict=True)]
             scores = labels.scores(found)
         return _Row(scores, likeliest)

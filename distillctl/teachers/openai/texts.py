@@ -14,8 +14,8 @@ from typing import Any
 
 from distillctl.data.responses import Response, clean
 from distillctl.recipe import Generate, TopK, implementation
-from distillctl.teachers.served.protocol import Choice, Position
-from distillctl.teachers.served.vocabulary import Vocabulary
+from distillctl.teachers.openai.protocol import Choice, Position
+from distillctl.teachers.openai.vocabulary import Vocabulary
 
 
 class Unknown(Exception):

@@ -10,8 +10,8 @@ from distillctl import engines
 from distillctl.models.model_source import ModelSource, ServedSource
 from distillctl.recipe import OpenAITeacher, Recipe
 from distillctl.teachers import labelling
-from distillctl.teachers.served import crew as served
-from distillctl.teachers.served.rows import Served
+from distillctl.teachers.openai import worker_pool as served
+from distillctl.teachers.openai.rows import Served
 
 
 def crew(recipe: Recipe, source: ModelSource, folder: Path) -> AbstractContextManager[Any]:

@@ -10,10 +10,10 @@ from collections import Counter
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.run_dir.workspace import digest
-from distillctl.teachers.served.client import IMPOSSIBLE, Client, Fault
-from distillctl.teachers.served.journal import Journal
-from distillctl.teachers.served.limits import Budget, Pace, Spent, Tokens
-from distillctl.teachers.served.protocol import Answer, Request
+from distillctl.teachers.openai.client import IMPOSSIBLE, Client, Fault
+from distillctl.teachers.openai.limits import Budget, Pace, Spent, Tokens
+from distillctl.teachers.openai.protocol import Answer, Request
+from distillctl.teachers.openai.response_cache import Journal
 
 LONGEST_WAIT = 60.0
 """Seconds between two tries of one request, unless the server asks for more."""

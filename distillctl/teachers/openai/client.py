@@ -18,8 +18,8 @@ import openai
 
 from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
-from distillctl.teachers.served import http, protocol
-from distillctl.teachers.served.protocol import Answer, Impossible, Malformed, Request
+from distillctl.teachers.openai import http, protocol
+from distillctl.teachers.openai.protocol import Answer, Impossible, Malformed, Request
 from distillctl.trust import approvals, providers
 
 IMPOSSIBLE = "impossible log-probabilities"

@@ -13,9 +13,9 @@ from distillctl.errors import Unavailable
 from distillctl.recipe import OpenAITeacher
 from distillctl.run_dir import checksums
 from distillctl.run_dir.workspace import digest, write_text
-from distillctl.teachers.served.asking import Asker, Stopped
-from distillctl.teachers.served.client import Fault
-from distillctl.teachers.served.protocol import Answer, LimitKey, Request
+from distillctl.teachers.openai.client import Fault
+from distillctl.teachers.openai.protocol import Answer, LimitKey, Request
+from distillctl.teachers.openai.request_scheduler import Asker, Stopped
 from distillctl.untrusted import limits
 
 _HELLO = "1 2 3 4"

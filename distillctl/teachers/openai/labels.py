@@ -16,7 +16,7 @@ import numpy as np
 from distillctl.errors import RecipeError
 from distillctl.metrics.scores import measured
 from distillctl.teachers.exclusive import exclusive
-from distillctl.teachers.served.protocol import Position
+from distillctl.teachers.openai.protocol import Position
 
 LEAST = 1e-9
 """A mass that is left below is the rounding of float32."""

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from distillctl import interrupts
-from distillctl.engines.tasks import Key, Task
+from distillctl.engines.worker_pool import Key, Task
 from distillctl.errors import Unavailable
 from distillctl.run_dir.workspace import write_text
-from distillctl.teachers.served import rows
-from distillctl.teachers.served.asking import Stopped
-from distillctl.teachers.served.client import Fault
-from distillctl.teachers.served.reading import Reader
-from distillctl.teachers.served.rows import Rows, Served
+from distillctl.teachers.openai import rows
+from distillctl.teachers.openai.client import Fault
+from distillctl.teachers.openai.reading import Reader
+from distillctl.teachers.openai.request_scheduler import Stopped
+from distillctl.teachers.openai.rows import Rows, Served
 
 FAILED = "failed.jsonl"
 _LOOK = 0.2

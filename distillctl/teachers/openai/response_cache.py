@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from distillctl import console
 from distillctl.run_dir import checksums
 from distillctl.run_dir.workspace import make_folder, open_to_append, replacing, writable
-from distillctl.teachers.served.protocol import ROUNDING, Answer, Choice, Count, Position
+from distillctl.teachers.openai.protocol import ROUNDING, Answer, Choice, Count, Position
 from distillctl.untrusted import regular_files
 
 SYNC_LINES, SYNC_SECONDS = 64, 1.0

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import RecipeError
 from distillctl.teachers.answer_tokens import AnswerTokenizer
-from distillctl.teachers.served.labels import Label, Path, check_differ
-from distillctl.teachers.served.protocol import Api
-from distillctl.teachers.served.vocabulary import Vocabulary
+from distillctl.teachers.openai.labels import Label, Path, check_differ
+from distillctl.teachers.openai.protocol import Api
+from distillctl.teachers.openai.vocabulary import Vocabulary
 
 _AFTER = "\n"
 """What may stand before an answer in a chat, whose template only the server knows."""
