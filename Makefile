@@ -65,8 +65,9 @@ check: $(VENV)/.dev  ## lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.dev  ## write the guide's page about commands from --help
+docs: $(VENV)/.dev  ## write the references: of commands from --help, of the recipe's knobs from the schema
 	$(BIN)/python -m tests.reference
+	$(BIN)/python -m tests.recipe_reference
 
 bench-gate: demo  ## how often the regression gate cries wolf, and how often it sees one (half an hour)
 	$(BIN)/python -m distillctl.benchmarks.gate --run-dir runs/demo

@@ -10,7 +10,7 @@ import typer.main
 
 from distillctl import guide
 from distillctl.cli import app
-from tests import reference
+from tests import recipe_reference, reference
 from tests.pages import PAGES, ROOT, blocks, command_lines, links, prose, spans
 
 OTHER_PROGRAMS = {
@@ -66,6 +66,13 @@ def test_links_resolve(page):
     for link in links(page):
         if not link.startswith(("https:", "#")):
             assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_to_headings_resolve(page):
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    anchors = {recipe_reference.anchor(heading) for heading in headings}
+    assert {link[1:] for link in links(page) if link.startswith("#")} <= anchors
 
 
 def test_readme_is_short_and_names_every_topic():

@@ -12,7 +12,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What NumPy's, Python's and torch's generators all take."""
+"""A seed that NumPy's, Python's and torch's generators all accept."""
 
 
 class NotText(ValueError):

@@ -1,4 +1,4 @@
-"""What an app gets: `distillctl export RECIPE --bundle`."""
+"""The bundle for an app, which `distillctl export RECIPE --bundle` makes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from distillctl.recipe.base import Closed
 
 
 class Bundle(Closed):
+    """The bundle for an app, which `distillctl export RECIPE --bundle` makes."""
+
     text_in: bool = False
-    """A further graph that takes the text itself, its tokenizer inside (onnxruntime-extensions); for labels only.
-    The same as --text-in."""
+    """Add a graph that takes text and contains its tokenizer (onnxruntime-extensions), as `--text-in` does. For
+    `task.kind: classify`."""

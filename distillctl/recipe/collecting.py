@@ -1,4 +1,4 @@
-"""Who asks the teacher, and where."""
+"""Where the teacher runs while collect asks it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from distillctl.recipe.base import Closed, Count, Positive
 
 
 class Collect(Closed):
-    """Where collect's teachers run. The soft labels are the same wherever they do, so changing this leaves all of them
-    in place."""
+    """Where the teacher runs while collect asks it. The soft labels do not depend on it, so they stay fresh."""
 
     engine: Literal["local", "ray"] = "local"
-    """local: one teacher, in this process; ray: one in each of several workers, on this machine or on a Ray cluster."""
+    """`local` runs one teacher in this process. `ray` runs one in each of several workers, here or on a Ray cluster."""
     workers: Count = 1
+    """Ray workers, each with a teacher of its own."""
     cpus: Positive = 1.0
-    """Of each worker."""
+    """Processor cores that Ray reserves for each worker."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """Of each worker."""
-    address: str | None = None
-    """A running cluster's, such as `auto` or `head:6379` (default: workers are started on this machine)."""
+    """GPUs that Ray reserves for each worker; a fraction lets workers share one."""
+    address: Annotated[str | None, Field(examples=["auto", "head:6379"])] = None
+    """Address of a running Ray cluster. Without it, the workers start on this machine."""
 
     @model_validator(mode="after")
     def _workers_are_rays(self) -> Collect:

@@ -1,11 +1,11 @@
-"""What is put around the input."""
+"""The contexts: what is put around an input before a model reads it."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from distillctl.recipe.base import Closed, Count, Seed
 
@@ -13,20 +13,25 @@ from distillctl.recipe.base import Closed, Count, Seed
 class Shot(Closed):
     """One few-shot example."""
 
-    input: str
-    answer: str
-    row: dict[str, Any] = {}
+    input: Annotated[str, Field(examples=["You charged my card twice."])]
+    """The example's input, which a template reads as `example.input`."""
+    answer: Annotated[str, Field(examples=["billing"])]
+    """The answer that the teacher should learn from, which a template reads as `example.answer`."""
+    row: Annotated[dict[str, Any], Field(examples=[{"title": "Refund"}])] = {}
     """Further columns, which a template reads as `example.row.title` or `example.title`."""
 
 
 class Shots(Closed):
-    """Few-shot examples for a context: inline rows, a file with `input` and `answer`, or rows of the train split."""
+    """Few-shot examples for a context: exactly one of `rows`, `file` and `train`."""
 
     rows: tuple[Shot, ...] = ()
-    file: str | None = None
-    train: Count | None = None
-    """So many train rows with a reference, the labels in turn; they leave the train split."""
+    """The examples themselves."""
+    file: Annotated[str | None, Field(examples=["examples.jsonl"])] = None
+    """A data file with the columns `input` and `answer`."""
+    train: Annotated[Count | None, Field(examples=[48])] = None
+    """Take this many train rows that have a reference, label by label in turn. They leave the train split."""
     seed: Seed = 0
+    """Seed that chooses which train rows become examples."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Shots:
@@ -36,28 +41,35 @@ class Shots(Closed):
 
 
 class Message(Closed):
-    """One chat message; its content is a template."""
+    """One chat message."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    """Who says it."""
+    content: Annotated[str, Field(examples=["Sort this message: {{ input }}"])]
+    """The message, as a Jinja template."""
     each: Literal["example", "document"] | None = None
-    """Repeat the message for every example or document; neighbours with the same `each` repeat together."""
+    """Repeat the message for every example or document. Neighbours with the same `each` repeat together."""
 
 
 class Context(Closed):
-    """What is put around the input: a sandboxed Jinja template (inline or a file), or chat messages.
+    """What is put around the input: exactly one of `template`, `template_file` and `messages`.
 
-    Variables: `input`, `examples` (each with `input`, `answer`), `documents`, `labels`, and the columns of the data:
-    each by its own name, unless that is one of these, and all of them in `row` (`row.title`, `row["Order number"]`).
+    Templates are sandboxed Jinja. They may use `input`, `examples` (each with `input` and `answer`), `documents`,
+    `labels`, and every column of the data: by its own name, unless that is one of these, and in `row`, as in
+    `row.title` or `row["Order number"]`.
     """
 
-    template: str | None = None
-    template_file: str | None = None
+    template: Annotated[str | None, Field(examples=["Message: {{ input }}\nSort:"])] = None
+    """The template itself."""
+    template_file: Annotated[str | None, Field(examples=["prompt.jinja"])] = None
+    """A file that holds the template."""
     messages: tuple[Message, ...] | None = None
+    """Chat messages, which the model's chat template joins."""
     examples: Shots | None = None
+    """Few-shot examples, which the template reads as `examples`."""
     final_newline: Literal["strip", "keep"] = "strip"
-    """A template's own last newline, when the teacher answers: editors and YAML's `|` leave one that is not meant. It
-    stays in any case where the context's examples have their answers on a line of their own."""
+    """What becomes of one final newline of the template when the teacher answers. Editors and YAML's `|` leave one
+    that is not meant. It stays in any case where the context's examples have their answers on a line of their own."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Context:
@@ -74,15 +86,17 @@ TAKEN = {
 
 
 class Contexts(Closed):
+    """What each model reads around an input."""
+
     full: Context
-    """What the teacher sees."""
+    """What the teacher reads: your prompt."""
     simplified: Context = Context(template="{{ input }}")
-    """What the student sees, and the teacher for the floor."""
+    """What the student reads. The teacher reads it, too, for the floor."""
     arms: dict[str, Context] = {}
-    """Further contexts for the teacher, scored beside the floor."""
+    """Further contexts by name, such as the answer cue alone. The teacher's score under each is reported, too."""
     truncate: Literal["never", "input"] = "never"
-    """A view that is too long for the teacher or the student: an error in collect that names the row, or the end of its
-    input is cut, for all contexts and the student alike."""
+    """What to do with a row that is too long for the teacher or the student. `never`: collect stops and names the row.
+    `input`: the end of its input is cut, alike for every context and the student."""
 
     @model_validator(mode="after")
     def _names(self) -> Contexts:

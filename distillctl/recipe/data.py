@@ -1,4 +1,4 @@
-"""Where the rows are."""
+"""The rows: where they are and how to read them."""
 
 from __future__ import annotations
 
@@ -11,48 +11,55 @@ from distillctl.untrusted import limits
 
 
 class Data(Closed):
-    """Where the rows are. ``source`` is split by a seed; or name ``train`` and ``eval`` apart."""
+    """The rows. Name one `source`, which a seed splits, or both `train` and `eval`."""
 
-    source: str | tuple[str, ...] | None = None
-    """A file, `package:NAME/path`, or a hub data set id; or a list of files, read one after the other."""
-    train: str | None = None
-    """A file for the train split; with a hub `source`, the name of its train split."""
-    eval: str | None = None
-    subset: str | None = None
-    """Of a hub data set that has several, the configuration to read."""
+    source: Annotated[
+        str | tuple[str, ...] | None,
+        Field(examples=["messages.jsonl", "package:NAME/path", "fancyzhx/amazon_polarity", ["a.csv", "b.csv"]]),
+    ] = None
+    """A file, `package:NAME/path`, or the id of a hub data set; or a list of files, which are read one after the other.
+    Files may be gzipped."""
+    train: Annotated[str | None, Field(examples=["train.jsonl"])] = None
+    """A file for the train split; or, with a hub `source`, the name of its train split."""
+    eval: Annotated[str | None, Field(examples=["eval.jsonl"])] = None
+    """A file for the held-out rows; or, with a hub `source`, the name of that split."""
+    subset: Annotated[str | None, Field(examples=["en-fr"])] = None
+    """Which configuration of a hub data set to read, where it has several."""
     format: Literal["auto", "lines", "jsonl", "csv", "tsv", "parquet", "gettext", "hub"] = "auto"
-    encoding: str = "utf-8"
-    """A byte-order mark at the beginning of a file is dropped."""
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """What stands between the cells of a csv or tsv file (default: a comma, a tab)."""
+    """How to read the source. `auto` goes by the file's name; write `hub` for a hub data set."""
+    encoding: Annotated[str, Field(examples=["latin-1"])] = "utf-8"
+    """Encoding of text files. A byte-order mark at the beginning of a file is dropped."""
+    delimiter: Annotated[Annotated[str, Field(min_length=1, max_length=1)] | None, Field(examples=[";"])] = None
+    """Character between the cells of a csv or tsv file. Without it: a comma in csv, a tab in tsv."""
     quoting: Literal["auto", "on", "off"] = "auto"
-    """Whether double quotes hold a cell of a table together; auto: on for csv, off for tsv."""
-    pattern: str | None = None
-    """For `lines`: a regular expression whose named groups are the columns."""
-    language: str | tuple[str, ...] | None = None
-    """For `gettext`: in folders, LANGUAGE/LC_MESSAGES/*.po are read; several may be named, such as [fr, fr_FR]."""
-    exclude: str | None = None
-    """A regular expression: rows whose input it finds are left out; it sees blank inputs, too."""
+    """Whether double quotes hold a cell of a table together. `auto` is `on` for csv and `off` for tsv."""
+    pattern: Annotated[str | None, Field(examples=["(?P<reference>[A-Z]+): (?P<input>.+)"])] = None
+    """For `format: lines`: a regular expression whose named groups become the columns."""
+    language: Annotated[str | tuple[str, ...] | None, Field(examples=["fr", ["fr", "fr_FR"]])] = None
+    """For `format: gettext`: the language, or several. In a folder, LANGUAGE/LC_MESSAGES/*.po are read."""
+    exclude: Annotated[str | None, Field(examples=["^.{121,}$"])] = None
+    """Leave out rows whose input this regular expression finds. It sees blank inputs, too."""
     blank: Literal["error", "drop"] = "error"
     """What to do with a row whose input is blank or missing: stop and name it, or leave it out and count it."""
-    input: str = "input"
-    """Column of the input, or a path into nested JSON, such as request.messages[0].content; so are the next three."""
-    reference: str | None = None
-    """Column of the reference; when not given, `reference` is used if it is there."""
-    id: str | None = None
-    """Column of the id; derived from the input when not given."""
-    documents: str | None = None
-    """Column with the row's documents (text or a list), for the full context."""
-    label_map: dict[str, str] = {}
-    """Value of the reference column → label name."""
+    input: Annotated[str, Field(examples=["request.messages[0].content"])] = "input"
+    """Column of the input, or a path into nested JSON."""
+    reference: Annotated[str | None, Field(examples=["label"])] = None
+    """Column (or path) of the reference, which is only ever used to evaluate. Without it, the column `reference` is
+    used where there is one."""
+    id: Annotated[str | None, Field(examples=["id"])] = None
+    """Column (or path) of the id. Without it, an id is derived from the input."""
+    documents: Annotated[str | None, Field(examples=["articles"])] = None
+    """Column (or path) of the row's documents, a text or a list, for the full context."""
+    label_map: Annotated[dict[str, str], Field(examples=[{"HUM": "person"}])] = {}
+    """Maps values of the reference column to label names."""
     duplicates: Literal["drop", "keep"] = "drop"
-    """Rows that show the student what an earlier row showed it, spaces aside; the first one is kept."""
-    train_rows: Count | None = None
-    """So many rows, drawn by the seed (default: all that are left)."""
-    eval_rows: Count | None = None
-    """So many held-out rows, drawn by the seed (default: a fifth of a single `source`, all of `eval`)."""
+    """What to do with a row that shows the student what an earlier row showed it, apart from spaces."""
+    train_rows: Annotated[Count | None, Field(examples=[1800])] = None
+    """How many train rows to draw by the seed. Without it, all that are left."""
+    eval_rows: Annotated[Count | None, Field(examples=[1000])] = None
+    """How many held-out rows to draw by the seed. Without it, a fifth of a single `source`, or all of `eval`."""
     seed: Seed = 0
-    """Of the order in which rows are drawn; a row keeps its place when others come or go."""
+    """Seed of the order in which rows are drawn. A row keeps its place when others come or go."""
 
     @field_validator("quoting", mode="before")
     @classmethod

@@ -11,28 +11,35 @@ from distillctl.recipe.base import Closed, Count, Fraction, Positive, Spec
 
 
 class Export(Closed):
-    opset: Count | None = None
+    """How the student becomes ONNX, and how closely ONNX Runtime must agree with PyTorch."""
+
+    opset: Annotated[Count | None, Field(examples=[20])] = None
+    """ONNX opset. Without it, the exporter's own choice."""
     max_logit_difference: Positive = 1e-4
-    """Largest |Δlogit| between ONNX Runtime and PyTorch over the eval rows; of text relative to the largest |logit|."""
+    """Largest allowed |Δlogit| between ONNX Runtime and PyTorch over the eval rows; for models that write, relative to
+    the largest |logit|."""
     fuse: bool = True
-    """Of classifiers: attention as ONNX Runtime's own operator; without it the graph has ONNX's standard ones only, for
-    accelerators and other runtimes, and is slower."""
+    """For classifiers: write attention as ONNX Runtime's own operator. Without it, the graph has only standard ONNX
+    operators, for accelerators and other runtimes, and is slower."""
     builder: Literal["auto", "genai", "trace"] = "auto"
-    """Of decoders: "genai" builds the graph as onnxruntime-genai does, "trace" traces it, "auto" traces only where
-    genai's builder cannot do it."""
+    """For decoders: `genai` builds the graph with onnxruntime-genai's builder, `trace` traces the model, `auto` traces
+    only where the builder does not know the architecture."""
     prompts: Count = 50
-    """Of text: eval rows (fewer if there are fewer) whose greedy answers must equal PyTorch's, token for token."""
+    """For models that write: how many eval rows must get the same greedy answer as in PyTorch, token for token."""
 
 
 class DynamicInt8(Spec):
+    """Weights in int8, and activations in int8 with ranges measured for each input."""
+
     target: ClassVar[str] = "distillctl.quantizers.dynamic_int8:quantize"
 
     kind: Literal["dynamic_int8"] = "dynamic_int8"
     per_channel: bool = True
+    """Give each output channel of a weight matrix a scale of its own."""
     reduce_range: bool = False
-    """7-bit weights: for x86 without VNNI, where 8-bit products saturate."""
+    """Use 7 bits of the weights, for x86 without VNNI, where 8-bit products saturate."""
     table_bits: Literal[4, 8] | None = None
-    """Of tables of embeddings, in blocks of 32 with a scale each; left out, 8 bits with one scale for a whole table."""
+    """Bits of the embedding tables, in blocks of 32 with a scale each. Without it, 8 bits with one scale per table."""
 
     @property
     def name(self) -> str:
@@ -41,25 +48,26 @@ class DynamicInt8(Spec):
 
 
 class WeightOnly(Spec):
-    """Weights in blocks of 4 or 8 bits (MatMulNBits), activations in float."""
+    """Weights in blocks of 4 or 8 bits (MatMulNBits); activations stay floating-point numbers."""
 
     target: ClassVar[str] = "distillctl.quantizers.weight_only:quantize"
 
     kind: Literal["weight_only"] = "weight_only"
     bits: Literal[4, 8] = 4
+    """Bits of a weight."""
     block_size: Literal[16, 32, 64, 128, 256] = 32
-    """Weights with a scale of their own; fewer in matrices whose rows are no whole number of blocks."""
+    """Weights that share a scale; fewer in matrices whose rows are no whole number of blocks."""
     algorithm: Literal["rtn", "k_quant", "k_quant_mixed"] = "k_quant"
-    """rtn: rounded to nearest; k_quant: scale and zero point of the least error; k_quant_mixed: and the matrices that
-    cost most at 8 bits (llama.cpp's choice, and the table of tokens)."""
+    """`rtn` rounds to the nearest value. `k_quant` searches the scale and zero point of the least error.
+    `k_quant_mixed` also keeps 8 bits for the matrices that lose most (llama.cpp's choice) and the embedding table."""
     table_bits: Literal[4, 8] | None = None
-    """Of the table of tokens, which a small model reads as a good part of its weights for every token; left out, 8 with
-    k_quant_mixed and otherwise ``bits``."""
+    """Bits of the embedding table, which is a good part of what a small model reads for every token. Without it, 8 with
+    `k_quant_mixed`, and otherwise `bits`."""
     accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
-    """4: products of int8 activations (ONNX Runtime's MatMulNBits); 0 or 1: of float ones, slower."""
+    """How ONNX Runtime multiplies: 4 with activations in int8; 0 or 1 with floating-point ones, which is slower."""
     sensitive: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the inner matrices' weights kept at 8 bits: those that, at 4, cost most of the student's KL per byte
-    (measured on train rows, `distillctl.quantizers.sensitivity`)."""
+    """Share of the inner matrices' weights that keep 8 bits: those of the matrices that, at 4 bits, cost most of the
+    student's KL per byte, measured on train rows."""
 
     @model_validator(mode="after")
     def _mixes_two_sizes(self) -> WeightOnly:
@@ -78,14 +86,16 @@ class WeightOnly(Spec):
 
 
 class StaticInt8(Spec):
-    """Weights and activations in int8, the activations' ranges fixed on train rows; for classifiers."""
+    """Weights and activations in int8, with the activations' ranges fixed on train rows; for classifiers."""
 
     target: ClassVar[str] = "distillctl.quantizers.static_int8:quantize"
 
     kind: Literal["static_int8"] = "static_int8"
     method: Literal["minmax", "entropy", "percentile"] = "minmax"
-    """How a range is taken from what was seen: all of it; what loses least information; 99.999 % of it."""
+    """How a range is chosen from the activations seen: all of them, the range that loses least information, or 99.999 %
+    of them."""
     per_channel: bool = True
+    """Give each output channel of a weight matrix a scale of its own."""
 
     @property
     def name(self) -> str:
@@ -93,7 +103,7 @@ class StaticInt8(Spec):
 
 
 class Float16(Spec):
-    """Half the bytes; for GPUs and NPUs. Processors compute it in float32."""
+    """Half the bytes, for GPUs and NPUs; processors compute it in float32."""
 
     target: ClassVar[str] = "distillctl.quantizers.float16:quantize"
 
@@ -137,29 +147,32 @@ Objective = Literal["smallest", "fastest", "closest"]
 
 
 class Gate(Closed):
-    """What a candidate must hold, against the fp32 student on the held-out rows."""
+    """What a candidate must hold, compared with the fp32 student on the held-out rows."""
 
     max_kl: Positive = 0.05
-    """KL(fp32 student ‖ candidate), mean nats per row of labels, or of texts per token of the teacher's response."""
+    """Largest mean KL(fp32 student ‖ candidate), in nats per row, or per token of the teacher's responses."""
     min_same_top: Fraction = 0.97
-    """Share of rows with the fp32 student's top label, or of texts of the responses' tokens with its top token."""
+    """Smallest share of rows with the fp32 student's top label; for texts, of response tokens with its top token."""
     max_score_drop: Fraction = 0.02
-    """Of the score: of labels against references, when there are any; of texts by the first of task.metrics
-    that measures content."""
-    max_bytes: Count | None = None
-    """Of the graphs and their weights."""
+    """Largest drop of the score: of labels against references, where there are any; of texts by the metric that scores
+    the arms."""
+    max_bytes: Annotated[Count | None, Field(examples=[11_500_000])] = None
+    """Largest size of the graphs and their weights together. Without it, any size."""
 
 
 class Quantize(Closed):
+    """Which smaller graphs are built, and which one is kept."""
+
     candidates: Annotated[tuple[Quantizer, ...], Field(min_length=1)] | None = None
-    """Left out: for labels dynamic int8 and weights in int4 blocks; for decoders weights in int4 and int8 blocks; for
-    encoder–decoders dynamic int8."""
+    """The graphs to build and compare. Without it: for classifiers, dynamic int8 and weights in int4 blocks; for
+    decoders, weights in int4 and int8 blocks; for encoder–decoders, dynamic int8."""
     gate: Gate = Gate()
+    """What a candidate must hold; otherwise it is not kept. If none holds it, the command ends with exit code 6."""
     objective: Objective = "smallest"
-    """Which of those inside the gate is kept: that of the fewest bytes, of the shortest median answer, or of the lowest
-    KL (with gate.max_bytes the best that a size allows)."""
-    budget_seconds: Positive | None = None
-    """Begin no further candidate after so many seconds of building; those listed first are tried first."""
+    """Which candidate inside the gate is kept: the one with the fewest bytes, the shortest median answer, or the lowest
+    KL. With `gate.max_bytes`, `closest` is the best that a size allows."""
+    budget_seconds: Annotated[Positive | None, Field(examples=[600])] = None
+    """Begin no further candidate after this many seconds of building. Candidates are tried in the order of the list."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Quantize:
@@ -170,32 +183,36 @@ class Quantize(Closed):
 
 
 class LoadGen(Closed):
-    """MLPerf's rules for SingleStream; the extra "loadgen" brings it."""
+    """MLPerf LoadGen's SingleStream run (pip install 'distillctl[loadgen]'). `{}` keeps MLPerf's own rules."""
 
     min_queries: Count = 1024
+    """Queries at least."""
     min_seconds: Positive = 60
+    """Seconds at least."""
 
 
 class Bench(Closed):
-    threads: Count | None = None
-    """Left out, the profile's, or 1."""
+    """How latency and memory are measured on this machine."""
+
+    threads: Annotated[Count | None, Field(examples=[2])] = None
+    """Threads of every model. Without it, the profile's, or 1."""
     queries: Count = 200
-    """Timed queries per model, over all its processes; of the teacher as many fewer as it has fewer of those."""
+    """Timed queries per model, over all its processes; proportionally fewer for a teacher that has fewer processes."""
     processes: Count = 5
-    """Fresh processes per model; of the teacher three at most, for loading it takes seconds."""
+    """Fresh processes per model; three at most for the teacher, because loading it takes seconds."""
     warmup: Annotated[int, Field(ge=0)] = 5
-    """Untimed queries per process."""
-    max_seconds: Positive | None = None
-    """Stop timing a model after so many seconds in all, with at least two queries per process."""
+    """Untimed queries at the beginning of each process."""
+    max_seconds: Annotated[Positive | None, Field(examples=[45])] = None
+    """Stop timing a model after this many seconds, with at least two queries per process. Without it, no limit."""
     quantized_teacher: bool = True
-    """Also time a local teacher in onnxruntime-genai, its weights in int4, its prompt cached. Its graph is built once,
-    and kept in the user's cache."""
-    profile: str | None = None
-    """Of those in distillctl/profiles: the threads and memory a device would give, on this host, not a phone."""
-    sustained_seconds: Positive | None = None
-    """Also run the deployed graph so long without a pause, to compare the end with the beginning."""
+    """Also time a local teacher in onnxruntime-genai with int4 weights and its prompt cached. Its graph is built once
+    and kept in your cache."""
+    profile: Annotated[str | None, Field(examples=["small-phone"])] = None
+    """Limit threads and memory to what a device would give, on this machine: a name in distillctl/profiles."""
+    sustained_seconds: Annotated[Positive | None, Field(examples=[300])] = None
+    """Also run the deployed graph this long without a pause, and compare the last minute with the first."""
     loadgen: LoadGen | None = None
-    """Also let MLPerf LoadGen drive the deployed graph; ``{}`` is by its own rules. Left out, it does not."""
+    """Also let MLPerf LoadGen drive the deployed graph. Without it, LoadGen does not run."""
 
     @field_validator("profile")
     @classmethod
@@ -216,8 +233,11 @@ class Bench(Closed):
 
 
 class Report(Closed):
-    title: str | None = None
+    """What the report shows."""
+
+    title: Annotated[str | None, Field(examples=["Question router"])] = None
+    """Title of the page. Without it, the recipe's name."""
     disagreements: Annotated[int, Field(ge=0)] = 12
-    """Rows shown where teacher and deployed student differ most."""
+    """How many rows to show where teacher and deployed student differ most."""
     answers: Annotated[int, Field(ge=0)] = 12
-    """Of texts: rows shown with the answers of teacher and student side by side."""
+    """For texts: how many rows to show with the answers of teacher and student side by side."""

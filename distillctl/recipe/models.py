@@ -9,28 +9,39 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from distillctl.recipe.base import Closed, Count, Spec
 from distillctl.recipe.served import OpenAITeacher, chat_arguments
 
+Model = Annotated[
+    str,
+    Field(examples=["HuggingFaceTB/SmolLM2-135M-Instruct", "models/teacher", "teacher.gguf", "package:NAME/path"]),
+]
+Revision = Annotated[str | None, Field(examples=["main"])]
+
 
 class HuggingFaceTeacher(Spec):
-    """A causal language model run here by transformers."""
+    """A causal language model that transformers runs on this machine."""
 
     target: ClassVar[str] = "distillctl.teachers.huggingface:load"
     operational: ClassVar[frozenset[str]] = frozenset()
 
     kind: Literal["huggingface"] = "huggingface"
-    model: str
-    """Hub id, directory, `.gguf` file, or `package:NAME/path`."""
-    revision: str | None = None
+    model: Model
+    """Hub id, folder, `.gguf` file, or `package:NAME/path`."""
+    revision: Revision = None
+    """Branch, tag or commit of a model from a hub. Without it, the hub's default branch."""
     trust_remote_code: bool = False
+    """Whether the model may run code of its own. The command needs `--trust-remote-code`, too."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
+    """Number format of the weights while the teacher runs."""
+    device: Annotated[str, Field(examples=["cpu", "cuda:1"])] = "auto"
+    """Where the teacher runs, as torch names it. `auto` takes a GPU where there is one."""
     batch_tokens: Count = 640
-    """Row tokens per forward pass, padding included; the shared context is not counted."""
-    chat_template_kwargs: dict[str, Any] = {}
-    """Further arguments of the model's chat template, such as {enable_thinking: false}, which keeps Qwen 3 and its like
-    from beginning every answer with a thought."""
+    """Tokens of rows per forward pass, padding included. The shared context is not counted."""
+    chat_template_kwargs: Annotated[dict[str, Any], Field(examples=[{"enable_thinking": False}])] = {}
+    """Further arguments of the model's chat template. The example keeps Qwen 3 and similar models from beginning every
+    answer with a thought."""
     share_context: bool = True
-    """Run what all rows have in common once and reuse its keys and values."""
-    threads: Count | None = None
+    """Run the context that all rows share once, and reuse its keys and values."""
+    threads: Annotated[Count | None, Field(examples=[4])] = None
+    """Processor threads of the teacher. Without it, torch's own choice."""
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -55,36 +66,40 @@ Teacher = Annotated[
 
 
 class Vocabulary(Closed):
-    """Trim the vocabulary: keep what the data needs and a safety set; everything else leaves the embeddings."""
+    """A trimmed vocabulary: the tokens that the data needs, and a safety set. All others leave the embeddings."""
 
     merges: Count = 4096
-    """The safety set: so many of the tokenizer's first merges (of WordPiece and unigram: of its first pieces), besides
-    single bytes or characters and special tokens."""
+    """Size of the safety set: this many of the tokenizer's first merges (for WordPiece and unigram, of its first
+    pieces), besides single bytes or characters and special tokens."""
 
 
 class NewTokenizer(Closed):
-    """A tokenizer of the student's own, trained on the data's views and responses."""
+    """A new tokenizer, trained on the data's views and responses."""
 
     model: Literal["bpe", "unigram"] = "unigram"
+    """Kind of tokenizer."""
     vocabulary: Annotated[int, Field(ge=320)] = 4000
-    """Tokens at most, the 256 bytes and the special ones among them; a small corpus yields fewer."""
+    """Largest number of tokens, the 256 bytes and the special tokens included. A small corpus yields fewer."""
 
 
 class StartsPretrained(Spec):
     """What students that start from pretrained weights have in common."""
 
-    model: str
-    """Hub id, directory, `.gguf` file, or `package:NAME/path`."""
-    revision: str | None = None
+    model: Model
+    """Hub id, folder, `.gguf` file, or `package:NAME/path`."""
+    revision: Revision = None
+    """Branch, tag or commit of a model from a hub. Without it, the hub's default branch."""
     trust_remote_code: bool = False
+    """Whether the model may run code of its own. The command needs `--trust-remote-code`, too."""
     vocabulary: Vocabulary | None = None
-    max_length: Count | None = None
-    """Longest simplified view, in tokens (default: what the model allows); to generate, view and response together
-    (default of a decoder: 2,048 or twice the longest row, as far as the model allows)."""
+    """Trim the vocabulary. Without it, the student keeps all tokens."""
+    max_length: Annotated[Count | None, Field(examples=[128])] = None
+    """Longest simplified view in tokens; for models that write, view and response together. Without it, what the model
+    allows; for decoders, 2,048 or twice the longest row, as far as the model allows."""
 
 
 class PretrainedStudent(StartsPretrained):
-    """A pretrained model; to classify it gets a fresh head, to generate it keeps its own."""
+    """A pretrained model. To classify, it gets a fresh head; to generate, it keeps its own."""
 
     target: ClassVar[str] = "distillctl.students.pretrained:build"
 
@@ -92,13 +107,13 @@ class PretrainedStudent(StartsPretrained):
 
 
 class TruncatedStudent(StartsPretrained):
-    """Chosen layers of a larger pretrained model (as DistilBERT, Sanh et al. 2019)."""
+    """Chosen layers of a larger pretrained model, as in DistilBERT (Sanh et al. 2019)."""
 
     target: ClassVar[str] = "distillctl.students.truncated:build"
 
     kind: Literal["truncated"] = "truncated"
-    layers: tuple[Annotated[int, Field(ge=0)], ...]
-    """Those kept, counted from 0, in this order."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(examples=[[0, 1, 2, 3, 5]])]
+    """The layers to keep, counted from 0, in this order."""
 
     @model_validator(mode="after")
     def _each_once(self) -> TruncatedStudent:
@@ -108,19 +123,24 @@ class TruncatedStudent(StartsPretrained):
 
 
 class FromConfigStudent(Spec):
-    """A new small model: an architecture, its sizes, and somebody's tokenizer or a new one."""
+    """A new small model: an architecture, its sizes, and another model's tokenizer or a new one."""
 
     target: ClassVar[str] = "distillctl.students.from_config:build"
 
     kind: Literal["from_config"] = "from_config"
-    model_type: str
-    """The transformers architecture, such as `bert` to classify, `llama`, `t5` or `marian` to generate."""
-    config: dict[str, Any] = {}
+    model_type: Annotated[str, Field(examples=["bert", "llama", "t5", "marian"])]
+    """The transformers architecture: `bert` to classify, `llama`, `t5` or `marian` to generate."""
+    config: Annotated[dict[str, Any], Field(examples=[{"hidden_size": 256, "num_hidden_layers": 4}])] = {}
     """Sizes, by the architecture's own names."""
-    tokenizer: str | NewTokenizer
-    """A model reference whose tokenizer is used, or `{model: …, vocabulary: …}` for a new one."""
-    revision: str | None = None
-    max_length: Count | None = None
+    tokenizer: Annotated[
+        str | NewTokenizer,
+        Field(examples=["sentence-transformers/all-MiniLM-L6-v2", {"model": "unigram", "vocabulary": 4000}]),
+    ]
+    """The model whose tokenizer is used, named as in `teacher.model`; or a new tokenizer."""
+    revision: Revision = None
+    """Branch, tag or commit of a tokenizer from a hub. Without it, the hub's default branch."""
+    max_length: Annotated[Count | None, Field(examples=[128])] = None
+    """Longest simplified view in tokens; for models that write, view and response together."""
 
     @model_validator(mode="after")
     def _revision_of_something(self) -> FromConfigStudent:

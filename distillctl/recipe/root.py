@@ -20,22 +20,39 @@ from distillctl.recipe.training import Loss, Train
 
 
 class Recipe(Closed):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """A recipe: one YAML file with every knob."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["my-recipe"])]
+    """Name of the recipe and, unless `--run-dir` says otherwise, of its run directory runs/NAME. Letters, digits, `.`,
+    `_` and `-`."""
     seed: Seed = 0
+    """Seed of everything that is drawn and has no seed of its own."""
     task: Task
+    """What the teacher is asked for: a label or a text."""
     data: Data
+    """The rows."""
     contexts: Contexts
+    """What each model reads around an input."""
     teacher: Teacher
+    """The big model."""
     student: Student
+    """The small model."""
     collect: Collect = Collect()
+    """Where the teacher runs while collect asks it."""
     shard_rows: Count = 128
-    """Rows of soft labels committed at a time by collect."""
+    """Rows of soft labels that collect commits at a time; a killed run repeats at most this many."""
     train: Train = Train()
+    """How the student is trained."""
     export: Export = Export()
+    """How the student becomes ONNX."""
     quantize: Quantize = Quantize()
+    """Which smaller graphs are built, and which one is kept."""
     bench: Bench = Bench()
+    """How latency and memory are measured."""
     report: Report = Report()
+    """What the report shows."""
     bundle: Bundle = Bundle()
+    """What the bundle for an app holds."""
 
     @property
     def train_seed(self) -> int:

@@ -19,8 +19,10 @@ Price = Annotated[float, Field(ge=0)]
 class Prices(Closed):
     """What a million tokens cost, in any one currency."""
 
-    input: Price
-    output: Price
+    input: Annotated[Price, Field(examples=[0.2])]
+    """Price of a million tokens that the model reads."""
+    output: Annotated[Price, Field(examples=[0.6])]
+    """Price of a million tokens that the model writes."""
 
 
 def chat_arguments(given: dict[str, Any]) -> dict[str, Any]:
@@ -41,44 +43,48 @@ class OpenAITeacher(Spec):
     """Keys that change what an answer costs and how long it takes, not the answer: no stage goes stale with them."""
 
     kind: Literal["openai"]
-    model: str
-    """Its name on the server."""
-    base_url: str = "https://api.openai.com/v1"
-    """Up to and with /v1. No key may stand in it."""
+    model: Annotated[str, Field(examples=["Qwen/Qwen3-32B"])]
+    """The model's name on the server."""
+    base_url: Annotated[str, Field(examples=["http://localhost:8000/v1"])] = "https://api.openai.com/v1"
+    """Address of the server, up to and including /v1. It may hold no key."""
     api: Literal["chat", "completions"] = "chat"
-    """chat: the server puts its own chat template around the messages (a template becomes one message of the user).
-    completions: the template is what the model reads, and labels of several tokens can be scored."""
+    """`chat`: the server puts its own chat template around the messages; a `template` becomes one message of the user.
+    `completions`: the model reads the template as it is, and labels of several tokens can be scored."""
     api_key_env: str | None = "OPENAI_API_KEY"
-    """The environment variable with the key; null: none is sent. A server on this machine may do without."""
+    """Environment variable that holds the key; `null` sends none. A server on this machine may do without."""
     top_logprobs: Annotated[int, Field(ge=1, le=1000)] = 20
-    """So many of the likeliest tokens are asked for at each position; servers grant less (OpenAI 20, or 5)."""
-    tokenizer: str | None = None
-    """The model's tokenizer (hub id, directory, `.gguf` file, or `package:NAME/path`): tells which tokens a label is
+    """How many of the likeliest tokens to ask for at each position. Servers grant fewer (OpenAI 20, or 5)."""
+    tokenizer: Annotated[str | None, Field(examples=["Qwen/Qwen3-32B"])] = None
+    """The model's tokenizer (hub id, folder, `.gguf` file, or `package:NAME/path`). It tells which tokens a label is
     made of, and the ids of tokens."""
-    seed: int | None = None
-    """Sent with every request, for servers that want one. Requests that draw send another each, worked out from the
-    recipe's seed, the row and the sample."""
-    chat_template_kwargs: dict[str, Any] = {}
-    """Further arguments of the model's chat template, such as {enable_thinking: false}; sent with every request of a
-    chat, under this name, which vLLM, SGLang and llama.cpp know."""
-    extra_body: dict[str, Any] = {}
-    """Further keys of every request, by the server's own names: what it would otherwise do to probabilities or words by
-    itself has to be switched off (llama-cpp-python: `{repeat_penalty: 1.0}`). No place for secrets."""
+    seed: Annotated[int | None, Field(examples=[0])] = None
+    """Seed to send with every request, for servers that want one. Requests that draw send a seed of their own, derived
+    from the recipe's seed, the row and the sample."""
+    chat_template_kwargs: Annotated[dict[str, Any], Field(examples=[{"enable_thinking": False}])] = {}
+    """Further arguments of the model's chat template. Every chat request sends them under this name, which vLLM, SGLang
+    and llama.cpp know."""
+    extra_body: Annotated[dict[str, Any], Field(examples=[{"repeat_penalty": 1.0}])] = {}
+    """Further keys of every request, by the server's own names. Use them to switch off what the server would otherwise
+    do to probabilities by itself; the example is for llama-cpp-python. Do not put secrets here."""
     concurrency: Count = 8
-    """Requests under way at a time."""
+    """Requests that run at the same time."""
     timeout_seconds: Positive = 120.0
-    """For a request from its first byte to the last one of its answer, each time it is tried."""
+    """Time for one try of a request, from its first byte to the last byte of its answer."""
     max_retries: Annotated[int, Field(ge=0)] = 6
+    """How often a failed request is repeated."""
     backoff_seconds: Positive = 0.5
-    """Before the first retry; doubled for each further one, up to a minute, less a random part. A server that says
-    Retry-After is given that time."""
-    requests_per_minute: Positive | None = None
-    tokens_per_minute: Positive | None = None
-    max_tokens_total: Count | None = None
-    """Stop before more tokens than that, read and written, are used in this run directory."""
+    """Wait before the first retry. It doubles for each further one, up to a minute, less a random part. A server's
+    Retry-After is honoured."""
+    requests_per_minute: Annotated[Positive | None, Field(examples=[500])] = None
+    """Largest rate of requests. Without it, no limit."""
+    tokens_per_minute: Annotated[Positive | None, Field(examples=[200_000])] = None
+    """Largest rate of tokens, read and written. Without it, no limit."""
+    max_tokens_total: Annotated[Count | None, Field(examples=[5_000_000])] = None
+    """Stop before this run directory uses more tokens than this, read and written. Without it, no limit."""
     prices: Prices | None = None
-    max_cost: Positive | None = None
-    """Stop before more is spent in this run directory; needs `prices`."""
+    """What tokens cost. It lets `--dry-run` and `collect` state a cost, and `max_cost` hold."""
+    max_cost: Annotated[Positive | None, Field(examples=[5])] = None
+    """Stop before this run directory costs more than this; needs `prices`. Without it, no limit."""
 
     @field_validator("base_url")
     @classmethod

@@ -1,4 +1,4 @@
-"""What is asked: a label, or a text."""
+"""The task: choose a label, or write a text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ class Classify(Closed):
     """Choose one of several labels."""
 
     kind: Literal["classify"] = "classify"
-    labels: dict[str, str]
-    """Label name → the words the teacher would answer with; a plain list means name = words."""
-    answer_prefix: str | None = None
-    """Put before the words when the teacher scores them, in every context. Left out, each context has its own: what its
-    examples or its chat template have there, else a space after a template and nothing in a chat."""
+    labels: Annotated[dict[str, str], Field(examples=[{"billing": "billing", "tech": "technical"}])]
+    """Label names, each with the words that the teacher would answer with. A plain list means that the names are the
+    words."""
+    answer_prefix: Annotated[str | None, Field(examples=[" "])] = None
+    """What stands before the words when the teacher scores them, in every context. Without it, each context has its
+    own: what its examples or its chat template have there, else a space after a template and nothing in a chat."""
     prior: Literal["none", "batch"] = "none"
-    """batch: divide by the mean label distribution over the train rows (Batch Calibration, Zhou et al. 2023)."""
+    """`batch` divides by the mean label distribution over the train rows (Batch Calibration, Zhou et al. 2023)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -72,11 +73,13 @@ class Sampling(Closed):
     n: Count = 1
     """Responses per row."""
     temperature: Positive = 1.0
+    """Temperature of drawing."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the likeliest tokens that together have this much of the probability."""
 
 
 class Given(Closed):
-    """The train rows' references are their responses; the teacher only says how likely each token is."""
+    """The references of the train rows as responses; the teacher only says how likely each token is."""
 
     kind: Literal["given"] = "given"
 
@@ -85,16 +88,18 @@ Responses = Annotated[Greedy | Sampling | Given, Field(discriminator="kind")]
 
 
 class TopK(Spec):
-    """The k likeliest tokens at each position, the mass of all others, and some of these, drawn."""
+    """The k likeliest tokens at each position, the mass of all others, and some of these others, drawn."""
 
     target: ClassVar[str] = "distillctl.soft_labels.top_k:TopKLabels"
     kind: Literal["top_k"] = "top_k"
     k: Count = 32
-    temperatures: tuple[Positive, ...] = ()
-    """Other than 1, that losses may use: a lumped tail cannot be re-tempered later."""
+    """How many of the likeliest tokens to keep; from a server at most `teacher.top_logprobs`, which is the default."""
+    temperatures: Annotated[tuple[Positive, ...], Field(examples=[[2.0]])] = ()
+    """Temperatures other than 1 that a loss uses. They must be known here, because the mass of the tail cannot be
+    computed for another temperature later."""
     tail_draws: Annotated[int, Field(ge=0)] = 50
-    """So many tokens are drawn, and those kept that are not among the k: few where the k have nearly all the mass. From
-    them forward_kl learns what is in the tail, and without (0) only how much."""
+    """How many tokens to draw; those that are not among the k are kept. From them `forward_kl` learns which tokens the
+    tail holds; with 0 it learns only the tail's mass. From a server, 0."""
 
 
 class Sampled(Spec):
@@ -103,12 +108,13 @@ class Sampled(Spec):
     target: ClassVar[str] = "distillctl.soft_labels.sampled:SampledLabels"
     kind: Literal["sampled"] = "sampled"
     draws: Count = 50
+    """How many tokens to draw at each position."""
     exponent: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Drawn from R ∝ P^exponent."""
+    """Draw from R ∝ P^exponent; below 1, unlikely tokens are drawn more often."""
 
 
 class Dense(Spec):
-    """The whole distribution: for tests and small vocabularies."""
+    """The whole distribution, for tests and small vocabularies."""
 
     target: ClassVar[str] = "distillctl.soft_labels.dense:DenseLabels"
     kind: Literal["dense"] = "dense"
@@ -142,12 +148,13 @@ Metric = Literal["format", "fields", "exact", "chrf", "bleu", "rouge_l"]
 
 
 class FieldReference(Closed):
-    """What a column of the data says of one value of an answer in JSON."""
+    """Where the reference of one value of an answer in JSON stands. A column's name alone means that the cell is it."""
 
-    column: str
-    values: dict[str, str] = {}
-    """Cell, or a comparison such as "> 0.5" → the value it asks for. The first that holds counts, and a row with
-    none is left out; without any, the cell is the value."""
+    column: Annotated[str, Field(examples=["sentiment"])]
+    """Column that holds the reference."""
+    values: Annotated[dict[str, str], Field(examples=[{"> 0.5": "good", "< -0.5": "bad"}])] = {}
+    """Maps cells, or comparisons with cells, to the expected value. The first that holds counts, and a row for which
+    none holds is left out. Without it, the cell is the expected value."""
 
     @model_validator(mode="before")
     @classmethod
@@ -162,20 +169,22 @@ class Generate(Closed):
 
     kind: Literal["generate"]
     responses: Responses = Greedy()
+    """Which responses the student learns from."""
     soft_labels: SoftLabels = TopK()
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """A response ends at the first token that contains one of these, or at the model's own end token."""
+    """How much of the teacher's distribution is kept at each token of a response."""
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(examples=[["\n"]])] = ()
+    """A response ends at the first token that contains one of these texts, or at the model's own end token."""
     max_new_tokens: Count = 128
-    """A response that is longer is cut off there; collect counts those."""
+    """A longer response is cut off after this many tokens; collect counts those."""
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("chrf",)
-    """The first that is not `format` scores the arms: a right format says nothing about the content. All but `format`
-    compare with the references, or without them with the ceiling. `fields`: the share of equal values in JSON."""
-    format: str | None = None
-    """For the metric `format`: the regular expression that the whole response has to match."""
+    """How responses are compared with the references, or without references with the ceiling. The first metric that is
+    not `format` scores the arms. `fields` is the share of equal values in JSON."""
+    format: Annotated[str | None, Field(examples=['\\{"mood": "(good|bad)"\\}'])] = None
+    """For the metric `format`: the regular expression that the whole response must match."""
 
-    fields: dict[str, FieldReference] = {}
-    """For the metric `fields`: key of the answers' JSON → the column that holds its reference. A nested key is named by
-    its path, `a.b`."""
+    fields: Annotated[dict[str, FieldReference], Field(examples=[{"mood": "sentiment"}])] = {}
+    """For the metric `fields`: maps keys of the answers' JSON to the columns that hold their references. The name of a
+    nested key is its path, such as `a.b`."""
 
     @model_validator(mode="after")
     def _fields_are_measured(self) -> Generate:

@@ -1,4 +1,4 @@
-"""The losses and the training run."""
+"""The losses, and how the student is trained."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class LossTerm(Spec):
 
     kind: str
     weight: Positive = 1.0
+    """Weight of the term in the sum."""
     temperature: Positive = 1.0
-    """Applied to both sides; the KL family is multiplied by T² (Hinton et al. 2015)."""
+    """Temperature T of both distributions. The KL family is multiplied by T² (Hinton et al. 2015)."""
 
     @property
     def options(self) -> dict[str, float]:
@@ -27,19 +28,26 @@ class LossTerm(Spec):
 
 
 class ForwardKL(LossTerm):
+    """KL(P ‖ Q) of the teacher's P and the student's Q: covers all that the teacher finds likely."""
+
     target: ClassVar[str] = "distillctl.losses.divergences:forward_kl"
     kind: Literal["forward_kl"] = "forward_kl"
 
 
 class ReverseKL(LossTerm):
+    """KL(Q ‖ P): avoids what the teacher finds unlikely."""
+
     target: ClassVar[str] = "distillctl.losses.divergences:reverse_kl"
     kind: Literal["reverse_kl"] = "reverse_kl"
 
 
 class JSD(LossTerm):
+    """Jensen–Shannon divergence: β KL(P ‖ M) + (1−β) KL(Q ‖ M), with M = βP + (1−β)Q."""
+
     target: ClassVar[str] = "distillctl.losses.divergences:jsd"
     kind: Literal["jsd"] = "jsd"
     beta: float = 0.5
+    """β, between 0 and 1 without the ends, where the divergence vanishes."""
 
     @property
     def options(self) -> dict[str, float]:
@@ -53,11 +61,12 @@ class JSD(LossTerm):
 
 
 class SkewKL(LossTerm):
-    """KL(P ‖ αP + (1−α)Q) (Ko et al. 2024, "DistiLLM")."""
+    """KL(P ‖ αP + (1−α)Q), which stays finite (Ko et al. 2024, "DistiLLM")."""
 
     target: ClassVar[str] = "distillctl.losses.divergences:skew_kl"
     kind: Literal["skew_kl"] = "skew_kl"
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """α: how much of the teacher is mixed into the student's distribution."""
 
     @property
     def options(self) -> dict[str, float]:
@@ -65,7 +74,7 @@ class SkewKL(LossTerm):
 
 
 class TVD(LossTerm):
-    """½ Σ|P − Q| (Wen et al. 2023)."""
+    """Total variation distance, ½ Σ|P − Q| (Wen et al. 2023)."""
 
     target: ClassVar[str] = "distillctl.losses.divergences:tvd"
     squared_temperature: ClassVar[bool] = False
@@ -73,7 +82,7 @@ class TVD(LossTerm):
 
 
 class CrossEntropy(LossTerm):
-    """On the teacher's own top label, or its own response (sequence-level, Kim & Rush 2016)."""
+    """Cross-entropy on the teacher's top label, or on its response (sequence-level distillation, Kim & Rush 2016)."""
 
     target: ClassVar[str] = "distillctl.losses.divergences:cross_entropy"
     squared_temperature: ClassVar[bool] = False
@@ -82,7 +91,7 @@ class CrossEntropy(LossTerm):
 
 
 class ULD(LossTerm):
-    """L1 between the sorted probabilities: for tokenizers that differ (Boizard et al. 2024)."""
+    """L1 distance of the sorted probabilities, for tokenizers that differ (Boizard et al. 2024)."""
 
     target: ClassVar[str] = "distillctl.losses.cross_tokenizer:uld"
     squared_temperature: ClassVar[bool] = False
@@ -93,33 +102,44 @@ Loss = Annotated[ForwardKL | ReverseKL | JSD | SkewKL | TVD | CrossEntropy | ULD
 
 
 class Train(Closed):
-    seed: Seed | None = None
-    """Of training alone, to train anew on what was collected; the recipe's when it is left out."""
+    """How the student is trained."""
+
+    seed: Annotated[Seed | None, Field(examples=[1])] = None
+    """Seed of training alone, for another student from the same soft labels. Without it, the recipe's `seed`."""
     loss: Annotated[tuple[Loss, ...], Field(min_length=1)] = (ForwardKL(),)
+    """The terms of the loss; their weighted sum is minimised."""
     epochs: Count = 4
+    """How often training goes through all train rows, at most."""
     batch_rows: Count = 32
+    """Rows of one batch, at most."""
     batch_tokens: Count = 4096
-    """Padded tokens of one batch at most."""
+    """Tokens of one batch, padding included, at most."""
     accumulate: Count = 1
     """Batches per optimizer step."""
     learning_rate: Positive = 2e-4
+    """Learning rate of AdamW, after warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after warm-up."""
     warmup: Fraction = 0.1
-    """Share of the steps."""
+    """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay of AdamW."""
     clip_norm: Positive = 1.0
+    """Gradients with a larger norm are scaled down to this one."""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` computes in bfloat16 where that is safe, for GPUs."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the train rows held out for early stopping; the eval split is never looked at."""
-    evaluate_every: Count | None = None
-    """Steps between looks at the held-out KL (default: half an epoch)."""
+    """Share of the train rows held out for early stopping. Training never looks at the eval split."""
+    evaluate_every: Annotated[Count | None, Field(examples=[50])] = None
+    """Steps between two measurements of the held-out KL. Without it, half an epoch."""
     patience: Count = 4
-    """Stop after so many looks without a better held-out KL; the best weights are kept."""
+    """Stop after this many measurements without a better held-out KL. The best weights are kept."""
     checkpoint_every: Count = 100
-    """Steps."""
+    """Steps between two checkpoints; a killed run repeats at most this many."""
     control: bool = False
-    """Also train the same student on the teacher's hard labels."""
-    threads: Count | None = None
+    """Also train the same student on the teacher's hard labels, to show what soft labels buy."""
+    threads: Annotated[Count | None, Field(examples=[4])] = None
+    """Processor threads of training. Without it, torch's own choice."""
 
     def held_out(self, rows: int) -> int:
         """How many of so many train rows are held out for early stopping; at least one."""
