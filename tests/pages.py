@@ -42,7 +42,8 @@ def links(page: Path) -> list[str]:
 
 def command_lines(page: Path) -> Iterator[list[str]]:
     """Yield the words of each of distillctl's and make's command lines, in a shell's block or in the prose."""
-    for line in [line for code in blocks(page, "sh") for line in code.splitlines()] + spans(page):
+    in_blocks = "".join(blocks(page, "sh")).replace("\\\n", " ")
+    for line in in_blocks.splitlines() + spans(page):
         words = re.sub(r"^torchrun .*-m distillctl\b", "distillctl", line)
         if re.match(r"(distillctl|make)( |$)", words):
             yield shlex.split(words, comments=True)

@@ -7,8 +7,10 @@ import tomllib
 import pytest
 import typer
 import typer.main
+import yaml
 
 from distillctl import guide
+from distillctl import recipe as recipes
 from distillctl.cli import app
 from tests import recipe_reference, reference
 from tests.pages import PAGES, ROOT, blocks, command_lines, links, prose, spans
@@ -59,6 +61,24 @@ def test_a_command_that_does_not_exist_is_noticed():
         with pytest.raises((AssertionError, typer.BadParameter)):
             parse(line.split())
     parse(["bench", "RECIPE", "--port", "8000"])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "guide"], ids=lambda page: page.stem)
+def test_what_a_reader_may_copy_fits_a_terminal(page):
+    for language in ("sh", "yaml", "python"):
+        for code in blocks(page, language):
+            assert max(map(len, code.splitlines())) <= reference.COLUMNS, code
+
+
+def test_recipes_that_are_shown_load(tmp_path):
+    """README's is whole; the guide shows sections, which fit into it."""
+    whole = yaml.safe_load(blocks(ROOT / "README.md", "yaml")[0])
+    shown = [code for page in PAGES for code in blocks(page, "yaml")]
+    assert len(shown) >= 5
+    for code in shown:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**whole, **yaml.safe_load(code)}))
+        recipes.load(path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
