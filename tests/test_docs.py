@@ -95,6 +95,12 @@ def test_links_to_headings_resolve(page):
     assert {link[1:] for link in links(page) if link.startswith("#")} <= anchors
 
 
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_files_of_the_project_that_are_named_exist(page):
+    for name in re.findall(r"(?<![\w./-])(?:distillctl|recipes|tests)/[\w/*.-]*\w", page.read_text(encoding="utf-8")):
+        assert list(ROOT.glob(name)), name
+
+
 def test_readme_is_short_and_names_every_topic():
     readme = ROOT / "README.md"
     assert readme.read_text(encoding="utf-8").count("\n") <= 200

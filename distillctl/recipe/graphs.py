@@ -208,7 +208,7 @@ class Bench(Closed):
     """Also time a local teacher in onnxruntime-genai with int4 weights and its prompt cached. Its graph is built once
     and kept in your cache."""
     profile: Annotated[str | None, Field(examples=["small-phone"])] = None
-    """Limit threads and memory to what a device would give, on this machine: a name in distillctl/profiles."""
+    """Limit threads and memory to what a device would give, on this machine: `small-phone` or `phone`."""
     sustained_seconds: Annotated[Positive | None, Field(examples=[300])] = None
     """Also run the deployed graph this long without a pause, and compare the last minute with the first."""
     loadgen: LoadGen | None = None

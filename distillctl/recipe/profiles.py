@@ -1,4 +1,4 @@
-"""Device profiles: what a device would allow, as data files in distillctl/profiles. This host, not a phone."""
+"""Device profiles: what a device would allow, as data files in device_profiles/. This host, not a phone."""
 
 from __future__ import annotations
 

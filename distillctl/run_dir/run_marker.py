@@ -28,7 +28,7 @@ FOLDERS = ("collect", "train", "export", "quantize", "bench", "devices", "report
 PLACES = (MARKER, LOCK, RECIPE, *FOLDERS, "failed", "bundle.zip")
 """All that is written in a run directory."""
 _IN_MAKING = f"{MARKER}.tmp"
-_ABOUT = "the temporary files of this run directory carry the token in their names; see `distillctl guide run-directory`"
+_ABOUT = "temporary files of this run directory carry the token in their names; see `distillctl guide run-directory`"
 _UNFINISHED = {
     "collect": {"shards", "views.parquet", "served", "fields.parquet"},
     "train": {"model", "checkpoints", "metrics.jsonl", "eval.parquet", "controls.parquet"},
