@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from distillctl import __version__, console, interrupts, ranks
-from distillctl.errors import Interrupted, Told, Unavailable, UsageError
+from distillctl.errors import Interrupted, UnavailableError, UsageError, UserFacingError
 from distillctl.terminal import os_errors, streams
 
 EXIT_CODES = """
@@ -47,7 +47,7 @@ Set = Annotated[
 QUICK = ("bench.queries=40", "bench.processes=2", "bench.max_seconds=5", "bench.sustained_seconds=null")
 QUICK_LOADGEN = ("bench.loadgen.min_queries=64", "bench.loadgen.min_seconds=1")
 """`bench --quick`, in the recipe's own words: what was measured so is stale for any other command."""
-Force = Annotated[bool, typer.Option("--force", help="Do it anew even if it is fresh; nothing is reused.")]
+Force = Annotated[bool, typer.Option("--force", help="Run again even what is fresh; reuse nothing.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")]
 Trust = Annotated[
     list[str] | None,
@@ -88,7 +88,7 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
                         body(*args, **kwargs)
                 except typer.Exit:
                     raise
-                except (Told, KeyboardInterrupt, Exception) as problem:
+                except (UserFacingError, KeyboardInterrupt, Exception) as problem:
                     told = _told(problem)
                     if _tells():
                         console.bug(problem) if told is None else console.error(told)
@@ -100,16 +100,16 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
     return register
 
 
-def _told(problem: BaseException) -> Told | None:
+def _told(problem: BaseException) -> UserFacingError | None:
     """Return the error to show to the user, or None if the problem is a bug."""
     if isinstance(problem, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
-    if isinstance(problem, Exception) and not isinstance(problem, Told):
+    if isinstance(problem, Exception) and not isinstance(problem, UserFacingError):
         told = os_errors.explained(problem)
         if told is not None:
             told.__cause__ = problem
         return told
-    assert isinstance(problem, Told)
+    assert isinstance(problem, UserFacingError)
     return problem
 
 
@@ -140,7 +140,7 @@ def _open(
     loaded = recipe.load(recipe_path, overrides or ())
     workspace = Workspace(run_dir or Path("runs") / loaded.name)
     if os.path.lexists(workspace.root) and not workspace.root.is_dir():
-        raise Unavailable("is not a folder", where=str(workspace.root), next="choose another one with --run-dir")
+        raise UnavailableError("is not a folder", where=str(workspace.root), next="choose another one with --run-dir")
     return loaded, workspace
 
 
@@ -550,7 +550,7 @@ def _code(ended: Any) -> int:
     code = ended if isinstance(ended, int) else int(bool(ended))
     if (lost := streams.lost()) is None or code != 0:
         return code
-    problem = Unavailable(
+    problem = UnavailableError(
         f"cannot be written: {lost.strerror}",
         where="standard output",
         next="free some space or write elsewhere, and run the same command again: what was committed is kept",

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from distillctl import interrupts, ranks
-from distillctl.errors import Told
+from distillctl.errors import UserFacingError
 from distillctl.terminal.progress import LiveProgress, LoggedProgress, Progress
 from distillctl.untrusted.printable import printable
 
@@ -92,7 +92,7 @@ def ask(question: str) -> bool:
     return stdin.readline().strip().lower() in ("y", "yes")
 
 
-def error(problem: Told) -> None:
+def error(problem: UserFacingError) -> None:
     """A user's mistake or a refused gate: what, where, and the next command."""
     _err.print(f"[bold red]error:[/bold red] {_quoted(str(problem))}", soft_wrap=True)
     if problem.next:

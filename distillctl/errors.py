@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class Told(BaseException):
+class UserFacingError(BaseException):
     """Something to tell the user: what happened, where, and the next command to type."""
 
     exit_code = 1
@@ -32,7 +32,7 @@ class Told(BaseException):
         return "{}: {}".format(self.where.replace("\n", "\\n"), self.what) if self.where else self.what
 
 
-class DistillctlError(Told, Exception):
+class DistillctlError(UserFacingError, Exception):
     """Something the user can act on."""
 
 
@@ -60,7 +60,7 @@ class UpstreamError(DistillctlError):
     exit_code = 4
 
 
-class Unavailable(DistillctlError):
+class UnavailableError(DistillctlError):
     """Something is not installed, reachable or writable: a package, a model, a server, the disk."""
 
     exit_code = 5
@@ -72,7 +72,7 @@ class GateFailed(DistillctlError):
     exit_code = 6
 
 
-class Interrupted(Told):
+class Interrupted(UserFacingError):
     """SIGINT (130) or SIGTERM (143) ended the stage; no `except Exception` on the way may take it for a failure."""
 
     def __init__(self, signal_number: int) -> None:

@@ -18,7 +18,7 @@ from distillctl.errors import GateFailed, UpstreamError
 from distillctl.models import hub, model_source
 from distillctl.recipe import OpenAITeacher, Recipe, dump, flatten
 from distillctl.run_dir import attempts
-from distillctl.run_dir.workspace import Manifest, Outcome, Workspace, write_text
+from distillctl.run_dir.workspace import Manifest, StageOutput, Workspace, write_text
 from distillctl.students import preflight
 from distillctl.trust import approvals, recipe_access
 
@@ -36,7 +36,7 @@ class Stage:
     """Recipe key → fingerprint of what it names."""
     check: Callable[[Recipe, Workspace], None] = lambda recipe, workspace: None
     """What recipe, data and upstream manifests alone can show to be wrong, found before torch is imported."""
-    besides: Callable[[Workspace], dict[str, str]] = lambda workspace: {}
+    soft_inputs: Callable[[Workspace], dict[str, str]] = lambda workspace: {}
     """Stage → fingerprint of what it takes where it is there, and does without otherwise."""
     keeps: tuple[str, ...] = ()
     """Files in its folder that only its own next run reads, verified as its outputs are."""
@@ -51,12 +51,12 @@ class Stage:
     loads_models: bool = True
     """Teacher or student, and so code that comes with them where the user allows it."""
 
-    def run(self, recipe: Recipe, workspace: Workspace) -> Outcome:
+    def run(self, recipe: Recipe, workspace: Workspace) -> StageOutput:
         """Do it; all but the report do different work for labels and for text. Only now is torch imported."""
         folder = "" if self.name == "report" else f"{recipe.task.kind}."
         if ranks.count() > 1 and ranks.is_first():
             _group().broadcast(_WORK)
-        outcome: Outcome = importlib.import_module(f"distillctl.stages.{folder}{self.name}").run(recipe, workspace)
+        outcome: StageOutput = importlib.import_module(f"distillctl.stages.{folder}{self.name}").run(recipe, workspace)
         return outcome
 
 
@@ -136,7 +136,7 @@ STAGES = {
             "bundle",
             ("name", "bundle"),
             ("collect", "train", "export", "quantize"),
-            besides=figures.bench_fingerprint,
+            soft_inputs=figures.bench_fingerprint,
             command=("export", "--bundle"),
             options={"bundle.text_in": "--text-in"},
             on_request=True,
@@ -161,7 +161,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Ran:
+class StageResult:
     """What `stage` did; paths among the facts are the caller's (`Workspace.located`)."""
 
     stage: str
@@ -186,7 +186,7 @@ def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:
     """Fingerprints of everything a stage reads."""
-    found = stage.files(recipe) | stage.besides(workspace)
+    found = stage.files(recipe) | stage.soft_inputs(workspace)
     for name in (*stage.upstream, *stage.optional):
         with contextlib.suppress(UpstreamError):  # a damaged one counts as missing, or nothing could mend it
             if manifest := workspace.manifest(name):
@@ -220,7 +220,7 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
         if name in not_fresh:
             why.append(f"{name} is {above[name].state}")
         elif manifest.inputs.get(name) != current.get(name):
-            why.append(_anew(stage, name))
+            why.append(_changed_input(stage, name))
     return State(stage.name, "stale" if why else "fresh", (*why, *_noted(stage, workspace, manifest)))
 
 
@@ -241,10 +241,10 @@ def _mend(stage: Stage, recipe: Recipe, workspace: Workspace, manifest: Manifest
     return removed + " ".join([_command(stage, recipe, workspace), *options])
 
 
-def _anew(stage: Stage, name: str) -> str:
+def _changed_input(stage: Stage, name: str) -> str:
     if name in stage.optional:
         return f"{name} changed"
-    return f"{name} was made anew" if name in STAGES else f"the file of {name} changed"
+    return f"{name} was made again" if name in STAGES else f"the file of {name} changed"
 
 
 def _changed_keys(before: dict[str, Any], after: dict[str, Any], options: Collection[str]) -> Iterator[str]:
@@ -265,7 +265,7 @@ def _from_to(old: Any, new: Any) -> str:
 # ── running ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Ran:
+def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = False) -> StageResult:
     """Run one stage unless it is fresh. UpstreamError when what it reads is missing, stale or damaged."""
     if ranks.count() > 1:
         return _on_ranks(STAGES[name], recipe, workspace, force)
@@ -273,12 +273,12 @@ def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = Fals
         return _stage(STAGES[name], recipe, workspace, force)
 
 
-def _on_ranks(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
+def _on_ranks(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> StageResult:
     """The first rank holds the run directory and decides; the others wait for its word, and for what came of it."""
     with _group().together():
         if ranks.is_first():
             with workspace.lock():
-                ran: Ran = _group().broadcast(_stage(one, recipe, workspace, force))
+                ran: StageResult = _group().broadcast(_stage(one, recipe, workspace, force))
         else:
             word: Any = _group().broadcast()
             if word == _WORK:
@@ -295,7 +295,7 @@ def _group() -> Any:
     return importlib.import_module("distillctl.training.collectives")  # only now: it brings torch
 
 
-def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[Ran]:
+def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[StageResult]:
     """All stages in order but those made on request, skipping what is fresh. A model that is not there is told before
     anything is paid for."""
     for find in (model_source.teacher, model_source.student):
@@ -313,7 +313,7 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
             manifest = workspace.manifest(state.stage) if untouched else None
             if manifest:
                 cautions.repeat(manifest.facts.get("cautions", ()))
-                yield Ran(state.stage, workspace.located(manifest), reused=True, seconds=0.0)
+                yield StageResult(state.stage, workspace.located(manifest), reused=True, seconds=0.0)
             else:
                 yield _stage(STAGES[state.stage], recipe, workspace, force)
 
@@ -345,13 +345,13 @@ def require(
             )
 
 
-def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> Ran:
+def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> StageResult:
     states = {state.stage: state for state in status(recipe, workspace, [one.name])}
     require(one.name, _needs(one, recipe, workspace), states.values(), recipe, workspace)
     manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
     if manifest and states[one.name].state == "fresh" and not force:
         cautions.repeat(manifest.facts.get("cautions", ()))
-        return Ran(one.name, workspace.located(manifest), reused=True, seconds=0.0)
+        return StageResult(one.name, workspace.located(manifest), reused=True, seconds=0.0)
     with cautions.collected() as doubts:
         return _make(one, recipe, workspace, force, states[one.name], manifest, doubts)
 
@@ -371,7 +371,7 @@ def _make(
     state: State,
     manifest: Manifest | None,
     doubts: list[cautions.Caution],
-) -> Ran:
+) -> StageResult:
     """Run the stage and commit what it made, the cautions that were added meanwhile among its facts."""
     if one.loads_models:
         approvals.check_code(recipe)
@@ -381,7 +381,7 @@ def _make(
     console.note(f"▸ {one.name} ({reason})")
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))
     start = time.perf_counter()
-    with workspace.anew(one.name) if force else contextlib.nullcontext():
+    with workspace.rerun(one.name) if force else contextlib.nullcontext():
         # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
         read = inputs(recipe, workspace, one)
         try:
@@ -407,14 +407,14 @@ def _make(
                 recipe=part(recipe, one),
                 inputs=read,
                 # The report gathers all stages' cautions; its own are among them.
-                outcome=Outcome(outcome.outputs, {"cautions": doubts, **outcome.facts}),
+                outcome=StageOutput(outcome.outputs, {"cautions": doubts, **outcome.facts}),
                 seed=recipe.train_seed if one.name == "train" else recipe.seed,
                 seconds=seconds,
                 keeps=one.keeps,
             )
     attempts.forget(workspace, one.name)
     interrupts.check()
-    return Ran(one.name, workspace.located(manifest), reused=False, seconds=seconds)
+    return StageResult(one.name, workspace.located(manifest), reused=False, seconds=seconds)
 
 
 def _hub_models(recipe: Recipe) -> dict[str, str]:

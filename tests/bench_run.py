@@ -22,7 +22,7 @@ from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher, Recipe
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.soft_labels import label_shards
 from distillctl.teachers.huggingface import Teacher, load
@@ -151,4 +151,4 @@ def prepare(root: Path, *, rows: int = 12, **bench: object) -> tuple[Recipe, Wor
 
 
 def _commit(workspace: Workspace, stage: str, outputs: list[str], facts: dict[str, object]) -> None:
-    workspace.commit(stage, recipe={}, inputs={}, outcome=Outcome(outputs, facts), seed=0, seconds=0)
+    workspace.commit(stage, recipe={}, inputs={}, outcome=StageOutput(outputs, facts), seed=0, seconds=0)

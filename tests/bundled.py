@@ -19,7 +19,7 @@ from distillctl.bundle.listing import NAME, Listing
 from distillctl.data import view_table
 from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.stages.classify import bundle
 from tests import tiny, tokenizers_of_kind
 
@@ -86,9 +86,9 @@ def workspace(
         "context_tokens": {"teacher": 50, "student": 8},
         "teacher": {"reference": "teacher"},
     }
-    tiny.commit(space, "collect", Outcome(["views.parquet"], facts))
-    tiny.commit(space, "train", Outcome([], {"kl": 0.1, "agreement": 0.9, "max_length": MAX_LENGTH}))
-    tiny.commit(space, "export", Outcome([], {"inputs": list(INPUTS)}))
+    tiny.commit(space, "collect", StageOutput(["views.parquet"], facts))
+    tiny.commit(space, "train", StageOutput([], {"kl": 0.1, "agreement": 0.9, "max_length": MAX_LENGTH}))
+    tiny.commit(space, "export", StageOutput([], {"inputs": list(INPUTS)}))
     deployed, tokenizer = space.folder("quantize"), make()
     deployed.mkdir()
     tokenizer.save_pretrained(root / "tokenizer")
@@ -101,7 +101,7 @@ def workspace(
         (deployed / name).write_text("quantize's own")
     outputs = sorted(path.name for path in deployed.iterdir())
     quantized = {"chosen": "small", "bytes": 1000, "kl": 0.01, "same_top": 0.98, "score": 0.75, "metric": "accuracy"}
-    tiny.commit(space, "quantize", Outcome(outputs, quantized | {"fp32": {"bytes": 4000, "score": 0.76}}))
+    tiny.commit(space, "quantize", StageOutput(outputs, quantized | {"fp32": {"bytes": 4000, "score": 0.76}}))
     return space
 
 

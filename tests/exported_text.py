@@ -16,7 +16,7 @@ from distillctl.data import view_table
 from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe, Text
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.shards import Shard
@@ -134,7 +134,7 @@ def workspace(root: Path, student: PreTrainedModel, rows: int = 12) -> Workspace
         "context_tokens": {"teacher": 50, "student": 8},
         "teacher": {"reference": "teacher"},
     }
-    tiny.commit(space, "collect", Outcome(["views.parquet", "shards"], facts))
+    tiny.commit(space, "collect", StageOutput(["views.parquet", "shards"], facts))
     save(student, space.folder("train") / "model")
     facts = {
         "kl": 0.1,
@@ -145,5 +145,5 @@ def workspace(root: Path, student: PreTrainedModel, rows: int = 12) -> Workspace
         "vocabulary": None,
         "shared_tokenizer": True,
     }
-    tiny.commit(space, "train", Outcome(["model"], facts))
+    tiny.commit(space, "train", StageOutput(["model"], facts))
     return space

@@ -20,7 +20,7 @@ from distillctl.metrics import comparison
 from distillctl.metrics.statistics import difference_interval, mean_interval
 from distillctl.recipe import Recipe
 from distillctl.run_dir import attempts
-from distillctl.run_dir.workspace import Outcome, Workspace, write_text
+from distillctl.run_dir.workspace import StageOutput, Workspace, write_text
 from distillctl.runtimes import model_facts
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
@@ -69,7 +69,7 @@ def committed(root: Path, *, references: bool = True, control: bool = True, gap:
 
 
 def commit(workspace: Workspace, stage: str, outputs: list[str], facts: dict[str, Any]) -> None:
-    outcome = Outcome(outputs=outputs, facts=facts)
+    outcome = StageOutput(outputs=outputs, facts=facts)
     workspace.commit(stage, recipe={"stage": stage}, inputs={}, outcome=outcome, seed=0, seconds=61.5)
 
 

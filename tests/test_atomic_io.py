@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.run_dir import atomic_io
 from distillctl.run_dir.atomic_io import MOVED, move, open_to_append, replacing_folder, set_aside_name, write_text
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 
 
 def commit(workspace, text):
     write_text(workspace.folder("train") / "model" / "weights", text)
-    outcome = Outcome(["model"], {})
+    outcome = StageOutput(["model"], {})
     return workspace.commit("train", recipe={}, inputs={}, outcome=outcome, seed=0, seconds=1.0)
 
 
@@ -56,13 +56,13 @@ def _refused(path):
         os.replace(path, path.with_name("renamed"))
 
 
-@pytest.mark.parametrize("how", ["anew", "a folder of it", "all of it"])
+@pytest.mark.parametrize("how", ["again", "a folder of it", "all of it"])
 def test_a_stage_of_a_lower_layer_can_be_made_again(lower_layer, how):
     workspace = Workspace(lower_layer)
     _refused(workspace.folder("train"))
     with workspace.lock():
-        if how == "anew":
-            with workspace.anew("train"):
+        if how == "again":
+            with workspace.rerun("train"):
                 assert not workspace.folder("train").exists()
                 new = commit(workspace, "new")
         else:
@@ -80,7 +80,7 @@ def test_a_stage_of_a_lower_layer_can_be_made_again(lower_layer, how):
 def test_what_was_there_comes_back_when_the_new_one_fails(lower_layer):
     workspace = Workspace(lower_layer)
     old = workspace.manifest("train")
-    with workspace.lock(), pytest.raises(ZeroDivisionError), workspace.anew("train"):
+    with workspace.lock(), pytest.raises(ZeroDivisionError), workspace.rerun("train"):
         _fail(workspace.folder("train") / "model")
     assert workspace.manifest("train") == old
     assert workspace.damage("train", old) is None
@@ -161,7 +161,7 @@ def test_what_cannot_be_renamed_is_told(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code), source)
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(Unavailable, match="cannot be written") as raised:
+    with pytest.raises(UnavailableError, match="cannot be written") as raised:
         write_text(tmp_path / "report.html", "text")
     assert raised.value.where == str(tmp_path / "report.html")
     monkeypatch.undo()
@@ -182,7 +182,7 @@ def test_nothing_is_appended_to_what_is_no_file(tmp_path, kind):
         "FIFO": lambda: os.mkfifo(path),
         "folder": path.mkdir,
     }[kind]()
-    with pytest.raises(Unavailable, match="cannot be written"), atomic_io.writable(path):
+    with pytest.raises(UnavailableError, match="cannot be written"), atomic_io.writable(path):
         open_to_append(path)
     assert other.read_text() == "mine"
     assert not (tmp_path / "new").exists()

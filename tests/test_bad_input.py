@@ -159,7 +159,7 @@ def test_a_damaged_manifest(copy):
     assert project.run("train", recipe, "--run-dir", run).stdout.startswith("train: fresh")
 
 
-def test_force_does_everything_anew(copy):
+def test_force_runs_every_stage_again(copy):
     done = project.run("collect", copy / "recipe.yaml", "--run-dir", copy / "run", "--force", "--json")
     assert json.loads(done.stdout)["reused_rows"] == 0
 

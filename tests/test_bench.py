@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from distillctl.data.answer_place import AnswerPlace
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import interleaved, machine
 from distillctl.runtimes.interleaved import Plan, Run
@@ -111,7 +111,7 @@ def test_worker_answers_what_is_asked_and_goes(tmp_path: Path) -> None:
 
 
 def test_worker_that_cannot_load_says_why(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=r"fp32: .*ended with exit code 1\n(.*\n)*.*config\.json") as error:
+    with pytest.raises(UnavailableError, match=r"fp32: .*ended with exit code 1\n(.*\n)*.*config\.json") as error:
         WorkerProcess("fp32", onnx_job(tmp_path) | {"folder": str(tmp_path / "nowhere")})
     assert error.value.exit_code == 5
     assert not psutil.Process().children()
@@ -120,9 +120,9 @@ def test_worker_that_cannot_load_says_why(tmp_path: Path) -> None:
 def test_worker_that_dies_or_hangs_is_reported(tmp_path: Path) -> None:
     with WorkerProcess("deployed", onnx_job(tmp_path)) as worker:
         os.kill(worker.loaded["pid"], signal.SIGKILL)
-        with pytest.raises(Unavailable, match=r"deployed: .*was killed \(out of memory\?\)"):
+        with pytest.raises(UnavailableError, match=r"deployed: .*was killed \(out of memory\?\)"):
             worker.run(0, 1)
-    with pytest.raises(Unavailable, match=r"gave no answer in 0\.001 s"):
+    with pytest.raises(UnavailableError, match=r"gave no answer in 0\.001 s"):
         WorkerProcess("deployed", onnx_job(tmp_path), load_seconds=0.001)
     with pytest.raises(KeyError), WorkerProcess("deployed", onnx_job(tmp_path)) as worker:
         raise KeyError

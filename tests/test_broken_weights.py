@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.recipe import Sampling
 from distillctl.teachers import finite, generation, label_scoring, response_scoring
 from tests import project, tiny_text
@@ -44,7 +44,7 @@ def test_every_way_of_asking_tells_of_the_teacher(model):
         ),
     ]
     for way in ways:
-        with pytest.raises(Unavailable, match="the teacher gives NaN instead of probabilities") as told:
+        with pytest.raises(UnavailableError, match="the teacher gives NaN instead of probabilities") as told:
             way()
         assert told.value.where == "teacher.model"
 
@@ -52,9 +52,9 @@ def test_every_way_of_asking_tells_of_the_teacher(model):
 def test_a_distribution_may_have_impossible_tokens():
     found = finite.log_softmax(torch.tensor([[-math.inf, 0.0, 0.0], [0.0, -math.inf, -math.inf]]))
     assert torch.equal(found.exp(), torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]))
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         finite.log_softmax(torch.full((1, 3), -math.inf))
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         finite.log_softmax(torch.tensor([[0.0, 1.0, 2.0], [0.0, math.inf, 2.0]]))
 
 

@@ -21,9 +21,9 @@ from distillctl import recipe as recipes
 from distillctl.bundle import agreement, figures, ort_canonical, ort_format
 from distillctl.bundle.listing import NAME, Listing
 from distillctl.bundle.verify import verify
-from distillctl.errors import GateFailed, Unavailable
+from distillctl.errors import GateFailed, UnavailableError
 from distillctl.models.model_source import ModelSource
-from distillctl.run_dir.workspace import Outcome, Workspace, file_digest, tree_digest
+from distillctl.run_dir.workspace import StageOutput, Workspace, file_digest, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages.classify import bundle
 from tests import bundled, project
@@ -109,11 +109,11 @@ def test_latencies_only_of_this_very_graph(tmp_path):
         "threads": 1,
         "machine": {"cpu": "a CPU", "architecture": "x86_64"},
     }
-    space.commit("bench", recipe={}, inputs={"quantize": "another"}, outcome=Outcome([], facts), seed=0, seconds=0)
+    space.commit("bench", recipe={}, inputs={"quantize": "another"}, outcome=StageOutput([], facts), seed=0, seconds=0)
     assert figures.bench_fingerprint(space) == {}
     quantize = space.manifest("quantize")
     inputs = {"quantize": quantize.fingerprint}
-    bench = space.commit("bench", recipe={}, inputs=inputs, outcome=Outcome([], facts), seed=0, seconds=0)
+    bench = space.commit("bench", recipe={}, inputs=inputs, outcome=StageOutput([], facts), seed=0, seconds=0)
     assert figures.bench_fingerprint(space) == {"bench": bench.fingerprint}
     bundle.run(bundled.recipe(), space)
     card = (space.folder("bundle") / "README.md").read_text()
@@ -159,7 +159,10 @@ def test_an_ort_file_on_a_full_disk_is_no_bug(folder):
     options = ort.SessionOptions()
     options.optimized_model_filepath = "/dev/full"
     options.add_session_config_entry("session.save_model_format", "ORT")
-    with pytest.raises(Unavailable, match=r"the \.ort file cannot be written") as told, ort_format._disk_errors(folder):
+    with (
+        pytest.raises(UnavailableError, match=r"the \.ort file cannot be written") as told,
+        ort_format._disk_errors(folder),
+    ):
         ort.InferenceSession(folder / "model.onnx", options)
     assert told.value.where == str(folder)
 
@@ -274,7 +277,7 @@ def test_a_row_with_other_ids_is_named_and_what_was_committed_stays(tmp_path):
 def test_without_the_extensions_nothing_is_begun(tmp_path, monkeypatch):
     space = bundled.workspace(tmp_path / "run")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(Unavailable, match="not installed") as told:
+    with pytest.raises(UnavailableError, match="not installed") as told:
         bundle.run(bundled.recipe(bundle={"text_in": True}), space)
     assert told.value.exit_code == 5
     assert "distillctl[text-in]" in str(told.value.next)

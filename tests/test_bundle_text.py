@@ -14,7 +14,7 @@ from distillctl.bundle import archive
 from distillctl.bundle.listing import NAME, Listing
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.stages.generate import bundle
 from tests import exported_text, tiny, tiny_text
@@ -28,19 +28,19 @@ KINDS = {"genai": "llama", "trace": "gpt2", "seq2seq": "t5"}
 
 
 @pytest.fixture(scope="module", params=GRAPHS)
-def made(request, tmp_path_factory) -> tuple[str, Workspace, Outcome]:
+def made(request, tmp_path_factory) -> tuple[str, Workspace, StageOutput]:
     """A run directory whose deployed graph is the exported one, and its bundle."""
     builder = request.param
     exported = exported_text.exported(KINDS[builder], builder)
     space = exported_text.workspace(tmp_path_factory.mktemp(builder), exported.model)
-    tiny.commit(space, "export", Outcome([], {"builder": builder}))
+    tiny.commit(space, "export", StageOutput([], {"builder": builder}))
     deployed = space.folder("quantize")
     deployed.mkdir()
     for path in exported.folder.iterdir():
         (deployed / path.name).write_bytes(path.read_bytes())
     facts = {"chosen": "small", "bytes": 1000, "kl": 0.01, "same_top": 0.98, "score": 0.75, "metric": "chrf"}
     outputs = sorted(path.name for path in space.folder("quantize").iterdir())
-    tiny.commit(space, "quantize", Outcome(outputs, facts | {"fp32": {"bytes": 4000, "score": 0.76}}))
+    tiny.commit(space, "quantize", StageOutput(outputs, facts | {"fp32": {"bytes": 4000, "score": 0.76}}))
     outcome = bundle.run(recipe(), space)
     tiny.commit(space, "bundle", outcome)
     return builder, space, outcome

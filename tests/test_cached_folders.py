@@ -67,7 +67,7 @@ def test_what_was_made_is_whole_and_read_once(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changed_is_made_anew(folder, change, capsys):
+def test_what_changed_is_made_again(folder, change, capsys):
     assert is_whole(folder)
     CHANGES[change](folder)
     assert not is_whole(folder)
@@ -93,7 +93,7 @@ def test_remembered_hashes_that_are_none_are_not_believed(folder, memory, tmp_pa
 
 def test_a_cache_that_cannot_be_written_is_read_all_the_same(folder, monkeypatch):
     def full(path, text):
-        raise cached_folders.Unavailable("full")
+        raise cached_folders.UnavailableError("full")
 
     monkeypatch.setattr(cached_folders, "write_text", full)
     assert is_whole(folder)

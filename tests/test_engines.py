@@ -19,7 +19,7 @@ from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.commands import dry_run
 from distillctl.engines.worker_pool import Opening, Task, Views
-from distillctl.errors import RecipeError, Unavailable
+from distillctl.errors import RecipeError, UnavailableError
 from distillctl.models import model_source
 from distillctl.recipe import Collect
 from distillctl.run_dir.workspace import Workspace
@@ -90,7 +90,7 @@ def test_without_ray_that_is_told_before_anything_is_done(tmp_path, monkeypatch)
         lambda: pipeline.stage("collect", recipe, Workspace(tmp_path / "run")),
         lambda: dry_run.plan(recipe, Workspace(tmp_path / "run"), ["collect"]),
     ):
-        with pytest.raises(Unavailable, match=r"collect.engine: Ray is not installed") as caught:
+        with pytest.raises(UnavailableError, match=r"collect.engine: Ray is not installed") as caught:
             ask()
         assert caught.value.next == "pip install 'distillctl[ray]'"
     assert not (tmp_path / "run" / "collect").exists()
@@ -155,7 +155,7 @@ def test_what_a_worker_has_to_tell_comes_back_whole(tmp_path):
     answer = actor(pa.table({"number": [3], "pickled": [pickle.dumps(None)]}))
     assert answer["number"].to_pylist() == [3]
     told = pickle.loads(answer["pickled"][0].as_py())
-    assert isinstance(told, Unavailable)
+    assert isinstance(told, UnavailableError)
     assert (told.exit_code, told.where) == (5, str(tmp_path / "teacher"))
     assert "cannot be read" in str(told)
 
@@ -192,7 +192,7 @@ def test_workers_that_always_die_are_given_up(monkeypatch):
 
     monkeypatch.setattr(ray, "RESTARTS", 1)
     task = Task("full", "eval", ["a"], Views(Opening("full", 0), texts=["a"]))
-    with pytest.raises(Unavailable, match="workers die before they have answered"):  # noqa: SIM117
+    with pytest.raises(UnavailableError, match="workers die before they have answered"):  # noqa: SIM117
         with ray.crew(Deadly(), Collect(engine="ray")) as crew:
             list(crew.map([("key", task)]))
     assert not ray.ray.is_initialized()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distillctl import recipe as recipes
 from distillctl.data import examples, views
-from distillctl.errors import DataError, RecipeError, Unavailable
+from distillctl.errors import DataError, RecipeError, UnavailableError
 from tests.test_recipe import BASE
 
 ROWS = [{"input": f"row number {i}", "reference": ("yes", "no")[i % 2]} for i in range(20)]
@@ -96,7 +96,7 @@ def test_a_line_that_does_not_match_the_pattern(make):
 def test_missing_file_and_package(make):
     with pytest.raises(DataError, match="no such file"):
         examples.load(make(None))
-    with pytest.raises(Unavailable, match="package nowhere_to_be_found is not installed") as error:
+    with pytest.raises(UnavailableError, match="package nowhere_to_be_found is not installed") as error:
         examples.load(make(None, "package:nowhere_to_be_found/rows.jsonl"))
     assert error.value.exit_code == 5
 

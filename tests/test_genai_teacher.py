@@ -105,7 +105,7 @@ def test_the_graph_is_built_once_for_the_same_weights(tmp_path: Path, monkeypatc
     copy = ModelSource(str(tmp_path / "copy"), tmp_path / "copy")
     assert teacher_graph.build(teacher.spec, copy, 60) == folder
     assert len(built) == 1
-    (folder / "model.onnx").write_bytes(b"damaged")  # it is built anew, not run
+    (folder / "model.onnx").write_bytes(b"damaged")  # it is built again, not run
     assert teacher_graph.build(teacher.spec, source, 60) == folder
     assert len(built) == 2
     prompted, vocabulary = _prompted(teacher, source, WORDS)

@@ -55,7 +55,7 @@ def _all(log_probs, generator):
 
 @torch.inference_mode()
 def _reference(model, view, stop, steps):
-    """One row alone, nothing cached: the whole sequence anew for every token."""
+    """One row alone, nothing cached: the whole sequence again for every token."""
     ids, log_probs = [], []
     while len(ids) < steps and (not ids or ids[-1] not in stop):
         found = model(input_ids=torch.tensor([view + ids])).logits[0, -1].double().log_softmax(-1)

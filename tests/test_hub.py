@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.models import hub
 from distillctl.models.model_source import ModelSource
 from tests import project
@@ -161,7 +161,7 @@ def test_any_answer_but_a_failing_gateways_is_one(monkeypatch: pytest.MonkeyPatc
 def test_all_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub, "unreachable", lambda: "there is no network")
     models = {"teacher.model": ModelSource("no/where", None), "student.model": ModelSource("x", tmp_path)}
-    with pytest.raises(Unavailable) as error:
+    with pytest.raises(UnavailableError) as error:
         hub.require(models | {"teacher.tokenizer": ModelSource("no/there", None)})
     assert error.value.where == "teacher.model"
     assert error.value.next.startswith("set teacher.model and teacher.tokenizer to a folder")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distillctl.commands import output
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.run_dir.workspace import tree_digest
 from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import loadgen, machine, roofline, sustained
@@ -66,7 +66,7 @@ def test_an_audit_config_in_the_current_folder_changes_nothing(tmp_path: Path, m
 def test_a_query_that_fails_is_told(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     broken = job(tmp_path) | {"texts": ["a question"] * 12 + [5]}
-    with pytest.raises(Unavailable, match="TextEncodeInput"):
+    with pytest.raises(UnavailableError, match="TextEncodeInput"):
         loadgen.measure("deployed", broken, min_queries=64, min_seconds=0.001, folder=tmp_path / "logs")
 
 
@@ -74,7 +74,7 @@ def test_without_it_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyP
     recipe, workspace = bench_run.prepare(tmp_path, loadgen={})
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlperf_loadgen" else found(name))
-    with pytest.raises(Unavailable) as error:
+    with pytest.raises(UnavailableError) as error:
         bench.run(recipe, workspace)
     assert (error.value.exit_code, error.value.next) == (5, "pip install 'distillctl[loadgen]'")
 
@@ -110,11 +110,11 @@ def test_in_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
     before = tree_digest(workspace.folder("bench"))
 
     def hangs(*args: Any, **kwargs: Any) -> None:
-        raise Unavailable("it hangs")
+        raise UnavailableError("it hangs")
 
     with monkeypatch.context() as patch:
         patch.setattr(loadgen, "measure", hangs)
-        with pytest.raises(Unavailable):
+        with pytest.raises(UnavailableError):
             bench.run(recipe, workspace)
     assert tree_digest(workspace.folder("bench")) == before
 
@@ -131,7 +131,7 @@ def test_worker_stays_on_its_cpus_within_its_memory(tmp_path: Path) -> None:
     with WorkerProcess("a", one) as worker:
         assert os.sched_getaffinity(worker.loaded["pid"]) == {cpu}
         assert worker.loaded["cpus"] == [cpu]
-    with pytest.raises(Unavailable, match="a: the process that measures it"):
+    with pytest.raises(UnavailableError, match="a: the process that measures it"):
         WorkerProcess("a", one | {"data_bytes": 2_000_000})
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from distillctl import recipe
 from distillctl.bundle import contents
-from distillctl.errors import RecipeError, Unavailable
+from distillctl.errors import RecipeError, UnavailableError
 from distillctl.model_card import frame
 from distillctl.models import checkpoint_files, from_pretrained
 from distillctl.models.model_source import ModelSource
@@ -68,7 +68,7 @@ def folder(path: Path, shapes: list[list[int]] = SHAPES, **config: Any) -> Path:
 def test_sizes_that_the_weights_do_not_show_are_refused(tmp_path: Path, asked: dict[str, Any]) -> None:
     checkpoint_files.check(folder(tmp_path / "honest"))
     other = folder(tmp_path / "other", **asked)
-    with bounded(memory=32 << 20), pytest.raises(Unavailable, match=r"config\.json (names|asks for) "):
+    with bounded(memory=32 << 20), pytest.raises(UnavailableError, match=r"config\.json (names|asks for) "):
         from_pretrained.folder(ModelSource("x", other))
 
 
@@ -102,7 +102,7 @@ def test_what_config_names_and_no_key_tells_is_counted_before_it_is_loaded(tmp_p
     from_pretrained.check_size(AutoModelForCausalLM, config, tmp_path / "model")
     config.vocab_size = 60_000_000
     told = r"asks for [\d,]+ weights, the files hold"
-    with bounded(memory=64 << 20), pytest.raises(Unavailable, match=told):
+    with bounded(memory=64 << 20), pytest.raises(UnavailableError, match=told):
         from_pretrained.check_size(AutoModelForCausalLM, config, tmp_path / "model")
 
 
@@ -141,7 +141,7 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path, name: str) ->
     made = folder(tmp_path / "model")
     (made / name).unlink(missing_ok=True)
     os.mkfifo(made / name)
-    with pytest.raises(Unavailable, match="FIFO"):
+    with pytest.raises(UnavailableError, match="FIFO"):
         from_pretrained.folder(ModelSource("x", made))
     assert ModelPreview(ModelSource("x", made)).config == ({} if name == "config.json" else {**LLAMA})
     with pytest.raises(OSError, match="not a regular file"):
@@ -155,10 +155,10 @@ def test_a_file_longer_than_any_real_one_is_not_read(tmp_path: Path, name: str) 
     made = folder(tmp_path / "model")
     with (made / name).open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(Unavailable, match=f"{name} has 1,099,511,627,776 bytes"):
+    with pytest.raises(UnavailableError, match=f"{name} has 1,099,511,627,776 bytes"):
         checkpoint_files.check(made)
     if name == "tokenizer.json":
-        with pytest.raises(Unavailable, match=f"{name} has 1,099,511,627,776 bytes"):
+        with pytest.raises(UnavailableError, match=f"{name} has 1,099,511,627,776 bytes"):
             ModelPreview(ModelSource("x", made)).tokens("a text")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distillctl.errors import DistillctlError, RecipeError, Unavailable, first_line
+from distillctl.errors import DistillctlError, RecipeError, UnavailableError, first_line
 from distillctl.models import package_files
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ MEANT = {
 def test_a_typo_suggests_the_nearest_package_that_is_installed(name: str) -> None:
     told = refused(MEANT[name])
     assert told.next == "did you mean package:carrier_of_weights/data/rows.jsonl, which is installed?"
-    assert isinstance(told, RecipeError if "-" in MEANT[name] else Unavailable)
+    assert isinstance(told, RecipeError if "-" in MEANT[name] else UnavailableError)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from distillctl.errors import DataError, Unavailable
+from distillctl.errors import DataError, UnavailableError
 from distillctl.phone import assets, npm
 from tests.costs import bounded
 
@@ -97,7 +97,7 @@ def test_fetched_once_checked_and_kept(package: Path, stub: Stub) -> None:
     assert len(stub.calls) == 1
     (folder / "ort.wasm.min.mjs").write_text("changed")
     stub.does("sys.exit(1)")
-    with pytest.raises(Unavailable, match="npm cannot fetch it"):  # the changed one is not used
+    with pytest.raises(UnavailableError, match="npm cannot fetch it"):  # the changed one is not used
         assets.find()
     with pytest.raises(DataError, match=r"ort\.wasm\.min\.mjs is not the one"):
         assets.find(folder)
@@ -112,7 +112,7 @@ def test_fetched_once_checked_and_kept(package: Path, stub: Stub) -> None:
 def test_another_package_is_not_unpacked(package: Path, stub: Stub, change: Any) -> None:
     package.write_bytes(change(package.read_bytes()))
     stub.does(delivers(package))
-    with pytest.raises(Unavailable, match="SHA-512 differs") as told:
+    with pytest.raises(UnavailableError, match="SHA-512 differs") as told:
         assets.find()
     assert told.value.next is not None
     assert "--assets" in told.value.next
@@ -166,7 +166,7 @@ FAILURES = {
 def test_what_npm_has_to_say_is_told_in_one_line(package: Path, stub: Stub, name: str) -> None:
     code, said = FAILURES[name]
     stub.does(code)
-    with pytest.raises(Unavailable) as told:
+    with pytest.raises(UnavailableError) as told:
         assets.find()
     assert told.value.exit_code == 5
     assert str(told.value) == f"onnxruntime-web@{assets.VERSION}: npm cannot fetch it: {said}"
@@ -178,7 +178,7 @@ def test_an_npm_that_hangs_is_ended_with_all_that_it_started(package: Path, stub
     child = f"subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(60)'])"
     stub.does(f"child = {child}; open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid)); time.sleep(60)")
     (tmp_path / "empty").mkdir()
-    with bounded(seconds=50), pytest.raises(Unavailable, match="npm did not deliver it within 2 s"):
+    with bounded(seconds=50), pytest.raises(UnavailableError, match="npm did not deliver it within 2 s"):
         npm.pack(assets.PACKAGE, tmp_path / "empty", seconds=2)
     status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
     for _ in range(50):
@@ -197,7 +197,7 @@ def test_without_npm_the_extra_that_brings_one_is_named(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(npm.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Unavailable, match="there is no npm client") as told:
+    with pytest.raises(UnavailableError, match="there is no npm client") as told:
         assets.find()
     assert told.value.next is not None
     assert told.value.next.startswith("pip install 'distillctl[phone]'; or, ")
@@ -297,7 +297,7 @@ def test_the_settings_of_the_folder_that_a_recipe_came_in_do_not_count(
 @needs_npm
 def test_a_registry_that_cannot_be_reached_is_told_soon(registry: str, tmp_path: Path) -> None:
     (tmp_path / "npmrc").write_text("registry=http://joe:hunter2@127.0.0.1:9/\n")
-    with bounded(), pytest.raises(Unavailable, match=r"npm cannot fetch it: .*ECONNREFUSED") as told:
+    with bounded(), pytest.raises(UnavailableError, match=r"npm cannot fetch it: .*ECONNREFUSED") as told:
         assets.find()
     assert "hunter2" not in str(told.value)
 
@@ -308,7 +308,7 @@ def test_the_real_package_comes_through_the_real_npm(tmp_path: Path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
         folder = assets.find()
-    except Unavailable as error:
+    except UnavailableError as error:
         if "npm cannot fetch it" not in str(error):
             raise
         pytest.skip(f"npm does not reach its registry: {error}")

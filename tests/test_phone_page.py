@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.phone import assets, devices, serve
 from distillctl.phone.task import TOLERANCE
 from distillctl.recipe import CANDIDATES, WeightOnly
@@ -37,7 +37,7 @@ def files() -> Path:
     """onnxruntime-web's files, fetched once for all tests and users of this machine."""
     try:
         return assets.find()
-    except Unavailable as error:
+    except UnavailableError as error:
         pytest.skip(f"neither the npm registry nor a cache: {error}")
 
 
@@ -249,7 +249,7 @@ def test_a_graph_the_browser_cannot_run_is_told_on_the_page_and_here(
         assert ended(page) == "failed"
         assert "could not be run here" in page.inner_text("#lead")
         [error] = result()
-    assert isinstance(error, Unavailable)
+    assert isinstance(error, UnavailableError)
     assert "could not be run" in str(error)
     assert "Can't create a session" in str(error) or "protobuf" in str(error).lower()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distillctl.errors import Unavailable, UsageError
+from distillctl.errors import UnavailableError, UsageError
 from distillctl.phone import addresses, server
 from distillctl.phone.messages import MAX_BYTES, Device, Results
 from distillctl.phone.server import PhoneServer
@@ -57,7 +57,7 @@ class Served:
         if len(results.measurements[0].logits[0]) != 2:
             raise ValueError("want 2 labels")
         if results.download_ms == 28:
-            raise Unavailable("cannot be written: no space")
+            raise UnavailableError("cannot be written: no space")
         self.stored.append((session, device, results))
         return {"stored": True}
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_told_to_the_page_and_to_the_command(served: Served) -> N
     assert status == 500
     assert "no space" in why
     assert served.server.changed.wait(20)  # after the page has been answered
-    assert isinstance(served.server.failure, Unavailable)
+    assert isinstance(served.server.failure, UnavailableError)
 
 
 # ── where it listens ─────────────────────────────────────────────────────────────────────────────

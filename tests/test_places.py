@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from distillctl import cli
-from distillctl.errors import Unavailable, UsageError
+from distillctl.errors import UnavailableError, UsageError
 from distillctl.run_dir import atomic_io
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.terminal import os_errors, streams
 from tests import project
 
@@ -135,7 +135,7 @@ def test_init_and_verify_elsewhere(here, capsys, place):
 def test_a_device_is_never_replaced_by_a_file(here, place):
     """`--junit /dev/full` once put a file in the place of the device."""
     before = os.stat(place).st_mode
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         atomic_io.write_text(here / place, "x")
     assert os.stat(place).st_mode == before
 
@@ -201,8 +201,8 @@ def test_a_working_directory_that_is_gone_from_the_start(tmp_path, args):
 def test_outputs_that_are_gone_are_not_committed(tmp_path):
     workspace = Workspace(tmp_path)
     asked = {"recipe": {}, "inputs": {}, "seed": 0, "seconds": 1.0}
-    with pytest.raises(Unavailable, match="was removed while the stage ran"):
-        workspace.commit("train", outcome=Outcome(["metrics.jsonl"], {}), **asked)
+    with pytest.raises(UnavailableError, match="was removed while the stage ran"):
+        workspace.commit("train", outcome=StageOutput(["metrics.jsonl"], {}), **asked)
     assert workspace.manifest("train") is None
 
 

@@ -20,7 +20,7 @@ from distillctl.losses.targets import Targets
 from distillctl.metrics import text as text_metrics
 from distillctl.quantizers import dynamic_int8, search, texts
 from distillctl.recipe import CANDIDATES, Dense, DynamicInt8, Quantize, implementation
-from distillctl.run_dir.workspace import Outcome, Workspace, tree_digest
+from distillctl.run_dir.workspace import StageOutput, Workspace, tree_digest
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.soft_labels import response_shards
@@ -49,7 +49,7 @@ def runs(tmp_path_factory) -> dict[str, Workspace]:
         found[name] = exported_text.workspace(tmp_path_factory.mktemp("run"), one.model)
         shutil.copytree(one.folder, found[name].folder("export"))
         outputs = sorted(path.name for path in one.folder.iterdir())
-        tiny.commit(found[name], "export", Outcome(outputs, {"builder": kind[1]}))
+        tiny.commit(found[name], "export", StageOutput(outputs, {"builder": kind[1]}))
     _keep_distributions(found["decoder"])
     return found
 
@@ -68,7 +68,7 @@ def _keep_distributions(space: Workspace) -> None:
         rows.append((row, 0, response_shards.Response([int(token) for token in ids], answer, False, labels)))
     response_shards.write(space.folder("collect"), shard, rows, dense)
     facts = space.manifest("collect").facts
-    tiny.commit(space, "collect", Outcome(["views.parquet", "shards"], facts))
+    tiny.commit(space, "collect", StageOutput(["views.parquet", "shards"], facts))
 
 
 def _recipe(kind: str = "text", **quantize_: object):

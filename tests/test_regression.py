@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from distillctl.benchmarks import gate
-from distillctl.errors import GateFailed, Unavailable, UsageError
+from distillctl.errors import GateFailed, UnavailableError, UsageError
 from distillctl.regression import compare, output, paired_timing
 from distillctl.regression.paired_timing import Duel, Side
 from distillctl.regression.sequential_test import LOOKS
@@ -77,7 +77,7 @@ def test_a_side_that_cannot_load_leaves_no_process(tmp_path: Path) -> None:
     good = Side(job(tmp_path / "good"))
     bad = Side(good.job | {"folder": str(tmp_path / "nowhere")})
     for own, other, name in ((good, bad, "other"), (bad, good, "own")):
-        with pytest.raises(Unavailable, match=f"{name}: "):
+        with pytest.raises(UnavailableError, match=f"{name}: "):
             paired_timing.fight(own, other, max_ratio=1.05)
         assert not psutil.Process().children()
 

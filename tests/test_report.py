@@ -22,7 +22,7 @@ from distillctl.controls import table as control_table
 from distillctl.errors import GateFailed, UsageError
 from distillctl.report import charts, contract, fail_under, formatting, markdown, page, verdict
 from distillctl.run_dir import attempts
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages import report
 from tests.browser import EXECUTABLE, browser
@@ -279,7 +279,9 @@ def _export(workspace: Workspace, card: str) -> None:
     export = workspace.manifest("export")
     assert export
     (workspace.folder("export") / "README.md").write_text(card)
-    workspace.commit("export", recipe={}, inputs={}, outcome=Outcome(["README.md"], export.facts), seed=0, seconds=0.0)
+    workspace.commit(
+        "export", recipe={}, inputs={}, outcome=StageOutput(["README.md"], export.facts), seed=0, seconds=0.0
+    )
 
 
 # ── bounds for CI ────────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ from distillctl.data import eval_table, view_table
 from distillctl.data.responses import clean
 from distillctl.errors import UpstreamError
 from distillctl.metrics import text as text_metrics
-from distillctl.pipeline import Ran
+from distillctl.pipeline import StageResult
 from distillctl.report import context_kl, contract, formatting, markdown, page
 from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
@@ -453,7 +453,7 @@ def _told(stage: str, manifest: Manifest | None) -> str:
     """The readable result as plain text, 200 columns wide."""
     assert manifest
     printed = io.StringIO()
-    Console(file=printed, width=200).print(*output.readable(Ran(stage, manifest, False, 1.0)), sep="\n")
+    Console(file=printed, width=200).print(*output.readable(StageResult(stage, manifest, False, 1.0)), sep="\n")
     return printed.getvalue()
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from distillctl import console
 from distillctl.cli import app
-from distillctl.errors import Interrupted, Unavailable
+from distillctl.errors import Interrupted, UnavailableError
 from distillctl.run_dir import run_marker
 from distillctl.run_dir.run_marker import MARKER, PLACES
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder, write_text
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder, write_text
 from tests import project
 
 STAGES = ("collect", "train", "export", "quantize", "bench", "report", "run")
@@ -170,7 +170,7 @@ def _run_dir(folder):
 
 def _commit(workspace, text="views"):
     write_text(workspace.folder("collect") / "views.parquet", text)
-    outcome = Outcome(["views.parquet"], {})
+    outcome = StageOutput(["views.parquet"], {})
     return workspace.commit("collect", recipe={}, inputs={}, outcome=outcome, seed=0, seconds=1.0)
 
 
@@ -214,7 +214,7 @@ def test_a_folder_of_a_stages_name_in_what_has_no_marker_is_refused(tmp_path):
     (folder / MARKER).unlink()
     (folder / "report").mkdir()
     (folder / "report" / "thesis.tex").write_text("mine")
-    with pytest.raises(Unavailable, match="it holds report"), Workspace(folder).lock():
+    with pytest.raises(UnavailableError, match="it holds report"), Workspace(folder).lock():
         pass
     assert (folder / "report" / "thesis.tex").read_text() == "mine"
 
@@ -243,7 +243,7 @@ def test_only_names_with_its_own_token_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize("manifest", ["whole", "one byte changed", "no JSON", "gone"])
-@pytest.mark.parametrize("how", ["made anew", "replaced"])
+@pytest.mark.parametrize("how", ["made again", "replaced"])
 def test_files_that_someone_put_into_a_stages_folder_outlast_it(tmp_path, how, manifest):
     if (how, manifest) == ("replaced", "gone"):
         pytest.skip("a stage that replaces its folder commits it at once")
@@ -263,8 +263,8 @@ def test_files_that_someone_put_into_a_stages_folder_outlast_it(tmp_path, how, m
     }[manifest]()
     workspace = Workspace(folder)
     with workspace.lock():
-        if how == "made anew":
-            with workspace.anew("collect"):
+        if how == "made again":
+            with workspace.rerun("collect"):
                 write_text(folder / "collect" / "new.parquet", "ours")
                 _commit(workspace, "other")
         else:
@@ -339,7 +339,7 @@ def test_another_name_of_a_file_keeps_its_bytes(tmp_path, name):
     workspace = Workspace(folder)
     with workspace.lock():
         write_text(folder / "recipe.lock.yaml", "new")
-        with workspace.anew("collect"):
+        with workspace.rerun("collect"):
             _commit(workspace, "other")
         assert (tmp_path / "other").read_bytes() == before
     assert (tmp_path / "other").read_bytes() == before

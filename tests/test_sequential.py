@@ -46,7 +46,7 @@ def test_interval_says_what_the_ranks_say() -> None:
             assert (turned.low, turned.high) == (-found.high, -found.low)
 
 
-def test_no_interval_before_the_first_look_and_none_anew_between_looks() -> None:
+def test_no_interval_before_the_first_look_and_no_new_one_between_looks() -> None:
     assert sequential_test.centre([1.0] * 5).low == -math.inf
     seven = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 100.0]
     found, before = sequential_test.centre(seven), sequential_test.centre(seven[:6])

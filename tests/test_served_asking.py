@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.recipe import OpenAITeacher
 from distillctl.run_dir import checksums
 from distillctl.teachers.openai import client, protocol, server_capabilities
@@ -163,7 +163,7 @@ def test_half_a_line_of_a_full_disk_is_taken_back(tmp_path, monkeypatch):
         return whole(file, data[:10])
 
     monkeypatch.setattr(os, "write", short)
-    with pytest.raises(Unavailable, match="No space left"):
+    with pytest.raises(UnavailableError, match="No space left"):
         journal.keep("two", _answer(), (1, 1), 1.0)
     monkeypatch.setattr(os, "write", whole)
     journal.keep("three", _answer(), (1, 1), 1.0)
@@ -330,7 +330,7 @@ def test_a_stop_does_not_wait_for_who_was_told_to_come_back_later(tmp_path):
             asking = asyncio.create_task(asker.ask(_request()))
             while not asker.faults:
                 await asyncio.sleep(0.01)
-            asker.stop(Unavailable("enough"))
+            asker.stop(UnavailableError("enough"))
             with pytest.raises(Stopped, match="enough"):
                 await asking
 
@@ -392,7 +392,7 @@ def test_grants_are_kept_for_the_same_question_alone(tmp_path):
     ],
 )
 def test_a_server_that_cannot_be_used_is_unavailable(tmp_path, rules, changes, told):
-    with stub_server.serve(**rules) as stub, pytest.raises(Unavailable, match=told) as error:
+    with stub_server.serve(**rules) as stub, pytest.raises(UnavailableError, match=told) as error:
         _grants(tmp_path, _spec(stub.url).model_copy(update=changes))
     assert error.value.next
     assert error.value.where == stub.url
@@ -401,13 +401,13 @@ def test_a_server_that_cannot_be_used_is_unavailable(tmp_path, rules, changes, t
 def test_nobody_at_the_address_is_unavailable(tmp_path):
     with stub_server.serve() as stub:
         url = stub.url
-    with pytest.raises(Unavailable, match="no connection"):
+    with pytest.raises(UnavailableError, match="no connection"):
         _grants(tmp_path, _spec(url))
 
 
 def test_a_missing_key_is_told_before_anything_is_sent(monkeypatch):
     monkeypatch.delenv("SOME_KEY", raising=False)
-    with pytest.raises(Unavailable, match="SOME_KEY"):
+    with pytest.raises(UnavailableError, match="SOME_KEY"):
         Client(_spec("https://example.org/v1", api_key_env="SOME_KEY"))
     assert client.key(_spec(api_key_env="SOME_KEY")) is None  # this machine's own server may ask for none
 
@@ -417,7 +417,7 @@ def test_the_key_is_sent_and_never_told(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_KEY", secret)
     with stub_server.serve(key="another") as stub:
         spec = _spec(stub.url, api_key_env="SOME_KEY")
-        with pytest.raises(Unavailable, match="Incorrect API key provided") as error:
+        with pytest.raises(UnavailableError, match="Incorrect API key provided") as error:
             _grants(tmp_path, spec)
         assert stub.headers[0]["authorization"] == f"Bearer {secret}"  # the server repeats it in its refusal
     assert secret not in f"{error.value}{error.value.next}{error.value.__cause__!r}{error.value.__context__!r}"
@@ -457,7 +457,7 @@ def test_what_a_server_answers_is_left_as_it_is(tmp_path, monkeypatch, key, api)
 def test_log_probabilities_that_are_none_stop_the_work(tmp_path, api, scale, shift, told):
     """Positive ones, as of logits; and negative ones of more than all the probability there is."""
     with stub_server.serve(stub_server.Hashed(scale=scale), shift=shift) as stub:
-        with pytest.raises(Unavailable, match=told) as error:
+        with pytest.raises(UnavailableError, match=told) as error:
             _grants(tmp_path, _spec(stub.url, api=api))
         assert len(stub.bodies) == 2  # asking again would not help
     assert "natural logarithms" in error.value.next
@@ -596,7 +596,7 @@ def test_answers_that_are_no_file_are_not_opened(tmp_path, kind):
     path, other = tmp_path / "a.jsonl", tmp_path / "other"
     other.write_text("mine, and no newline at its end")
     {"link": lambda: path.symlink_to(other), "FIFO": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
-    with pytest.raises(Unavailable, match="cannot be written"):
+    with pytest.raises(UnavailableError, match="cannot be written"):
         Journal(path)
     assert other.read_text() == "mine, and no newline at its end"
 

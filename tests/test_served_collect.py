@@ -16,7 +16,7 @@ from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.commands import dry_run
 from distillctl.data import view_table
-from distillctl.errors import RecipeError, Unavailable
+from distillctl.errors import RecipeError, UnavailableError
 from distillctl.recipe import Measured, Text, TopK
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import label_shards
@@ -254,7 +254,7 @@ def test_rows_that_cannot_be_answered_are_told_and_alone_asked_again(tmp_path):
     with stub_server.serve() as stub:
         recipe = served_project.recipe(tmp_path, stub.url, teacher={"max_retries": 1})
         stub.refuses = "king the the"
-        with pytest.raises(Unavailable, match=r"\d+ of 80 rows could not be answered: \d+ × HTTP 500") as error:
+        with pytest.raises(UnavailableError, match=r"\d+ of 80 rows could not be answered: \d+ × HTTP 500") as error:
             _collect(recipe, tmp_path / "run")
         assert "distillctl collect" in error.value.next
         failed = [json.loads(line) for line in (tmp_path / FAILED).read_text().splitlines()]
@@ -272,7 +272,7 @@ def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(tmp_path):
     with stub_server.serve() as stub:
         prices = {"prices": {"input": 1.0, "output": 2.0}}
         recipe = served_project.recipe(tmp_path, stub.url, teacher={**prices, "max_cost": 0.002})
-        with pytest.raises(Unavailable, match="max_cost") as error:
+        with pytest.raises(UnavailableError, match="max_cost") as error:
             _collect(recipe, tmp_path / "run")
         assert (error.value.exit_code, "distillctl collect" in error.value.next) == (5, True)
         assert Workspace(tmp_path / "run").manifest("collect") is None

@@ -13,7 +13,7 @@ import zlib
 
 import pytest
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.openai import http, protocol
 from distillctl.teachers.openai.client import Client, Fault
@@ -282,7 +282,7 @@ def test_nothing_goes_to_another_host(tmp_path, monkeypatch, status):
         assert len(server.requests) == 1  # asking again would not help
         assert not other.requests
     reason = error.value.reason
-    assert isinstance(reason, Unavailable)
+    assert isinstance(reason, UnavailableError)
     assert other.url in reason.what
     assert "teacher.base_url" in reason.next
     assert SECRET not in f"{reason}{reason.next}"

@@ -30,7 +30,7 @@ from distillctl.errors import GateFailed, RecipeError
 from distillctl.model_card import frame, generate
 from distillctl.recipe import Recipe
 from distillctl.report import use
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets import javascript, literals
@@ -73,7 +73,7 @@ def labels(template: str, kind: str) -> tuple[Recipe, Workspace, Path]:
     root = Path(_folders.name) / f"{template}-{kind}"
     root.mkdir()
     space = bundled.workspace(root, KINDS[kind], inputs, views(recipe, inputs))
-    tiny.commit(space, "train", Outcome([], {"kl": 0.1, "agreement": 0.9, "max_length": LIMIT}))
+    tiny.commit(space, "train", StageOutput([], {"kl": 0.1, "agreement": 0.9, "max_length": LIMIT}))
     tiny.commit(space, "bundle", label_bundle.run(recipe, space))
     return recipe, space, space.folder("bundle")
 
@@ -89,11 +89,11 @@ def texts(template: str, builder: str) -> tuple[Recipe, Workspace, Path]:
     inputs = tiny_text.texts(12)
     table = ViewTable([f"row-{row}" for row in range(12)], inputs, [None] * 12, inputs, views(recipe, inputs))
     view_table.write(space.folder("collect") / "views.parquet", {"train": table, "eval": table})
-    tiny.commit(space, "export", Outcome([], {"builder": builder}))
+    tiny.commit(space, "export", StageOutput([], {"builder": builder}))
     shutil.copytree(exported.folder, space.folder("quantize"))
     outputs = sorted(path.name for path in space.folder("quantize").iterdir())
     facts = {"chosen": "small", "bytes": 1000, "kl": 0.01, "same_top": 0.98, "score": 0.75, "metric": "chrf"}
-    tiny.commit(space, "quantize", Outcome(outputs, facts | {"fp32": {"bytes": 4000, "score": 0.76}}))
+    tiny.commit(space, "quantize", StageOutput(outputs, facts | {"fp32": {"bytes": 4000, "score": 0.76}}))
     tiny.commit(space, "bundle", text_bundle.run(recipe, space))
     return recipe, space, space.folder("bundle")
 
@@ -245,7 +245,7 @@ def test_columns_of_a_row_are_arguments(tmp_path):
     recipe, inputs = bundled.recipe(contexts=contexts(source)), bundled.texts()
     given = [f"do ba: {text}" for text in inputs]
     space = bundled.workspace(tmp_path, tokenizers_of_kind.byte_level, inputs, given)
-    tiny.commit(space, "train", Outcome([], {"kl": 0.1, "agreement": 0.9, "max_length": LIMIT}))
+    tiny.commit(space, "train", StageOutput([], {"kl": 0.1, "agreement": 0.9, "max_length": LIMIT}))
     label_bundle.run(recipe, space)
     file = space.folder("bundle") / "snippets" / "classify.py"
     classify = python(file, "classify")

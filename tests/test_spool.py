@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distillctl.data import view_table
 from distillctl.data.disk_rows import Spool
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.metrics.statistics import Tally
 from distillctl.run_dir.workspace import Workspace
 from distillctl.teachers.shared_context import common_prefix
@@ -41,7 +41,7 @@ def test_its_file_has_no_name_and_what_rows_share_is_kept_once(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unavailable, match="cannot be written"):
+    with pytest.raises(UnavailableError, match="cannot be written"):
         Spool(tmp_path / "file", np.int32)
 
 

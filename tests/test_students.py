@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from distillctl import pipeline
-from distillctl.errors import DataError, RecipeError, Unavailable
+from distillctl.errors import DataError, RecipeError, UnavailableError
 from distillctl.models import model_source
 from distillctl.recipe import implementation
 from distillctl.run_dir.workspace import Workspace
@@ -112,7 +112,7 @@ def test_classifiers_are_trimmed_in_their_recipe_too(tmp_path):
 
 def test_a_decoder_without_a_head_is_no_whole_model(tmp_path):
     headless = save(tmp_path / "headless", tiny_text.decoder().model, tiny_text.bpe_tokenizer())
-    with pytest.raises(Unavailable, match=r"has no weights for lm_head\.weight"):
+    with pytest.raises(UnavailableError, match=r"has no weights for lm_head\.weight"):
         build(model=str(headless))
 
 
@@ -144,7 +144,7 @@ def test_views_leave_room_for_the_response_and_are_never_empty(folder):
     with pytest.raises(DataError, match="row z: the simplified view has no tokens"):
         encoded(who, [""], ["z"])
     who.tokenizer.add_tokens(["zzz"])
-    with pytest.raises(Unavailable, match=rf"makes the id {len(who.tokenizer) - 1} of row q"):
+    with pytest.raises(UnavailableError, match=rf"makes the id {len(who.tokenizer) - 1} of row q"):
         encoded(who, ["zzz"], ["q"])
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from distillctl.data import batching
 from distillctl.data.answer_place import AnswerPlace
-from distillctl.errors import RecipeError, Unavailable
+from distillctl.errors import RecipeError, UnavailableError
 from distillctl.models import gguf
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
@@ -208,13 +208,13 @@ def test_pickled_weights_are_not_loaded(tmp_path):
     _teacher(tmp_path)
     torch.save({}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(Unavailable, match=r"teacher.model: the teacher teacher cannot be loaded"):
+    with pytest.raises(UnavailableError, match=r"teacher.model: the teacher teacher cannot be loaded"):
         huggingface.load(HuggingFaceTeacher(model="teacher"), ModelSource("teacher", folder))
 
 
 def test_what_is_called_gguf_must_be_gguf(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"oops")
-    with pytest.raises(Unavailable, match="not a GGUF file"):
+    with pytest.raises(UnavailableError, match="not a GGUF file"):
         gguf.dequantized(tmp_path / "x.gguf")
 
 

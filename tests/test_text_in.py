@@ -50,7 +50,7 @@ def cased() -> PreTrainedTokenizerFast:
 
 
 def trimmed(make) -> PreTrainedTokenizerFast:
-    """Its tokens numbered anew."""
+    """Its tokens under new numbers."""
     full = make()
     corpus = Corpus(tokenizers_of_kind.texts(200, seed=3), [])
     small, kept, _ = trim(tiny_text.decoder(vocabulary=len(full)), full, Vocabulary(merges=20), corpus)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu, corpus_chrf, sentence_chrf
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.metrics import fields, names, text
 from distillctl.metrics.text import corpus, metric_name, row_scores
 from distillctl.recipe import Generate
@@ -75,7 +75,7 @@ def test_rouge_l_is_rouge_scores_f_and_reads_other_scripts_too() -> None:
 def test_rouge_l_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     text._rouge_l.cache_clear()
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(Unavailable) as told:
+    with pytest.raises(UnavailableError) as told:
         row_scores("rouge_l", ["a"], ["b"], [], None)
     assert told.value.next == "pip install distillctl[rouge]"
 

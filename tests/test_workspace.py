@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillctl.errors import Unavailable, UpstreamError
+from distillctl.errors import UnavailableError, UpstreamError
 from distillctl.run_dir import atomic_io, run_marker
 from distillctl.run_dir.atomic_io import owned_by, set_aside_name, temporary_name
 from distillctl.run_dir.workspace import (
-    Outcome,
+    StageOutput,
     Workspace,
     digest,
     make_folder,
@@ -37,7 +37,7 @@ def commit(workspace, text="hello", facts=None, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "a.txt", text)
     asked = {"recipe": {"x": 1}, "inputs": {"data": "1"}, "seed": 0, "seconds": 1.0} | changes
-    return workspace.commit("collect", outcome=Outcome(["a.txt"], facts or {}), **asked)
+    return workspace.commit("collect", outcome=StageOutput(["a.txt"], facts or {}), **asked)
 
 
 @given(values, values)
@@ -122,7 +122,7 @@ def test_a_folder_that_fails_leaves_the_old_folder(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         write_text(tmp_path / "file" / "x", "text")
 
 
@@ -140,27 +140,27 @@ def test_what_a_kill_left_half_written_is_swept_and_what_was_set_aside_comes_bac
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "collect", "manifest.json"]
 
 
-def test_anew_keeps_the_old_until_the_new_is_whole(tmp_path):
+def test_rerun_keeps_the_old_until_the_new_is_whole(tmp_path):
     workspace = Workspace(tmp_path)
     manifest = commit(workspace)
-    with pytest.raises(ZeroDivisionError), workspace.anew("collect"):
+    with pytest.raises(ZeroDivisionError), workspace.rerun("collect"):
         _half_written(tmp_path / "collect" / "b")
     assert workspace.manifest("collect") == manifest
-    with workspace.anew("collect"):
+    with workspace.rerun("collect"):
         assert not workspace.folder("collect").exists()
         new = commit(workspace, text="new")
     assert workspace.manifest("collect") == new
     assert os.listdir(tmp_path) == ["collect"]
 
 
-def test_a_stage_that_is_made_anew_may_have_scratch_in_its_folder(tmp_path):
+def test_a_stage_that_is_made_again_may_have_scratch_in_its_folder(tmp_path):
     workspace = Workspace(tmp_path)
     old = commit(workspace)
-    with pytest.raises(ZeroDivisionError), workspace.anew("collect"):
+    with pytest.raises(ZeroDivisionError), workspace.rerun("collect"):
         _fail_after_scratch(workspace)
     assert workspace.manifest("collect") == old
     assert workspace.damage("collect", old) is None
-    with workspace.anew("collect"):
+    with workspace.rerun("collect"):
         _scratch_then_new(workspace)
         new = commit(workspace, text="new")
     assert workspace.manifest("collect") == new
@@ -227,7 +227,7 @@ def test_new_folders_are_fsynced_into_those_above(tmp_path, monkeypatch):
 
 def test_an_error_of_a_scratch_file_elsewhere_names_it(tmp_path):
     scratch = "/somewhere/else/x"
-    with pytest.raises(Unavailable, match="No space left") as raised, writable(tmp_path / "run" / "export"):
+    with pytest.raises(UnavailableError, match="No space left") as raised, writable(tmp_path / "run" / "export"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), scratch)
     assert raised.value.where == scratch
     assert "TMPDIR" in raised.value.next
@@ -330,7 +330,7 @@ def test_those_of_an_unfinished_run_stay(tmp_path):
     workspace = Workspace(tmp_path)
     with workspace.lock():
         commit(workspace)
-        workspace.retract("collect")
+        workspace.invalidate("collect")
         _checkpoints(workspace, CHECKPOINT)
     with workspace.lock():
         assert (workspace.folder("collect") / CHECKPOINT).exists()
@@ -365,7 +365,10 @@ def _home(root):
 def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path):
     _home(tmp_path)
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
-    with pytest.raises(Unavailable, match="not empty and is not a run directory") as raised, Workspace(tmp_path).lock():
+    with (
+        pytest.raises(UnavailableError, match="not empty and is not a run directory") as raised,
+        Workspace(tmp_path).lock(),
+    ):
         pass
     assert "--run-dir" in raised.value.next
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from distillctl.data import view_table
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.soft_labels import label_shards
 
 LABELS = ["number", "person", "place"]
@@ -115,7 +115,7 @@ def workspace(root: Path, student: PreTrainedModel | None = None, rows: int = 40
     column = pa.array(list(predicted), pa.list_(pa.float32()))
     table = pa.table({"id": ids, "student": column, "control": pa.nulls(rows, column.type)})
     pq.write_table(table, folder / "eval.parquet")
-    commit(space, "train", Outcome(["model", "eval.parquet"], {"kl": 0.1, "agreement": 0.9, "max_length": 64}))
+    commit(space, "train", StageOutput(["model", "eval.parquet"], {"kl": 0.1, "agreement": 0.9, "max_length": 64}))
     return space
 
 
@@ -132,9 +132,9 @@ def _commit_collect(space: Workspace, views: view_table.ViewTable, teacher: np.n
         "context_tokens": {"teacher": 50, "student": 8},
         "teacher": {"reference": "teacher"},
     }
-    commit(space, "collect", Outcome(["views.parquet", "shards"], facts))
+    commit(space, "collect", StageOutput(["views.parquet", "shards"], facts))
 
 
-def commit(space: Workspace, stage: str, outcome: Outcome) -> None:
+def commit(space: Workspace, stage: str, outcome: StageOutput) -> None:
     """As the pipeline does after a stage has run."""
     space.commit(stage, recipe={}, inputs={}, outcome=outcome, seed=0, seconds=0.0)

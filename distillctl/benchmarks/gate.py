@@ -19,7 +19,7 @@ import numpy as np
 
 from distillctl import console
 from distillctl.data import view_table
-from distillctl.errors import Told, UpstreamError
+from distillctl.errors import UpstreamError, UserFacingError
 from distillctl.regression import paired_timing
 from distillctl.regression.paired_timing import Side
 from distillctl.run_dir.workspace import Workspace
@@ -116,6 +116,6 @@ def _told(figures: dict[str, Any]) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Told as problem:
+    except UserFacingError as problem:
         console.error(problem)
         raise SystemExit(problem.exit_code) from None

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from distillctl import console
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.losses.chunked_head import chunked, rows_at_once
 from distillctl.losses.heads import Head
 from distillctl.losses.targets import DenseTargets, Targets, TopKTargets
@@ -124,7 +124,7 @@ class _Run:
     def _answer(self) -> dict[str, float]:
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
-            raise Unavailable(
+            raise UnavailableError(
                 f"the process ended with exit code {self._process.wait()}", where=f"bench-loss, {self.way}"
             )
         found: dict[str, float] = json.loads(line)

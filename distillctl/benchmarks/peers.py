@@ -31,7 +31,7 @@ from scipy.stats import sem
 from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.data import view_table
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.graphs import sidecar_files
 from distillctl.metrics import scores
 from distillctl.run_dir.workspace import Workspace
@@ -151,9 +151,9 @@ def _run(command: list[Any]) -> None:
     try:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     except OSError as error:
-        raise Unavailable(f"optimum-cli cannot be run: {error}", next="make bench-peers installs it") from None
+        raise UnavailableError(f"optimum-cli cannot be run: {error}", next="make bench-peers installs it") from None
     if done.returncode:
-        raise Unavailable("\n".join(["optimum-cli failed", *done.stderr.splitlines()[-8:]]), where=str(command[0]))
+        raise UnavailableError("\n".join(["optimum-cli failed", *done.stderr.splitlines()[-8:]]), where=str(command[0]))
 
 
 def _same_int8(source: Path, peer: Path, target: Path) -> Path:

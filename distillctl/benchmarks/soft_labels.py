@@ -31,7 +31,7 @@ from distillctl import recipe as recipes
 from distillctl.data import batching, examples, view_table, views
 from distillctl.data.responses import Response
 from distillctl.data.views import CEILING
-from distillctl.errors import Told, UpstreamError
+from distillctl.errors import UpstreamError, UserFacingError
 from distillctl.losses.targets import DenseTargets
 from distillctl.models import model_source
 from distillctl.recipe import ForwardKL, Recipe, Sampled, Text, TopK, Train, implementation
@@ -305,6 +305,6 @@ def _print_table(found: dict[str, Any]) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Told as problem:
+    except UserFacingError as problem:
         console.error(problem)
         sys.exit(problem.exit_code)

@@ -12,7 +12,7 @@ from distillctl.bundle import archive, contents, figures, mobile, text_in
 from distillctl.bundle.listing import NAME, Example, File, Graph, Listing
 from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import Manifest, Outcome, Workspace, replacing, versions
+from distillctl.run_dir.workspace import Manifest, StageOutput, Workspace, replacing, versions
 from distillctl.snippets import javascript
 from distillctl.snippets.reading import Reading
 
@@ -114,13 +114,13 @@ class Draft:
         }
 
 
-def outcome(workspace: Workspace, facts: dict[str, Any]) -> Outcome:
+def outcome(workspace: Workspace, facts: dict[str, Any]) -> StageOutput:
     """The finished folder's archive, and what the stage hands over."""
     folder, target = workspace.folder("bundle"), workspace.root / ARCHIVE
     with replacing(target) as temporary:
         archive.write(folder, temporary)
     outputs = sorted(path.name for path in folder.iterdir())
-    return Outcome([*outputs, f"../{ARCHIVE}"], facts | {"archive_bytes": target.stat().st_size})
+    return StageOutput([*outputs, f"../{ARCHIVE}"], facts | {"archive_bytes": target.stat().st_size})
 
 
 def _latencies(bench: dict[str, Any] | None) -> dict[str, Any] | None:

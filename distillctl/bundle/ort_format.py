@@ -14,7 +14,7 @@ from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, conv
 
 from distillctl import console
 from distillctl.bundle import ort_canonical
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 OPERATORS = "required_operators_and_types.config"
@@ -65,6 +65,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except native.Fail as error:
         if "Failed to save" not in str(error):
             raise
-        raise Unavailable(
+        raise UnavailableError(
             "the .ort file cannot be written", where=str(folder), next="free some space; what was committed is kept"
         ) from error

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 from distillctl.data.view_template import BARE, WHITESPACE, ViewTemplate
-from distillctl.errors import GateFailed, RecipeError, Unavailable, first_line
+from distillctl.errors import GateFailed, RecipeError, UnavailableError, first_line
 from distillctl.snippets.reading import Reading
 
 FILE = "model_text_in.onnx"
@@ -50,14 +50,14 @@ ODD_TEXTS = (
 
 
 def library() -> str:
-    """Path of onnxruntime-extensions' operators; Unavailable where it is not installed."""
+    """Path of onnxruntime-extensions' operators; UnavailableError where it is not installed."""
     package = importlib.util.find_spec("onnxruntime_extensions")
     if package is None:
-        raise Unavailable(f"{EXTENSIONS} is not installed", where=_WHERE, next="pip install 'distillctl[text-in]'")
+        raise UnavailableError(f"{EXTENSIONS} is not installed", where=_WHERE, next="pip install 'distillctl[text-in]'")
     # As its get_library_path() has it; but importing the package imports torch where that is installed.
     found = PathFinder.find_spec("_extensions_pydll", package.submodule_search_locations)
     if found is None or found.origin is None:
-        raise Unavailable(f"this {EXTENSIONS} has no library of operators", where=_WHERE)
+        raise UnavailableError(f"this {EXTENSIONS} has no library of operators", where=_WHERE)
     return found.origin
 
 

@@ -14,23 +14,25 @@ from pydantic_core import from_json
 
 from distillctl.bundle import archive, text_in
 from distillctl.bundle.listing import MAX_BYTES, NAME, OLD_FORMAT, Listing
-from distillctl.errors import DataError, GateFailed, Unavailable, first_line
+from distillctl.errors import DataError, GateFailed, UnavailableError, first_line
 from distillctl.graphs import sidecar_files
 from distillctl.run_dir.workspace import MANIFEST, file_digest, writable
 from distillctl.runtimes import trial
 from distillctl.runtimes.process import WorkerFailed, WorkerProcess
 
 _WORKER = "distillctl.bundle.worker"
-_NEXT = "distillctl export RECIPE --bundle  makes it anew"
+_NEXT = "distillctl export RECIPE --bundle  builds it again"
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """What was found; DataError where ``path`` is no bundle, Unavailable where it cannot be read, GateFailed with all
-    that differs where it is not as it was made."""
+    """What was found; DataError where ``path`` is no bundle, UnavailableError where it cannot be read, GateFailed with
+    all that differs where it is not as it was made."""
     try:
         return _verify(path)
     except OSError as error:
-        raise Unavailable(f"cannot be read: {error.strerror or error}", where=str(error.filename or path)) from error
+        raise UnavailableError(
+            f"cannot be read: {error.strerror or error}", where=str(error.filename or path)
+        ) from error
 
 
 def _verify(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from distillctl.data.rows import left_out
 from distillctl.data.views import PUBLIC
 from distillctl.metrics import names
-from distillctl.pipeline import Ran, State
+from distillctl.pipeline import StageResult, State
 from distillctl.report import speed
 from distillctl.run_dir.workspace import Workspace
 from distillctl.terminal.text_table import TextTable
@@ -19,23 +19,23 @@ from distillctl.terminal.text_table import TextTable
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "damaged": "red"}
 
 
-def as_json(ran: Ran) -> dict[str, Any]:
+def as_json(ran: StageResult) -> dict[str, Any]:
     """The stage, whether it was fresh, and all its facts."""
     return {"stage": ran.stage, "fresh": ran.reused, "seconds": round(ran.seconds, 2), **ran.manifest.facts}
 
 
-def brief(ran: Ran) -> dict[str, Any]:
+def brief(ran: StageResult) -> dict[str, Any]:
     return {"fresh": ran.reused, "seconds": round(ran.seconds, 2), "fingerprint": ran.manifest.fingerprint}
 
 
-def line(ran: Ran) -> str:
+def line(ran: StageResult) -> str:
     """One line about a stage that is done."""
     if ran.reused:
         return f"{ran.stage}: fresh"
     return f"{ran.stage}: done in {ran.seconds:.1f} s"
 
 
-def readable(ran: Ran) -> Iterator[Any]:
+def readable(ran: StageResult) -> Iterator[Any]:
     """A short readable result."""
     facts = ran.manifest.facts
     if ran.stage != "report":

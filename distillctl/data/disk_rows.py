@@ -39,7 +39,7 @@ class Spool(Sequence[np.ndarray]):
         self._unread = False
 
     def append(self, row: np.ndarray | Sequence[int]) -> None:
-        """Unavailable when the disk is full."""
+        """UnavailableError when the disk is full."""
         values = np.ascontiguousarray(row, self._kind)
         if not self._common:
             self._first = values.copy()

@@ -26,14 +26,14 @@ from contextlib import AbstractContextManager
 
 from distillctl.engines import local
 from distillctl.engines.worker_pool import Crew, Description
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.recipe import Collect
 
 
 def check(spec: Collect) -> None:
-    """Unavailable when the engine is not installed; nothing is imported."""
+    """UnavailableError when the engine is not installed; nothing is imported."""
     if spec.engine == "ray" and importlib.util.find_spec("ray") is None:
-        raise Unavailable("Ray is not installed", where="collect.engine", next="pip install 'distillctl[ray]'")
+        raise UnavailableError("Ray is not installed", where="collect.engine", next="pip install 'distillctl[ray]'")
 
 
 def crew(spec: Collect, description: Description) -> AbstractContextManager[Crew]:

@@ -34,7 +34,7 @@ from ray.exceptions import (
 
 from distillctl import console, interrupts
 from distillctl.engines.worker_pool import Crew, Description, Key, Task
-from distillctl.errors import Told, Unavailable, first_line
+from distillctl.errors import UnavailableError, UserFacingError, first_line
 from distillctl.recipe import Collect
 
 STORE_BYTES = 2**28
@@ -91,7 +91,7 @@ class _Actors:
         while (batch := _following(batches)) is not None:
             for row in batch.to_pylist():
                 found = pickle.loads(row["pickled"])
-                if isinstance(found, Told):
+                if isinstance(found, UserFacingError):
                     raise found
                 yield keys[row["number"]], found
 
@@ -111,7 +111,7 @@ class _Actors:
             where, what = (
                 ("engine", "Ray cannot be started") if here else ("address", f"no Ray cluster at {spec.address}")
             )
-            raise Unavailable(f"{what}: {first_line(error)}", where=f"collect.{where}") from error
+            raise UnavailableError(f"{what}: {first_line(error)}", where=f"collect.{where}") from error
         finally:
             interrupts.install()  # Ray has put its own handler of SIGTERM in place
         for name in ("ray", "ray.data"):
@@ -121,7 +121,7 @@ class _Actors:
         there = ray.cluster_resources()
         for name, wanted in (("CPU", spec.cpus), ("GPU", spec.gpus)):
             if there.get(name, 0) < wanted * spec.workers:
-                raise Unavailable(
+                raise UnavailableError(
                     f"{spec.workers} workers with {wanted:g} {name}s each are asked for, and there are "
                     f"{there.get(name, 0):g} {name}s",
                     where="collect",
@@ -130,11 +130,11 @@ class _Actors:
 
 
 def _following(batches: Iterator[Any]) -> Any:
-    """The next answers; None after the last. Unavailable when a worker died too often."""
+    """The next answers; None after the last. UnavailableError when a worker died too often."""
     try:
         return next(batches, None)
     except _DEATHS as error:
-        raise Unavailable(
+        raise UnavailableError(
             f"workers die before they have answered: {first_line(error)}",
             where="collect",
             next="give each more memory, or ask for fewer on a machine; what was committed is kept",
@@ -168,6 +168,6 @@ class _Labeller:
         """One task's answer, or what is to be told instead."""
         try:
             found = self._worker.label(pickle.loads(batch["pickled"][0].as_buffer()))
-        except Told as problem:
+        except UserFacingError as problem:
             found = problem
         return pa.table({"number": batch["number"], "pickled": [pickle.dumps(found)]})

@@ -45,8 +45,8 @@ class Decoder(Part):
 def export(
     model: PreTrainedModel, folder: Path, opset: int | None = None, max_length: int | None = None
 ) -> ExportedGraph:
-    """Write ``folder``/model.onnx. Unavailable when the model's past is not keys and values alone, RecipeError when the
-    opset cannot be had. max_length: tokens of view and response, where rotary tables end."""
+    """Write ``folder``/model.onnx. UnavailableError when the model's past is not keys and values alone, RecipeError
+    when the opset cannot be had. max_length: tokens of view and response, where rotary tables end."""
     inputs = _samples(model)
     with rotary_tables.shortened(model, max_length):
         program = tracing.trace(Decoder(model), inputs, opset)

@@ -18,7 +18,7 @@ import onnx_ir
 from transformers import AutoConfig
 
 from distillctl import console
-from distillctl.errors import Unavailable, first_line
+from distillctl.errors import UnavailableError, first_line
 from distillctl.graphs import rotary_tables, tracing
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.untrusted import limits
@@ -27,7 +27,7 @@ GRAPH, CONFIG = "model.onnx", "genai_config.json"
 _PACKAGE = "onnxruntime-genai"
 
 
-class Unsupported(Unavailable):
+class Unsupported(UnavailableError):
     """The builder does not know the architecture, or something about it; or it is not installed."""
 
 

@@ -67,8 +67,8 @@ class Decoder(Part):
 
 
 def export(model: PreTrainedModel, folder: Path, opset: int | None = None) -> ExportedGraph:
-    """Write both graphs to ``folder``; the inputs told are the decoder's. Unavailable when the decoder's past is not
-    keys and values alone, RecipeError when the opset cannot be had."""
+    """Write both graphs to ``folder``; the inputs told are the decoder's. UnavailableError when the decoder's past is
+    not keys and values alone, RecipeError when the opset cannot be had."""
     encoder, decoder = _samples(model)
     program = tracing.trace(Encoder(model), encoder, opset)
     positions = ("batch", "encoder_sequence")

@@ -66,7 +66,7 @@ _ENDLESS = ("Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch", "Sampli
 def check(folder: Path, next: str) -> None:
     """UpstreamError unless every graph of a folder is one, and reads nothing but regular files that lie beside it.
 
-    next: the command that makes the folder anew.
+    next: the command that builds the folder again.
     """
     if problem := _foreign_settings(folder):
         raise UpstreamError(problem, where=str(folder / GENAI_CONFIG), next=next)

@@ -12,7 +12,7 @@ import psutil
 import transformers
 
 from distillctl import console
-from distillctl.errors import DistillctlError, Unavailable, first_line
+from distillctl.errors import DistillctlError, UnavailableError, first_line
 from distillctl.graphs import genai_builder, sidecar_files
 from distillctl.models import cached_folders, checkpoint_files, from_pretrained
 from distillctl.models.model_source import ModelSource
@@ -53,7 +53,7 @@ def _build(spec: HuggingFaceTeacher, source: ModelSource, cache: Path) -> None:
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(cache.parent).free
     for what, needed, there in (("memory", _BUILD_BYTES, memory), ("disk", _KEPT_BYTES, disk)):
         if needed * parameters > there:
-            raise Unavailable(
+            raise UnavailableError(
                 f"building its {GENAI_DTYPE} graph takes {needed * parameters / 1e9:.1f} GB of {what}, "
                 f"{there / 1e9:.1f} GB are free"
             )

@@ -18,7 +18,7 @@ from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
 from distillctl import console
-from distillctl.errors import RecipeError, Unavailable
+from distillctl.errors import RecipeError, UnavailableError
 from distillctl.graphs import last_layer_pruning
 from distillctl.runtimes.onnxruntime import graph_bytes
 
@@ -61,11 +61,11 @@ def trace(module: nn.Module, inputs: Mapping[str, Any], opset: int | None) -> on
 
 
 def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
-    """Of each layer, [B, H, T, d]. Unavailable when a layer keeps something else."""
+    """Of each layer, [B, H, T, d]. UnavailableError when a layer keeps something else."""
     try:
         return [(layer.keys, layer.values) for layer in cache.layers]
     except AttributeError:
-        raise Unavailable(
+        raise UnavailableError(
             f"{type(cache).__name__} holds more than keys and values, and nothing else can be traced", where="export"
         ) from None
 

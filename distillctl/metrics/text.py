@@ -16,7 +16,7 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.metrics import fields, names
 
 # Effective order only changes texts so short that they have no 4-gram at all, which would score 0 even when right.
@@ -40,7 +40,7 @@ def row_scores(
     `format`: the whole text matches ``pattern``; `fields`: the share of equal values of two JSON objects (`fields`);
     `exact`: equal once stripped; `chrf`: chrF2 (Popović 2015); `bleu`: sentence BLEU with effective order and
     exponential smoothing (Post 2018, sacreBLEU); `rouge_l`: F1 of the longest common subsequence of words (Lin 2004).
-    Unavailable when rouge_l's package is not installed.
+    UnavailableError when rouge_l's package is not installed.
     """
     if metric == "format":
         fits = re.compile(pattern or "").fullmatch
@@ -113,7 +113,7 @@ def _rouge_l() -> Callable[[str, str], float]:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise Unavailable(
+        raise UnavailableError(
             "the metric rouge_l needs rouge-score", where="task.metrics", next="pip install distillctl[rouge]"
         ) from None
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl import console
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.run_dir import checksums
 from distillctl.run_dir.fingerprints import file_digest
 from distillctl.run_dir.workspace import replacing_folder, write_text
@@ -99,7 +99,7 @@ def _digests(paths: Iterable[Path]) -> dict[Path, str]:
         changed |= before != fresh[str(path)]
     if changed:
         kept = dict(list((known | fresh).items())[-_REMEMBERED:])
-        with contextlib.suppress(Unavailable):  # a cache that cannot be written is none
+        with contextlib.suppress(UnavailableError):  # a cache that cannot be written is none
             write_text(memory, checksums.put(json.dumps({"files": kept})))
     return found
 

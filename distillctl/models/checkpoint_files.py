@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distillctl.errors import Unavailable, first_line, is_of_tokenizers
+from distillctl.errors import UnavailableError, first_line, is_of_tokenizers
 from distillctl.untrusted import limits, regular_files
 
 _HEADER_BYTES = 100 << 20
@@ -49,9 +49,9 @@ def shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def check(folder: Path) -> None:
-    """Unavailable where a model's folder would cost more than its weights explain, before any of it is taken: where
-    config.json names more layers, or larger sizes, than the tensors show; where a file is a device or a pipe, or is
-    longer than any real one; where weights would be read from elsewhere. What else is wrong the library says that
+    """UnavailableError where a model's folder would cost more than its weights explain, before any of it is taken:
+    where config.json names more layers, or larger sizes, than the tensors show; where a file is a device or a pipe, or
+    is longer than any real one; where weights would be read from elsewhere. What else is wrong the library says that
     loads it."""
     try:
         check_files(folder)
@@ -62,9 +62,11 @@ def check(folder: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise Unavailable(f"the model cannot be read: {first_line(error)}", where=str(folder)) from None
+        raise UnavailableError(f"the model cannot be read: {first_line(error)}", where=str(folder)) from None
     if problem:
-        raise Unavailable(f"config.json {problem}", where=str(folder), next="look at config.json, or at its weights")
+        raise UnavailableError(
+            f"config.json {problem}", where=str(folder), next="look at config.json, or at its weights"
+        )
 
 
 def too_large(config: Any, held: Sequence[tuple[int, ...]]) -> str | None:
@@ -94,13 +96,13 @@ def too_large(config: Any, held: Sequence[tuple[int, ...]]) -> str | None:
     return None
 
 
-def too_many(wanted: int, folder: Path) -> Unavailable | None:
+def too_many(wanted: int, folder: Path) -> UnavailableError | None:
     """Whether a model of ``wanted`` weights is more than the folder's files explain."""
     held = sum(math.prod(shape) for _, shape in shapes(folder))
     if not held or wanted <= max(_HARMLESS_WEIGHTS, _PACKED * held):
         return None
     what = f"config.json asks for {wanted:,} weights, the files hold {held:,}"
-    return Unavailable(what, where=str(folder), next="look at config.json, or at its weights")
+    return UnavailableError(what, where=str(folder), next="look at config.json, or at its weights")
 
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_source_positions", "max_target_positions")
@@ -158,7 +160,7 @@ def _check_indexes(folder: Path) -> None:
 
 
 @contextmanager
-def loading(unavailable: Callable[[BaseException], Unavailable]) -> Iterator[None]:
+def loading(unavailable: Callable[[BaseException], UnavailableError]) -> Iterator[None]:
     """What transformers and the libraries under it raise over the files of a model, as ``unavailable`` tells it."""
     try:
         yield

@@ -13,8 +13,8 @@ from distillctl.models.model_source import ModelSource
 
 
 def folder(source: ModelSource) -> str:
-    """A hub id or a folder; of a GGUF file, what was made of it. Unavailable when its files are not what they should
-    be."""
+    """A hub id or a folder; of a GGUF file, what was made of it. UnavailableError when its files are not what they
+    should be."""
     if source.path is None:
         return source.name
     if source.is_gguf:
@@ -24,8 +24,8 @@ def folder(source: ModelSource) -> str:
 
 
 def check_size(auto: Any, config: Any, folder: Path) -> None:
-    """Unavailable where the model that ``auto`` makes of a configuration is larger than the weights beside it explain.
-    Nothing is allocated to find that out."""
+    """UnavailableError where the model that ``auto`` makes of a configuration is larger than the weights beside it
+    explain. Nothing is allocated to find that out."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
     if problem := checkpoint_files.too_many(count, folder):

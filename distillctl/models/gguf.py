@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from distillctl import console
-from distillctl.errors import Unavailable, first_line
+from distillctl.errors import UnavailableError, first_line
 from distillctl.models import cached_folders, gguf_header
 
 
@@ -20,7 +20,7 @@ def dequantized(path: Path) -> Path:
         try:
             gguf_header.read(path)
         except (OSError, ValueError) as error:
-            raise Unavailable(f"cannot be read: {first_line(error)}", where=str(path)) from None
+            raise UnavailableError(f"cannot be read: {first_line(error)}", where=str(path)) from None
         console.note(f"dequantizing {path.name} once (kept in {cache})")
         try:
             with console.libraries_quiet():
@@ -33,7 +33,7 @@ def dequantized(path: Path) -> Path:
                     trust_remote_code=False,
                 )
         except Exception as error:  # of any kind: it is a stranger's file, and many libraries read it
-            raise Unavailable(f"cannot be read: {first_line(error)}", where=str(path)) from error
+            raise UnavailableError(f"cannot be read: {first_line(error)}", where=str(path)) from error
         with cached_folders.filling(cache) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 
 from distillctl import console
-from distillctl.errors import Unavailable, first_line
+from distillctl.errors import UnavailableError, first_line
 from distillctl.models.model_source import ModelSource
 
 SECONDS = 6.0
@@ -17,7 +17,8 @@ SECONDS = 6.0
 
 
 def require(models: Mapping[str, ModelSource | None]) -> None:
-    """Raise Unavailable where the hub cannot be reached and a model that is to come from it is not on this machine.
+    """Raise UnavailableError where the hub cannot be reached and a model that is to come from it is not on this
+    machine.
 
     models: recipe key → the model it names. Those that are here already are used from now on without asking the hub.
     """
@@ -28,7 +29,7 @@ def require(models: Mapping[str, ModelSource | None]) -> None:
     if missing:
         (where, reference), *others = missing.items()
         more = "".join(f"; neither is {key}, {other}" for key, other in others)
-        raise Unavailable(
+        raise UnavailableError(
             f"{reference} cannot be loaded: it is not on this machine{more}, and {reason}",
             where=where,
             next=f"set {' and '.join(missing)} to a folder, a .gguf file or package:NAME/path that is here; {_ACCESS}",
@@ -44,13 +45,13 @@ def _note(reason: str) -> None:
 _ACCESS = "or set HF_ENDPOINT to a mirror, or HTTPS_PROXY to a proxy, that can be reached"
 
 
-def no_data_set(name: str, error: BaseException, where: str) -> Unavailable:
+def no_data_set(name: str, error: BaseException, where: str) -> UnavailableError:
     """Return the error that says that a data set cannot be had, and why."""
     reason = unreachable()
     if reason is None:
-        return Unavailable(f"no data set {name!r}: {first_line(error)}", where=where)
+        return UnavailableError(f"no data set {name!r}: {first_line(error)}", where=where)
     what = f"the data set {name!r} is not on this machine, and {reason}"
-    return Unavailable(what, where=where, next=f"set {where} to a file that is here; {_ACCESS}")
+    return UnavailableError(what, where=where, next=f"set {where} to a file that is here; {_ACCESS}")
 
 
 @functools.cache

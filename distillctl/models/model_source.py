@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillctl import recipe as recipes
-from distillctl.errors import DataError, RecipeError, Unavailable, first_line
+from distillctl.errors import DataError, RecipeError, UnavailableError, first_line
 from distillctl.models import cached_folders, gguf_header, package_files
 from distillctl.run_dir.workspace import digest, tree_digest
 from distillctl.untrusted import regular_files
@@ -63,7 +63,7 @@ class ModelSource:
             try:
                 return tree_digest(self.path)
             except OSError as error:
-                raise Unavailable(f"cannot be read: {error.strerror or error}", where=str(self.path)) from None
+                raise UnavailableError(f"cannot be read: {error.strerror or error}", where=str(self.path)) from None
         from huggingface_hub import scan_cache_dir
         from huggingface_hub.errors import CacheNotFound
 
@@ -153,7 +153,7 @@ def student(recipe: recipes.Recipe) -> ModelSource | None:
 
 
 def model(reference: str, folder: Path, *, revision: str | None, where: str) -> ModelSource:
-    """Resolve a model reference; Unavailable when it is neither a file, a folder nor a possible hub id."""
+    """Resolve a model reference; UnavailableError when it is neither a file, a folder nor a possible hub id."""
     if reference.startswith(package_files.PREFIX):
         path = package_files.find(reference, where=where)
     else:
@@ -162,10 +162,12 @@ def model(reference: str, folder: Path, *, revision: str | None, where: str) -> 
         try:
             regular_files.check_folder(path)
         except OSError as error:
-            raise Unavailable(f"cannot be read: {error.strerror or error}", where=str(error.filename or path)) from None
+            raise UnavailableError(
+                f"cannot be read: {error.strerror or error}", where=str(error.filename or path)
+            ) from None
         return ModelSource(reference, path.resolve())
     if path.is_file():
         raise RecipeError(f"{path} is neither a model folder nor a .gguf file", where=where)
     if reference.startswith((".", "/", "~")) or not _HUB_ID.match(reference):
-        raise Unavailable(f"no model at {path}", where=where)
+        raise UnavailableError(f"no model at {path}", where=where)
     return ModelSource(reference, None, revision)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from distillctl.errors import RecipeError, Unavailable
+from distillctl.errors import RecipeError, UnavailableError
 
 PREFIX = "package:"
 _ALIKE = 0.7
@@ -23,8 +23,8 @@ _LISTED, _TOLD = 2000, 5
 def find(reference: str, *, where: str) -> Path:
     """Return the file or folder of `package:NAME/path`.
 
-    RecipeError for a reference that is none; Unavailable where the package is not installed or has no such file. Both
-    suggest the nearest name that is there. They never advise to install what a recipe names: anybody can publish a
+    RecipeError for a reference that is none; UnavailableError where the package is not installed or has no such file.
+    Both suggest the nearest name that is there. They never advise to install what a recipe names: anybody can publish a
     package under a name that is mistyped often.
     """
     name, _, inner = reference.removeprefix(PREFIX).partition("/")
@@ -36,19 +36,21 @@ def find(reference: str, *, where: str) -> Path:
         )
     folders = _folders(name)
     if folders is None:
-        raise Unavailable(
+        raise UnavailableError(
             f"the Python package {name[:200]} is not installed ({reference[:200]})",
             where=where,
             next=_did_you_mean(name, inner)
             or "package: reads only what is installed; check the name, or give a file, a folder or a hub id",
         )
     if not folders:
-        raise Unavailable(f"{name} is a single module and carries no files ({reference})", where=where)
+        raise UnavailableError(f"{name} is a single module and carries no files ({reference})", where=where)
     for folder in folders:
         path = folder / inner
         if _exists(path, reference, where):
             return path
-    raise Unavailable(f"the package {name} carries no {inner}", where=where, next=_nearest_file(name, folders, inner))
+    raise UnavailableError(
+        f"the package {name} carries no {inner}", where=where, next=_nearest_file(name, folders, inner)
+    )
 
 
 def _exists(path: Path, reference: str, where: str) -> bool:

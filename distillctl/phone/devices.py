@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from distillctl.errors import UpstreamError
 from distillctl.phone.messages import MAX_BYTES, Device, Failure, Finite, Milliseconds, Word
-from distillctl.run_dir.workspace import Outcome, Workspace, write_text
+from distillctl.run_dir.workspace import StageOutput, Workspace, write_text
 from distillctl.untrusted import limits
 
 STAGE = "devices"
@@ -120,7 +120,9 @@ def add(workspace: Workspace, measured: Measured, inputs: Mapping[str, str], see
         STAGE,
         recipe={},
         inputs=inputs,
-        outcome=Outcome([f"{one.id}.json" for one in everything], {"devices": [one.figures() for one in everything]}),
+        outcome=StageOutput(
+            [f"{one.id}.json" for one in everything], {"devices": [one.figures() for one in everything]}
+        ),
         seed=seed,
         seconds=seconds,
     )

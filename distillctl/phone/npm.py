@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.run_dir.workspace import write_text
 
 SECONDS = 300.0
@@ -36,7 +36,7 @@ _MOST_CHARACTERS = 300
 def client() -> list[str]:
     """Return the command that starts npm: the client on PATH, else the one that `distillctl[phone]` installs.
 
-    Unavailable when there is neither.
+    UnavailableError when there is neither.
     """
     if found := shutil.which("npm"):
         return [str(Path(found).absolute())]
@@ -46,15 +46,15 @@ def client() -> list[str]:
         script = Path(location) / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
         if node.is_file() and script.is_file():
             return [str(node), str(script)]
-    raise Unavailable("there is no npm client on PATH", next=EXTRA)
+    raise UnavailableError("there is no npm client on PATH", next=EXTRA)
 
 
 def pack(package: str, folder: Path, *, seconds: float = SECONDS) -> Path:
     """Let npm download the tarball of ``package`` (NAME@VERSION) into an empty folder; return the tarball's path.
 
     Nothing of the package is run. The folder is npm's project, so of the files `.npmrc` only the user's and the
-    machine's count, not one that came with a recipe. Unavailable gives npm's own reason, or says that the time limit
-    ended it; npm and all that it started are gone then.
+    machine's count, not one that came with a recipe. UnavailableError gives npm's own reason, or says that the time
+    limit ended it; npm and all that it started are gone then.
     """
     write_text(folder / "package.json", "{}\n")
     process = subprocess.Popen(
@@ -70,12 +70,12 @@ def pack(package: str, folder: Path, *, seconds: float = SECONDS) -> Path:
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"npm did not deliver it within {seconds:g} s", where=package) from None
+        raise UnavailableError(f"npm did not deliver it within {seconds:g} s", where=package) from None
     finally:
         _end(process)
     tarballs = [path for path in folder.glob("*.tgz") if path.is_file() and not path.is_symlink()]
     if process.returncode or len(tarballs) != 1:
-        raise Unavailable(f"npm cannot fetch it: {_reason(out, err, process.returncode)}", where=package)
+        raise UnavailableError(f"npm cannot fetch it: {_reason(out, err, process.returncode)}", where=package)
     return tarballs[0]
 
 

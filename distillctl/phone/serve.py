@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl import console
-from distillctl.errors import GateFailed, Unavailable
+from distillctl.errors import GateFailed, UnavailableError
 from distillctl.phone import addresses, assets, devices, task
 from distillctl.phone.messages import Device, Failure, Results
 from distillctl.phone.server import PhoneServer
@@ -77,7 +77,7 @@ def serve(recipe: Recipe, workspace: Workspace, options: Options, inputs: Mappin
     """Hand out the page until enough devices are done or none asks any more; what the devices found.
 
     inputs: fingerprints of the stages whose outputs are handed out. What one device found is committed when it comes,
-    so an interrupted command keeps it. Unavailable when none could run the graph or none came; GateFailed when one
+    so an interrupted command keeps it. UnavailableError when none could run the graph or none came; GateFailed when one
     answers otherwise than recorded (it is stored nevertheless, for the report to show).
     """
     address = addresses.resolve(options.host)
@@ -109,7 +109,9 @@ def _listening(
     except (OSError, OverflowError) as error:
         where = f"--host {options.host} --port {options.port}"
         reason = getattr(error, "strerror", None) or str(error)
-        raise Unavailable(f"cannot listen there: {reason}", where=where, next="another --port, or 0 for any") from None
+        raise UnavailableError(
+            f"cannot listen there: {reason}", where=where, next="another --port, or 0 for any"
+        ) from None
     port = server.server_address[1]
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
@@ -131,8 +133,8 @@ def _outcome(visits: _Visits, options: Options) -> list[dict[str, Any]]:
     if not visits.stored:
         if visits.failed:
             name, failure = visits.failed[0]
-            raise Unavailable(f"the graph could not be run: {failure.error}", where=name)
-        raise Unavailable(
+            raise UnavailableError(f"the graph could not be run: {failure.error}", where=name)
+        raise UnavailableError(
             f"no device has sent results, and none has asked for anything in {options.idle_seconds:g} s",
             next="distillctl bench RECIPE --serve --host 0.0.0.0, and scan the code with a phone in the same network",
         )

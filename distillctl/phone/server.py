@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distillctl import console
-from distillctl.errors import Told
+from distillctl.errors import UserFacingError
 from distillctl.phone import devices
 from distillctl.phone.messages import MAX_BYTES, Device, Results
 
@@ -224,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             why = f"{'.'.join(map(str, first['loc'])) or 'the message'}: {first['msg']}"
             self._answer(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", why.encode())
-        except Told as told:  # the disk is full, say: the page hears of it, and so does the command
+        except UserFacingError as told:  # the disk is full, say: the page hears of it, and so does the command
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", str(told).encode())
             self.server.failed(told)
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from distillctl.data import eval_table, view_table
-from distillctl.errors import RecipeError, Unavailable
+from distillctl.errors import RecipeError, UnavailableError
 from distillctl.phone.messages import MAX_LABELS, MAX_QUERIES, MAX_ROWS
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Workspace
@@ -89,10 +89,10 @@ def prepare(recipe: Recipe, workspace: Workspace) -> Task:
     assert manifest is not None
     size = manifest.outputs["model.onnx"].bytes
     if "model.onnx.data" in manifest.outputs or size > MAX_GRAPH_BYTES:
-        raise Unavailable("the graph is too large for a browser", where=str(folder / "model.onnx"))
+        raise UnavailableError("the graph is too large for a browser", where=str(folder / "model.onnx"))
     classifier = OnnxClassifier(folder)
     if len(classifier.labels) > MAX_LABELS:
-        raise Unavailable(f"the page takes {MAX_LABELS} labels at most", where="task.labels")
+        raise UnavailableError(f"the page takes {MAX_LABELS} labels at most", where="task.labels")
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     sample = np.random.default_rng(recipe.seed).permutation(len(views.id))[:MAX_ROWS].tolist()
     return Task(

@@ -104,7 +104,7 @@ def fight(
 ) -> Duel:
     """Run pairs until a look decides, the last look is done, or ``max_seconds`` would not hold another pair.
 
-    The texts of both jobs are the same rows, from which every pair takes the next ones. Unavailable when a model
+    The texts of both jobs are the same rows, from which every pair takes the next ones. UnavailableError when a model
     cannot be run.
     """
     duel, began, longest = Duel(math.log(max_ratio)), time.perf_counter(), 0.0

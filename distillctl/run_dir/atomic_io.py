@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.run_dir.manifest import MANIFEST
 from distillctl.untrusted import regular_files
 
@@ -142,8 +142,8 @@ def _sync_below(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; when the block ends well, it is fsynced and takes its place. Unavailable where
-    that cannot be, or where ``path`` is there and no regular file: a device in its place would be lost."""
+    """A temporary path beside ``path``; when the block ends well, it is fsynced and takes its place. UnavailableError
+    where that cannot be, or where ``path`` is there and no regular file: a device in its place would be lost."""
     with writable(path):
         if path.exists() and not path.is_file():
             raise regular_files.NotRegular(path.stat().st_mode, path)
@@ -176,14 +176,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             _sync_below(temporary)
-            aside = set_aside_name(path)
-            if path.exists() and aside.exists():  # set aside before; what is there since then is this run's scratch
+            set_aside = set_aside_name(path)
+            if path.exists() and set_aside.exists():  # set aside before; what is there since then is this run's scratch
                 shutil.rmtree(path)
             elif path.exists():
-                move(path, aside)
+                move(path, set_aside)
             move(temporary, path)
-            if not (aside / MANIFEST).exists():
-                shutil.rmtree(aside, ignore_errors=True)
+            if not (set_aside / MANIFEST).exists():
+                shutil.rmtree(set_aside, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -214,7 +214,7 @@ def open_to_append(path: str | Path, flags: int = os.O_RDWR | os.O_CREAT | os.O_
 
 @contextlib.contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Turn a full disk, a file-size limit, or a read-only folder into Unavailable that names ``path``.
+    """Turn a full disk, a file-size limit, or a read-only folder into UnavailableError that names ``path``.
 
     Libraries wrap the operating system's error in their own (safetensors: a RuntimeError-like with "os error 28";
     torch.save: a RuntimeError that names its writer's source file), so the text is looked at too.
@@ -259,7 +259,7 @@ _OF_PLACE = (errno.ENOENT, errno.EINVAL)
 """Where they concern the place that is written: its folder is gone, or its file system takes no such name."""
 
 
-def _unwritable(path: Path, error: Exception) -> Unavailable:
+def _unwritable(path: Path, error: Exception) -> UnavailableError:
     reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
     if told := re.search(r"\(os error (\d+)\)", reason):  # safetensors' words around it say no more
         reason = os.strerror(int(told[1]))
@@ -268,4 +268,6 @@ def _unwritable(path: Path, error: Exception) -> Unavailable:
         named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
         if not named.is_relative_to(path.parent):  # a scratch file of this stage's
             where, next = named, "free some space there, or set TMPDIR"
-    return Unavailable(f"cannot be written: {reason}", where=str(where), next=f"{next}; what was committed is kept")
+    return UnavailableError(
+        f"cannot be written: {reason}", where=str(where), next=f"{next}; what was committed is kept"
+    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distillctl.errors import UpstreamError
-from distillctl.run_dir.workspace import FAILED, MANIFEST, Manifest, Outcome, Workspace
+from distillctl.run_dir.workspace import FAILED, MANIFEST, Manifest, StageOutput, Workspace
 
 
 def keep(
@@ -22,7 +22,7 @@ def keep(
 ) -> None:
     """Write the manifest of a failed attempt, as `Workspace.commit` writes one of a stage that is done."""
     _folder(workspace).commit(
-        stage, recipe=recipe, inputs=inputs, outcome=Outcome([], dict(facts)), seed=seed, seconds=seconds
+        stage, recipe=recipe, inputs=inputs, outcome=StageOutput([], dict(facts)), seed=seed, seconds=seconds
     )
 
 

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.run_dir import checksums, manifest
 from distillctl.run_dir.atomic_io import is_folder, move, set_aside_name, sync
 from distillctl.run_dir.manifest import MANIFEST
@@ -77,7 +77,7 @@ def _read(root: Path) -> str | None:
 
 
 def refuse_others(root: Path) -> None:
-    """Unavailable where the folder holds something, and nothing that makes it a run directory."""
+    """UnavailableError where the folder holds something, and nothing that makes it a run directory."""
     names = set(os.listdir(root))
     if names <= {LOCK, _IN_MAKING} and _is_lock(root / LOCK):
         return
@@ -88,7 +88,7 @@ def refuse_others(root: Path) -> None:
     if not whole and not _is_recipe(root / RECIPE):
         others = sorted(names)
     if others:
-        raise Unavailable(
+        raise UnavailableError(
             f"the folder is not empty and is not a run directory (it holds {others[0]})",
             where=str(root),
             next="choose a new or empty folder with --run-dir",
@@ -131,11 +131,12 @@ def _is_recipe(path: Path) -> bool:
 
 
 def refuse_links(root: Path) -> None:
-    """Unavailable where anything that is written here is a link, or no file: nothing is written outside through one."""
+    """UnavailableError where anything that is written here is a link, or no file: nothing is written outside through
+    one."""
     for path, mode in _entries(root):
         if not stat.S_ISREG(mode):
             what = f"a link to {os.readlink(path)}" if stat.S_ISLNK(mode) else regular_files.kind(mode)
-            raise Unavailable(
+            raise UnavailableError(
                 f"it is {what}; a run directory holds only folders and regular files of its own",
                 where=str(path),
                 next=f"remove it, or put a copy of what it means in its place: rm {path}",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillctl.errors import Unavailable, UpstreamError, first_line
+from distillctl.errors import UnavailableError, UpstreamError, first_line
 from distillctl.run_dir import manifest as manifests
 from distillctl.run_dir import run_marker
 from distillctl.run_dir.atomic_io import MOVED, is_folder, owned_by, remove_moved, set_aside_name, was_set_aside
@@ -57,7 +57,7 @@ PATHS = {"artifact": 2, "folder": 1, "archive": 1}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutput:
     """What a stage hands back to be committed."""
 
     outputs: list[str]
@@ -158,7 +158,7 @@ class Workspace:
         paths = {key: str(self.root.joinpath(*names)) for key, names in named.items()}
         return manifest.model_copy(update={"facts": type(manifest.facts)({**manifest.facts, **paths})})
 
-    def retract(self, stage: str) -> None:
+    def invalidate(self, stage: str) -> None:
         """Before a committed output is touched: the stage no longer counts as done."""
         folder = self.folder(stage)
         with writable(folder):
@@ -184,14 +184,14 @@ class Workspace:
             for path in hidden:
                 before = was_set_aside(path.name, token)
                 if before and is_folder(path):
-                    self._settle(path.with_name(before))
+                    self._recover(path.with_name(before))
             for stage in FOLDERS:
                 if is_folder(self.folder(stage) / "checkpoints"):
                     with contextlib.suppress(UpstreamError):
                         if manifest := self.manifest(stage):
                             self._discard(manifest)
 
-    def _settle(self, folder: Path) -> None:
+    def _recover(self, folder: Path) -> None:
         """Drop what was set aside where something whole is in its place; put it back otherwise."""
         is_stage = folder.parent == self.root
         if is_stage and (folder / MANIFEST).exists():
@@ -206,25 +206,25 @@ class Workspace:
         """Remove a stage's former folder, for which there is a new one. Files in it that are not the stage's are the
         user's: they move to the new folder, where a name that is taken gets `.kept` behind it. Where its manifest
         cannot tell them for certain they move to a folder of their own, so that nothing old is taken for new."""
-        aside = set_aside_name(folder)
-        if not is_folder(aside):
+        set_aside = set_aside_name(folder)
+        if not is_folder(set_aside):
             return
         target = folder
         try:
-            manifests.read(aside / MANIFEST, folder.name)
+            manifests.read(set_aside / MANIFEST, folder.name)
         except (OSError, ValueError):
             target = folder.with_name(f"{folder.name}.kept")
-        ours = manifests.names(aside / MANIFEST) | manifests.names(folder / MANIFEST)
-        for name in _others(aside, folder.name, ours):
+        ours = manifests.names(set_aside / MANIFEST) | manifests.names(folder / MANIFEST)
+        for name in _others(set_aside, folder.name, ours):
             place = target / name
             while os.path.lexists(place):
                 place = place.with_name(f"{place.name}.kept")
             make_folder(place.parent)
-            move(aside / name, place)
-        shutil.rmtree(aside, ignore_errors=True)
+            move(set_aside / name, place)
+        shutil.rmtree(set_aside, ignore_errors=True)
 
     @contextlib.contextmanager
-    def anew(self, stage: str) -> Iterator[None]:
+    def rerun(self, stage: str) -> Iterator[None]:
         """Within the block the stage has done nothing yet; when the block fails, all is as it was before."""
         folder = self.folder(stage)
         with writable(folder):
@@ -234,7 +234,7 @@ class Workspace:
             yield
         except BaseException:
             if set_aside_name(folder).exists():  # not committed
-                self._settle(folder)
+                self._recover(folder)
             raise
 
     def commit(
@@ -243,7 +243,7 @@ class Workspace:
         *,
         recipe: Mapping[str, Any],
         inputs: Mapping[str, str],
-        outcome: Outcome,
+        outcome: StageOutput,
         seed: int,
         seconds: float,
         keeps: Sequence[str] = (),
@@ -256,7 +256,7 @@ class Workspace:
         with writable(folder):
             make_folder(folder)
             if gone := [name for name in outcome.outputs if not (folder / name).exists()]:
-                raise Unavailable(
+                raise UnavailableError(
                     "was removed while the stage ran",
                     where=str(folder / gone[0]),
                     next=f"distillctl {stage} RECIPE",
@@ -295,8 +295,8 @@ class Workspace:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run directory, as it was last committed. Unavailable where the folder is none, where another process
-        holds it, which is named, or where a link or a FIFO stands in a place that is written.
+        """Hold the run directory, as it was last committed. UnavailableError where the folder is none, where another
+        process holds it, which is named, or where a link or a FIFO stands in a place that is written.
 
         The lock is the operating system's and goes with its holder, however that ends.
         """
@@ -313,11 +313,11 @@ class Workspace:
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read(200).decode(errors="replace").strip() or "another process"
-                raise Unavailable(
+                raise UnavailableError(
                     f"in use by {holder}", where=str(self.root), next="wait for it, or use another --run-dir"
                 ) from None
             except OSError as error:
-                raise Unavailable(
+                raise UnavailableError(
                     f"its file system cannot lock files ({error.strerror})",
                     where=str(self.root),
                     next="use a --run-dir on a local disk",
@@ -341,7 +341,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def _there(self, lock: int) -> Iterator[None]:
-        """Unavailable where the run directory is no longer there, or another one is, when the block ends; whatever
+        """UnavailableError where the run directory is no longer there, or another one is, when the block ends; whatever
         error came of that is its cause. lock: the descriptor of its lock."""
 
         def check(cause: Exception | None) -> None:
@@ -350,7 +350,7 @@ class Workspace:
             except OSError:
                 is_same = False
             if not is_same:
-                raise Unavailable(
+                raise UnavailableError(
                     "the run directory was removed or replaced while the command ran",
                     where=str(self.root),
                     next="run the same command again",

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from distillctl import console
 from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.models import model_source
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher, Recipe
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder, versions
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder, versions
 from distillctl.runtimes import lengths, loadgen, machine, model_facts, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
@@ -126,7 +126,7 @@ class Bench:
         try:
             with WorkerProcess("teacher_genai", job) as worker:
                 worker.run(0, 1)
-        except Unavailable as error:  # a graph that was built may still be one that the runtime cannot run
+        except UnavailableError as error:  # a graph that was built may still be one that the runtime cannot run
             console.note(f"bench: the teacher is timed in PyTorch alone: {error.what.splitlines()[-1]}")
             return {}
         return {"teacher_genai": job}
@@ -146,7 +146,7 @@ class Bench:
         columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]],
         more: Callable[[list[Run]], dict[str, Any]] = lambda runs: {},
         reads: Mapping[str, int] | None = None,
-    ) -> Outcome:
+    ) -> StageOutput:
         """Time all models, and commit what was found.
 
         expected: model → the answers on record; the cached teacher has to answer as the uncached one does, where both
@@ -191,7 +191,7 @@ class Bench:
                 console.warn(f"{name} gave the expected answer in {share:.1%} of its timed queries only: look into it")
         with tempfile.TemporaryDirectory() as scratch:
             logs = self._loadgen(jobs["deployed"], facts, Path(scratch))
-            return Outcome(self._write(facts, runs, columns, logs), facts)
+            return StageOutput(self._write(facts, runs, columns, logs), facts)
 
     def _memory(self) -> list[float]:
         """Bytes per second of reading it with the same threads. Taken before and after the models, and the best of it

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from distillctl import console
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import WorkerProcess
 
@@ -32,7 +32,7 @@ def measure(job: Job, lengths: Sequence[int]) -> list[dict[str, Any]]:
             try:
                 worker.run(0, 2)
                 times = [sum(ms) for ms in worker.run(2, QUERIES, SECONDS)["token_ms"]]
-            except Unavailable as problem:
+            except UnavailableError as problem:
                 console.warn(str(problem))
                 found.append({"tokens": tokens, "error": problem.what.splitlines()[-1]})
             else:

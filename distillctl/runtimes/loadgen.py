@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.worker import Query, prepare
@@ -39,9 +39,9 @@ SLOWER_THAN_PLANNED = 20
 
 
 def require() -> None:
-    """Unavailable where LoadGen is not installed."""
+    """UnavailableError where LoadGen is not installed."""
     if importlib.util.find_spec("mlperf_loadgen") is None:
-        raise Unavailable("MLPerf LoadGen is not installed", next="pip install 'distillctl[loadgen]'")
+        raise UnavailableError("MLPerf LoadGen is not installed", next="pip install 'distillctl[loadgen]'")
 
 
 def measure(name: str, job: Job, *, min_queries: int, min_seconds: float, folder: Path) -> dict[str, Any]:

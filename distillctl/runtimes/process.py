@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 
 COMMAND = (sys.executable, "-P", "-m", "distillctl.runtimes.confined")  # -P: no module of the current folder
 MODULE = "distillctl.runtimes.worker"
@@ -27,7 +27,7 @@ _SHOWN = 300
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-class WorkerFailed(Unavailable):
+class WorkerFailed(UnavailableError):
     """A worker that died or hangs. reason: of that process, in a line."""
 
     def __init__(self, name: str, reason: str, said: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ class WorkerProcess:
         env: Mapping[str, str] = {},
         wait: bool = True,
     ) -> None:
-        """Starts the process and waits until its model is ready. Unavailable when it dies or hangs.
+        """Starts the process and waits until its model is ready. UnavailableError when it dies or hangs.
 
         module: a worker with its ways. env: of the process, besides this one's. wait: False where several start at a
         time; then `load` waits.
@@ -105,7 +105,7 @@ class WorkerProcess:
         self.close()
 
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """What the worker answers to one line, within ``seconds``. Unavailable when it dies or hangs."""
+        """What the worker answers to one line, within ``seconds``. UnavailableError when it dies or hangs."""
         self._send(message)
         return self._answer(seconds)
 

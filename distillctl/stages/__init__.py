@@ -1,1 +1,1 @@
-"""The stages. Each is run(recipe, workspace) -> Outcome; they never import each other."""
+"""The stages. Each is run(recipe, workspace) -> StageOutput; they never import each other."""

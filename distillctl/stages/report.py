@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from distillctl.recipe import Recipe
 from distillctl.report import contract, page
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Write report.html from what the other stages committed."""
     facts = contract.build(recipe, workspace)
     text = page.render(facts, contract.series(workspace))
     with replacing_folder(workspace.folder("report")) as staged:
         (staged / "report.html").write_text(text, encoding="utf-8")
-    return Outcome(outputs=["report.html"], facts=facts)
+    return StageOutput(outputs=["report.html"], facts=facts)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from distillctl import console
-from distillctl.errors import RecipeError, Unavailable, first_line
+from distillctl.errors import RecipeError, UnavailableError, first_line
 from distillctl.models import checkpoint_files
 from distillctl.models.from_pretrained import check_size, folder, options
 from distillctl.models.model_source import ModelSource
@@ -57,7 +57,8 @@ def label_config(labels: Sequence[str]) -> dict[str, Any]:
 
 def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remote_code: bool) -> PreTrainedModel:
     """`from_pretrained` of safetensors or GGUF weights: to classify, with a fresh head where the checkpoint has none;
-    to generate, a whole language model. Unavailable when it cannot be had, RecipeError when it is of another kind."""
+    to generate, a whole language model. UnavailableError when it cannot be had, RecipeError when it is of another
+    kind."""
     if trust_remote_code:
         warn_of_code(source)
     arguments, place = options(source, revision, trust_remote_code), folder(source)
@@ -83,7 +84,7 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
     drawn = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
     body = [key for key in drawn if key.startswith(f"{found.base_model_prefix}.") and "pooler" not in key]
     if missing := body if fresh_head else drawn:
-        raise Unavailable(f"{source.reference} has no weights for {sorted(missing)[0]}", where="student.model")
+        raise UnavailableError(f"{source.reference} has no weights for {sorted(missing)[0]}", where="student.model")
     if writes_on(recipe, found.config):
         look_back_only(found, where="student.model")
     return found
@@ -101,6 +102,6 @@ def look_back_only(model: PreTrainedModel, *, where: str) -> None:
         raise RecipeError(f"{model.config.model_type} sees the tokens that come after: it is no decoder", where=where)
 
 
-def unavailable(source: ModelSource, error: BaseException) -> Unavailable:
+def unavailable(source: ModelSource, error: BaseException) -> UnavailableError:
     """That a student cannot be had, and why."""
-    return Unavailable(f"the student {source.reference} cannot be loaded: {first_line(error)}", where="student")
+    return UnavailableError(f"the student {source.reference} cannot be loaded: {first_line(error)}", where="student")

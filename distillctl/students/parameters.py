@@ -7,7 +7,7 @@ import re
 import struct
 from dataclasses import dataclass
 
-from distillctl.errors import Unavailable, first_line
+from distillctl.errors import UnavailableError, first_line
 from distillctl.models import checkpoint_files, gguf_header
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
@@ -74,4 +74,4 @@ def _tensors(source: ModelSource) -> list[_Tensor]:
             return [_Tensor(tensor.name, tensor.shape) for tensor in gguf_header.read(source.path).tensors]
         return [_Tensor(*entry) for entry in checkpoint_files.shapes(source.path)]
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
-        raise Unavailable(f"the weights cannot be read: {first_line(error)}", where=str(source.path)) from error
+        raise UnavailableError(f"the weights cannot be read: {first_line(error)}", where=str(source.path)) from error

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from distillctl import cautions, console
 from distillctl.data.truncation import Length, Limit
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.models import checkpoint_files, model_source
 from distillctl.models.from_pretrained import folder, options
 from distillctl.models.model_source import ModelSource
@@ -36,7 +36,7 @@ class Reader:
 def read(recipe: Recipe) -> Reader | None:
     """The recipe's student, or None where its tokenizer is a new one, which is not there before train.
 
-    Unavailable when tokenizer or sizes cannot be had; RecipeError where the response leaves no room for a view.
+    UnavailableError when tokenizer or sizes cannot be had; RecipeError where the response leaves no room for a view.
     """
     spec, source = recipe.student, model_source.student(recipe)
     if source is None:
@@ -62,7 +62,7 @@ def measure(recipe: Recipe) -> Callable[[str], Length] | None:
     """
     try:
         reader = read(recipe)
-    except Unavailable as error:
+    except UnavailableError as error:
         if recipe.contexts.truncate == "input":
             raise
         cautions.add(

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from distillctl.data.truncation import Length, Limit
-from distillctl.errors import DataError, Unavailable
+from distillctl.errors import DataError, UnavailableError
 from distillctl.students.preflight import longest_view, view_limit
 from distillctl.students.tokenization import pad
 
@@ -97,7 +97,7 @@ class Student:
                 if not tokens:
                     raise DataError(f"row {row}: the simplified view has no tokens", where="contexts.simplified")
                 if max(tokens) >= known:
-                    raise Unavailable(
+                    raise UnavailableError(
                         f"the student's tokenizer makes the id {max(tokens)} of row {row}, its model has "
                         f"{known:,} tokens",
                         where="student.model",

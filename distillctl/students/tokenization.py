@@ -16,7 +16,7 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 
 def of(source: ModelSource, revision: str | None, trust_remote_code: bool = False) -> Any:
-    """The model's fast tokenizer; Unavailable when there is none."""
+    """The model's fast tokenizer; UnavailableError when there is none."""
     with checkpoint_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
         return AutoTokenizer.from_pretrained(
             from_pretrained.folder(source), **from_pretrained.options(source, revision, trust_remote_code)

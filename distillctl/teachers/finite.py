@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 
 
 def log_softmax(logits: Tensor) -> Tensor:
     """Natural log-probabilities of logits [..., V], float32, on the CPU; −inf is allowed.
 
-    Unavailable where a distribution is none: NaN among its logits, an infinite one, or nothing but −inf.
+    UnavailableError where a distribution is none: NaN among its logits, an infinite one, or nothing but −inf.
     """
     log_probs = logits.float().log_softmax(-1).cpu()
     if log_probs[..., 0].isnan().any():  # any of these makes a distribution NaN as a whole
-        raise Unavailable(
+        raise UnavailableError(
             "the teacher gives NaN instead of probabilities: its weights are not finite numbers, or they overflow in "
             "this number format",
             where="teacher.model",

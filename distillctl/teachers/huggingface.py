@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from distillctl import console
-from distillctl.errors import Unavailable, first_line
+from distillctl.errors import UnavailableError, first_line
 from distillctl.models import checkpoint_files, from_pretrained
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher, Sampling
@@ -163,7 +163,7 @@ class Teacher(Reader):
 
 
 def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
-    """Load weights (safetensors or GGUF, never pickle) and tokenizer. Unavailable when they cannot be had."""
+    """Load weights (safetensors or GGUF, never pickle) and tokenizer. UnavailableError when they cannot be had."""
     if spec.threads:
         torch.set_num_threads(spec.threads)
     if spec.trust_remote_code:
@@ -186,13 +186,15 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
         )
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
-        raise Unavailable(
+        raise UnavailableError(
             f"{spec.model} is no whole language model: it has no weights for {missing[0]}", where="teacher.model"
         )
     try:
         model.to(_device(spec.device)).eval()
     except (RuntimeError, AssertionError) as error:
-        raise Unavailable(f"{spec.device!r} cannot be used: {first_line(error)}", where="teacher.device") from error
+        raise UnavailableError(
+            f"{spec.device!r} cannot be used: {first_line(error)}", where="teacher.device"
+        ) from error
     return Teacher(model, tokenizer, spec)
 
 

@@ -16,7 +16,7 @@ from distillctl.data.rows import Example
 from distillctl.data.truncation import Length, Limit
 from distillctl.data.views import Renderer
 from distillctl.engines.worker_pool import Answers, Asked, View
-from distillctl.errors import DataError, RecipeError, Unavailable, first_line
+from distillctl.errors import DataError, RecipeError, UnavailableError, first_line
 from distillctl.models import checkpoint_files
 from distillctl.models.from_pretrained import folder, options
 from distillctl.models.model_source import ModelSource
@@ -149,7 +149,7 @@ def sizes(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
-    """Tokenizer and config, of weights none. Unavailable when they cannot be had."""
+    """Tokenizer and config, of weights none. UnavailableError when they cannot be had."""
     given, place = options(source, spec.revision, spec.trust_remote_code), folder(source)
     with checkpoint_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
         tokenizer = AutoTokenizer.from_pretrained(place, **given)
@@ -161,6 +161,6 @@ def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
     return Reader(tokenizer, config, generation_config, spec)
 
 
-def unavailable(spec: HuggingFaceTeacher, error: BaseException) -> Unavailable:
+def unavailable(spec: HuggingFaceTeacher, error: BaseException) -> UnavailableError:
     """That the teacher cannot be had, and why."""
-    return Unavailable(f"the teacher {spec.model} cannot be loaded: {first_line(error)}", where="teacher.model")
+    return UnavailableError(f"the teacher {spec.model} cannot be loaded: {first_line(error)}", where="teacher.model")

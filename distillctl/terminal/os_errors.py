@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from distillctl.errors import Unavailable, UsageError
+from distillctl.errors import UnavailableError, UsageError
 
 _NEXT = {
     errno.EACCES: "check its permissions and those of the folders above it",
@@ -31,14 +31,14 @@ _NEXT = {
 """Error number → what the user can do. Others, such as a missing file, may as well be our mistake."""
 
 
-def explained(error: Exception) -> Unavailable | None:
+def explained(error: Exception) -> UnavailableError | None:
     """What to tell the user in place of a traceback, or None where ``error`` may be a bug."""
     if not _has_working_directory():
-        return Unavailable(
+        return UnavailableError(
             "the working directory was removed", next="change to a folder that exists; what was committed is kept"
         )
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
-        return Unavailable(
+        return UnavailableError(
             f"no path can be called so where the locale's encoding is {error.encoding}",
             where=error.object,
             next="set PYTHONUTF8=1, or a locale in UTF-8, such as LC_ALL=C.UTF-8",
@@ -46,7 +46,7 @@ def explained(error: Exception) -> Unavailable | None:
     if isinstance(error, OSError) and error.errno in _NEXT:
         where = error.filename
         shown = os.fsdecode(where) if isinstance(where, str | bytes) else None
-        return Unavailable(
+        return UnavailableError(
             f"{error.strerror or error}", where=shown, next=f"{_NEXT[error.errno]}; what was committed is kept"
         )
     return None

@@ -122,7 +122,7 @@ class Checkpoints:
             raise UpstreamError(
                 f"the checkpoint is not one of this run: {first_line(error)}",
                 where=str(folder),
-                next=f"rm -r {folder}; training then starts anew",
+                next=f"rm -r {folder}; training then starts from the beginning",
             ) from error
         return progress, best
 
@@ -140,10 +140,10 @@ class Checkpoints:
         if not damaged:
             self._drop_others(folder)
             return folder
-        aside = folder.with_name(f"{folder.name}{_DAMAGED}")
-        shutil.rmtree(aside, ignore_errors=True)
-        move(folder, aside)
-        console.warn(f"{damaged[0]} of a checkpoint is damaged ({aside}); training starts anew")
+        set_aside = folder.with_name(f"{folder.name}{_DAMAGED}")
+        shutil.rmtree(set_aside, ignore_errors=True)
+        move(folder, set_aside)
+        console.warn(f"{damaged[0]} of a checkpoint is damaged ({set_aside}); training starts from the beginning")
         return None
 
 

@@ -18,7 +18,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import distributed
 
 from distillctl import console, interrupts, ranks
-from distillctl.errors import Unavailable, UsageError
+from distillctl.errors import UnavailableError, UsageError
 
 _PATIENCE = timedelta(days=1)
 """Others wait while the first rank reads and writes. A rank that ends is noticed at once: its connections close."""
@@ -51,7 +51,8 @@ def join() -> None:
 
 
 def on_cpu() -> bool:
-    """Whether several ranks compute on CPUs; Unavailable when some but not all of a machine's ranks can have a GPU."""
+    """Whether several ranks compute on CPUs; UnavailableError when some but not all of a machine's ranks can have a
+    GPU."""
     device = torch.accelerator.current_accelerator(check_available=True)
     if ranks.count() == 1 or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -59,7 +60,7 @@ def on_cpu() -> bool:
         return True
     here, have = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count())), torch.accelerator.device_count()
     if here > have:
-        raise Unavailable(
+        raise UnavailableError(
             f"{here} ranks on a machine with {have} accelerators",
             next=f"start {have} there, or all on the CPU with ACCELERATE_USE_CPU=true",
         )
@@ -106,12 +107,12 @@ def gathered(values: dict[int, Any]) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Until the end of the block this rank belongs to the others; that one of them is lost is an Unavailable."""
+    """Until the end of the block this rank belongs to the others; that one of them is lost is an UnavailableError."""
     try:
         yield
     except RuntimeError as error:
         if ranks.count() > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
-            raise Unavailable("another rank ended", next="the same command goes on from there") from error
+            raise UnavailableError("another rank ended", next="the same command goes on from there") from error
         raise
     if _group is not None:
         barrier()

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from distillctl import console, interrupts, ranks
 from distillctl.data import batching, split_checks
-from distillctl.errors import GateFailed, Interrupted, Unavailable
+from distillctl.errors import GateFailed, Interrupted, UnavailableError
 from distillctl.recipe import Train
 from distillctl.training import collectives, metrics_log
 from distillctl.training.checkpoints import Checkpoints, Progress
@@ -153,7 +153,7 @@ class Run:
             return
         named = self.model.named_parameters() if progress.step == 0 else ()
         if broken := next((name for name, weights in named if not weights.isfinite().all()), None):
-            raise Unavailable(
+            raise UnavailableError(
                 f"the student's weights were not finite numbers from the start: {broken}",
                 where=f"train ({self.name})",
                 next="use another copy of the model (student.model)",

@@ -19,7 +19,7 @@ def prepare(recipe: Recipe, workspace: Workspace) -> Path:
     """The folder, there and no longer committed; and torch set up so that a run can be repeated."""
     folder = workspace.folder("train")
     if ranks.is_first():
-        workspace.retract("train")
+        workspace.invalidate("train")
         with writable(folder):
             make_folder(folder)
         if not recipe.train.control:  # an earlier recipe's

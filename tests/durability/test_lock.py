@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.run_dir.atomic_io import set_aside_name, temporary_name
 from distillctl.run_dir.workspace import Workspace
 
@@ -33,7 +33,7 @@ def holder(tmp_path):
 
 def test_the_second_is_refused_with_the_holders_name_and_a_killed_holder_is_taken_over_from(holder, tmp_path):
     with (
-        pytest.raises(Unavailable, match=rf"in use by process {holder.pid} on ") as refused,
+        pytest.raises(UnavailableError, match=rf"in use by process {holder.pid} on ") as refused,
         Workspace(tmp_path).lock(),
     ):
         pass
@@ -59,7 +59,10 @@ def test_a_file_system_that_cannot_lock_says_so(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(Unavailable, match="its file system cannot lock files") as refused, Workspace(tmp_path).lock():
+    with (
+        pytest.raises(UnavailableError, match="its file system cannot lock files") as refused,
+        Workspace(tmp_path).lock(),
+    ):
         pass
     assert "local disk" in refused.value.next
 

@@ -216,9 +216,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     space = Workspace(folder / "run")
     (folder / "run" / "collect").mkdir(parents=True, exist_ok=True)
     (folder / "run" / "collect" / "a.bin").write_bytes(b"x")
-    from distillctl.run_dir.workspace import Outcome
+    from distillctl.run_dir.workspace import StageOutput
 
-    tiny.commit(space, "collect", Outcome(["a.bin"], {"labels": ["a"]}))
+    tiny.commit(space, "collect", StageOutput(["a.bin"], {"labels": ["a"]}))
     found = json.loads((folder / "run" / "collect" / "manifest.json").read_text())
     return found | {"created": 0.5, "seconds": 0.5}  # numbers of other lengths would be another document
 

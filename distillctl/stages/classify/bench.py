@@ -10,13 +10,13 @@ import numpy as np
 from distillctl.data import eval_table
 from distillctl.graphs import sidecar_files, teacher_graph
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.bench import Answers, Bench
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels import labels as soft_labels
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Time all models on the same eval rows."""
     for stage in ("export", "quantize"):
         sidecar_files.try_out(workspace.folder(stage), "onnx", f"distillctl {stage} RECIPE --force")

@@ -18,12 +18,12 @@ from distillctl.data.view_table import ViewTable
 from distillctl.model_card import frame
 from distillctl.recipe import Recipe
 from distillctl.run_dir.atomic_io import temporary_prefix
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder, versions
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder, versions
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Nothing is committed unless the `.ort` and text-in graphs give the ONNX graph's labels, and the text-in graph
     the tokenizer's ids, on every held-out row (GateFailed)."""
     if recipe.bundle.text_in:

@@ -16,7 +16,7 @@ from distillctl.engines.worker_pool import Asked, Task
 from distillctl.metrics import comparison, label_checks, scores
 from distillctl.models import model_source
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.soft_labels import label_shards, measured, shards
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels.label_shards import SoftLabels
@@ -27,7 +27,7 @@ from distillctl.teachers import arms as teacher_arms
 from distillctl.teachers import worker_pools
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Have every arm scored shard by shard; shards that are there already are reused."""
     folder = workspace.folder("collect")
     dataset = examples.load(recipe, folder)
@@ -46,7 +46,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
             cut=recipe.contexts.truncate == "input",
         )
         fingerprint = source.fingerprint()
-        workspace.retract("collect")
+        workspace.invalidate("collect")
         spec = recipe.teacher.identity
         plan = {
             (arm.name, split): shards.plan(
@@ -85,7 +85,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     teacher_arms.write_views(folder, dataset, arms, kept)
     told["counts"] = told["counts"] | {split: int(rows.sum()) for split, rows in kept.items()}
     facts = _findings(recipe, dataset, found, kept, log_prior) | measured.facts(found, kept)
-    return Outcome(outputs=["views.parquet", "shards"], facts=facts | told | work.facts)
+    return StageOutput(outputs=["views.parquet", "shards"], facts=facts | told | work.facts)
 
 
 SHOWN_ROWS = 3

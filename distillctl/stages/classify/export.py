@@ -11,13 +11,13 @@ from distillctl.graphs.parity import Parity
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.model_card import frame
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
 from distillctl.students import load_trained
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Nothing is committed unless ONNX Runtime and PyTorch agree on every eval row (GateFailed)."""
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     source = workspace.folder("train") / "model"
@@ -36,7 +36,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         text = frame.render(recipe, collect, train, reading, [_measured(graph, found)])
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
-    return Outcome(outputs, asdict(graph) | asdict(found))
+    return StageOutput(outputs, asdict(graph) | asdict(found))
 
 
 def _measured(graph: ExportedGraph, found: Parity) -> dict[str, str]:

@@ -19,7 +19,7 @@ from distillctl.quantizers import labels, search
 from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.quantizers.search import FP32
 from distillctl.recipe import CANDIDATES, Recipe
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.snippets.reading import Reading
 from distillctl.soft_labels import label_shards
@@ -28,7 +28,7 @@ from distillctl.soft_labels.labels import calibrate
 CALIBRATION_ROWS = 128
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """None inside the gate: GateFailed with every candidate's figures, and what was committed before stays."""
     collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
@@ -68,7 +68,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         text = frame.render(recipe, collect, train, reading, settled.shown)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
-    return Outcome(outputs, settled.facts)
+    return StageOutput(outputs, settled.facts)
 
 
 def _held_out(recipe: Recipe, workspace: Workspace, views: ViewTable, log_prior: list[float] | None) -> HeldOut:

@@ -20,7 +20,7 @@ from distillctl.data.disk_rows import Picked, Spool
 from distillctl.errors import UpstreamError
 from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, implementation
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.students.student import Again, Corpus, Student
@@ -29,7 +29,7 @@ from distillctl.training.classification import Classification, Rows, predict
 from distillctl.training.loop import Fit, Run, hold_out
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Train, measure on the eval rows, save the best weights."""
     folder = train_folder.prepare(recipe, workspace)
     student = _student(recipe, workspace)
@@ -51,7 +51,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         _write_predictions(folder / "eval.parquet", ids, columns)
         facts["controls"] = _write_controls(recipe, workspace, ids, data["train"])
         review.labels("student", predictions, recipe, workspace)
-    return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet", controls.FILE], facts=facts)
+    return StageOutput(outputs=["model", "metrics.jsonl", "eval.parquet", controls.FILE], facts=facts)
 
 
 def _write_controls(recipe: Recipe, workspace: Workspace, ids: list[str], train: Rows) -> dict[str, int]:

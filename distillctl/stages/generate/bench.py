@@ -11,7 +11,7 @@ from distillctl.data import eval_table
 from distillctl.data.views import CEILING
 from distillctl.graphs import sidecar_files, teacher_graph
 from distillctl.recipe import Recipe, Text
-from distillctl.run_dir.workspace import Outcome, Workspace
+from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.bench import FOLDERS, Answers, Bench
 from distillctl.runtimes.genai import CONFIG
@@ -22,7 +22,7 @@ from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.text import TextLabels
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Time all models on the same eval rows, each until its own answers end.
 
     Besides the teacher and both graphs in our own loop that is the deployed one in onnxruntime-genai, where its folder

@@ -13,7 +13,7 @@ from distillctl.data.view_table import ViewTable
 from distillctl.errors import GateFailed
 from distillctl.model_card import generate
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
 from distillctl.runtimes import key_values, text_folder
 from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.onnx_generator import open_generator
@@ -26,7 +26,7 @@ ROWS = 8
 """Of the held-out ones, answered by the `.ort` graphs too."""
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Nothing is committed unless the `.ort` graphs begin their answers as the ONNX ones do (GateFailed)."""
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     with replacing_folder(workspace.folder("bundle")) as folder:

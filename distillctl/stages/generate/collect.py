@@ -33,7 +33,7 @@ from distillctl.recipe import (
     Text,
     implementation,
 )
-from distillctl.run_dir.workspace import Outcome, Workspace, digest
+from distillctl.run_dir.workspace import StageOutput, Workspace, digest
 from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels import shards
 from distillctl.soft_labels.eval_rows import EvalLabels, rows_measured
@@ -55,7 +55,7 @@ OPEN, CLOSE = "<think>", "</think>"
 """What a reasoning model writes around its thoughts; some chat templates write the first one themselves."""
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Have every arm's rows answered shard by shard; shards that are there already are reused."""
     folder = workspace.folder("collect")
     dataset = examples.load(recipe, folder)
@@ -75,7 +75,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         )
         given = _given(recipe, crew, arms[0], len(dataset.train), stop_ids, folder)
         fingerprint = source.fingerprint()
-        workspace.retract("collect")
+        workspace.invalidate("collect")
         work = _Work(recipe, dataset, {arm.name: arm for arm in arms}, given, folder, crew.reader.vocabulary)
         plan = work.plan([fingerprint, stop_ids])
         if work.measured is not None:
@@ -101,7 +101,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     if recipe.generate.fields:
         facts["field_references"] = field_references.write(folder, recipe.generate, dataset.eval)
         outputs.append(field_references.FILE)
-    return Outcome(outputs=outputs, facts=_findings(recipe, dataset, work) | facts)
+    return StageOutput(outputs=outputs, facts=_findings(recipe, dataset, work) | facts)
 
 
 def _asked(recipe: Recipe, arm: str, split: str, example: Example) -> Asked:

@@ -18,7 +18,7 @@ from distillctl.graphs.text_parity import Rows, TextParity
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.model_card import generate
 from distillctl.recipe import Recipe, Text, implementation
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.snippets.reading import Reading
@@ -26,7 +26,7 @@ from distillctl.soft_labels import response_shards
 from distillctl.students import load_trained
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Nothing is committed unless ONNX Runtime and PyTorch agree on the eval rows (GateFailed)."""
     collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
     source = workspace.folder("train") / "model"
@@ -50,7 +50,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     facts = {"architecture": type(model).__name__, "builder": builder, **asdict(graph), **asdict(found)}
-    return Outcome(outputs, facts)
+    return StageOutput(outputs, facts)
 
 
 def _build(

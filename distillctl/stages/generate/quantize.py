@@ -24,7 +24,7 @@ from distillctl.quantizers import search, texts
 from distillctl.quantizers.search import FP32
 from distillctl.quantizers.texts import Answers
 from distillctl.recipe import CANDIDATES, Recipe, Text
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing_folder
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
@@ -39,7 +39,7 @@ CALIBRATION_ROWS = 16
 """Responses of some tokens each, so many that a cost is told from none, and so few that it is soon measured."""
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """None inside the gate: GateFailed with every candidate's figures, and what was committed before stays."""
     collect, train, export = (m.facts for name in ("collect", "train", "export") if (m := workspace.manifest(name)))
     held_out = _HeldOut.read(recipe, workspace, train)
@@ -76,7 +76,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
     decided = None
     if train["shared_tokenizer"]:
         decided = context_decided.agreement(answers[chosen].forced.agreements, response_shards.context_kl(workspace))
-    return Outcome(outputs, {**settled.facts, "context_decided": decided})
+    return StageOutput(outputs, {**settled.facts, "context_decided": decided})
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from distillctl.losses.heads import check_head
 from distillctl.metrics import context_decided
 from distillctl.metrics import text as text_metrics
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe, Text, implementation
-from distillctl.run_dir.workspace import Outcome, Workspace, replacing
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing
 from distillctl.soft_labels import response_shards as response_store
 from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
@@ -36,7 +36,7 @@ LEAST_POSITIONS = 2048
 """Tokens of view and response that a decoder takes where the model allows it, though the data's rows are shorter."""
 
 
-def run(recipe: Recipe, workspace: Workspace) -> Outcome:
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     """Train, measure and answer the eval rows, save the best weights."""
     folder = train_folder.prepare(recipe, workspace)
     collected = _Collected.of(recipe, workspace)
@@ -77,7 +77,7 @@ def run(recipe: Recipe, workspace: Workspace) -> Outcome:
         "context_decided": context_decided.agreement(done.scores.agreements, response_store.context_kl(workspace))
         if shares_tokenizer else None,
     }  # fmt: skip
-    return Outcome(outputs=["model", "metrics.jsonl", "eval.parquet", controls.FILE], facts=facts)
+    return StageOutput(outputs=["model", "metrics.jsonl", "eval.parquet", controls.FILE], facts=facts)
 
 
 @dataclass(frozen=True)

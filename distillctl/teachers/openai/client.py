@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.openai import http, protocol
 from distillctl.teachers.openai.protocol import Answer, Impossible, Malformed, Request
@@ -153,8 +153,8 @@ def redacted(text: str, key: str | None) -> str:
 
 
 def key(spec: OpenAITeacher) -> str | None:
-    """The key from the environment; None where none is needed. Unavailable when it is not there, RecipeError when it
-    may not go to the server's host. Nothing else reads it."""
+    """The key from the environment; None where none is needed. UnavailableError when it is not there, RecipeError when
+    it may not go to the server's host. Nothing else reads it."""
     if spec.api_key_env is None:
         return None
     found = os.environ.get(spec.api_key_env, "").strip()
@@ -162,7 +162,7 @@ def key(spec: OpenAITeacher) -> str | None:
         approvals.require_key(spec)
     if found or spec.is_local:
         return found or None
-    raise Unavailable(
+    raise UnavailableError(
         f"no key in the environment variable {spec.api_key_env}",
         where="teacher.api_key_env",
         next=f"export {spec.api_key_env}=…, or api_key_env: null for a server that asks for none",

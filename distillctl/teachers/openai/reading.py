@@ -12,7 +12,7 @@ from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.rows import Example
 from distillctl.data.views import MESSAGE, Renderer
 from distillctl.engines.worker_pool import Answers, Asked, View
-from distillctl.errors import DataError, Unavailable, first_line
+from distillctl.errors import DataError, UnavailableError, first_line
 from distillctl.models import checkpoint_files
 from distillctl.models.model_source import ServedSource
 from distillctl.teachers.answer_tokens import AnswerTokenizer
@@ -35,7 +35,7 @@ class Reader:
 
     @cached_property
     def known(self) -> Vocabulary | None:
-        """The tokenizer, where the recipe names it. Unavailable when it cannot be had."""
+        """The tokenizer, where the recipe names it. UnavailableError when it cannot be had."""
         source = self.source.tokenizer
         if source is None:
             return None
@@ -43,9 +43,9 @@ class Reader:
 
         from distillctl.models.from_pretrained import folder
 
-        def unavailable(error: BaseException) -> Unavailable:
+        def unavailable(error: BaseException) -> UnavailableError:
             what = f"the tokenizer {source.reference} cannot be loaded: {first_line(error)}"
-            return Unavailable(what, where="teacher.tokenizer")
+            return UnavailableError(what, where="teacher.tokenizer")
 
         with checkpoint_files.loading(unavailable), console.libraries_quiet():
             return Vocabulary(AutoTokenizer.from_pretrained(folder(source), trust_remote_code=False))

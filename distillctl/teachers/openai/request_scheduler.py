@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.recipe import OpenAITeacher
 from distillctl.run_dir.workspace import digest
 from distillctl.teachers.openai.client import IMPOSSIBLE, Client, Fault
@@ -28,7 +28,7 @@ CHARACTERS_PER_TOKEN, FRAME = 3.0, 16
 class Stopped(Exception):
     """No further request is sent; the reason is meant for the user."""
 
-    def __init__(self, reason: Unavailable) -> None:
+    def __init__(self, reason: UnavailableError) -> None:
         super().__init__(str(reason))
         self.reason = reason
 
@@ -49,7 +49,7 @@ class Asker:
         """The model's name as the server gives it: an answer under another name is none."""
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
-        self._stopped: Unavailable | None = None
+        self._stopped: UnavailableError | None = None
         self._halted = asyncio.Event()
         self._failed_in_a_row = 0
 
@@ -66,7 +66,7 @@ class Asker:
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return await asyncio.shield(self._under_way[key])
 
-    def stop(self, reason: Unavailable) -> Stopped:
+    def stop(self, reason: UnavailableError) -> Stopped:
         """From now on nothing is sent; what is under way is waited for."""
         self._stopped = self._stopped or reason
         self._halted.set()
@@ -126,7 +126,7 @@ class Asker:
             self.budget.hold(most)
         except Spent as reason:
             raise self.stop(
-                Unavailable(
+                UnavailableError(
                     f"stopped by teacher.{reason}; the answers so far are kept",
                     next=f"raise the limit and go on with: {self._again}",
                 )
@@ -168,25 +168,25 @@ class Asker:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= max(HOPELESS, 2 * self.spec.concurrency):
             self.stop(
-                Unavailable(
+                UnavailableError(
                     f"{self._failed_in_a_row} requests in a row were given up, the last one after {fault}",
                     where=self.spec.base_url,
                     next=f"look at the server, then go on with: {self._again}",
                 )
             )
 
-    def _refused(self, fault: Fault) -> Unavailable:
+    def _refused(self, fault: Fault) -> UnavailableError:
         """What a fault that concerns all requests means to the user."""
         key = self.spec.api_key_env
         if fault.kind == IMPOSSIBLE:
-            return Unavailable(
+            return UnavailableError(
                 f"the server's log-probabilities cannot be used: {fault.detail}",
                 where=self.spec.base_url,
                 next="look at what it calls logprobs: they have to be natural logarithms over the whole vocabulary; "
                 f"then {self._again}",
             )
         if fault.kind == "redirect":
-            return Unavailable(
+            return UnavailableError(
                 f"the server sends requests on to {fault.detail}; nothing was sent there",
                 where=self.spec.base_url,
                 next=f"if you trust that address, name it as teacher.base_url; then {self._again}",
@@ -198,7 +198,9 @@ class Asker:
             "HTTP 403": f"ask for access to {self.spec.model}, or use another key",
             "HTTP 404": f"look for {self.spec.model} in what {self.spec.base_url}/models lists, and at teacher.api",
         }.get(fault.kind, "look at the account's credit")
-        return Unavailable(f"the server refuses: {fault}", where=self.spec.base_url, next=f"{mend}; then {self._again}")
+        return UnavailableError(
+            f"the server refuses: {fault}", where=self.spec.base_url, next=f"{mend}; then {self._again}"
+        )
 
 
 def estimate(request: Request) -> Tokens:

@@ -170,10 +170,10 @@ class Journal:
 
     def _set_aside(self, damaged: list[tuple[int, int]]) -> None:
         """Move these lines to a file beside, behind those that were moved before, and say so."""
-        aside = self.path.with_name(DAMAGED)
-        with replacing(aside) as temporary, temporary.open("wb") as kept:
-            if aside.is_file() and not aside.is_symlink():
-                with regular_files.opened(aside) as before:
+        set_aside = self.path.with_name(DAMAGED)
+        with replacing(set_aside) as temporary, temporary.open("wb") as kept:
+            if set_aside.is_file() and not set_aside.is_symlink():
+                with regular_files.opened(set_aside) as before:
                     shutil.copyfileobj(before, kept)
             for start, length in damaged:
                 kept.writelines(self._pieces(start, start + length))

@@ -16,7 +16,7 @@ from distillctl import cautions, console
 from distillctl.data.responses import Response
 from distillctl.data.views import CEILING
 from distillctl.engines.worker_pool import Task
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.models.model_source import ServedSource
 from distillctl.recipe import Classify, Generate, OpenAITeacher, Sampling, TopK
 from distillctl.teachers.openai import labels, server_capabilities, texts
@@ -45,7 +45,7 @@ class Served:
 
 
 async def open_rows(served: Served, reader: Reader) -> Rows:
-    """Client, journal and grants. Unavailable when the server cannot be used, or does not grant what is needed."""
+    """Client, journal and grants. UnavailableError when the server cannot be used, or does not grant what is needed."""
     spec, task = served.spec, served.task
     client = Client(spec)
     asker = Asker(spec, client, Journal(served.folder / ANSWERS), served.again)
@@ -68,14 +68,14 @@ async def open_rows(served: Served, reader: Reader) -> Rows:
     console.note(granted.told(spec))
     asker.expected_model = granted.model
     if logprobs and not granted.top_logprobs:
-        raise Unavailable(
+        raise UnavailableError(
             f"{spec.base_url} gives no log-probabilities of {spec.model}",
             where="teacher",
             next="ask another API or server (llama-cpp-python wants --logits_all true); or, for texts, "
             "task.soft_labels: {kind: text}",
         )
     if not granted.untempered:
-        raise Unavailable(
+        raise UnavailableError(
             f"{spec.base_url} gives log-probabilities after the temperature, from which those before it cannot be told",
             where="task.responses.temperature",
             next="use temperature 1, responses: {kind: greedy}, or soft_labels: {kind: text}",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.recipe import OpenAITeacher
 from distillctl.run_dir import checksums
 from distillctl.run_dir.workspace import digest, write_text
@@ -64,7 +64,7 @@ class Wanted:
 
 
 async def ask(asker: Asker, wanted: Wanted) -> Grants:
-    """Ask the server. Unavailable when it cannot be used."""
+    """Ask the server. UnavailableError when it cannot be used."""
     spec = asker.spec
     hello = Request(spec.api, spec.model, _HELLO, max_tokens=1, seed=spec.seed, extra=spec.further_keys)
     answer, hello = await _plain(asker, hello)
@@ -164,7 +164,7 @@ async def _plain(asker: Asker, hello: Request) -> tuple[Answer, Request]:
     except Stopped as stopped:
         raise stopped.reason from None
     except Fault as fault:
-        raise Unavailable(
+        raise UnavailableError(
             f"the server cannot be used: {fault}",
             where=asker.spec.base_url,
             next=_mend(fault, asker.spec),
@@ -186,6 +186,6 @@ async def _tried(asker: Asker, request: Request) -> Answer | None:
     except Fault as fault:
         if fault.kind == "malformed answer" or re.match(r"HTTP (4|5)", fault.kind):
             return None
-        raise Unavailable(
+        raise UnavailableError(
             f"the server cannot be used: {fault}", where=asker.spec.base_url, next=_mend(fault, asker.spec)
         ) from None

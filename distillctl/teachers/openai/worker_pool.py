@@ -16,7 +16,7 @@ from typing import Any
 
 from distillctl import interrupts
 from distillctl.engines.worker_pool import Key, Task
-from distillctl.errors import Unavailable
+from distillctl.errors import UnavailableError
 from distillctl.run_dir.workspace import write_text
 from distillctl.teachers.openai import rows
 from distillctl.teachers.openai.client import Fault
@@ -32,7 +32,7 @@ _LOOK = 0.2
 @contextmanager
 def crew(served: Served) -> Iterator[Crew]:
     """The server is asked for nothing before the first task. When the block ends well, rows that could not be answered
-    are Unavailable."""
+    are UnavailableError."""
     found = Crew(served)
     try:
         yield found
@@ -74,7 +74,7 @@ class Crew:
                 ended = ended or end
                 if ended is not None:  # what was sent is paid for: its answers are waited for and kept
                     more = False
-                    self._open().asker.stop(Unavailable(str(ended)))
+                    self._open().asker.stop(UnavailableError(str(ended)))
                 if not any(isinstance(one, BaseException) for one in found):
                     yield key, self._open().joined(task, found)
         if ended is not None:
@@ -82,7 +82,7 @@ class Crew:
             raise ended
 
     def finish(self) -> None:
-        """Say what is doubtful. Unavailable when rows could not be answered; they are in failed.jsonl."""
+        """Say what is doubtful. UnavailableError when rows could not be answered; they are in failed.jsonl."""
         if self._rows is not None:
             self._rows.doubts()
         if not self._failed:
@@ -90,7 +90,7 @@ class Crew:
         path = self._write_failed()
         kinds = Counter(row["error"] for row in self._failed).most_common()
         told = ", ".join(f"{count} × {kind}" for kind, count in kinds)
-        raise Unavailable(
+        raise UnavailableError(
             f"{len(self._failed):,} of {self._asked:,} rows could not be answered: {told}",
             where=str(path),
             next=f"ask for these rows again, the others are kept: {self._served.again}",
@@ -116,7 +116,7 @@ class Crew:
         while True:
             done, _ = await asyncio.wait(under_way, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
             if interrupts.pending():
-                self._open().asker.stop(Unavailable("interrupted"))
+                self._open().asker.stop(UnavailableError("interrupted"))
                 await asyncio.wait(under_way)
                 interrupts.check()
             if done:
