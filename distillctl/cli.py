@@ -1,4 +1,4 @@
-"""The commands; each is glue. Nothing here, nor what --help needs, imports torch."""
+"""The command line: options, errors and exit codes. Nothing that --help needs imports torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ from distillctl.errors import Interrupted, UnavailableError, UsageError, UserFac
 from distillctl.terminal import os_errors, streams
 
 EXIT_CODES = """
-Exit codes: 0 done · 1 a bug · 2 usage · 3 the recipe or the data is wrong or missing · 4 an upstream stage is missing,
-stale or damaged · 5 something is not installed, reachable or writable · 6 a gate failed · 130/143 interrupted.
+Exit codes:
+  0  done
+  1  a bug in distillctl
+  2  the command line is wrong
+  3  the recipe or the data is wrong or missing
+  4  an upstream stage is missing, stale or damaged
+  5  something is not installed, reachable or writable
+  6  a gate failed
+  130, 143  interrupted by Ctrl-C or SIGTERM
 """
 
 app = typer.Typer(
     name="distillctl",
     help="Turn a prompt into a phone-sized model.\n\n"
-    "A teacher that sees the full context labels your data; a student that sees only the input learns those labels, "
-    "becomes ONNX, is quantized, and is measured the way a phone would run it.\n" + EXIT_CODES,
+    "A teacher that sees the full context labels your data. A student that sees only the input learns those labels, "
+    "becomes ONNX, is quantized, and is measured the way a phone would run it.\n\n"
+    "Start with: distillctl guide getting-started\n" + EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,34 +44,32 @@ app = typer.Typer(
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
 RunDir = Annotated[
     Path | None,
-    typer.Option("--run-dir", metavar="DIR", help="Where the outputs go.", show_default="runs/<recipe name>"),
+    typer.Option("--run-dir", metavar="DIR", help="Folder for the outputs.", show_default="runs/<recipe name>"),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY.PATH=VALUE", help="Change a knob of the recipe; repeatable.", show_default=False
-    ),
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Set one knob of the recipe; repeatable.", show_default=False),
 ]
 QUICK = ("bench.queries=40", "bench.processes=2", "bench.max_seconds=5", "bench.sustained_seconds=null")
 QUICK_LOADGEN = ("bench.loadgen.min_queries=64", "bench.loadgen.min_seconds=1")
 """`bench --quick`, in the recipe's own words: what was measured so is stale for any other command."""
-Force = Annotated[bool, typer.Option("--force", help="Run again even what is fresh; reuse nothing.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and do nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Run again even if fresh, and reuse nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")]
 Trust = Annotated[
     list[str] | None,
     typer.Option(
         "--trust",
         metavar="VARIABLE@HOST",
-        help="Let this key go to this host, from now on (or DISTILLCTL_TRUST); repeatable.",
+        help="Let the key in this variable go to this host, now and later; repeatable. Or set DISTILLCTL_TRUST.",
         show_default=False,
     ),
 ]
 RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the code that the recipe lets come with a model.")
+    bool, typer.Option("--trust-remote-code", help="Run a model's own code, where the recipe allows it, too.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show more details.")]
 
 
 def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -156,7 +162,7 @@ def _plan(recipe: Any, workspace: Any, stages: list[str]) -> None:
 # ── the stages ───────────────────────────────────────────────────────────────────────────────────
 
 
-@command("collect", "Teacher soft labels under the full context, and the arms they are compared with.")
+@command("collect", "Ask the teacher for soft labels under the full context, and score what to compare with.")
 def collect(
     recipe: RecipePath,
     run_dir: RunDir = None,
@@ -200,19 +206,19 @@ def _stage(name: str, help: str) -> None:
         _run_stage(name, loaded, workspace, force=force, dry_run=dry_run)
 
 
-_stage("train", "The student, on the simplified context.")
+_stage("train", "Train the student on the simplified context.")
 
 
-@command("export", "ONNX, checked against PyTorch; and, with --bundle, all that an app needs in one folder.")
+@command("export", "Write ONNX, checked against PyTorch; with --bundle, everything that an app needs.")
 def export(
     recipe: RecipePath,
     run_dir: RunDir = None,
     set_: Set = None,
     bundle: Annotated[
-        bool, typer.Option("--bundle", help="From what quantize chose, make bundle/ and bundle.zip.")
+        bool, typer.Option("--bundle", help="Make bundle/ and bundle.zip from the graph that quantize chose.")
     ] = False,
     text_in: Annotated[
-        bool, typer.Option("--text-in", help="In the bundle, a graph with the tokenizer inside, too.")
+        bool, typer.Option("--text-in", help="Also put a graph that contains its tokenizer into the bundle.")
     ] = False,
     force: Force = False,
     dry_run: DryRun = False,
@@ -229,13 +235,13 @@ def export(
     _run_stage(name, loaded, workspace, force=force, dry_run=dry_run)
 
 
-_stage("quantize", "Smaller ONNX, gated on quality.")
+_stage("quantize", "Build smaller ONNX graphs, and keep the best one that holds the gate on quality.")
 
 
 @command(
     "bench",
-    "Latency, memory and size, the way a phone would see them; with --serve, on the phone itself; with --against, "
-    "only whether the deployed graph got slower or larger than another run's.",
+    "Measure latency, memory and size the way a phone would see them. With --serve, measure on a phone itself; with "
+    "--against, only find out whether the deployed graph is slower or larger than another run's.",
 )
 def bench(
     recipe: RecipePath,
@@ -245,18 +251,22 @@ def bench(
     dry_run: DryRun = False,
     trust_remote_code: RemoteCode = False,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Hand out a page on which a phone's browser measures the deployed graph.")
+        bool, typer.Option("--serve", help="Serve a page on which a phone's browser measures the deployed graph.")
     ] = False,
     host: Annotated[
         str | None,
-        typer.Option(metavar="ADDR", help="Listen there; 0.0.0.0: every network.", show_default="this machine alone"),
+        typer.Option(
+            metavar="ADDR", help="Address to listen on; 0.0.0.0 is every network.", show_default="this machine"
+        ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, metavar="N", help="Listen there.", show_default="any that is free")
+        int | None, typer.Option(min=0, max=65535, metavar="N", help="Port to listen on.", show_default="any free port")
     ] = None,
     assets: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="onnxruntime-web's files.", show_default="the cache, filled from npm"),
+        typer.Option(
+            metavar="DIR", help="Folder with onnxruntime-web's files.", show_default="the cache, filled by npm"
+        ),
     ] = None,
     devices: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Stop after the results of N devices.", show_default="1")
@@ -266,29 +276,36 @@ def bench(
         typer.Option(min=1, metavar="S", help="Stop after S seconds without a request.", show_default="600"),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help=f"While developing: {' '.join('--set ' + one for one in QUICK)}.")
+        bool,
+        typer.Option("--quick", help=f"Measure little, while developing: {' '.join('--set ' + one for one in QUICK)}."),
     ] = False,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A run directory to measure against; exit 6 if worse.", show_default=False),
+        typer.Option(
+            metavar="DIR", help="Compare with this run directory's graph; exit 6 if worse.", show_default=False
+        ),
     ] = None,
     max_slowdown: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Of the median latency.", show_default="5%")
+        str | None, typer.Option(metavar="SHARE", help="Allowed slowdown of the median latency.", show_default="5%")
     ] = None,
     max_size_growth: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Of the graph's bytes.", show_default="2%")
+        str | None, typer.Option(metavar="SHARE", help="Allowed growth of the graph's bytes.", show_default="2%")
     ] = None,
     max_seconds: Annotated[
         float | None, typer.Option(min=1, metavar="S", help="Stop undecided after S seconds.", show_default="300")
     ] = None,
     undecided: Annotated[
         Literal["pass", "fail"] | None,
-        typer.Option(help="What to make of it: exit 0 with a warning, or 6.", show_default="pass"),
+        typer.Option(help="Let an undecided comparison pass, with a warning, or fail.", show_default="pass"),
     ] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.", show_default=False)] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the verdict as JUnit XML.", show_default=False)
+    ] = None,
     summary: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Append Markdown.", show_default="$GITHUB_STEP_SUMMARY, if set"),
+        typer.Option(
+            metavar="FILE", help="Append the verdict as Markdown.", show_default="$GITHUB_STEP_SUMMARY, if set"
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -334,17 +351,19 @@ def bench(
         console.result(output.as_json(ran), *output.readable(ran))
 
 
-@command("report", "One self-contained HTML page; or a summary for CI.")
+@command("report", "Write one self-contained HTML page, or print a summary for CI.")
 def report(
     recipe: RecipePath,
     run_dir: RunDir = None,
     set_: Set = None,
-    format: Annotated[Literal["html", "md", "json"], typer.Option("--format", help="What to print or write.")] = "html",
+    format: Annotated[
+        Literal["html", "md", "json"], typer.Option("--format", help="Write the HTML page, or print Markdown or JSON.")
+    ] = "html",
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Exit 6 if recovered, recovered.ARM or an arm's score is less or not known; repeatable.",
+            help="Exit 6 if recovered, recovered.ARM or an arm's score is lower or not known; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -379,7 +398,7 @@ def report(
     bounds.check(wanted, ran.manifest.facts)
 
 
-@command("run", "All stages in order, skipping what is fresh (like make).")
+@command("run", "Run all stages in order, and skip what is fresh (like make).")
 def run(
     recipe: RecipePath,
     run_dir: RunDir = None,
@@ -412,7 +431,7 @@ def run(
 # ── bundles ──────────────────────────────────────────────────────────────────────────────────────
 
 bundles = typer.Typer(
-    help="What `distillctl export RECIPE --bundle` made.",
+    help="Check what `distillctl export RECIPE --bundle` made.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -424,9 +443,9 @@ def _bundles() -> None:
     pass  # with it, a group of one command stays a group
 
 
-@command("verify", "Check names, sizes and hashes, open every graph, and ask for the recorded answer.", bundles)
+@command("verify", "Check names, sizes and hashes, open every graph, and ask it for the recorded answer.", bundles)
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder or the .zip.", show_default=False)],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The bundle: a folder or a .zip.", show_default=False)],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -441,7 +460,7 @@ def verify(
 # ── around them ──────────────────────────────────────────────────────────────────────────────────
 
 
-@command("status", "Which stages are fresh, stale, missing or damaged, and why.")
+@command("status", "Say which stages are fresh, stale, missing or damaged, and why.")
 def status(
     recipe: RecipePath,
     run_dir: RunDir = None,
@@ -459,9 +478,11 @@ def status(
     console.result({"run_dir": str(workspace.root), "stages": rows}, *output.states(states))
 
 
-@command("init", "A commented recipe to start from.")
+@command("init", "Write a commented recipe to start from.")
 def init(
-    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)] = None,
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The folder to create.", show_default=False)
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the recipe's JSON Schema, for editors.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -506,7 +527,7 @@ def guide(
         console.text(page.markdown)
 
 
-@command("doctor", "Versions, CPU features, what is missing.")
+@command("doctor", "List versions, processor features, and what is missing.")
 def doctor(as_json: Json = False) -> None:
     from distillctl.commands import doctor, output
 
@@ -524,7 +545,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
