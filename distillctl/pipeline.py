@@ -52,11 +52,10 @@ class Stage:
     """Teacher or student, and so code that comes with them where the user allows it."""
 
     def run(self, recipe: Recipe, workspace: Workspace) -> StageOutput:
-        """Do it; all but the report do different work for labels and for text. Only now is torch imported."""
-        folder = "" if self.name == "report" else f"{recipe.task.kind}."
+        """Do it. Only now is torch imported."""
         if ranks.count() > 1 and ranks.is_first():
             _group().broadcast(_WORK)
-        outcome: StageOutput = importlib.import_module(f"distillctl.stages.{folder}{self.name}").run(recipe, workspace)
+        outcome: StageOutput = importlib.import_module(f"distillctl.stages.{self.name}").run(recipe, workspace)
         return outcome
 
 

@@ -20,7 +20,7 @@ from distillctl.data import view_table
 from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace
-from distillctl.stages.classify import bundle
+from distillctl.stages import bundle
 from tests import tiny, tokenizers_of_kind
 
 LABELS = tiny.LABELS

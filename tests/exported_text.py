@@ -21,7 +21,7 @@ from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
-from distillctl.training.generation import greedy_config
+from distillctl.tasks.generate.objective import greedy_config
 from tests import tiny, tiny_text
 
 BUILDERS = {"genai": None, "trace": decoder_trace, "seq2seq": seq2seq}

@@ -9,17 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distillctl.quantizers.labels import LabelCalibration
 from distillctl.recipe import implementation
 from distillctl.recipe.graphs import AnyQuantizer
 from distillctl.run_dir.workspace import tree_digest
+from distillctl.tasks.classify.quantization import LabelCalibration
 
 _CODE = """
 import json
 import sys
 from pathlib import Path
 from distillctl import recipe
-from distillctl.quantizers.labels import LabelCalibration
+from distillctl.tasks.classify.quantization import LabelCalibration
 spec = getattr(recipe, sys.argv[1]).model_validate_json(sys.argv[2])
 source, target, texts = Path(sys.argv[3]), Path(sys.argv[4]), json.loads(sys.argv[5])
 recipe.implementation(spec)(spec, source, target, LabelCalibration(source, texts) if texts else None)

@@ -23,7 +23,7 @@ from distillctl.runtimes import interleaved, machine
 from distillctl.runtimes.interleaved import Plan, Run
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.torch import TeacherClassifier, shared_context
-from distillctl.stages.classify import bench
+from distillctl.stages import bench
 from tests import bench_run
 
 WORDS = list(bench_run.LABELS.values())

@@ -13,7 +13,7 @@ from distillctl.benchmarks import loss, search, soft_labels
 from distillctl.errors import UpstreamError
 from distillctl.recipe import DynamicInt8, WeightOnly
 from distillctl.run_dir.workspace import Workspace
-from distillctl.stages.classify import export
+from distillctl.stages import export
 from tests import tiny, tiny_text
 
 

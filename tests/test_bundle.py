@@ -25,7 +25,7 @@ from distillctl.errors import GateFailed, UnavailableError
 from distillctl.models.model_source import ModelSource
 from distillctl.run_dir.workspace import StageOutput, Workspace, file_digest, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier
-from distillctl.stages.classify import bundle
+from distillctl.stages import bundle
 from tests import bundled, project
 
 
@@ -62,7 +62,7 @@ def test_the_archive_holds_the_same_files(folder):
 _AGAIN = """
 import sys
 from pathlib import Path
-from distillctl.stages.classify import bundle
+from distillctl.stages import bundle
 from distillctl.run_dir.workspace import Workspace
 from tests import bundled
 bundle.run(bundled.recipe(bundle={"text_in": True}), Workspace(Path(sys.argv[1])))

@@ -16,7 +16,8 @@ from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnx_generator import open_generator
-from distillctl.stages.generate import bundle
+from distillctl.stages import bundle
+from distillctl.tasks.generate import bundle as text_bundle
 from tests import exported_text, tiny, tiny_text
 
 GRAPHS = {
@@ -156,7 +157,7 @@ def test_kotlin_is_there_where_genai_runs_it(made):
 
 def test_other_answers_of_the_ort_graph_are_refused(made, monkeypatch):
     _, space, _ = made
-    opened = bundle.open_generator
+    opened = text_bundle.open_generator
 
     def forgetful(folder: Path, suffix: str):
         graph = opened(folder, suffix=suffix)
@@ -164,7 +165,7 @@ def test_other_answers_of_the_ort_graph_are_refused(made, monkeypatch):
             monkeypatch.setattr(graph, "generate", lambda ids, limit: [0])
         return graph
 
-    monkeypatch.setattr(bundle, "open_generator", forgetful)
+    monkeypatch.setattr(text_bundle, "open_generator", forgetful)
     before = verify(space.root / "bundle.zip")
     with pytest.raises(GateFailed, match="row row-0"):
         bundle.run(recipe(), space)

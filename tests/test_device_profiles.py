@@ -14,7 +14,7 @@ from distillctl.recipe import profiles
 from distillctl.recipe.graphs import Bench as Settings
 from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import lengths
-from distillctl.stages.classify import bench
+from distillctl.stages import bench
 from tests import bench_run
 
 

@@ -20,13 +20,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from distillctl.data import view_table
 from distillctl.errors import GateFailed, RecipeError
-from distillctl.graphs import exporter, parity, tracing
+from distillctl.graphs import exporter, tracing
 from distillctl.graphs.tracing import ExportedGraph
-from distillctl.model_card import frame
 from distillctl.run_dir.workspace import Workspace, file_digest, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
-from distillctl.stages.classify import export
+from distillctl.stages import export
+from distillctl.tasks.classify import card as label_card
+from distillctl.tasks.classify import parity
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -300,6 +301,6 @@ def test_the_card_quotes_a_licence_and_shows_the_form_of_the_text(tmp_path):
     reading = Reading.of(
         recipe, view_table.read(space.folder("collect") / "views.parquet", "eval"), facts[1], tokenizer
     )
-    text = frame.render(recipe, *facts, reading, [{"graph": "fp32"}])
+    text = label_card.render(recipe, *facts, reading, [{"graph": "fp32"}])
     assert text.startswith("---\nlicense: apache-2.0\n")
     assert "Q: {{ input }}" in text

@@ -22,13 +22,14 @@ from transformers import AutoTokenizer
 
 from distillctl.data import view_table
 from distillctl.errors import GateFailed, RecipeError
-from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files, text_parity, tracing
-from distillctl.graphs.text_parity import Rows
+from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files, tracing
 from distillctl.run_dir.workspace import file_digest, tree_digest
 from distillctl.runtimes.genai import GenaiDecoder
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.snippets.reading import Reading
-from distillctl.stages.generate import export
+from distillctl.stages import export
+from distillctl.tasks.generate import card, parity
+from distillctl.tasks.generate.parity import Rows
 from tests import exported_text, tiny_text
 from tests.exported_text import MAX_LENGTH, MAX_NEW_TOKENS, STOP_IDS, exported, plain_answer
 
@@ -63,7 +64,7 @@ def _rows(graph, count: int = 50) -> Rows:
 
 
 def _check(model, graph, rows, **options):
-    return text_parity.check(
+    return parity.check(
         model, graph, rows, **{"allowed": 1e-4, "prompts": 50, "max_new_tokens": MAX_NEW_TOKENS, **options}
     )
 
@@ -434,12 +435,12 @@ def test_nan_is_no_agreement():
 def test_views_have_to_be_the_same_tokens_in_transformers():
     source = exported(*T5)
     tokenizer, graph, texts = AutoTokenizer.from_pretrained(source.source), source.open(), tiny_text.texts(5)
-    assert text_parity.views(graph, tokenizer, texts, texts) == tokenizer(texts).input_ids
+    assert parity.views(graph, tokenizer, texts, texts) == tokenizer(texts).input_ids
     graph.tokenizer.enable_truncation(4)
-    assert {len(view) for view in text_parity.views(graph, tokenizer, texts, texts)} <= {2, 3, 4}
+    assert {len(view) for view in parity.views(graph, tokenizer, texts, texts)} <= {2, 3, 4}
     other = tiny_text.bpe_tokenizer()  # without the end token
     with pytest.raises(GateFailed, match=r"tokenizer\.json gives 4 tokens"):
-        text_parity.views(graph, other, texts, texts)
+        parity.views(graph, other, texts, texts)
 
 
 # ── the stage ────────────────────────────────────────────────────────────────────────────────────
@@ -577,7 +578,7 @@ def test_the_card_says_how_texts_look_to_the_last_newline(committed):
     facts = [space.manifest(stage).facts for stage in ("collect", "train")]
     views = view_table.read(space.folder("collect") / "views.parquet", "eval")
     reading = Reading.of(recipe, views, facts[1], space.folder("train") / "model")
-    text = export.text_card.render(recipe, *facts, reading, [{"graph": "fp32"}], outcome.facts["builder"])
+    text = card.render(recipe, *facts, reading, [{"graph": "fp32"}], outcome.facts["builder"])
     assert '"Q: {{ input }}\\n"' in text
 
 
@@ -588,4 +589,4 @@ def test_the_card_puts_in_front_what_genais_tokenizer_leaves_out(committed):
     reading = Reading.of(exported_text.recipe(), views, facts[1], space.folder("train") / "model")
     measured = [{"graph": "fp32"}]
     for begin, written in (([2], "ids = [2] + list(tokenizer."), ([], "ids = list(tokenizer.encode(view(text)))\n")):
-        assert written in export.text_card.render(exported_text.recipe(), *facts, reading, measured, "genai", begin)
+        assert written in card.render(exported_text.recipe(), *facts, reading, measured, "genai", begin)

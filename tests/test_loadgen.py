@@ -18,7 +18,7 @@ from distillctl.run_dir.workspace import tree_digest
 from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import loadgen, machine, roofline, sustained
 from distillctl.runtimes.process import WorkerProcess
-from distillctl.stages.classify import bench
+from distillctl.stages import bench
 from tests import bench_run
 
 

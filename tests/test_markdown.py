@@ -13,11 +13,11 @@ from rich.console import Console
 
 from distillctl import console
 from distillctl.data import view_table
-from distillctl.model_card import frame
 from distillctl.regression import output
 from distillctl.report import contract, page
 from distillctl.report import markdown as summary
 from distillctl.snippets.reading import Reading
+from distillctl.tasks.classify import card as label_card
 from distillctl.terminal.text_table import TextTable
 from distillctl.untrusted import markdown
 from distillctl.untrusted.printable import printable
@@ -182,7 +182,7 @@ def test_a_card_of_hostile_names_has_its_own_headings_and_no_link(tmp_path, text
         recipe, view_table.read(space.folder("collect") / "views.parquet", "eval"), facts[1],
         space.folder("train") / "model",
     )  # fmt: skip
-    found = frame.render(recipe, *facts, reading, [{"graph": "fp32"}])
+    found = label_card.render(recipe, *facts, reading, [{"graph": "fp32"}])
     body = _rendered(found.split("---\n", 2)[2])
     assert not {"a", "img", "script", "h3", "blockquote", "hr", "details", "ul", "ol"} & {*body.tags}
     assert body.tags.count("h1") == 1

@@ -20,7 +20,7 @@ from distillctl.phone import assets, devices, serve
 from distillctl.phone.task import TOLERANCE
 from distillctl.recipe import CANDIDATES, WeightOnly
 from distillctl.run_dir.workspace import Workspace
-from distillctl.stages.classify import export, quantize
+from distillctl.stages import export, quantize
 from tests import project, tiny
 from tests.browser import EXECUTABLE
 

@@ -20,13 +20,14 @@ from scipy.special import log_softmax
 
 from distillctl.data import view_table
 from distillctl.errors import GateFailed, UpstreamError
-from distillctl.quantizers import dynamic_int8, labels, search
+from distillctl.quantizers import dynamic_int8, search
 from distillctl.quantizers.candidates import Candidate
-from distillctl.quantizers.labels import Answers, HeldOut
 from distillctl.recipe import CANDIDATES, DynamicInt8, Gate
 from distillctl.run_dir.workspace import Workspace, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
-from distillctl.stages.classify import export, quantize
+from distillctl.stages import export, quantize
+from distillctl.tasks.classify import quantization
+from distillctl.tasks.classify.quantization import Answers, HeldOut
 from tests import tiny
 from tests.quantized import same_bytes_each_time
 
@@ -223,7 +224,7 @@ def test_graphs_take_turns_and_each_answers_every_row_once():
             return np.zeros((1, 3), np.float32)
 
     texts, done = [str(row) for row in range(search.BLOCK + 3)], []
-    found = labels.measure({"a": Recorder("a"), "b": Recorder("b")}, texts, done.append)
+    found = quantization.measure({"a": Recorder("a"), "b": Recorder("b")}, texts, done.append)
     assert done == [search.BLOCK, 3]
     assert sorted(asked) == sorted((name, text) for name in "ab" for text in texts)
     turns = [name for index, (name, _) in enumerate(asked) if index == 0 or asked[index - 1][0] != name]
@@ -339,11 +340,11 @@ def test_a_graph_that_answers_otherwise_is_told(graphs, tmp_path, input, logits,
     text = f'<ir_version: 10, opset_import: ["" : 18]> g (int64[b, s] {input}) => ({logits} logits) {{ {body} }}'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "export" / "model.onnx")
     with pytest.raises(UpstreamError, match=told):
-        labels.check(tmp_path / "export", "who is it", len(tiny.LABELS), "distillctl export RECIPE")
+        quantization.check(tmp_path / "export", "who is it", len(tiny.LABELS), "distillctl export RECIPE")
 
 
 def test_a_config_without_labels_is_told(graphs, tmp_path):
     shutil.copytree(graphs, tmp_path / "export")
     (tmp_path / "export" / "config.json").write_text("{}")
     with pytest.raises(UpstreamError, match="has no 'id2label'"):
-        labels.check(tmp_path / "export", "who is it", 3, "distillctl export RECIPE")
+        quantization.check(tmp_path / "export", "who is it", 3, "distillctl export RECIPE")

@@ -18,18 +18,19 @@ from distillctl.data import view_table
 from distillctl.errors import GateFailed
 from distillctl.losses.targets import Targets
 from distillctl.metrics import text as text_metrics
-from distillctl.quantizers import dynamic_int8, search, texts
+from distillctl.quantizers import dynamic_int8, search
 from distillctl.recipe import CANDIDATES, Dense, DynamicInt8, Quantize, implementation
 from distillctl.run_dir.workspace import StageOutput, Workspace, tree_digest
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.shards import Shard
-from distillctl.stages.generate import quantize
+from distillctl.stages import quantize
 from distillctl.students.load_trained import without_weights
 from distillctl.students.student import Corpus
+from distillctl.tasks.generate import quantization
+from distillctl.tasks.generate.response_rows import ResponseRows
 from distillctl.training import train_dir as train_folder
-from distillctl.training.response_rows import ResponseRows
 from tests import exported_text, tiny, tiny_text
 from tests.exported_text import MAX_NEW_TOKENS, exported
 from tests.quantized import same_bytes_each_time
@@ -209,7 +210,7 @@ def test_graphs_take_turns_and_each_sees_every_row_once():
         lambda some: Targets(torch.tensor([1] * (1 + some[0] % 3))),
         vocabulary=3,
     )
-    found = texts.measure(graphs, rows, 8, done.append)
+    found = quantization.measure(graphs, rows, 8, done.append)
     assert done == [search.BLOCK, 3]
     assert sorted(asked) == sorted(
         (name, what, row) for name in graphs for what in ("answer", "score") for row in range(count)
@@ -230,7 +231,7 @@ def test_graphs_take_turns_and_each_sees_every_row_once():
 
 
 def test_means_count_tokens_not_rows():
-    forced = texts.Forced(*(np.array([0.0, 1.0]) for _ in range(4)), None, np.array([3, 1]), [])
+    forced = quantization.Forced(*(np.array([0.0, 1.0]) for _ in range(4)), None, np.array([3, 1]), [])
     assert forced.mean(forced.kl) == 0.25
 
 

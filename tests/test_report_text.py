@@ -25,10 +25,11 @@ from distillctl.data.responses import clean
 from distillctl.errors import UpstreamError
 from distillctl.metrics import text as text_metrics
 from distillctl.pipeline import StageResult
-from distillctl.report import context_kl, contract, formatting, markdown, page
+from distillctl.report import contract, formatting, markdown, page
 from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.stages import report
+from distillctl.tasks.generate import context_kl
 from tests import real_run_text
 from tests.browser import EXECUTABLE, browser
 from tests.report_run import HOSTILE, alter

@@ -15,11 +15,11 @@ from scipy.special import log_softmax
 
 from distillctl.graphs import exporter
 from distillctl.quantizers import weight_only
-from distillctl.quantizers.labels import LabelCalibration
 from distillctl.quantizers.sensitivity import Cost, costliest
 from distillctl.recipe import WeightOnly
 from distillctl.run_dir.workspace import tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
+from distillctl.tasks.classify.quantization import LabelCalibration
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -27,7 +27,6 @@ from distillctl.data.rows import Example
 from distillctl.data.view_table import ViewTable
 from distillctl.data.views import renderers
 from distillctl.errors import GateFailed, RecipeError
-from distillctl.model_card import frame, generate
 from distillctl.recipe import Recipe
 from distillctl.report import use
 from distillctl.run_dir.workspace import StageOutput, Workspace
@@ -35,8 +34,9 @@ from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets import javascript, literals
 from distillctl.snippets.reading import Reading
-from distillctl.stages.classify import bundle as label_bundle
-from distillctl.stages.generate import bundle as text_bundle
+from distillctl.stages import bundle
+from distillctl.tasks.classify import card as label_card
+from distillctl.tasks.generate import card as text_card
 from tests import bundled, exported_text, tiny, tiny_text, tokenizers_of_kind
 
 AROUND = {
@@ -74,7 +74,7 @@ def labels(template: str, kind: str) -> tuple[Recipe, Workspace, Path]:
     root.mkdir()
     space = bundled.workspace(root, KINDS[kind], inputs, views(recipe, inputs))
     tiny.commit(space, "train", StageOutput([], {"kl": 0.1, "agreement": 0.9, "max_length": LIMIT}))
-    tiny.commit(space, "bundle", label_bundle.run(recipe, space))
+    tiny.commit(space, "bundle", bundle.run(recipe, space))
     return recipe, space, space.folder("bundle")
 
 
@@ -94,7 +94,7 @@ def texts(template: str, builder: str) -> tuple[Recipe, Workspace, Path]:
     outputs = sorted(path.name for path in space.folder("quantize").iterdir())
     facts = {"chosen": "small", "bytes": 1000, "kl": 0.01, "same_top": 0.98, "score": 0.75, "metric": "chrf"}
     tiny.commit(space, "quantize", StageOutput(outputs, facts | {"fp32": {"bytes": 4000, "score": 0.76}}))
-    tiny.commit(space, "bundle", text_bundle.run(recipe, space))
+    tiny.commit(space, "bundle", bundle.run(recipe, space))
     return recipe, space, space.folder("bundle")
 
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_cut_is_refused_with_the_limit(template):
         python(folder / "snippets" / "classify.py", "classify")(LONG)
     recipe = bundled.recipe(contexts=contexts(MORE[template]), bundle={"text_in": True})
     with pytest.raises(RecipeError, match="more than text around the input") as told:
-        label_bundle.run(recipe, space)
+        bundle.run(recipe, space)
     assert (told.value.where, told.value.exit_code) == ("bundle.text_in", 3)
 
 
@@ -208,7 +208,7 @@ def test_the_cards_code_answers_bare_inputs_and_long_ones(template, monkeypatch,
     recipe, space, folder = labels(template, "byte_level")
     facts = [space.manifest(stage).facts for stage in ("collect", "train")]
     reading = Reading.of(recipe, table(space), facts[1], folder)
-    [code] = blocks(frame.render(recipe, *facts, reading, [{"graph": "fp32"}]))
+    [code] = blocks(label_card.render(recipe, *facts, reading, [{"graph": "fp32"}]))
     monkeypatch.chdir(folder)
     for text, row in zip(untidy(table(space).input), recorded_labels(space), strict=True):
         exec(code.replace('"…"', repr(text)), {})
@@ -246,7 +246,7 @@ def test_columns_of_a_row_are_arguments(tmp_path):
     given = [f"do ba: {text}" for text in inputs]
     space = bundled.workspace(tmp_path, tokenizers_of_kind.byte_level, inputs, given)
     tiny.commit(space, "train", StageOutput([], {"kl": 0.1, "agreement": 0.9, "max_length": LIMIT}))
-    label_bundle.run(recipe, space)
+    bundle.run(recipe, space)
     file = space.folder("bundle") / "snippets" / "classify.py"
     classify = python(file, "classify")
     found = [list(classify(text, title="do ba", note=None).values()) for text in inputs]
@@ -269,7 +269,7 @@ def test_a_suffix_that_shares_a_token_with_every_input(tmp_path):
     """Nothing can be cut between the two, so a long text is refused."""
     recipe, inputs = bundled.recipe(contexts=contexts("{{ input }}!")), bundled.texts()
     space = bundled.workspace(tmp_path, words_between_spaces, inputs, views(recipe, inputs))
-    label_bundle.run(recipe, space)
+    bundle.run(recipe, space)
     with pytest.raises(ValueError, match=f"the model takes {bundled.MAX_LENGTH}"):
         python(space.folder("bundle") / "snippets" / "classify.py", "classify")(LONG)
 
@@ -324,7 +324,7 @@ def test_the_cards_code_writes_to_bare_inputs_and_long_ones(builder, monkeypatch
     recipe, space, folder = texts("behind", builder)
     facts = [space.manifest(stage).facts for stage in ("collect", "train")]
     reading = Reading.of(recipe, table(space), facts[1], folder)
-    found = blocks(generate.render(recipe, *facts, reading, [{"graph": "fp32"}], builder))
+    found = blocks(text_card.render(recipe, *facts, reading, [{"graph": "fp32"}], builder))
     assert len(found) == 1 + (builder == "genai")
     monkeypatch.chdir(folder)
     for text, said in zip(untidy(table(space).input[:4]), recorded_texts(space), strict=False):
@@ -343,7 +343,7 @@ def test_kotlin_and_swift_have_the_template_or_say_that_they_have_not(name, tmp_
     recipe, space, _ = labels("around", "byte_level")
     without = recipe.model_copy(update={"bundle": recipe.bundle.model_copy(update={"text_in": False})})
     copy = Workspace(shutil.copytree(space.root, tmp_path / "run"))
-    label_bundle.run(without, copy)
+    bundle.run(without, copy)
     code = (copy.folder("bundle") / "snippets" / name).read_text()
     dollar = "\\$x" if name.endswith("kt") else "$x"
     assert f'"do \\"ba\\" {dollar}\\n"' in code
@@ -390,7 +390,7 @@ def odd_word_piece(lowercase: bool) -> Any:
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_javascript_reads_greek_alike_and_what_it_reads_otherwise_is_listed(lowercase, npm, tmp_path):
     space = bundled.workspace(tmp_path, functools.partial(odd_word_piece, lowercase))
-    label_bundle.run(bundled.recipe(), space)
+    bundle.run(bundled.recipe(), space)
     folder = space.folder("bundle")
     listing = Listing.model_validate_json((folder / NAME).read_bytes())
     other = listing.other_ids[javascript.PACKAGE]

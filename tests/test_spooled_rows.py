@@ -15,7 +15,7 @@ from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.spooled import SpooledLabels
 from distillctl.soft_labels.top_k import TopKLabels
 from distillctl.students.student import Student
-from distillctl.training import response_rows
+from distillctl.tasks.generate import response_rows
 from tests import tiny_text
 
 

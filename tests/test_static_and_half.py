@@ -11,10 +11,10 @@ from scipy.special import log_softmax
 
 from distillctl.graphs import exporter
 from distillctl.quantizers import float16, static_int8
-from distillctl.quantizers.labels import LabelCalibration
 from distillctl.recipe import Float16, StaticInt8
 from distillctl.run_dir.workspace import tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
+from distillctl.tasks.classify.quantization import LabelCalibration
 from tests import tiny
 from tests.quantized import same_bytes_each_time
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,8 +20,8 @@ from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.text import TextLabels
-from distillctl.stages.generate import train
 from distillctl.students.student import Student
+from distillctl.tasks.generate.train import GenerateTraining
 from tests import exported_text, tiny_text
 
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
@@ -230,8 +231,9 @@ def test_a_decoder_takes_what_the_recipe_names_or_twice_its_longest_row(
 ) -> None:
     made = exported_text.recipe()
     made = made.model_copy(update={"student": made.student.model_copy(update={"max_length": named})})
+    training = GenerateTraining(made, Workspace(Path("nowhere")))
     own = Student(tiny_text.decoder(), tiny_text.bpe_tokenizer(), allowed)
     data = {split: SimpleNamespace(lengths=np.array([3, longest])) for split in ("train", "eval")}
-    assert train._within_reach(made, own, data).max_length == taken
+    assert training._shortened(own, data).max_length == taken
     other = Student(tiny_text.seq2seq(), own.tokenizer, allowed)
-    assert train._within_reach(made, other, data).max_length == allowed
+    assert training._shortened(other, data).max_length == allowed

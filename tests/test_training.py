@@ -15,8 +15,8 @@ from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, Train, implementation
 from distillctl.students.student import Corpus, Student, finish
 from distillctl.students.truncated import keep_layers
+from distillctl.tasks.classify.objective import Classification, Rows, predict
 from distillctl.training.checkpoints import Checkpoints, forget
-from distillctl.training.classification import Classification, Rows, predict
 from distillctl.training.loop import Run, hold_out
 from tests import tiny
 

@@ -22,11 +22,11 @@ from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.soft_labels.top_k import TopKLabels
 from distillctl.students.student import Student
-from distillctl.training import response_rows
+from distillctl.tasks.generate import response_rows
+from distillctl.tasks.generate.objective import Generation, answers, greedy_config, score
+from distillctl.tasks.generate.response_rows import ResponseRows, check_terms
 from distillctl.training.checkpoints import Checkpoints
-from distillctl.training.generation import Generation, answers, greedy_config, score
 from distillctl.training.loop import Run
-from distillctl.training.response_rows import ResponseRows, check_terms
 from tests import tiny_text
 
 SPEC = Train(

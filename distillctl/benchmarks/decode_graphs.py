@@ -17,11 +17,12 @@ from distillctl.data import examples
 from distillctl.graphs import genai_builder, sidecar_files
 from distillctl.losses.targets import Targets
 from distillctl.models import from_pretrained, model_source
-from distillctl.quantizers import search, texts
+from distillctl.quantizers import search
 from distillctl.recipe import WeightOnly
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.runtimes.onnxruntime import graph_bytes
-from distillctl.training.response_rows import ResponseRows
+from distillctl.tasks.generate import quantization
+from distillctl.tasks.generate.response_rows import ResponseRows
 
 _MAX_LENGTH = 2048
 
@@ -76,7 +77,7 @@ def quality(built: Built, rows: int, tokens: int) -> dict[str, dict[str, float]]
     held_out = ResponseRows(
         views, answers, lambda some: Targets(torch.tensor([t for row in some for t in answers[row]])), 2**31
     )
-    forced = {name: found.forced for name, found in texts.measure(graphs, held_out, 1).items()}
+    forced = {name: found.forced for name, found in quantization.measure(graphs, held_out, 1).items()}
     compared = [name for name in graphs if name != search.FP32]
     sizes: dict[str, float] = {name: graph_bytes(built.folders[name]) for name in compared}
     if built.gguf is not None:

@@ -49,7 +49,7 @@ def measure(folder: Path, rows: int, stage: str) -> int:
     here = folder / str(rows) / kind
     loaded, workspace = recipes.load(here / "recipe.yaml"), Workspace(here / ("drawn" if name == "train" else "run"))
     shutil.rmtree(workspace.folder(name), ignore_errors=True)
-    importlib.import_module(f"distillctl.stages.{loaded.task.kind}.{name}").run(loaded, workspace)
+    importlib.import_module(f"distillctl.stages.{name}").run(loaded, workspace)
     return peak_rss()
 
 

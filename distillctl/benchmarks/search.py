@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from distillctl.recipe import CANDIDATES, DynamicInt8, Float16, Recipe, StaticIn
 from distillctl.recipe.graphs import AnyQuantizer
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.machine import facts as machine_facts
+from distillctl.stages import quantize as quantizing
 
 DYNAMIC = tuple(
     DynamicInt8(per_channel=channel, reduce_range=reduced) for channel in (False, True) for reduced in (False, True)
@@ -61,7 +61,6 @@ def _compared(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for stage in ("collect", "train", "export"):
             (Path(scratch) / stage).symlink_to(workspace.folder(stage).resolve())
-        quantizing = import_module(f"distillctl.stages.{recipe.task.kind}.quantize")
         facts = quantizing.run(recipe.model_copy(update={"quantize": quantize}), Workspace(Path(scratch))).facts
     judged = [Candidate(**{key: one[key] for key in Candidate.__dataclass_fields__}) for one in facts["candidates"]]
     best = search.choose([one for one in judged if one.name in presets], quantize.objective)

@@ -42,11 +42,11 @@ from distillctl.soft_labels.response_shards import Profile, Responses
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.truncated import keep_layers
+from distillctl.tasks.generate import objective
+from distillctl.tasks.generate.response_rows import ResponseRows
 from distillctl.teachers.huggingface import Teacher
 from distillctl.teachers.shared_context import common_prefix
-from distillctl.training import generation
 from distillctl.training.learner import Batch
-from distillctl.training.response_rows import ResponseRows
 
 TOKENS = {"train": 8000, "eval": 3000}
 """Response tokens at most; 96 KiB of memory each at a vocabulary of 49,152, in half precision."""
@@ -256,7 +256,7 @@ def _fit(name: str, teacher: PreTrainedModel, train: ResponseRows, held_out: Res
     keep_layers(model, tuple(sorted({*range(min(ENDS, depth)), *range(max(0, depth - ENDS), depth)})))
     model.get_input_embeddings().weight.requires_grad_(False)
     spec = Train(batch_rows=ROWS)
-    problem = generation.Generation(train, held_out, (ForwardKL(),), spec)
+    problem = objective.Generation(train, held_out, (ForwardKL(),), spec)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, fused=True)
     schedule = get_scheduler("linear", optimizer, STEPS // 10, STEPS)
     model.train()

@@ -35,9 +35,8 @@ class Draft:
     manifests: Mapping[str, Manifest]
 
     @classmethod
-    def begin(cls, recipe: Recipe, workspace: Workspace, folder: Path) -> Draft:
+    def begin(cls, recipe: Recipe, workspace: Workspace, folder: Path, runtime: str) -> Draft:
         stages = ("collect", "train", "export", "quantize")
-        runtime = "onnx" if recipe.task.kind == "classify" else "onnx_text"
         sidecar_files.try_out(workspace.folder("quantize"), runtime, "distillctl quantize RECIPE --force")
         manifests = {name: manifest for name in stages if (manifest := workspace.manifest(name))}
         contents.copy(workspace.folder("quantize"), manifests["quantize"].outputs, folder)

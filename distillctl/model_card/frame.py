@@ -13,7 +13,6 @@ from distillctl.data.view_template import BARE
 from distillctl.errors import DistillctlError
 from distillctl.models import gguf_header, model_source
 from distillctl.recipe import FromConfigStudent, OpenAITeacher, Recipe, yaml_text
-from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
 from distillctl.untrusted import limits, markdown
 from distillctl.untrusted.printable import printable
@@ -23,34 +22,6 @@ _CARD_BYTES, _LICENCE_CHARACTERS = 1 << 20, 200
 """The most bytes read of a model card, and the most characters quoted of its licence."""
 _MOST_CHARACTERS = 1000
 """Of a cell that quotes a stranger."""
-
-
-def render(
-    recipe: Recipe,
-    collect: Mapping[str, Any],
-    train: Mapping[str, Any],
-    reading: Reading,
-    measured: Sequence[Mapping[str, str]],
-) -> str:
-    """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
-    shown. No row of the data is quoted: the card is there to be published."""
-    use = f"""```python
-{code.render("classify.py", reading, "card")}```
-
-{form(reading)}
-
-With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
-    return page(recipe, "text-classification", description(recipe, collect, train), use, measured)
-
-
-def description(recipe: Recipe, collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
-    """A classifier in a few sentences."""
-    tokens, counts, labels = collect["context_tokens"], collect["counts"], markdown.plain(", ".join(recipe.task.names))
-    return f"""A text classifier with the labels {labels}. It does without a prompt what
-{markdown.plain(collect["teacher"]["reference"])} does with
-one: {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers,
-as distributions over the labels, to {counts["train"]:,} inputs. On {counts["eval"]:,} held-out inputs the two agree on
-the label for {train["agreement"]:.1%}, with a KL divergence of {train["kl"]:.4f} nats (in PyTorch, before export)."""
 
 
 def page(recipe: Recipe, task: str, about: str, use: str, measured: Sequence[Mapping[str, str]]) -> str:

@@ -10,9 +10,10 @@ from distillctl.recipe.base import Closed, Count, Fraction, NotText, Positive, S
 from distillctl.untrusted import limits
 
 
-class Classify(Closed):
+class Classify(Spec):
     """Choose one of several labels."""
 
+    target: ClassVar[str] = "distillctl.tasks.classify.task:ClassifyTask"
     kind: Literal["classify"] = "classify"
     labels: Annotated[dict[str, str], Field(examples=[{"billing": "billing", "tech": "technical"}])]
     """Label names, each with the words that the teacher would answer with. A plain list means that the names are the
@@ -164,9 +165,10 @@ class FieldReference(Closed):
         return {"column": value} if isinstance(value, str) else value
 
 
-class Generate(Closed):
+class Generate(Spec):
     """Answer with text."""
 
+    target: ClassVar[str] = "distillctl.tasks.generate.task:GenerateTask"
     kind: Literal["generate"]
     responses: Responses = Greedy()
     """Which responses the student learns from."""

@@ -1,8 +1,8 @@
 """The report's facts: what `report --format json` prints, drawn from manifests and from every arm's answer per row.
 
 Teacher arms come from collect's manifest as they stand there; what needs paired rows (student, deployed, control,
-recovered) is computed from the eval.parquet files that the manifests vouch for. What only one task has to say is in
-`labels` and `texts`.
+recovered) is computed from the eval.parquet files that the manifests vouch for. What only one kind of task has to say
+comes from `tasks`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import controls
+from distillctl import controls, tasks
 from distillctl.data import view_table
 from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import comparison, doubts, names
 from distillctl.metrics.statistics import difference_interval, recovered_interval
-from distillctl.recipe import Generate, Recipe
-from distillctl.report import devices, formatting, labels, speed, texts, use, verdict
+from distillctl.recipe import Recipe
+from distillctl.report import devices, formatting, speed, use, verdict
 from distillctl.run_dir import attempts
 from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.training import metrics_log
@@ -56,9 +56,8 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
     collect, train = manifests["collect"].facts, manifests["train"].facts
     quantize = failed.facts if failed else manifests["quantize"].facts
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
-    task = texts if isinstance(recipe.task, Generate) else labels
     # scores: arm → one per held-out row, float64 [N]; of this task alone: what the contract has besides
-    scores, of_this_task = task.compare(recipe, workspace, views, {name: m.facts for name, m in manifests.items()})
+    scores, of_this_task = tasks.of(recipe, workspace).compare(views, {name: m.facts for name, m in manifests.items()})
     own = [arm for arm in (*OWN, *controls.EVERY) if arm in scores]
     arms, gaps = comparison.compare({arm: scores[arm] for arm in ("ceiling", *own)}, collect["metric"])
     content = names.measures_content(collect["metric"])

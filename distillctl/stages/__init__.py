@@ -1,1 +1,4 @@
-"""The stages. Each is run(recipe, workspace) -> StageOutput; they never import each other."""
+"""The stages, one file each, the same for every kind of task. Each is run(recipe, workspace) -> StageOutput.
+
+Stages never import each other. What differs by kind is asked of `tasks.of(recipe, workspace)`.
+"""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shutil
 import sys
@@ -81,10 +83,13 @@ def warm() -> None:
     from distillctl.bundle import verify  # noqa: F401
     from distillctl.models import gguf  # noqa: F401
     from distillctl.phone import messages  # noqa: F401
-    from distillctl.stages import report  # noqa: F401
-    from distillctl.stages.classify import bench, collect, export, quantize, train  # noqa: F401
-    from distillctl.stages.generate import collect as collect_texts  # noqa: F401
-    from distillctl.stages.generate import train as train_texts  # noqa: F401
+    from distillctl.stages import bench, collect, export, quantize, report, train  # noqa: F401
+    from distillctl.tasks import classify, generate
+
+    for kind in (classify, generate):
+        for part in pkgutil.iter_modules(kind.__path__, f"{kind.__name__}."):
+            importlib.import_module(part.name)
+
     from distillctl.students import (
         preflight,  # noqa: F401
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,19 +17,19 @@ from distillctl.data.views import CEILING, FLOOR, PUBLIC
 from distillctl.metrics import fields, leakage, text
 from distillctl.metrics.statistics import mean_interval
 from distillctl.recipe import Recipe, Text
-from distillctl.report import context_kl
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import text_folder
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
+from distillctl.tasks.generate import context_kl
 
 SHOWN = ("ceiling", "floor", "student", "deployed")
 """The arms whose answers stand side by side."""
 
 
 def compare(
-    recipe: Recipe, workspace: Workspace, views: ViewTable, facts: dict[str, dict[str, Any]]
+    recipe: Recipe, workspace: Workspace, views: ViewTable, facts: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Each arm's score per held-out row, float64 [N], and this task's own part of the contract.
 
@@ -112,7 +113,7 @@ def _read(workspace: Workspace, context: str, split: str) -> Responses:
     return response_shards.read(workspace, context, split, TextLabels(Text()))
 
 
-def _graph(export: dict[str, Any]) -> str:
+def _graph(export: Mapping[str, Any]) -> str:
     """The file that writes the answer; an encoder–decoder has an encoder beside it."""
     return "decoder_model_merged.onnx" if export["builder"] == "seq2seq" else "model.onnx"
 

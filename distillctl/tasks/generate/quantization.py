@@ -17,8 +17,8 @@ from distillctl.losses.divergences import forward_kl
 from distillctl.quantizers.search import FP32, Figures, percentiles, turns
 from distillctl.quantizers.sensitivity import Calibration
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
-from distillctl.training.generation import per_token, token_figures
-from distillctl.training.response_rows import ResponseRows
+from distillctl.tasks.generate.objective import per_token, token_figures
+from distillctl.tasks.generate.response_rows import ResponseRows
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""export: the student that writes as ONNX, checked against PyTorch on real rows: logits, and greedy answers."""
+"""The student that writes as ONNX, checked against PyTorch on real rows: logits, and greedy answers."""
 
 from __future__ import annotations
 
@@ -11,46 +11,42 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from distillctl import console
-from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
-from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files, text_parity, tracing
-from distillctl.graphs.text_parity import Rows, TextParity
+from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files, tracing
 from distillctl.graphs.tracing import ExportedGraph
-from distillctl.model_card import generate
 from distillctl.recipe import Recipe, Text, implementation
-from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
-from distillctl.runtimes import text_folder
+from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
-from distillctl.snippets.reading import Reading
 from distillctl.soft_labels import response_shards
 from distillctl.students import load_trained
+from distillctl.tasks.base import BoundTask, Exported
+from distillctl.tasks.generate import parity
+from distillctl.tasks.generate.parity import Rows
 
 
-def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
-    """Nothing is committed unless ONNX Runtime and PyTorch agree on the eval rows (GateFailed)."""
-    collect, train = (m.facts for name in ("collect", "train") if (m := workspace.manifest(name)))
-    source = workspace.folder("train") / "model"
-    with replacing_folder(workspace.folder("export")) as staged:
-        builder, graph, model = _build(recipe, source, staged, train)
-        sidecar_files.copy(source, staged, ["input_ids", "attention_mask"], max_length=train["max_length"])
-        written = open_generator(staged, torch.get_num_threads())
-        views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
-        found = text_parity.check(
-            model,
-            written,
-            _rows(recipe, workspace, views, source, written),
-            allowed=recipe.export.max_logit_difference,
-            prompts=recipe.export.prompts,
-            max_new_tokens=recipe.generate.max_new_tokens,
-        )
-        if found.ties:
-            console.warn(f"{found.ties} answers part from PyTorch's where two logits tie")
-        reading, begin = Reading.of(recipe, views, train, staged), text_folder.begin(staged)
-        text = generate.render(recipe, collect, train, reading, [_measured(graph, found)], builder, begin)
-        (staged / "README.md").write_text(text, encoding="utf-8")
-        outputs = sorted(path.name for path in staged.iterdir())
+def export(task: BoundTask, source: Path, staged: Path, table: ViewTable) -> Exported:
+    """Write the graphs of the student in ``source``. GateFailed unless they answer as PyTorch does."""
+    recipe, train = task.recipe, task.stage_facts("train")
+    builder, graph, model = _build(recipe, source, staged, train)
+    sidecar_files.copy(source, staged, ["input_ids", "attention_mask"], max_length=train["max_length"])
+    written = open_generator(staged, torch.get_num_threads())
+    found = parity.check(
+        model,
+        written,
+        _rows(recipe, task.workspace, table, source, written),
+        allowed=recipe.export.max_logit_difference,
+        prompts=recipe.export.prompts,
+        max_new_tokens=recipe.generate.max_new_tokens,
+    )
+    if found.ties:
+        console.warn(f"{found.ties} answers part from PyTorch's where two logits tie")
+    agreement = {
+        "max logit difference from PyTorch": f"{found.max_logit_difference:.1e} of the largest logit",
+        "rows": f"{found.rows:,}",
+        "same answer as PyTorch": f"{found.equal_prompts} of {found.prompts}",
+    }
     facts = {"architecture": type(model).__name__, "builder": builder, **asdict(graph), **asdict(found)}
-    return StageOutput(outputs, facts)
+    return Exported(graph, agreement, facts, builder)
 
 
 def _build(
@@ -92,18 +88,8 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any])
 def _rows(recipe: Recipe, workspace: Workspace, table: ViewTable, source: Path, graph: OnnxGenerator) -> Rows:
     """The eval rows: simplified views, and the teacher's responses in the student's tokens."""
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=load_trained.trusted(recipe))
-    views = text_parity.views(graph, tokenizer, table.id, table.simplified)
+    views = parity.views(graph, tokenizer, table.id, table.simplified)
     said = response_shards.read(workspace, "full", "eval", implementation(Text())(Text()))
     stop, limit = min(graph.stop_ids), recipe.generate.max_new_tokens
     encoded = [[*graph.tokenizer.encode(text, add_special_tokens=False).ids, stop][:limit] for text in said.text]
     return Rows(table.id, views, encoded)
-
-
-def _measured(graph: ExportedGraph, found: TextParity) -> dict[str, str]:
-    return {
-        "graph": "fp32",
-        "size": f"{graph.bytes / 1e6:.2f} MB",
-        "max logit difference from PyTorch": f"{found.max_logit_difference:.1e} of the largest logit",
-        "rows": f"{found.rows:,}",
-        "same answer as PyTorch": f"{found.equal_prompts} of {found.prompts}",
-    }

@@ -1,54 +1,39 @@
-"""collect: the teacher's soft labels, under the full context and under every other arm's."""
+"""What collect labels and finds where the response is one of several labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distillctl import console
-from distillctl.data import examples, views
 from distillctl.data.rows import Dataset
 from distillctl.data.views import CEILING, PUBLIC
-from distillctl.engines.worker_pool import Asked, Task
+from distillctl.engines.worker_pool import Task
 from distillctl.metrics import comparison, label_checks, scores
-from distillctl.models import model_source
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.soft_labels import label_shards, measured, shards
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels.label_shards import SoftLabels
-from distillctl.soft_labels.shard_labeler import Committing
 from distillctl.soft_labels.shards import Shard
-from distillctl.students import reading as student_lengths
-from distillctl.teachers import arms as teacher_arms
-from distillctl.teachers import worker_pools
+from distillctl.tasks.base import Findings, all_shards
+from distillctl.teachers.arms import Arm
+
+SHOWN_ROWS = 3
+"""Of which a caution shows what the teacher would rather write than a label."""
 
 
-def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
-    """Have every arm scored shard by shard; shards that are there already are reused."""
-    folder = workspace.folder("collect")
-    dataset = examples.load(recipe, folder)
-    contexts = views.renderers(recipe, dataset.shots)
-    source = model_source.teacher(recipe)
-    with worker_pools.crew(recipe, source, folder) as crew:
-        words = tuple(recipe.classify.labels.values())
-        asked = Asked(recipe.classify.answer_prefix, words)
-        arms, dataset = teacher_arms.arms(
-            crew.reader,
-            dataset,
-            contexts,
-            lambda *row: asked,
-            folder,
-            student=student_lengths.measure(recipe),
-            cut=recipe.contexts.truncate == "input",
-        )
-        fingerprint = source.fingerprint()
-        workspace.invalidate("collect")
-        spec = recipe.teacher.identity
-        plan = {
+class ClassifyCollection:
+    """A `tasks.base.Collection`: every arm scores every label, in one round."""
+
+    def __init__(self, recipe: Recipe, folder: Path, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> None:
+        self.recipe, self.folder, self.dataset = recipe, folder, dataset
+        self._arms = {arm.name: arm for arm in arms}
+        spec, words = recipe.teacher.identity, tuple(recipe.classify.labels.values())
+        self.plan = {
             (arm.name, split): shards.plan(
                 arm.name,
                 split,
@@ -61,35 +46,34 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
             for arm in arms
             for split in arm.scored
         }
-        every = [shard for part in plan.values() for shard in part]
-        named = {arm.name: arm for arm in arms}
 
-        def task(shard: Shard) -> Task:
-            seen = named[shard.arm].views(shard.split, shard.places)
-            return Task(shard.arm, shard.split, shard.ids, seen)
+    @property
+    def rounds(self) -> list[list[Shard]]:
+        return [all_shards(self.plan)]
 
-        def commit(shard: Shard, found: Any) -> int:
-            labels = SoftLabels(
-                shard.ids, found.log_probs, found.mass, found.seen, found.next_tokens, found.next_log_probs
-            )
-            label_shards.write(folder, shard, labels)
-            return int(found.tokens)
+    def present(self, shard: Shard) -> bool:
+        return label_shards.present(self.folder, shard)
 
-        with console.progress("collect", total=sum(len(shard.ids) for shard in every)) as bar:
-            work = Committing(crew, lambda shard: label_shards.present(folder, shard), commit, bar)
-            work.label(every, task)
-        told = teacher_arms.facts(recipe, crew.reader, dataset, arms, fingerprint)
-    shards.drop_others(folder, every)
-    found = {key: label_shards.read_shards(folder, part) for key, part in plan.items()}
-    kept, log_prior = _kept(recipe, found)
-    teacher_arms.write_views(folder, dataset, arms, kept)
-    told["counts"] = told["counts"] | {split: int(rows.sum()) for split, rows in kept.items()}
-    facts = _findings(recipe, dataset, found, kept, log_prior) | measured.facts(found, kept)
-    return StageOutput(outputs=["views.parquet", "shards"], facts=facts | told | work.facts)
+    def request(self, shard: Shard) -> Task:
+        views = self._arms[shard.arm].views(shard.split, shard.places)
+        return Task(shard.arm, shard.split, shard.ids, views)
 
+    def commit(self, shard: Shard, labels: Any) -> int:
+        """labels: of a worker, log-probabilities [N, K] and what the teacher would write instead."""
+        stored = SoftLabels(
+            shard.ids, labels.log_probs, labels.mass, labels.seen, labels.next_tokens, labels.next_log_probs
+        )
+        label_shards.write(self.folder, shard, stored)
+        return int(labels.tokens)
 
-SHOWN_ROWS = 3
-"""Of which a caution shows what the teacher would rather write than a label."""
+    def teacher_facts(self) -> dict[str, Any]:
+        return {}
+
+    def findings(self) -> Findings:
+        labels = {key: label_shards.read_shards(self.folder, part) for key, part in self.plan.items()}
+        kept, log_prior = _kept(self.recipe, labels)
+        facts = _findings(self.recipe, self.dataset, labels, kept, log_prior) | measured.facts(labels, kept)
+        return Findings(facts, kept)
 
 
 # ── what was found ───────────────────────────────────────────────────────────────────────────────

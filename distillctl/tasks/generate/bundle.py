@@ -1,19 +1,16 @@
-"""bundle: what an app gets of a model that writes."""
+"""What an app gets of a model that writes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from distillctl.bundle import answers, code, contents, draft, ort_format, readme
+from distillctl.bundle import answers, code, contents, ort_format, readme
 from distillctl.bundle.draft import Draft
 from distillctl.bundle.listing import Graph
-from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.errors import GateFailed
-from distillctl.model_card import generate
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
 from distillctl.runtimes import key_values, text_folder
 from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.onnx_generator import open_generator
@@ -21,20 +18,15 @@ from distillctl.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from distillctl.runtimes.onnxruntime import session
 from distillctl.runtimes.text_folder import read_json
 from distillctl.snippets.reading import Reading
+from distillctl.tasks.generate import card
 
 ROWS = 8
 """Of the held-out ones, answered by the `.ort` graphs too."""
 
 
-def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
-    """Nothing is committed unless the `.ort` graphs begin their answers as the ONNX ones do (GateFailed)."""
-    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
-    with replacing_folder(workspace.folder("bundle")) as folder:
-        facts = _fill(recipe, Draft.begin(recipe, workspace, folder), views)
-    return draft.outcome(workspace, facts)
-
-
-def _fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
+def fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
+    """Write the bundle of a model that writes. GateFailed unless the `.ort` graphs begin their answers as the ONNX
+    graphs do."""
     folder, builder = made.folder, made.facts("export")["builder"]
     converted = ort_format.convert(folder)
     agreed = _same_answers(made, views) if converted else {}
@@ -48,13 +40,13 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
     }
     reading, begin = Reading.of(recipe, views, made.facts("train"), folder), text_folder.begin(folder)
     files = ["answer.py", "answer.mjs"] + ["answer_genai.py", "Writer.kt"] * (builder == "genai")
-    known = generate.known(recipe, builder, begin) | _known(folder, ".ort" if converted else ".onnx")
+    known = card.known(recipe, builder, begin) | _known(folder, ".ort" if converted else ".onnx")
     code.write(folder, files, reading, name=recipe.name, **known)
     verdicts = made.verdicts()
-    about = generate.description(made.facts("collect"), made.facts("train"))
-    use = generate.use(recipe, reading, builder, begin)
+    about = card.description(made.facts("collect"), made.facts("train"))
+    use = card.use(recipe, reading, builder, begin)
     text = readme.of_texts(
-        recipe, reading, generate.task(builder), about, use, made.files(), verdicts, made.figures("token")
+        recipe, reading, card.task(builder), about, use, made.files(), verdicts, made.figures("token")
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
     asked, view = answers.asked(recipe, reading)[0]

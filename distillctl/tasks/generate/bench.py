@@ -1,4 +1,4 @@
-"""bench: first token, speed, memory and size of teacher and student's graphs, the way a phone would see them."""
+"""Which models bench times where the response is a text, and what they should answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 from distillctl.data import eval_table
 from distillctl.data.views import CEILING
-from distillctl.graphs import sidecar_files, teacher_graph
-from distillctl.recipe import Recipe, Text
-from distillctl.run_dir.workspace import StageOutput, Workspace
+from distillctl.graphs import teacher_graph
+from distillctl.recipe import Text
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.bench import FOLDERS, Answers, Bench
 from distillctl.runtimes.genai import CONFIG
@@ -20,17 +19,14 @@ from distillctl.runtimes.onnx_generator import ENCODER_DECODER
 from distillctl.runtimes.roofline import bytes_per_token
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.text import TextLabels
+from distillctl.tasks.base import BoundTask, Timing
 
 
-def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
-    """Time all models on the same eval rows, each until its own answers end.
-
-    Besides the teacher and both graphs in our own loop that is the deployed one in onnxruntime-genai, where its folder
-    is made for that.
-    """
-    for stage in ("export", "quantize"):
-        sidecar_files.try_out(workspace.folder(stage), "onnx_text", f"distillctl {stage} RECIPE --force")
-    bench, limit = Bench(recipe, workspace), {"limit": recipe.generate.max_new_tokens}
+def timing(task: BoundTask, bench: Bench) -> Timing:
+    """Time the teacher and both graphs in our own loop, each until its own answers end; and the deployed graph in
+    onnxruntime-genai, where its folder is made for that."""
+    recipe, workspace = task.recipe, task.workspace
+    limit = {"limit": recipe.generate.max_new_tokens}
     ceiling = response_shards.read(workspace, CEILING, "eval", TextLabels(Text()))
     expected = {
         "teacher": {row: ids.tolist() for row, ids in zip(ceiling.id, ceiling.token_ids, strict=True)},
@@ -40,17 +36,17 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     expected["teacher_genai"] = expected["teacher"]
     jobs = bench.teachers(
         teacher_graph.build,
-        stop_ids=bench.facts("collect")["stop_ids"],
+        stop_ids=task.stage_facts("collect")["stop_ids"],
         answer_tokens=_mean(expected["teacher"]),
         **limit,
     )
     for name in ("fp32", "deployed"):
-        jobs |= bench.student(name, "onnx_text", answer_tokens=_mean(expected[name]), **limit)
+        jobs |= bench.student(name, task.runtime, answer_tokens=_mean(expected[name]), **limit)
     if (workspace.folder("quantize") / CONFIG).is_file():
         name = "deployed_genai"
         expected[name] = expected["deployed"]
         views = {
-            "max_view": bench.facts("train")["max_length"] - recipe.generate.max_new_tokens,
+            "max_view": task.stage_facts("train")["max_length"] - recipe.generate.max_new_tokens,
             "begin": text_folder.begin(workspace.folder("quantize")),
         }
         jobs |= bench.student(name, "genai", answer_tokens=_mean(expected[name]), **views, **limit)
@@ -58,7 +54,7 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     # An encoder–decoder's decoder reads other weights for the first token than for the next ones.
     decoders = {name: folder for name, folder in graphs.items() if not (folder / ENCODER_DECODER).exists()}
     reads = {name: bytes_per_token(folder) for name, folder in decoders.items()}
-    return bench.run(jobs, expected, _columns, writing_figures, reads)
+    return Timing(jobs, expected, _columns, writing_figures, reads)
 
 
 def _evaluated(folder: Path, column: str) -> Answers:

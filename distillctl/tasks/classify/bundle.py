@@ -1,4 +1,4 @@
-"""bundle: what an app gets of a classifier, every graph in it checked against the one that quantize measured."""
+"""What an app gets of a classifier, every graph in it checked against the one that quantize measured."""
 
 from __future__ import annotations
 
@@ -10,32 +10,21 @@ from typing import Any
 import numpy as np
 
 from distillctl import console
-from distillctl.bundle import agreement, answers, code, draft, ort_format, readme, text_in
+from distillctl.bundle import agreement, answers, code, ort_format, readme, text_in
 from distillctl.bundle.draft import Draft
 from distillctl.bundle.listing import Graph
-from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
-from distillctl.model_card import frame
 from distillctl.recipe import Recipe
 from distillctl.run_dir.atomic_io import temporary_prefix
-from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder, versions
+from distillctl.run_dir.workspace import versions
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
+from distillctl.tasks.classify import card
 
 
-def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
-    """Nothing is committed unless the `.ort` and text-in graphs give the ONNX graph's labels, and the text-in graph
-    the tokenizer's ids, on every held-out row (GateFailed)."""
-    if recipe.bundle.text_in:
-        text_in.library()  # before anything is done
-    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
-    with replacing_folder(workspace.folder("bundle")) as folder:
-        made = Draft.begin(recipe, workspace, folder)
-        facts = _fill(recipe, made, views, made.facts("train")["max_length"])
-    return draft.outcome(workspace, facts)
-
-
-def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dict[str, Any]:
+def fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dict[str, Any]:
+    """Write the bundle of a classifier. GateFailed unless the `.ort` and text-in graphs give the ONNX graph's labels,
+    and the text-in graph the tokenizer's ids, on every held-out row."""
     folder, labels = made.folder, recipe.task.names
     reading = Reading.of(recipe, views, made.facts("train"), folder)
     onnx = OnnxClassifier(folder, max_length=max_length).logits(views.simplified)
@@ -68,7 +57,7 @@ def _fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dic
         inputs=made.facts("export")["inputs"],
     )
     verdicts = made.verdicts()
-    about = frame.description(recipe, made.facts("collect"), made.facts("train"))
+    about = card.description(recipe, made.facts("collect"), made.facts("train"))
     text = readme.of_labels(recipe, reading, about, made.files(), graphs, verdicts, made.figures("label"))
     (folder / "README.md").write_text(text, encoding="utf-8")
     asked = answers.asked(recipe, reading)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from distillctl import console, interrupts
 from distillctl.errors import GateFailed
 from distillctl.runtimes.onnx_generator import OnnxGenerator
-from distillctl.training.generation import start_token
+from distillctl.tasks.generate.objective import start_token
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from distillctl.soft_labels.labels import calibrate
 
 
 def compare(
-    recipe: Recipe, workspace: Workspace, views: ViewTable, facts: dict[str, dict[str, Any]]
+    recipe: Recipe, workspace: Workspace, views: ViewTable, facts: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Each arm's score per held-out row, float64 [N], and this task's own part of the contract.
 

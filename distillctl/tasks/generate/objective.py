@@ -26,9 +26,9 @@ from distillctl.losses.heads import Head, head_of, hidden_states
 from distillctl.losses.targets import DenseTargets, MeasuredTargets, SampledTargets, Targets, TopKTargets
 from distillctl.recipe import CrossEntropy, LossTerm, Train
 from distillctl.students.student import Student
+from distillctl.tasks.generate.response_rows import ResponseRows, decoder_positions
 from distillctl.training import collectives
 from distillctl.training.learner import Batch
-from distillctl.training.response_rows import ResponseRows, decoder_positions
 
 AT_ONCE = 2**26
 """Teacher's probabilities in memory at once: 256 MiB."""

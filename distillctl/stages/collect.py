@@ -1,0 +1,50 @@
+"""collect: the teacher's soft labels, under the full context and under every other arm's."""
+
+from __future__ import annotations
+
+from distillctl import console, tasks
+from distillctl.data import examples, responses, views
+from distillctl.models import model_source
+from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import StageOutput, Workspace
+from distillctl.soft_labels import shards
+from distillctl.soft_labels.shard_labeler import Committing
+from distillctl.students import reading as student_lengths
+from distillctl.teachers import arms as teacher_arms
+from distillctl.teachers import worker_pools
+
+
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
+    """Have every arm's rows labelled shard by shard. Shards that are stored already are reused."""
+    folder = workspace.folder("collect")
+    dataset = examples.load(recipe, folder)
+    responses.check_given(recipe, dataset)
+    contexts = views.renderers(recipe, dataset.shots)
+    source = model_source.teacher(recipe)
+    task = tasks.of(recipe, workspace)
+    with worker_pools.crew(recipe, source, folder) as crew:
+        arms, dataset = teacher_arms.arms(
+            crew.reader,
+            dataset,
+            contexts,
+            task.requests(crew.reader),
+            folder,
+            student=student_lengths.measure(recipe),
+            cut=recipe.contexts.truncate == "input",
+        )
+        fingerprint = source.fingerprint()
+        collection = task.collection(crew.reader, dataset, arms, fingerprint)
+        workspace.invalidate("collect")
+        every = [shard for todo in collection.rounds for shard in todo]
+        with console.progress("collect", total=sum(len(shard.ids) for shard in every)) as bar:
+            loop = Committing(crew, collection.present, collection.commit, bar)
+            for todo in collection.rounds:
+                loop.label(todo, collection.request)
+        facts = teacher_arms.facts(recipe, crew.reader, dataset, arms, fingerprint)
+        facts |= collection.teacher_facts() | loop.facts
+    shards.drop_others(folder, every)
+    found = collection.findings()
+    teacher_arms.write_views(folder, dataset, arms, found.kept)
+    if found.kept is not None:
+        facts["counts"] |= {split: int(rows.sum()) for split, rows in found.kept.items()}
+    return StageOutput(outputs=["views.parquet", "shards", *found.outputs], facts=found.facts | facts)

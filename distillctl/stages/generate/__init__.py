@@ -1,1 +1,0 @@
-"""The stages of `task.kind: generate`: the response is text."""

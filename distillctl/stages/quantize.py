@@ -1,0 +1,48 @@
+"""quantize: smaller graphs, scored on every held-out row; the best inside the recipe's gate is kept."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from distillctl import console, tasks
+from distillctl.data import view_table
+from distillctl.graphs import sidecar_files
+from distillctl.metrics import doubts
+from distillctl.quantizers import search
+from distillctl.quantizers.search import FP32
+from distillctl.recipe import CANDIDATES, Recipe
+from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
+from distillctl.runtimes.onnxruntime import graph_bytes
+
+
+def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
+    """None inside the gate: GateFailed with every candidate's figures, and what was committed before stays."""
+    task = tasks.of(recipe, workspace)
+    views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
+    held_out = task.held_out(views)
+    exported = workspace.folder("export")
+    sound = sidecar_files.sound(exported, task.runtime, "distillctl export RECIPE")
+    with sound, replacing_folder(workspace.folder("quantize")) as staged:
+        held_out.check(exported)
+        with tempfile.TemporaryDirectory(dir=staged) as scratch:
+            candidates = recipe.quantize.candidates or CANDIDATES[held_out.architecture]
+            calibration, seconds = held_out.calibration(exported), recipe.quantize.budget_seconds
+            built = search.build(candidates, exported, Path(scratch), calibration, seconds)
+            with console.progress("score", len(views.id)) as bar:
+                figures = held_out.measure({FP32: exported, **built.folders}, bar.advance)
+            fp32 = {
+                "bytes": graph_bytes(exported),
+                "score": held_out.fp32_score(),
+                "p50_ms": figures[FP32].p50_ms,
+            }
+            settled = search.settle(staged, built, figures, fp32, recipe.quantize, held_out.unit, held_out.metric)
+        chosen = settled.chosen.name
+        held_out.write(staged / "eval.parquet", chosen)
+        doubts.collapse("deployed", *held_out.texts(chosen))
+        export = workspace.manifest("export")
+        assert export is not None
+        text = task.card(staged, views, settled.shown, export.facts.get("builder", "trace"))
+        (staged / "README.md").write_text(text, encoding="utf-8")
+        outputs = sorted(path.name for path in staged.iterdir())
+    return StageOutput(outputs, settled.facts | held_out.facts(chosen))

@@ -1,0 +1,1 @@
+"""All that only `task.kind: classify` knows: the response is one of several labels."""

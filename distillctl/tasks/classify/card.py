@@ -1,0 +1,40 @@
+"""README.md beside a classifier's graph; `model_card.frame` has what all kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distillctl.model_card import frame
+from distillctl.recipe import Recipe
+from distillctl.snippets import code
+from distillctl.snippets.reading import Reading
+from distillctl.untrusted import markdown
+
+
+def render(
+    recipe: Recipe,
+    collect: Mapping[str, Any],
+    train: Mapping[str, Any],
+    reading: Reading,
+    measured: Sequence[Mapping[str, str]],
+) -> str:
+    """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
+    shown. No row of the data is quoted: the card is there to be published."""
+    use = f"""```python
+{code.render("classify.py", reading, "card")}```
+
+{frame.form(reading)}
+
+With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
+    return frame.page(recipe, "text-classification", description(recipe, collect, train), use, measured)
+
+
+def description(recipe: Recipe, collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    """A classifier in a few sentences."""
+    tokens, counts, labels = collect["context_tokens"], collect["counts"], markdown.plain(", ".join(recipe.task.names))
+    return f"""A text classifier with the labels {labels}. It does without a prompt what
+{markdown.plain(collect["teacher"]["reference"])} does with
+one: {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers,
+as distributions over the labels, to {counts["train"]:,} inputs. On {counts["eval"]:,} held-out inputs the two agree on
+the label for {train["agreement"]:.1%}, with a KL divergence of {train["kl"]:.4f} nats (in PyTorch, before export)."""

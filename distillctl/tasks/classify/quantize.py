@@ -1,0 +1,79 @@
+"""The held-out rows of a classifier, on which quantize scores smaller graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distillctl.data import eval_table, view_table
+from distillctl.data.view_table import ViewTable
+from distillctl.quantizers.candidates import Unit
+from distillctl.quantizers.search import Figures
+from distillctl.recipe import Recipe
+from distillctl.run_dir.workspace import Workspace
+from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.soft_labels import label_shards
+from distillctl.soft_labels.labels import calibrate
+from distillctl.tasks.classify import quantization
+from distillctl.tasks.classify.quantization import Answers, HeldOut, LabelCalibration
+
+CALIBRATION_ROWS = 128
+"""Enough train rows to tell a small cost of quantization from none, few enough to measure quickly."""
+
+
+class ClassifyHeldOut:
+    """A `tasks.base.HeldOut`."""
+
+    architecture, metric = "labels", "accuracy"
+    unit: Unit = "label"
+
+    def __init__(self, recipe: Recipe, workspace: Workspace, views: ViewTable) -> None:
+        self.recipe, self.workspace, self.views = recipe, workspace, views
+        self._rows = _held_out(recipe, workspace, views)
+        self._answers: dict[str, Answers] = {}
+
+    def check(self, exported: Path) -> None:
+        labels = len(self.recipe.task.names)
+        quantization.check(exported, self._rows.texts[0], labels, "distillctl export RECIPE")
+
+    def calibration(self, exported: Path) -> LabelCalibration:
+        path = self.workspace.folder("collect") / "views.parquet"
+        return LabelCalibration(exported, view_table.read(path, "train").simplified[:CALIBRATION_ROWS])
+
+    def measure(self, folders: Mapping[str, Path], advance: Callable[[int], None]) -> dict[str, Figures]:
+        """Answer one row at a time, as the phone does: dynamic quantization sees the range of its whole batch."""
+        graphs = {name: OnnxClassifier(folder) for name, folder in folders.items()}
+        self._answers = quantization.measure(graphs, self._rows.texts, advance)
+        return {name: answers.figures(self._rows) for name, answers in self._answers.items()}
+
+    def fp32_score(self) -> float | None:
+        return self._rows.score(self._rows.student)
+
+    def write(self, path: Path, name: str) -> None:
+        deployed = pa.array(list(self._answers[name].log_probs), pa.list_(pa.float32()))
+        pq.write_table(pa.table({"id": pa.array(self.views.id, pa.string()), "deployed": deployed}), path)
+
+    def texts(self, name: str) -> tuple[list[str], list[str]]:
+        names = np.array(self.recipe.task.names)
+        deployed, teacher = self._answers[name].log_probs, self._rows.teacher
+        return names[deployed.argmax(-1)].tolist(), names[teacher.argmax(-1)].tolist()
+
+    def facts(self, name: str) -> dict[str, Any]:
+        return {}
+
+
+def _held_out(recipe: Recipe, workspace: Workspace, views: ViewTable) -> HeldOut:
+    collect = workspace.manifest("collect")
+    assert collect is not None
+    teacher = calibrate(label_shards.read(workspace, "full", "eval").log_probs, collect.facts["log_prior"])
+    path = workspace.folder("train") / "eval.parquet"
+    student = eval_table.log_probs(path, views.id, "student", teacher.shape[1])["student"]
+    truth = None
+    if views.has_references:
+        truth = np.array([recipe.task.names.index(label) for label in views.labels(recipe.task.names)])
+    return HeldOut(views.simplified, student, teacher, truth)

@@ -1,0 +1,101 @@
+"""Choose one of several labels: what each stage asks of this kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from distillctl.data.view_table import ViewTable
+from distillctl.tasks.base import BoundTask, Exported, Facts, Timing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from distillctl.bundle.draft import Draft
+    from distillctl.data.rows import Dataset, Example
+    from distillctl.engines.worker_pool import Asked, Reader
+    from distillctl.runtimes.bench import Bench
+    from distillctl.tasks.classify.collect import ClassifyCollection
+    from distillctl.tasks.classify.quantize import ClassifyHeldOut
+    from distillctl.tasks.classify.train import ClassifyTraining
+    from distillctl.teachers.arms import Arm
+
+
+@dataclass(frozen=True)
+class ClassifyTask(BoundTask):
+    """A `tasks.base.Task`."""
+
+    runtime: ClassVar[str] = "onnx"
+
+    def requests(self, reader: Reader) -> Callable[[str, str, Example], Asked]:
+        from distillctl.engines.worker_pool import Asked
+
+        asked = Asked(self.recipe.classify.answer_prefix, tuple(self.recipe.classify.labels.values()))
+        return lambda arm, split, example: asked
+
+    def collection(self, reader: Any, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> ClassifyCollection:
+        from distillctl.tasks.classify.collect import ClassifyCollection
+
+        return ClassifyCollection(self.recipe, self.workspace.folder("collect"), dataset, arms, fingerprint)
+
+    def training(self) -> ClassifyTraining:
+        from distillctl.tasks.classify.train import ClassifyTraining
+
+        return ClassifyTraining(self.recipe, self.workspace)
+
+    def export(self, model: Path, staged: Path, views: ViewTable) -> Exported:
+        from distillctl import console
+        from distillctl.graphs import exporter, sidecar_files
+        from distillctl.runtimes.onnxruntime import OnnxClassifier
+        from distillctl.students import load_trained
+        from distillctl.tasks.classify import parity
+
+        student = load_trained.model(self.recipe, model)
+        console.note("export: tracing")
+        spec = self.recipe.export
+        graph = exporter.export(student, staged, spec.opset, fuse=spec.fuse)
+        sidecar_files.copy(model, staged, graph.inputs)
+        found = parity.check(student, OnnxClassifier(staged), views.id, views.simplified, spec.max_logit_difference)
+        if found.ties:
+            console.warn(f"on {found.ties} rows the two highest logits tie, and ONNX Runtime takes the other one")
+        agreement = {
+            "max logit difference from PyTorch": f"{found.max_logit_difference:.1e}",
+            "same top label": f"{found.same_top:.2%}",
+            "rows": f"{found.rows:,}",
+        }
+        return Exported(graph, agreement, asdict(graph) | asdict(found))
+
+    def held_out(self, views: ViewTable) -> ClassifyHeldOut:
+        from distillctl.tasks.classify.quantize import ClassifyHeldOut
+
+        return ClassifyHeldOut(self.recipe, self.workspace, views)
+
+    def timing(self, bench: Bench) -> Timing:
+        from distillctl.tasks.classify import bench as label_bench
+
+        return label_bench.timing(self, bench)
+
+    def check_bundle(self) -> None:
+        from distillctl.bundle import text_in
+
+        if self.recipe.bundle.text_in:
+            text_in.library()
+
+    def fill_bundle(self, draft: Draft, views: ViewTable) -> dict[str, Any]:
+        from distillctl.tasks.classify import bundle
+
+        return bundle.fill(self.recipe, draft, views, draft.facts("train")["max_length"])
+
+    def card(self, folder: Path, views: ViewTable, figures: Sequence[Mapping[str, str]], builder: str) -> str:
+        from distillctl.snippets.reading import Reading
+        from distillctl.tasks.classify import card
+
+        collect, train = self.stage_facts("collect"), self.stage_facts("train")
+        return card.render(self.recipe, collect, train, Reading.of(self.recipe, views, train, folder), figures)
+
+    def compare(self, views: ViewTable, facts: Mapping[str, Facts]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        from distillctl.tasks.classify import report
+
+        return report.compare(self.recipe, self.workspace, views, facts)

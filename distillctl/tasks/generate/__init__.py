@@ -1,0 +1,1 @@
+"""All that only `task.kind: generate` knows: the response is a text."""

@@ -1,0 +1,190 @@
+"""What collect labels where the response is a text: answers, and what is kept of their distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distillctl import console
+from distillctl.data import field_references
+from distillctl.data.disk_rows import Spool
+from distillctl.data.responses import Response, ended
+from distillctl.data.rows import Dataset, Example
+from distillctl.data.views import CEILING, FLOOR
+from distillctl.engines.worker_pool import Asked, Compared, Task
+from distillctl.recipe import (
+    Given,
+    Greedy,
+    HuggingFaceTeacher,
+    Measured,
+    Recipe,
+    Sampled,
+    Sampling,
+    Text,
+    implementation,
+)
+from distillctl.run_dir.workspace import digest
+from distillctl.soft_labels import response_shards, shards
+from distillctl.soft_labels.eval_rows import EvalLabels, rows_measured
+from distillctl.soft_labels.response_shards import Profile, Responses
+from distillctl.soft_labels.shards import Shard
+from distillctl.soft_labels.text import TextLabels
+from distillctl.students.vocabulary import vocabulary_digest
+from distillctl.tasks.base import Findings
+from distillctl.tasks.generate import findings
+from distillctl.teachers.arms import Arm
+
+
+def request(recipe: Recipe, arm: str, split: str, example: Example) -> Asked:
+    """Ask for an answer to every view; where the data give the ceiling's train rows one, ask how likely that is."""
+    task = recipe.generate
+    given = isinstance(task.responses, Given) and arm == CEILING and split == "train"
+    words = ((example.reference or "") + "".join(task.stop[:1]),) if given else ()
+    return Asked(words=words, room=task.max_new_tokens)
+
+
+class GenerateCollection:
+    """A `tasks.base.Collection`: the ceiling answers first, because the floor is asked about its answers."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        dataset: Dataset,
+        arms: Sequence[Arm],
+        reader: Any,
+        fingerprint: str,
+    ) -> None:
+        self.recipe, self.folder, self.dataset = recipe, folder, dataset
+        self.arms = {arm.name: arm for arm in arms}
+        served = not isinstance(recipe.teacher, HuggingFaceTeacher)
+        self.specs = {split: recipe.generate.kept(split, served=served) for split in ("train", "eval")}
+        self.kept: dict[str, Profile] = {split: implementation(spec)(spec) for split, spec in self.specs.items()}
+        self.bare: Profile = TextLabels(Text())
+        self._vocabulary, self._tokenizer = reader.vocabulary, reader.tokenizer
+        self._stop_ids = reader.stop_ids(recipe.generate.stop)
+        self._given = self._responses_given(reader)
+        self.plan: dict[tuple[str, str], list[Shard]] = {}
+        self._plan([fingerprint, self._stop_ids])
+        if self.measured is not None:
+            console.note(
+                f"collect: KL will be measured on the first {self.measured} of {len(dataset.eval)} eval rows; for all "
+                f"of them whole distributions of up to {recipe.generate.max_new_tokens} tokens would take too much room"
+            )
+
+    def _responses_given(self, reader: Any) -> Spool | None:
+        """Return the tokens of the train rows' responses where the data give them; None where the teacher answers."""
+        task = self.recipe.generate
+        if not isinstance(task.responses, Given):
+            return None
+        found = Spool(self.folder, np.int32)
+        for row in range(len(self.dataset.train)):
+            [ids] = self.arms[CEILING].answers("train", row)
+            found.append(ended(ids, self._stop_ids, reader.tokenizer.eos_token_id, task.max_new_tokens))
+        return found
+
+    @cached_property
+    def measured(self) -> int | None:
+        """How many eval rows, from the first, keep whole distributions; None stands for none or all of them."""
+        spec, rows = self.specs["eval"], len(self.dataset.eval)
+        if not isinstance(spec, Measured) or self._vocabulary is None:
+            return None
+        found = rows_measured(spec, self._vocabulary, self.recipe.generate.max_new_tokens, rows)
+        return found if found < rows else None
+
+    def _plan(self, teacher: list[Any]) -> None:
+        """Plan the shards of every arm and split. teacher: what its numbers depend on."""
+        task, spec = self.recipe.generate, self.recipe.teacher.identity
+        for arm in self.arms.values():
+            for split in arm.scored:
+                how = [*teacher, spec, list(task.stop), task.max_new_tokens, arm.shared]
+                if arm.name == CEILING:
+                    said = task.responses if split == "train" else Greedy()
+                    kept = self.specs[split]
+                    how += [said.model_dump(mode="json"), kept.model_dump(mode="json")]
+                    how.append([column.name for column in self.kept[split].fields])
+                    if isinstance(said, Sampling) or isinstance(kept, Sampled):
+                        how.append(self.recipe.seed)
+                    if split == "eval" and self.measured is not None:
+                        how.append(self.measured)
+                if arm.name == FLOOR:
+                    how += [shard.key for shard in self.plan[CEILING, split]]
+                rows = self.dataset.splits[split].ids
+                self.plan[arm.name, split] = shards.plan(
+                    arm.name, split, rows, arm.lengths(split), partial(arm.seen, split), how, self.recipe.shard_rows
+                )
+
+    @property
+    def rounds(self) -> list[list[Shard]]:
+        return [
+            [shard for (arm, _), part in self.plan.items() if (arm == CEILING) is ceiling for shard in part]
+            for ceiling in (True, False)
+        ]
+
+    def present(self, shard: Shard) -> bool:
+        return response_shards.present(self.folder, shard)
+
+    def request(self, shard: Shard) -> Task:
+        """Ask for answers; ask the floor also how much the ceiling's answers need the full context."""
+        compared = None
+        if shard.arm == FLOOR and isinstance(self.recipe.teacher, HuggingFaceTeacher):  # a server does not score texts
+            said, order = self._ceiling
+            tokens = [said[order[place]].tolist() for place in shard.places]
+            compared = Compared(tokens, self.arms[CEILING].views("eval", shard.places))
+        given = self._given if shard.split == "train" else None
+        return Task(
+            shard.arm,
+            shard.split,
+            shard.ids,
+            self.arms[shard.arm].views(shard.split, shard.places),
+            [int(digest([self.recipe.seed, shard.split, row])[:16], 16) for row in shard.ids],
+            None if given is None else [given[place].tolist() for place in shard.places],
+            compared,
+        )
+
+    def commit(self, shard: Shard, labels: list[tuple[str, int, Response]]) -> int:
+        """labels: row id, number of the sample and the response."""
+        profile = self.kept[shard.split] if shard.arm == CEILING else self.bare
+        if isinstance(profile, EvalLabels) and self.measured is not None:
+            places = dict(zip(shard.ids, shard.places.tolist(), strict=True))
+            labels = [
+                (row, sample, said)
+                if places[row] < self.measured
+                else (row, sample, replace(said, labels=profile.nothing(len(said.token_ids))))
+                for row, sample, said in labels
+            ]
+        response_shards.write(self.folder, shard, labels, profile)
+        return sum(len(response.token_ids) for _, _, response in labels)
+
+    @cached_property
+    def _ceiling(self) -> tuple[Spool, np.ndarray]:
+        """The ceiling's answers to the eval rows, and where each row's answer is."""
+        said, order = Spool(self.folder, np.int32), np.empty(len(self.dataset.eval), np.int32)
+        for shard, found in self.read(CEILING, "eval", self.bare):
+            order[shard.places] = len(said) + np.arange(len(shard.places))
+            for ids in found.token_ids:
+                said.append(ids)
+        return said, order
+
+    def read(self, arm: str, split: str, profile: Profile) -> Iterator[tuple[Shard, Responses]]:
+        """Read a finished arm, a shard at a time."""
+        return response_shards.read_each(self.folder, self.plan[arm, split], profile)
+
+    def teacher_facts(self) -> dict[str, Any]:
+        return {
+            "stop_ids": self._stop_ids,
+            "vocabulary": self._vocabulary,
+            "teacher_tokenizer": self._tokenizer and vocabulary_digest(self._tokenizer),
+        }
+
+    def findings(self) -> Findings:
+        facts, outputs = findings.findings(self), []
+        if self.recipe.generate.fields:
+            facts["field_references"] = field_references.write(self.folder, self.recipe.generate, self.dataset.eval)
+            outputs.append(field_references.FILE)
+        return Findings(facts, outputs=outputs)

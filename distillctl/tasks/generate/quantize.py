@@ -1,0 +1,117 @@
+"""The held-out rows of a student that writes, on which quantize scores smaller graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distillctl.data import view_table
+from distillctl.data.responses import clean
+from distillctl.data.view_table import ViewTable
+from distillctl.metrics import context_decided
+from distillctl.metrics import text as text_metrics
+from distillctl.quantizers.candidates import Unit
+from distillctl.quantizers.search import FP32, Figures
+from distillctl.recipe import Recipe, Text
+from distillctl.run_dir.workspace import Workspace
+from distillctl.runtimes.onnx_generator import open_generator
+from distillctl.soft_labels import response_shards
+from distillctl.soft_labels.response_shards import Profile
+from distillctl.soft_labels.text import TextLabels
+from distillctl.students.load_trained import without_weights
+from distillctl.tasks.base import BoundTask
+from distillctl.tasks.generate import quantization
+from distillctl.tasks.generate.quantization import Answers, TextCalibration
+from distillctl.tasks.generate.response_rows import ResponseRows, kept, rows
+
+CALIBRATION_ROWS = 16
+"""Responses of some tokens each: enough to tell a small cost of quantization from none, few enough to be quick."""
+
+
+class GenerateHeldOut(BoundTask):
+    """A `tasks.base.HeldOut`: the eval rows, and the teacher's responses to them in the student's tokens."""
+
+    unit: Unit = "token"
+
+    def __init__(self, recipe: Recipe, workspace: Workspace, views: ViewTable) -> None:
+        super().__init__(recipe, workspace)
+        train = self.stage_facts("train")
+        self.views, self._train = views, train
+        self.architecture = "encoder_decoder" if train["encoder_decoder"] else "decoder"
+        self.metric = text_metrics.metric_name(recipe.generate.score, views.reference)
+        self._responses = response_shards.read(workspace, "full", "eval", TextLabels(Text())).text
+        profile = kept(recipe, "eval", shared_tokenizer=train["shared_tokenizer"])
+        self._rows = _rows(recipe, workspace, train, "eval", profile)
+        self._answers: dict[str, Answers] = {}
+        self._texts: dict[str, list[str]] = {}
+        self._scores: dict[str, float] = {}
+
+    def check(self, exported: Path) -> None:
+        """The graphs were tried on a text already, and any token is an answer."""
+
+    def calibration(self, exported: Path) -> TextCalibration:
+        return TextCalibration(exported, lambda: _some_train_rows(self.recipe, self.workspace, self._train))
+
+    def measure(self, folders: Mapping[str, Path], advance: Callable[[int], None]) -> dict[str, Figures]:
+        graphs = {name: open_generator(folder) for name, folder in folders.items()}
+        limit, stop = self.recipe.generate.max_new_tokens, self.recipe.generate.stop
+        self._answers = quantization.measure(graphs, self._rows, limit, advance)
+        self._texts = {
+            name: [clean(graphs[name].decode(ids), stop) for ids in answers.ids]
+            for name, answers in self._answers.items()
+        }
+        self._scores = {name: self._score(texts) for name, texts in self._texts.items()}
+        return {name: answers.figures(self._scores[name]) for name, answers in self._answers.items()}
+
+    def _score(self, texts: list[str]) -> float:
+        """Return the recipe's score against the references, or without them against the teacher's answers."""
+        task = self.recipe.generate
+        against = (self.views.reference, self._responses, task.format)
+        return text_metrics.corpus([task.score], texts, *against)[task.score]
+
+    def fp32_score(self) -> float:
+        return self._scores[FP32]
+
+    def write(self, path: Path, name: str) -> None:
+        """Write columns as train does, kl and same_top against the teacher; a KL that is not measured is null."""
+        answers, forced = self._answers[name], self._answers[name].forced
+        columns = {
+            "deployed": pa.array(self._texts[name], pa.string()),
+            "deployed_ids": pa.array(answers.ids, pa.list_(pa.int32())),
+            "kl": pa.array(forced.kl_teacher, pa.float32(), mask=np.isnan(forced.kl_teacher)),
+            "nll": pa.array(forced.nll, pa.float32()),
+            "same_top": pa.array(forced.teacher_top, pa.float32()),
+        }
+        pq.write_table(pa.table({"id": pa.array(self.views.id, pa.string()), **columns}), path)
+
+    def texts(self, name: str) -> tuple[list[str], list[str]]:
+        return self._texts[name], self._responses
+
+    def facts(self, name: str) -> dict[str, Any]:
+        decided = None
+        if self._train["shared_tokenizer"]:
+            agreements = self._answers[name].forced.agreements
+            decided = context_decided.agreement(agreements, response_shards.context_kl(self.workspace))
+        return {"context_decided": decided}
+
+
+def _some_train_rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> ResponseRows:
+    found = _rows(recipe, workspace, train, "train", TextLabels(Text()))
+    return found.take(range(min(CALIBRATION_ROWS, len(found.views))))
+
+
+def _rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any], split: str, profile: Profile) -> ResponseRows:
+    return rows(
+        without_weights(recipe, workspace.folder("train") / "model", train),
+        view_table.parts(workspace.folder("collect") / "views.parquet", split, "id", "simplified"),
+        response_shards.read_parts(workspace, "full", split, profile),
+        profile,
+        workspace.folder("quantize"),
+        shared_tokenizer=train["shared_tokenizer"],
+        cut=recipe.contexts.truncate == "input",
+    )

@@ -1,0 +1,84 @@
+"""Answer with text: what each stage asks of this kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from distillctl.data.view_table import ViewTable
+from distillctl.tasks.base import BoundTask, Exported, Facts, Timing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from distillctl.bundle.draft import Draft
+    from distillctl.data.rows import Dataset, Example
+    from distillctl.engines.worker_pool import Asked, Reader
+    from distillctl.runtimes.bench import Bench
+    from distillctl.tasks.generate.collect import GenerateCollection
+    from distillctl.tasks.generate.quantize import GenerateHeldOut
+    from distillctl.tasks.generate.train import GenerateTraining
+    from distillctl.teachers.arms import Arm
+
+
+@dataclass(frozen=True)
+class GenerateTask(BoundTask):
+    """A `tasks.base.Task`."""
+
+    runtime: ClassVar[str] = "onnx_text"
+
+    def requests(self, reader: Reader) -> Callable[[str, str, Example], Asked]:
+        from distillctl.tasks.generate import collect
+
+        return partial(collect.request, self.recipe)
+
+    def collection(self, reader: Any, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> GenerateCollection:
+        from distillctl.tasks.generate.collect import GenerateCollection
+
+        folder = self.workspace.folder("collect")
+        return GenerateCollection(self.recipe, folder, dataset, arms, reader, fingerprint)
+
+    def training(self) -> GenerateTraining:
+        from distillctl.tasks.generate.train import GenerateTraining
+
+        return GenerateTraining(self.recipe, self.workspace)
+
+    def export(self, model: Path, staged: Path, views: ViewTable) -> Exported:
+        from distillctl.tasks.generate import export
+
+        return export.export(self, model, staged, views)
+
+    def held_out(self, views: ViewTable) -> GenerateHeldOut:
+        from distillctl.tasks.generate.quantize import GenerateHeldOut
+
+        return GenerateHeldOut(self.recipe, self.workspace, views)
+
+    def timing(self, bench: Bench) -> Timing:
+        from distillctl.tasks.generate import bench as text_bench
+
+        return text_bench.timing(self, bench)
+
+    def check_bundle(self) -> None:
+        """A bundle of this kind needs nothing besides what is always installed."""
+
+    def fill_bundle(self, draft: Draft, views: ViewTable) -> dict[str, Any]:
+        from distillctl.tasks.generate import bundle
+
+        return bundle.fill(self.recipe, draft, views)
+
+    def card(self, folder: Path, views: ViewTable, figures: Sequence[Mapping[str, str]], builder: str) -> str:
+        from distillctl.runtimes import text_folder
+        from distillctl.snippets.reading import Reading
+        from distillctl.tasks.generate import card
+
+        collect, train = self.stage_facts("collect"), self.stage_facts("train")
+        reading, begin = Reading.of(self.recipe, views, train, folder), text_folder.begin(folder)
+        return card.render(self.recipe, collect, train, reading, figures, builder, begin)
+
+    def compare(self, views: ViewTable, facts: Mapping[str, Facts]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        from distillctl.tasks.generate import report
+
+        return report.compare(self.recipe, self.workspace, views, facts)
