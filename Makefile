@@ -70,25 +70,25 @@ docs: $(VENV)/.dev  ## write the references of commands and knobs from --help an
 	$(BIN)/python -m tests.recipe_reference
 
 bench-gate: demo  ## count the regression gate's false and missed alarms (half an hour)
-	$(BIN)/python -m distillctl.benchmarks.gate --run-dir runs/demo
+	$(BIN)/python -m tests.benchmarks.gate --run-dir runs/demo
 
 bench-peers: demo $(PEERS)/.optimum  ## compare the deployed model with optimum-cli's int8 (half an hour)
 	$(call student,untrimmed,train export quantize,$(UNTRIMMED) --set quantize.gate.max_bytes=null)
 	$(call student,trimmed,train export quantize,$(TRIMMED) --set quantize.gate.max_bytes=null)
 	$(foreach seed,$(SEEDS),$(call student,deployed-$(seed),train export quantize,--set train.seed=$(seed))$(NEWLINE))
 	$(foreach seed,$(SEEDS),$(call student,untrimmed-$(seed),train,$(UNTRIMMED) --set train.seed=$(seed))$(NEWLINE))
-	$(BIN)/python -m distillctl.benchmarks.peers recipes/demo.yaml --run-dir runs/demo \
+	$(BIN)/python -m tests.benchmarks.peers recipes/demo.yaml --run-dir runs/demo \
 	  --untrimmed runs/untrimmed --trimmed runs/trimmed --optimum-cli $(PEERS)/bin/optimum-cli \
 	  $(foreach seed,$(SEEDS),--again runs/deployed-$(seed) runs/untrimmed-$(seed))
 
 bench-search: demo tickets  ## compare what quantize finds with every preset
-	$(BIN)/python -m distillctl.benchmarks.search recipes/demo.yaml=runs/demo recipes/tickets.yaml=runs/tickets
+	$(BIN)/python -m tests.benchmarks.search recipes/demo.yaml=runs/demo recipes/tickets.yaml=runs/tickets
 
 bench-collect: $(VENV)/.demo  ## compare running the shared context once with the plain forward pass
-	$(BIN)/python -m distillctl.benchmarks.collect recipes/demo.yaml
+	$(BIN)/python -m tests.benchmarks.collect recipes/demo.yaml
 
 bench-memory: $(VENV)/.core  ## measure the peak memory of collect and train with 1,000 and 50,000 rows
-	$(BIN)/python -m distillctl.benchmarks.memory
+	$(BIN)/python -m tests.benchmarks.memory
 
 bench-latency: demo  ## time the demo's models without a limit of time (slow)
 	rm -rf runs/latency && cp -r runs/demo runs/latency
@@ -97,20 +97,20 @@ bench-latency: demo  ## time the demo's models without a limit of time (slow)
 
 bench-softlabels: $(VENV)/.demo  ## measure soft labels on disk, and what a student loses that has only them
 	$(BIN)/distillctl collect recipes/tickets.yaml
-	$(BIN)/python -m distillctl.benchmarks.soft_labels recipes/tickets.yaml --run-dir runs/tickets
+	$(BIN)/python -m tests.benchmarks.soft_labels recipes/tickets.yaml --run-dir runs/tickets
 
 bench-loss: $(VENV)/.core  ## compare the chunked loss on kept tokens with the plain dense loss
-	$(BIN)/python -m distillctl.benchmarks.loss
+	$(BIN)/python -m tests.benchmarks.loss
 
 bench-coverage: $(VENV)/.core  ## count how often the 95 % intervals hold the truth
-	$(BIN)/python -m distillctl.benchmarks.coverage
+	$(BIN)/python -m tests.benchmarks.coverage
 
 bench-vocabulary: $(VENV)/.demo  ## measure what trimming the vocabulary saves, and that no answer changes
 	$(BIN)/distillctl collect recipes/tickets.yaml
-	$(BIN)/python -m distillctl.benchmarks.vocabulary recipes/tickets.yaml runs/tickets
+	$(BIN)/python -m tests.benchmarks.vocabulary recipes/tickets.yaml runs/tickets
 
 bench-decode: $(VENV)/.demo  ## compare int4 decoding with onnxruntime-genai and llama.cpp
-	$(BIN)/python -m distillctl.benchmarks.decode recipes/tickets.yaml
+	$(BIN)/python -m tests.benchmarks.decode recipes/tickets.yaml
 
 clean:  ## remove the environments and all runs
 	rm -rf $(VENV) $(PEERS) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from distillctl.benchmarks import memory
+from tests.benchmarks import memory
 
 
 def test_peak_rss_is_the_processs_own():
     program = (
-        "from distillctl.benchmarks.memory_worker import peak_rss; import numpy as np\n"
+        "from tests.benchmarks.memory_worker import peak_rss; import numpy as np\n"
         "before = peak_rss(); np.ones(2**23).sum(); print(peak_rss() - before)"
     )
     grown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -9,12 +9,12 @@ import yaml
 
 from distillctl import pipeline
 from distillctl import recipe as recipes
-from distillctl.benchmarks import loss, search, soft_labels
 from distillctl.errors import UpstreamError
 from distillctl.recipe import DynamicInt8, WeightOnly
 from distillctl.run_dir.workspace import Workspace
 from distillctl.stages import export
 from tests import tiny, tiny_text
+from tests.benchmarks import loss, search, soft_labels
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,20 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
-from distillctl.benchmarks import gate
 from distillctl.errors import GateFailed, UnavailableError, UsageError
 from distillctl.regression import compare, output, paired_timing
 from distillctl.regression.paired_timing import Duel, Side
 from distillctl.regression.sequential_test import LOOKS
 from distillctl.runtimes.process import WorkerProcess
-from tests import bench_run, manifests, project
+from tests import bench_run, benchmarks, manifests, project
+from tests.benchmarks import gate
 
-SLOWED = "distillctl.benchmarks.slowed_worker"
+SLOWED = "tests.benchmarks.slowed_worker"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", benchmarks.python_path())
 
 
 def job(folder: Path, count: int = 40) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distillctl.benchmarks import coverage
 from distillctl.metrics.statistics import difference_interval, mean_interval, recovered_interval
+from tests.benchmarks import coverage
 
 scores = arrays(float, st.integers(2, 60), elements=st.sampled_from([0.0, 1.0]) | st.floats(0, 1))
 shares = arrays(float, st.integers(1, 60), elements=st.sampled_from([0.0, 1.0]))

@@ -1,7 +1,7 @@
 """95 % intervals over rows; arms that are compared were measured on the same rows, which are paired.
 
 Vectors hold one score per row (0 or 1 for a right answer), float or bool [N], the rows in one order. Nothing is drawn:
-every interval is a formula. How often they hold the true value is measured by `distillctl.benchmarks.coverage`. A
+every interval is a formula. How often they hold the true value is measured by `tests.benchmarks.coverage`. A
 percentile bootstrap, which is often used here, has no width where all rows are right, and holds the truth in 64 of 100
 cases at 20 rows and a true share of .95.
 """

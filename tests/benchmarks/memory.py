@@ -23,7 +23,7 @@ from typing import Any
 from distillctl import console
 
 STAGES = ("collect/labels", "collect/texts", "train/labels", "train/texts")
-WORKER = "distillctl.benchmarks.memory_worker"
+WORKER = "tests.benchmarks.memory_worker"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -103,7 +103,7 @@ class _Run:
     def __init__(self, way: str, vocabulary: int, width: int) -> None:
         self.way = way
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "distillctl.benchmarks.loss", way, str(vocabulary), str(width)],
+            [sys.executable, "-m", "tests.benchmarks.loss", way, str(vocabulary), str(width)],
             env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """One process of `benchmarks.memory`: makes what a stage reads, or runs a stage and says what it took.
 
-python -m distillctl.benchmarks.memory_worker prepare FOLDER ROWS STAGE…
-python -m distillctl.benchmarks.memory_worker measure FOLDER ROWS STAGE
+python -m tests.benchmarks.memory_worker prepare FOLDER ROWS STAGE…
+python -m tests.benchmarks.memory_worker measure FOLDER ROWS STAGE
 """
 
 from __future__ import annotations

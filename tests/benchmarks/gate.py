@@ -1,7 +1,7 @@
 """make bench-gate: how often the regression gate cries wolf, and how often it sees a wolf.
 
 A run's deployed classifier is compared with itself, and with itself in a worker that spins for 5 % of each query after
-it (`distillctl.benchmarks.slowed_worker`), each time by the gate's own function, with nothing else kept from comparison
+it (`tests.benchmarks.slowed_worker`), each time by the gate's own function, with nothing else kept from comparison
 to comparison. A false alarm is an A/A comparison that fails; how many say that there is any difference at all, where a
 bound plays no part, tells whether the intervals hold. Prints a line per kind, then one JSON object.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -24,19 +25,21 @@ from distillctl.regression import paired_timing
 from distillctl.regression.paired_timing import Side
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import machine
+from tests.benchmarks import python_path
 
 SLOWDOWN, MAX_SLOWDOWN = 0.05, 0.02
 """What is injected, and what the gate lets pass: anything below what has to be caught."""
 MAX_SECONDS = 60.0
-SLOWED = "distillctl.benchmarks.slowed_worker"
+SLOWED = "tests.benchmarks.slowed_worker"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m distillctl.benchmarks.gate")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gate")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="a classifier's run directory")
     parser.add_argument("--aa", type=int, default=200, help="comparisons of the graph with itself")
     parser.add_argument("--tries", type=int, default=100, help="comparisons with the slowed one")
     options = parser.parse_args(arguments)
+    os.environ["PYTHONPATH"] = python_path()
     own, slowed = _sides(Workspace(options.run_dir))
     began, kinds = time.perf_counter(), _shuffled(options.aa, options.tries)
     found: dict[str, list[dict[str, Any]]] = {"aa": [], "slowed": []}

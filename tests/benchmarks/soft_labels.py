@@ -83,7 +83,7 @@ class Said:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure a recipe's teacher."""
-    parser = argparse.ArgumentParser(prog="python -m distillctl.benchmarks.soft_labels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.soft_labels", description=__doc__)
     parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/tickets.yaml"))
     parser.add_argument("--run-dir", type=Path, help="where collect has been (default: runs/NAME)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")

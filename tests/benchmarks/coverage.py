@@ -89,7 +89,7 @@ def _ranks(generator: np.random.Generator, rows: int, arms: int) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m distillctl.benchmarks.coverage", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.coverage", description=__doc__)
     parser.add_argument("--draws", type=int, default=2000, help="samples of each simulated setting (default: 2000)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
     options = parser.parse_args(arguments)

@@ -42,7 +42,7 @@ Write = Callable[[list[int]], Iterator[int]]
 
 def main(recipe_path: Path) -> None:
     """Build the graphs of the recipe's teacher, compare them with fp32, and time them in a process of their own."""
-    from distillctl.benchmarks import decode_graphs  # torch: not in the process that is timed
+    from tests.benchmarks import decode_graphs  # torch: not in the process that is timed
 
     with tempfile.TemporaryDirectory() as scratch:
         built = decode_graphs.build(recipe_path, Path(scratch), CANDIDATE)
@@ -101,7 +101,7 @@ def _table(figures: Mapping[str, Any]) -> None:
 
 
 def _in_own_process(own: Path, genai: Path, gguf: Path | None) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", "distillctl.benchmarks.decode", "--timed", str(own), str(genai)]
+    command = [sys.executable, "-m", "tests.benchmarks.decode", "--timed", str(own), str(genai)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     answer = subprocess.run(
         [*command, *([str(gguf)] if gguf else [])], env=env, stdout=subprocess.PIPE, check=True, encoding="utf-8"

@@ -1,1 +1,0 @@
-"""What `make bench-…` measures, each beside the plain way of doing the same."""
