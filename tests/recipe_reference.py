@@ -114,7 +114,7 @@ def default(info: FieldInfo) -> str:
     if info.default is None:
         return "none"
     plain = _plain(info.default)
-    return "its defaults" if isinstance(info.default, BaseModel) and not plain else f"`{yaml_of(plain)}`"
+    return "defaults" if isinstance(info.default, BaseModel) and not plain else f"`{yaml_of(plain)}`"
 
 
 def _plain(value: Any) -> Any:

@@ -41,8 +41,10 @@ def cautions(facts: dict[str, Any]) -> list[dict[str, str]]:
     arm = facts["recovered"][subject(facts)]
     if not names.measures_content(facts["metric"]) or not (doubt := _doubt(facts, arm)):
         return []
-    told = "" if arm is None else f"; recovered {arm['value']:.2f} ({arm['low']:.2f} … {arm['high']:.2f})"
-    text = f"{facts['arms']['ceiling']['n']:,} held-out rows{told}: {doubt} for a verdict. Raise data.eval_rows."
+    rows = facts["arms"]["ceiling"]["n"]
+    measured = "" if arm is None else f"; recovered {arm['value']:.2f} ({arm['low']:.2f} … {arm['high']:.2f})"
+    why = "" if rows < FEWEST_ROWS else f" with {rows:,} held-out rows"
+    text = f"{doubt[0].upper()}{doubt[1:]} for a verdict{why}{measured}. Raise data.eval_rows."
     return [{"stage": "report", "code": "too-few-rows", "text": text}]
 
 
