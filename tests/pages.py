@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
+    ROOT / "distillctl" / "README.md",
     *sorted((ROOT / "distillctl" / "guide").glob("*.md")),
     *sorted((ROOT / "recipes").glob("*.md")),
     ROOT / "tests" / "benchmarks" / "README.md",
