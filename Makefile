@@ -59,11 +59,12 @@ test-flips: $(VENV)/.dev  ## test that a thousand changed bytes in a run directo
 test-terminals: $(VENV)/.dev  ## test every command in every locale on every kind of output (half an hour)
 	$(BIN)/python -m tests.terminals
 
-check: $(VENV)/.dev  ## check lint, types and import contracts
+check: $(VENV)/.dev  ## check lint, types, import contracts and declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 
 docs: $(VENV)/.dev  ## write the references of commands and knobs from --help and the schema
 	$(BIN)/python -m tests.reference
