@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from distillctl.models import cached_folders
+from distillctl.models import cached_folders, hash_cache
 from distillctl.models.cached_folders import RECORD, filling, is_whole, place
 
 
@@ -12,6 +12,8 @@ from distillctl.models.cached_folders import RECORD, filling, is_whole, place
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cached_folders, "_warned", set())
+    monkeypatch.setattr(hash_cache, "LEAST_BYTES", 0)
+    monkeypatch.setattr(hash_cache, "SETTLED", 0)
     found = place("gguf", "0123")
     with filling(found) as staged:
         (staged / "model.safetensors").write_bytes(b"weights" * 100)
@@ -62,7 +64,7 @@ CHANGES = {
 
 def test_what_was_made_is_whole_and_read_once(folder, monkeypatch):
     assert is_whole(folder)
-    monkeypatch.setattr(cached_folders, "file_digest", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(hash_cache, "file_digest", lambda path: pytest.fail(f"{path} was read again"))
     assert is_whole(folder)
 
 
@@ -78,26 +80,6 @@ def test_what_changed_is_made_again(folder, change, capsys):
         (staged / "config.json").write_text("{}")
     assert is_whole(folder)
     assert sorted(path.name for path in folder.iterdir()) == [RECORD, "config.json"]
-
-
-@pytest.mark.parametrize("memory", ["", "[]", '{"files": 1}', "[" * 100_000, '{"files": {"x": [1]}}', None])
-def test_remembered_hashes_that_are_none_are_not_believed(folder, memory, tmp_path):
-    assert is_whole(folder)
-    path = tmp_path / "cache" / "distillctl" / "hashes.json"
-    path.unlink()
-    os.mkfifo(path) if memory is None else path.write_text(memory)
-    assert is_whole(folder)
-    (folder / "config.json").write_text("[]")
-    assert not is_whole(folder)
-
-
-def test_a_cache_that_cannot_be_written_is_read_all_the_same(folder, monkeypatch):
-    def full(path, text):
-        raise cached_folders.UnavailableError("full")
-
-    monkeypatch.setattr(cached_folders, "write_text", full)
-    assert is_whole(folder)
-    assert is_whole(folder)
 
 
 def test_nothing_there_is_no_reason_to_warn(tmp_path, capsys):

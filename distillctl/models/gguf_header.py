@@ -16,7 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from distillctl.run_dir.workspace import digest, file_digest
+from distillctl.models import hash_cache
+from distillctl.run_dir.workspace import digest
 from distillctl.untrusted import regular_files
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -83,7 +84,7 @@ def general(path: Path) -> dict[str, str]:
 def cache_key(path: Path) -> str:
     """The name, by content and versions, of the folder in the user's cache (`cached_folders`) to which its weights as
     safetensors and its tokenizer belong; `gguf.dequantized` puts them there."""
-    return digest([file_digest(path), version("transformers")])[:24]
+    return digest([hash_cache.tree_digest(path), version("transformers")])[:24]
 
 
 class _Reader:

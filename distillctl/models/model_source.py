@@ -9,8 +9,8 @@ from pathlib import Path
 
 from distillctl import recipe as recipes
 from distillctl.errors import DataError, RecipeError, UnavailableError, first_line
-from distillctl.models import cached_folders, gguf_header, package_files
-from distillctl.run_dir.workspace import digest, tree_digest
+from distillctl.models import cached_folders, gguf_header, hash_cache, package_files
+from distillctl.run_dir.workspace import digest
 from distillctl.untrusted import regular_files
 
 _KERNEL = tuple(map(Path, ("/proc", "/sys")))
@@ -61,7 +61,7 @@ class ModelSource:
         """Hash of the files; for a hub id, of the id and the commit its revision means in the local cache."""
         if self.path is not None:
             try:
-                return tree_digest(self.path)
+                return hash_cache.tree_digest(self.path)
             except OSError as error:
                 raise UnavailableError(f"cannot be read: {error.strerror or error}", where=str(self.path)) from None
         from huggingface_hub import scan_cache_dir

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 import tarfile
 import tempfile
 from pathlib import Path
 
 from distillctl import console
 from distillctl.errors import DataError, UnavailableError
+from distillctl.models import hash_cache
 from distillctl.phone import npm
 from distillctl.run_dir.workspace import file_digest, replacing_folder, writable
 from distillctl.untrusted import limits
@@ -41,8 +41,7 @@ OFFLINE = (
 
 def cache() -> Path:
     """Where the files are kept, for every run directory."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "distillctl" / "onnxruntime-web" / VERSION
+    return hash_cache.root() / "onnxruntime-web" / VERSION
 
 
 def find(given: Path | None = None) -> Path:
