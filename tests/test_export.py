@@ -152,8 +152,8 @@ class Shifted:
     def feed(self, texts):
         return self._graph.feed(texts)
 
-    def logits(self, texts, batch_size=1):
-        return self._graph.logits(texts, batch_size) + self._shift
+    def run(self, feed):
+        return self._graph.run(feed) + self._shift
 
 
 def _margins(graph: OnnxClassifier, texts: list[str]) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.truncation import Limit
-from distillctl.data.views import CEILING, FLOOR, Renderer
+from distillctl.data.views import CEILING, FLOOR, Renderer, answered_splits
 from distillctl.models.preview import ModelPreview
 from distillctl.recipe import FromConfigStudent, Generate, NewTokenizer, OpenAITeacher, Recipe
 from distillctl.students.preflight import longest_view, view_limit
@@ -160,8 +160,9 @@ def _rows(dataset: Dataset, contexts: Mapping[str, Renderer], reads: Side, takes
         has_special = {name: contexts[name].is_chat and reads.preview.chat is not None for name in names}
         tokens = {name: reads.preview.tokens(views[name], special=not has_special[name]) for name in names}
         own = takes.preview.tokens(views[FLOOR])
-        sides = (("teacher", reads, max(tokens.values())), ("student", takes, own))
-        too_long = [name for name, side, most in sides if side.limit is not None and most > side.limit.tokens]
+        most = max(tokens[name] for name in names if split in answered_splits(name))
+        sides = (("teacher", reads, most), ("student", takes, own))
+        too_long = [name for name, side, long in sides if side.limit is not None and long > side.limit.tokens]
         yield _Row(example.id, split, {**tokens, "student": own}, tuple(too_long))
 
 

@@ -26,6 +26,12 @@ CEILING, FLOOR = "full", "simplified"
 PUBLIC = {CEILING: "ceiling", FLOOR: "floor"}
 """Their arms' names in reports."""
 
+
+def answered_splits(context: str) -> tuple[str, ...]:
+    """Return the splits whose views the teacher answers: of the train rows, it answers only the full context's."""
+    return ("train", "eval") if context == CEILING else ("eval",)
+
+
 MESSAGE = "\x1e"
 """Begins each message where messages are written as one text: the record separator, which no template's text has."""
 

@@ -25,8 +25,8 @@ class View:
     tokenizing; merged: how many of the text's own last tokens the answers have taken in (`teachers.answer_tokens`)."""
 
     text: str
-    read: str
-    ids: list[int] | None
+    read: str = ""
+    ids: list[int] | None = None
     answers: Answers = ()
     merged: int = 0
     length: Length | None = None
@@ -96,6 +96,9 @@ class Asked:
 
 class Reader(Protocol):
     """A teacher without its weights: what has to be known of it before rows are answered."""
+
+    def text(self, renderer: Renderer, example: Example) -> str:
+        """The text of the row's view."""
 
     def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
         """The row's view and its length, which leaves room for the answer where it is within the limit."""

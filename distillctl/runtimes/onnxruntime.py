@@ -60,8 +60,10 @@ class OnnxClassifier:
 
     def logits(self, texts: Sequence[str], batch_size: int = 1) -> np.ndarray:
         """Label logits, float32 [N, K]. Batch 1 by default: dynamic quantization sees its whole batch's range."""
-        parts = [
-            self._session.run(["logits"], self.feed(texts[start : start + batch_size]))[0]
-            for start in range(0, len(texts), batch_size)
-        ]
-        return np.concatenate(parts)
+        starts = range(0, len(texts), batch_size)
+        return np.concatenate([self.run(self.feed(texts[start : start + batch_size])) for start in starts])
+
+    def run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
+        """Label logits, float32 [B, K], of the graph's inputs."""
+        logits: np.ndarray = self._session.run(["logits"], feed)[0]
+        return logits

@@ -14,7 +14,7 @@ from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.disk_rows import Spool, shared_start
 from distillctl.data.rows import Dataset, Example
-from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer
+from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer, answered_splits
 from distillctl.engines.worker_pool import Answers, Asked, Opening, Reader, View, Views
 from distillctl.recipe import Recipe
 from distillctl.teachers.fitting import Fitting, StudentLength
@@ -67,8 +67,8 @@ class Arm:
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """The splits it is scored on: of the train rows, only the full context's labels are wanted."""
-        return ("train", "eval") if self.name == CEILING else ("eval",)
+        """The splits it is scored on."""
+        return answered_splits(self.name)
 
     @property
     def tokenized(self) -> bool:

@@ -10,7 +10,7 @@ from distillctl import cautions
 from distillctl.data import truncation
 from distillctl.data.rows import Dataset, Example, Writer
 from distillctl.data.truncation import Length
-from distillctl.data.views import CEILING, FLOOR, Renderer
+from distillctl.data.views import CEILING, FLOOR, Renderer, answered_splits
 from distillctl.engines.worker_pool import Asked, Reader, View
 
 StudentLength = Callable[[str], Length]
@@ -49,10 +49,7 @@ class Fitting:
         """Context → view, of one row; a row too long is cut, or remembered."""
 
         def render(one: Example) -> dict[str, View]:
-            return {
-                name: self._reader.view(self._contexts[name], one, self._asked(name, split, one))
-                for name in contexts_of(split, self._contexts)
-            }
+            return {name: self._view(name, split, one) for name in contexts_of(split, self._contexts)}
 
         found = render(example)
         lengths = self._lengths(found)
@@ -80,6 +77,13 @@ class Fitting:
         )
         train, held_out = (self._rows[split].rows for split in SPLITS)
         return replace(dataset, train=train, eval=held_out, cut_inputs=self._too_long)
+
+    def _view(self, name: str, split: str, example: Example) -> View:
+        """What the teacher does not answer is text alone: only the student reads it."""
+        renderer = self._contexts[name]
+        if split in answered_splits(name):
+            return self._reader.view(renderer, example, self._asked(name, split, example))
+        return View(self._reader.text(renderer, example))
 
     def _lengths(self, views: Mapping[str, View]) -> list[Length]:
         lengths = [view.length for view in views.values() if view.length is not None]

@@ -121,9 +121,13 @@ class Reader:
         eos = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
         return responses.stop_ids(self.tokenizer, eos, stop)
 
+    def text(self, renderer: Renderer, example: Example) -> str:
+        """The row's text, messages as the tokenizer's own chat template writes them."""
+        return renderer.render(example, self.tokenizer)
+
     def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
         """The row's text, its tokens and how long it may be."""
-        text, place = renderer.render(example, self.tokenizer), self.place(renderer, example, asked.prefix)
+        text, place = self.text(renderer, example), self.place(renderer, example, asked.prefix)
         if asked.room:
             found = self.in_place(text, asked.words, place) if asked.words else None
         else:

@@ -69,9 +69,10 @@ def _logits(model: PreTrainedModel, graph: OnnxClassifier, texts: Sequence[str])
     with console.progress("parity", len(texts)) as bar:
         for batch in _batches(texts):
             interrupts.check()
-            feed = {name: torch.from_numpy(values) for name, values in graph.feed(batch).items()}
-            expected.append(model(**feed).logits.float().numpy())
-            found.append(graph.logits(batch, batch_size=len(batch)))
+            feed = graph.feed(batch)
+            tensors = {name: torch.from_numpy(values) for name, values in feed.items()}
+            expected.append(model(**tensors).logits.float().numpy())
+            found.append(graph.run(feed))
             bar.advance(len(batch))
     return np.concatenate(expected), np.concatenate(found)
 

@@ -72,11 +72,16 @@ class Reader:
             self._places[renderer.where] = renderer.answer_place(example, prefix)
         return self._places[renderer.where]
 
-    def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
-        """The row's text, or its messages as one text (`prompt` undoes it). How long it may be, the server knows."""
+    def text(self, renderer: Renderer, example: Example) -> str:
+        """The row's text, or its messages as one text (`prompt` undoes it)."""
         text = renderer.as_text(example)
         if not text.strip():
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
+        return text
+
+    def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
+        """The row's text, and the tokens of a given response. How long it may be, the server knows."""
+        text = self.text(renderer, example)
         place = self.place(renderer, example, asked.prefix)
         given = self._given(text, place, asked.words) if asked.room and asked.words else ()
         return View(text, place.before(text), None, given)
