@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from distillctl.recipe import addresses
-from distillctl.recipe.base import Closed, Count, Positive, Spec
+from distillctl.recipe.base import Closed, Count, Positive
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.task import Classify, Given, Task, Text, TopK
 
@@ -32,10 +32,9 @@ def chat_arguments(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-class OpenAITeacher(Spec):
+class OpenAITeacher(Closed):
     """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, OpenAI."""
 
-    target: ClassVar[str] = "distillctl.teachers.openai.worker_pool:crew"
     operational: ClassVar[frozenset[str]] = frozenset(
         {"api_key_env", "concurrency", "timeout_seconds", "max_retries", "backoff_seconds", "requests_per_minute"}
         | {"tokens_per_minute", "max_tokens_total", "prices", "max_cost"}
