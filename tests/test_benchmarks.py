@@ -69,9 +69,9 @@ def test_soft_labels_prints_a_table_and_then_its_figures(collected, short, capsy
 def test_the_whole_distributions_are_the_teachers_and_exact(collected):
     recipe, space = recipes.load(collected / "small.yaml"), Workspace(collected / "run")
     from distillctl.models import model_source
-    from distillctl.recipe import implementation
+    from distillctl.teachers import huggingface
 
-    teacher = implementation(recipe.teacher)(recipe.teacher, model_source.teacher(recipe))
+    teacher = huggingface.load(recipe.teacher, model_source.teacher(recipe))
     said = soft_labels._answers(recipe, space, teacher)["eval"]
     assert len(said.views) == 10
     top = [said.exact(row).argmax(-1).tolist() for row in range(10)]

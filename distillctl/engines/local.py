@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from distillctl.engines.worker_pool import Crew, Description, Key, Task
+from distillctl.engines.worker_pool import Crew, Description, Key, Task, Worker
 
 
 @contextmanager
@@ -25,7 +25,7 @@ class _Alone:
         return self._description.reader()
 
     @cached_property
-    def _worker(self) -> Any:
+    def _worker(self) -> Worker:
         return self._description.worker()
 
     def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:

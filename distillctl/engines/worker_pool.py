@@ -126,7 +126,7 @@ class Description(Protocol):
     def reader(self) -> Any:
         """The teacher without its weights."""
 
-    def worker(self) -> Any:
+    def worker(self) -> Worker:
         """The teacher, loaded here; it is its own ``reader``'s equal."""
 
 

@@ -16,10 +16,9 @@ Model = Annotated[
 Revision = Annotated[str | None, Field(examples=["main"])]
 
 
-class HuggingFaceTeacher(Spec):
+class HuggingFaceTeacher(Closed):
     """A causal language model that transformers runs on this machine."""
 
-    target: ClassVar[str] = "distillctl.teachers.huggingface:load"
     operational: ClassVar[frozenset[str]] = frozenset()
 
     kind: Literal["huggingface"] = "huggingface"

@@ -136,15 +136,16 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
 
     from distillctl.data.answer_place import AnswerPlace
     from distillctl.models.model_source import ModelSource
-    from distillctl.recipe import HuggingFaceTeacher, implementation
+    from distillctl.recipe import HuggingFaceTeacher
     from distillctl.runtimes.torch import TeacherClassifier, TeacherWriter, shared_context
+    from distillctl.teachers import huggingface
 
     spec = HuggingFaceTeacher.model_validate(job["teacher"])
     source = job["source"]
-    load = implementation(spec)
     imported = time.perf_counter()
     torch.set_num_threads(job["threads"])
-    teacher = load(spec, ModelSource(source["reference"], source["path"] and Path(source["path"]), source["revision"]))
+    path = source["path"] and Path(source["path"])
+    teacher = huggingface.load(spec, ModelSource(source["reference"], path, source["revision"]))
     loaded = time.perf_counter()
     place = AnswerPlace(**job["place"])
     context = shared_context(teacher, job["texts"], place) if job["cached"] else []

@@ -22,9 +22,8 @@ from distillctl import recipe as recipes
 from distillctl.data import examples, views
 from distillctl.engines.worker_pool import Asked
 from distillctl.models import model_source
-from distillctl.recipe import Recipe, implementation
-from distillctl.teachers import label_scoring
-from distillctl.teachers.huggingface import Teacher
+from distillctl.recipe import HuggingFaceTeacher, Recipe
+from distillctl.teachers import huggingface, label_scoring
 from distillctl.teachers.shared_context import SharedContext, common_prefix
 
 ROWS, PARTS = 200, 4
@@ -40,7 +39,8 @@ class Contest:
     def __init__(self, recipe: Recipe) -> None:
         dataset = examples.load(recipe)
         renderer = views.renderers(recipe, dataset.shots)["full"]
-        self.teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, model_source.teacher(recipe))
+        assert isinstance(recipe.teacher, HuggingFaceTeacher)  # the one kind whose tensors are here
+        self.teacher = huggingface.load(recipe.teacher, model_source.teacher(recipe))
         task = recipe.classify
         asked = Asked(task.answer_prefix, tuple(task.labels.values()))
         found = [self.teacher.view(renderer, example, asked) for example in dataset.eval[:ROWS]]
@@ -50,7 +50,7 @@ class Contest:
 
     def plain(self, rows: Sequence[int], batch: int) -> tuple[float, np.ndarray]:
         """Seconds, and raw label log-probabilities of ``rows``, ``batch`` rows at a time."""
-        part, answers = ([both[row] for row in rows] for both in (self.views, self.answers))
+        part, answers = [self.views[row] for row in rows], [self.answers[row] for row in rows]
         start = time.perf_counter()
         found = label_scoring.score(self.teacher.model, part, answers, batch_tokens=batch * max(map(len, part)))
         return time.perf_counter() - start, found.log_probs

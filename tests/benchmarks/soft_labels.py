@@ -34,7 +34,7 @@ from distillctl.data.views import CEILING
 from distillctl.errors import UpstreamError, UserFacingError
 from distillctl.losses.targets import DenseTargets
 from distillctl.models import model_source
-from distillctl.recipe import ForwardKL, Recipe, Sampled, Text, TopK, Train, implementation
+from distillctl.recipe import ForwardKL, HuggingFaceTeacher, Recipe, Sampled, Text, TopK, Train, implementation
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.ragged import Ragged
@@ -44,6 +44,7 @@ from distillctl.soft_labels.text import TextLabels
 from distillctl.students.truncated import keep_layers
 from distillctl.tasks.generate import objective
 from distillctl.tasks.generate.response_rows import ResponseRows
+from distillctl.teachers import huggingface
 from distillctl.teachers.huggingface import Teacher
 from distillctl.teachers.shared_context import common_prefix
 from distillctl.training.learner import Batch
@@ -103,7 +104,8 @@ def measure(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
             where=str(workspace.root),
             next=f"distillctl collect RECIPE --run-dir {workspace.root}",
         )
-    teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, model_source.teacher(recipe))
+    assert isinstance(recipe.teacher, HuggingFaceTeacher)  # the one kind whose tensors are here
+    teacher = huggingface.load(recipe.teacher, model_source.teacher(recipe))
     said = _answers(recipe, workspace, teacher)
     train, vocabulary = said["train"], teacher.vocabulary
     facts: dict[str, Any] = _text_facts(train) | {

@@ -19,14 +19,13 @@ from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.data.views import CEILING
 from distillctl.models import model_source
-from distillctl.recipe import Recipe, Text, Vocabulary, implementation
+from distillctl.recipe import HuggingFaceTeacher, Recipe, Text, Vocabulary
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students import vocabulary
 from distillctl.students.student import Corpus
-from distillctl.teachers import generation
-from distillctl.teachers.huggingface import Teacher
+from distillctl.teachers import generation, huggingface
 from distillctl.teachers.shared_context import SharedContext, common_prefix
 
 
@@ -35,7 +34,8 @@ def main(path: str, run_dir: str) -> None:
     recipe, workspace = recipes.load(Path(path)), Workspace(Path(run_dir))
     spec = getattr(recipe.student, "vocabulary", None) or Vocabulary()
     corpora, views, said = _collected(recipe, workspace)
-    teacher: Teacher = implementation(recipe.teacher)(recipe.teacher, model_source.teacher(recipe))
+    assert isinstance(recipe.teacher, HuggingFaceTeacher)  # the one kind whose tensors are here
+    teacher = huggingface.load(recipe.teacher, model_source.teacher(recipe))
     chat = recipe.contexts.full.messages is not None
     encoded = [teacher.encode(view, chat=chat) for view in views]
     stop = teacher.stop_ids(recipe.generate.stop)
