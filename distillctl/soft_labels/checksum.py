@@ -30,7 +30,7 @@ def seal(path: Path) -> None:
 def unbroken(path: Path, *, required: bool = True) -> bytes:
     """The file's bytes; ValueError when any of them is not what it was when it was sealed.
 
-    required: False for label shards, which older versions wrote without a seal: their page checksums have to do.
+    required: False for files that older versions wrote without a seal: their page checksums have to do.
     """
     with regular_files.opened(path) as file:
         whole = file.read()

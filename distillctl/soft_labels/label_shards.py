@@ -1,4 +1,4 @@
-"""Label soft labels on disk: one Parquet file per shard."""
+"""Label soft labels on disk: one file per shard, one row per view."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from distillctl.data import view_table
-from distillctl.errors import UpstreamError, first_line
-from distillctl.run_dir.workspace import Workspace, replacing
-from distillctl.soft_labels import checksum, shards
+from distillctl.errors import UpstreamError
+from distillctl.run_dir.workspace import Workspace
+from distillctl.soft_labels import shard_files, shards
+from distillctl.soft_labels.shard_files import AGAIN
 from distillctl.soft_labels.shards import Shard
 from distillctl.untrusted import parquet
 
-_AGAIN = "distillctl collect RECIPE"
 _COLUMNS = ("id", "label_log_probs", "label_mass", "label_seen", "next_token", "next_log_prob")
 
 
@@ -36,25 +36,18 @@ class SoftLabels:
 
 
 def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
-    """Commit a shard atomically, with page checksums and a checksum of the whole file."""
-    table = pa.table(
-        {
-            "id": pa.array(labels.ids, pa.string()),
-            "label_log_probs": pa.array(list(labels.log_probs), pa.list_(pa.float32(), labels.log_probs.shape[1])),
-            "label_mass": pa.array(labels.mass, pa.float32()),
-        }
-    )
+    """Commit a shard atomically."""
+    columns = {
+        "id": pa.array(labels.ids, pa.string()),
+        "label_log_probs": pa.array(list(labels.log_probs), pa.list_(pa.float32())),
+        "label_mass": pa.array(labels.mass, pa.float32()),
+    }
     if labels.seen is not None:
-        seen = pa.array(list(labels.seen), pa.list_(pa.bool_(), labels.seen.shape[1]))
-        table = table.append_column("label_seen", seen)
+        columns["label_seen"] = pa.array(list(labels.seen), pa.list_(pa.bool_()))
     if labels.next_token is not None and labels.next_log_prob is not None:
-        table = table.append_column("next_token", pa.array(labels.next_token, pa.string()))
-        table = table.append_column("next_log_prob", pa.array(labels.next_log_prob, pa.float32()))
-    with replacing(folder / shard.file) as temporary:
-        with pq.ParquetWriter(temporary, table.schema, compression="zstd", write_page_checksum=True) as writer:
-            writer.write_table(table)
-            writer.add_key_value_metadata(checksum.METADATA)
-        checksum.seal(temporary)
+        columns["next_token"] = pa.array(labels.next_token, pa.string())
+        columns["next_log_prob"] = pa.array(labels.next_log_prob, pa.float32())
+    shard_files.write(folder / shard.file, pa.table(columns))
 
 
 def present(folder: Path, shard: Shard) -> bool:
@@ -82,7 +75,7 @@ def read_shards(folder: Path, parts: Sequence[Shard]) -> SoftLabels:
     found = [_read(folder / shard.file) for shard in parts]
     for shard, part in zip(parts, found, strict=True):
         if part.ids != shard.ids:
-            raise UpstreamError("the shard is of other rows", where=str(folder / shard.file), next=_AGAIN)
+            raise UpstreamError("the shard is of other rows", where=str(folder / shard.file), next=AGAIN)
     ids = [row for shard in parts for row in shard.ids]
     return in_order(found, [ids[at] for at in np.argsort(np.concatenate([shard.places for shard in parts]))])
 
@@ -99,9 +92,9 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
     """One table of several, its rows in the order of ``ids``."""
     place = {row: index for index, row in enumerate(row for part in parts for row in part.ids)}
     if missing := [row for row in ids if row not in place]:
-        raise UpstreamError(f"row {missing[0]} has no soft labels", next=_AGAIN)
+        raise UpstreamError(f"row {missing[0]} has no soft labels", next=AGAIN)
     if len({part.log_probs.shape[1] for part in parts}) > 1:
-        raise UpstreamError("the shards are not of as many labels", next=_AGAIN)
+        raise UpstreamError("the shards are not of as many labels", next=AGAIN)
     order = [place[row] for row in ids]
 
     def joined(name: str) -> np.ndarray | None:
@@ -117,14 +110,12 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
 
 def _read(path: Path) -> SoftLabels:
     try:
-        table = parquet.read(pa.py_buffer(checksum.unbroken(path, required=False)), _COLUMNS)
-        log_probs = table["label_log_probs"].combine_chunks()
-        width = log_probs.type.list_size
+        table = _table(path)
         found = SoftLabels(
             table["id"].to_pylist(),
-            log_probs.flatten().to_numpy().reshape(-1, width).copy(),
+            _matrix(table["label_log_probs"]),
             table["label_mass"].to_numpy().copy(),
-            _seen(table),
+            _matrix(table["label_seen"]) if "label_seen" in table.column_names else None,
             table["next_token"].to_pylist() if "next_token" in table.column_names else None,
             table["next_log_prob"].to_numpy().copy() if "next_log_prob" in table.column_names else None,
         )
@@ -132,12 +123,24 @@ def _read(path: Path) -> SoftLabels:
             raise ValueError("not a log-probability for each row and label")
         return found
     except (*parquet.ERRORS, AttributeError, TypeError) as error:
-        raise UpstreamError(f"the shard is damaged: {first_line(error)}", where=str(path), next=_AGAIN) from None
+        raise shard_files.damaged(path, error) from None
 
 
-def _seen(table: pa.Table) -> np.ndarray | None:
-    if "label_seen" not in table.column_names:
-        return None
-    column = table["label_seen"].combine_chunks()
-    seen: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
-    return seen
+def _table(path: Path) -> pa.Table:
+    """The shard's columns. Older versions wrote lists of a fixed size, and at first no checksum of the whole file."""
+    try:
+        return shard_files.read(path, _COLUMNS)
+    except UpstreamError:
+        table = shard_files.read(path, _COLUMNS, required=False)
+        if pa.types.is_fixed_size_list(table.schema.field("label_log_probs").type):
+            return table
+        raise
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """[N, K] of one list per row. ValueError where they are of unlike lengths."""
+    lists = column.combine_chunks()
+    if len(pc.unique(pc.list_value_length(lists))) != 1:
+        raise ValueError("its rows are not of as many labels")
+    matrix: np.ndarray = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1).copy()
+    return matrix

@@ -7,7 +7,7 @@ KL(P_full ‖ P_simplified) in nats at each token of the ceiling's response to t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,14 +20,14 @@ from torch import Tensor
 from distillctl.data import view_table
 from distillctl.data.responses import Response
 from distillctl.data.views import FLOOR
-from distillctl.errors import UpstreamError, first_line
+from distillctl.errors import UpstreamError
 from distillctl.losses.targets import Targets
 from distillctl.recipe import Text
-from distillctl.run_dir.workspace import Workspace, replacing
-from distillctl.soft_labels import checksum, columns, shards
+from distillctl.run_dir.workspace import Workspace
+from distillctl.soft_labels import columns, shard_files, shards
+from distillctl.soft_labels.shard_files import AGAIN
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
-from distillctl.untrusted import parquet
 
 _SCHEMA = ("id", "sample", "text", "cut", "token_ids")
 TOKEN_IDS = pa.field("token_ids", pa.list_(pa.int32()))
@@ -70,7 +70,7 @@ class Responses:
 
 
 def write(folder: Path, shard: Shard, rows: Sequence[tuple[str, int, Response]], profile: Profile) -> None:
-    """Commit a shard atomically, with page checksums. rows: id, sample, response."""
+    """Commit a shard atomically. rows: id, sample, response."""
     said = [response for _, _, response in rows]
     per_token: list[tuple[pa.Field, list[Any]]] = [(TOKEN_IDS, [response.token_ids for response in said])]
     per_token += [(field, [response.labels[field.name] for response in said]) for field in profile.fields]
@@ -91,15 +91,13 @@ def write(folder: Path, shard: Shard, rows: Sequence[tuple[str, int, Response]],
         }
         | {field.name: columns.array(field, values) for field, values in per_token}
     )
-    with replacing(folder / shard.file) as temporary:
-        columns.write(temporary, table, checksum.METADATA)
-        checksum.seal(temporary)
+    shard_files.write(folder / shard.file, table)
 
 
 def present(folder: Path, shard: Shard) -> bool:
     """Whether a whole, undamaged shard of exactly these rows is there."""
     try:
-        found = _table(folder / shard.file, {"id"})["id"].to_pylist()
+        found = shard_files.read(folder / shard.file, {"id"})["id"].to_pylist()
     except UpstreamError:
         return False
     return list(dict.fromkeys(found)) == shard.ids
@@ -144,7 +142,7 @@ def _in_order(paths: Sequence[Path], ids: Sequence[str], profile: Profile) -> Re
     for part, row in sorted(rows, key=lambda entry: entry[0].sample[entry[1]]):
         by_id.setdefault(part.id[row], []).append((part, row))
     if missing := [name for name in ids if name not in by_id]:
-        raise UpstreamError(f"row {missing[0]} has no response", where=str(paths[0].parent), next=_AGAIN)
+        raise UpstreamError(f"row {missing[0]} has no response", where=str(paths[0].parent), next=AGAIN)
     order = [entry for name in ids for entry in by_id[name]]
     kl = [part.context_kl[row] for part, row in order if part.context_kl is not None]
     return Responses(
@@ -158,14 +156,11 @@ def _in_order(paths: Sequence[Path], ids: Sequence[str], profile: Profile) -> Re
     )
 
 
-_AGAIN = "distillctl collect RECIPE"
-
-
 def _read(path: Path, profile: Profile) -> Responses:
     wanted = {*_SCHEMA, *(field.name for field in profile.fields)}
-    table = _table(path, {*wanted, "context_kl"})
+    table = shard_files.read(path, {*wanted, "context_kl"})
     if missing := sorted(wanted - {*table.column_names}):
-        raise UpstreamError(f"the shard has no {missing[-1]}", where=str(path), next=_AGAIN)
+        raise UpstreamError(f"the shard has no {missing[-1]}", where=str(path), next=AGAIN)
     return Responses(
         table["id"].to_pylist(),
         table["sample"].to_pylist(),
@@ -175,11 +170,3 @@ def _read(path: Path, profile: Profile) -> Responses:
         {field.name: columns.rows_of(table[field.name]) for field in profile.fields},
         columns.rows_of(table["context_kl"]) if "context_kl" in table.column_names else None,
     )
-
-
-def _table(path: Path, names: Collection[str]) -> pa.Table:
-    """The columns of these names that are there. UpstreamError when any byte of the file is damaged."""
-    try:
-        return parquet.read(pa.py_buffer(checksum.unbroken(path)), names)
-    except parquet.ERRORS as error:
-        raise UpstreamError(f"the shard is damaged: {first_line(error)}", where=str(path), next=_AGAIN) from None
