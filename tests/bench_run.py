@@ -25,6 +25,7 @@ from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.soft_labels import label_shards
+from distillctl.soft_labels.shards import Shard
 from distillctl.teachers.huggingface import Teacher, load
 
 TEXT = "which desk answers a question about the price or place of small red blue dogs cats and boats today"
@@ -136,7 +137,7 @@ def prepare(root: Path, *, rows: int = 12, **bench: object) -> tuple[Recipe, Wor
     loaded = teacher(model)
     found = [loaded.label_tokens(text, list(LABELS.values()), AnswerPlace()) for text in full]
     scores = loaded.score([one.view for one in found], [one.answers for one in found], None)
-    shard = label_shards.Shard("full", "eval", 0, "0" * 64, ids)
+    shard = Shard("full", "eval", 0, "0" * 64, ids)
     label_shards.write(collect, shard, label_shards.SoftLabels(ids, scores.log_probs, scores.mass))
     log_prior = scores.log_probs.mean(axis=0).tolist()  # every label is some row's top label
     _commit(workspace, "collect", ["views.parquet", "shards"], {"log_prior": log_prior, "answer_place": PLACE})

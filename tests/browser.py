@@ -39,7 +39,8 @@ class Browser:
             self.events.append(answer)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
+        result: dict[str, Any] = answer["result"]
+        return result
 
     def open(self, file: Path, width: int, scheme: str = "light") -> None:
         """Load the file in a window ``width`` pixels wide, in the light or dark scheme, and wait until it is loaded."""
@@ -76,7 +77,8 @@ class Browser:
             if not byte:
                 raise RuntimeError("chromium ended")
             text += byte
-        return json.loads(text)
+        message: dict[str, Any] = json.loads(text)
+        return message
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 # Each test process computes on one core, and so do the processes that it starts: the workers of pytest-xdist share the
 # cores among them. Libraries read these when they are imported.
@@ -45,7 +47,7 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture(scope="module")
-def one_thread():
+def one_thread() -> Iterator[None]:
     """The same sums in the same order on any machine."""
     import torch
 
@@ -56,7 +58,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def npm(tmp_path_factory):
+def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a bundle's JavaScript finds its packages."""
     folder = tmp_path_factory.mktemp("npm")
     install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"]

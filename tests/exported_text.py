@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distillctl.data import view_table
+from distillctl.data.responses import Response
 from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files
 from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe, Text
@@ -52,13 +53,16 @@ def model(kind: str, builder: str, **config: Any) -> PreTrainedModel:
     other's last norm random, so that answers vary and some of them end.
     """
     make = tiny_text.seq2seq if builder == "seq2seq" else tiny_text.decoder
-    more = {"gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]}, "marian": {"seed": 5}}
+    more: dict[str, dict[str, Any]] = {
+        "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]},
+        "marian": {"seed": 5},
+    }
     made = make(kind, **{"tie_word_embeddings": True, **more.get(kind, {}), **config})
     with torch.no_grad():
         if kind == "gemma3_text":
-            made.get_input_embeddings().weight.mul_(0.03)
+            made.get_parameter("model.embed_tokens.weight").mul_(0.03)
         elif kind == "marian":
-            norm = made.model.decoder.layers[-1].final_layer_norm.weight
+            norm = made.get_parameter(f"model.decoder.layers.{made.config.decoder_layers - 1}.final_layer_norm.weight")
             norm.copy_(torch.randn(norm.shape, generator=torch.Generator().manual_seed(5)))
     return made
 
@@ -85,7 +89,9 @@ def exported(kind: str, builder: str) -> Exported:
 def export(student: PreTrainedModel, builder: str, source: Path, folder: Path) -> ExportedGraph:
     if builder == "genai":
         return genai_builder.export(source, folder, STOP_IDS, MAX_LENGTH)
-    return BUILDERS[builder].export(student, folder)
+    exporter: Any = BUILDERS[builder]
+    graph: ExportedGraph = exporter.export(student, folder)
+    return graph
 
 
 @torch.inference_mode()
@@ -124,7 +130,7 @@ def workspace(root: Path, student: PreTrainedModel, rows: int = 12) -> Workspace
     view_table.write(folder / "views.parquet", {"train": views, "eval": views})
     said = list(np.random.default_rng(0).permutation(tiny_text.texts(rows, seed=1)))
     tokenizer = tiny_text.bpe_tokenizer()
-    answers = [response_shards.Response(tokenizer(t).input_ids, str(t), False, {}) for t in said]
+    answers = [Response(tokenizer(t).input_ids, str(t), False, {}) for t in said]
     for split in ("train", "eval"):
         shard = Shard("full", split, 0, "0" * 16, ids)
         (folder / shard.file).parent.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from distillctl import cli, ranks
 from distillctl.training.learner import Learner
 
-FAULTS = {
+FAULTS: dict[str, Callable[[], object]] = {
     "signal": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "fail": lambda: [][0],
@@ -24,7 +25,7 @@ def main() -> None:
         if next(done) == step and ranks.number() == rank:
             FAULTS[fault]()
 
-    Learner.update = updated
+    Learner.update = updated  # type: ignore[method-assign]
     cli.main()
 
 

@@ -24,6 +24,7 @@ from distillctl.run_dir.workspace import StageOutput, Workspace, write_text
 from distillctl.runtimes import model_facts
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
+from distillctl.soft_labels.shards import Shard
 from tests import manifests
 
 LABELS = ["description", "thing", "abbreviation", "person", "place", "number"]
@@ -55,7 +56,8 @@ def committed(root: Path, *, references: bool = True, control: bool = True, gap:
 
     def says(strength: float, spread: float = 0.4) -> np.ndarray:
         own = generator.normal(0, spread, noise.shape)
-        return log_softmax(strength * np.eye(len(LABELS))[truth] + noise + own, axis=1).astype(np.float32)
+        scores = strength * np.eye(len(LABELS))[truth] + noise + own
+        return np.asarray(log_softmax(scores, axis=1).astype(np.float32))
 
     said = {"full": says(gap), "simplified": says(0.0, 1.5), "cue_only": says(gap / 2, 0.9)}
     student = says(gap * 0.97, 0.5)
@@ -130,7 +132,7 @@ def _collect(workspace: Workspace, truth: np.ndarray | None, said: dict[str, np.
     prior = np.log(np.full(len(LABELS), 1 / len(LABELS)))
     for arm, values in said.items():
         for index, part in enumerate(np.array_split(np.arange(ROWS), 2)):
-            shard = label_shards.Shard(arm, "eval", index, "0" * 64, [ids()[row] for row in part])
+            shard = Shard(arm, "eval", index, "0" * 64, [ids()[row] for row in part])
             label_shards.write(
                 folder, shard, label_shards.SoftLabels(shard.ids, values[part] - 1, np.exp(values[part] - 1).sum(1))
             )
@@ -193,7 +195,14 @@ def _train(workspace: Workspace, log_probs: dict[str, np.ndarray], control: bool
     training_log(folder, control)
     other = pa.array(list(log_probs["control"]) if control else [None] * ROWS, pa.list_(pa.float32()))
     table(folder / "eval.parquet", id=ids(), student=list(log_probs["student"]), control=other)
-    facts = {"kl": 0.2211, "agreement": 0.87, "steps": 300, "best_step": 259, "resumed_from": None, "stopped": "epochs"}
+    facts: dict[str, Any] = {
+        "kl": 0.2211,
+        "agreement": 0.87,
+        "steps": 300,
+        "best_step": 259,
+        "resumed_from": None,
+        "stopped": "epochs",
+    }
     facts |= {"parameters": 22_715_526, "max_length": 128, "tokens_per_second": 9000.0}
     facts |= {"control": {"kl": 0.4123, "agreement": 0.85} if control else None}
     facts |= {"controls": {"train_rows": 2400}}
@@ -284,7 +293,7 @@ def bench(
     machine = {"cpu": "Example CPU @ 2.50 GHz", "cores": 2, "memory_bytes": 8_201_654_272, "flags": ["avx2", "fma"]}
     machine |= {"governor": None, "load_average": 0.31}
     write_text(folder / "results.json", "{}")
-    facts = {"models": figures, "machine": machine, "threads": 1, "ratios": ratios}
+    facts: dict[str, Any] = {"models": figures, "machine": machine, "threads": 1, "ratios": ratios}
     for name, found in figures.items():
         runtime = "PyTorch" if name.startswith("teacher") else "ONNX Runtime"
         found |= {"runtime": runtime, "dtype": "float32", "threads": 1}

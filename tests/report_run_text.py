@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from distillctl.controls import table as controls
+from distillctl.data.responses import Response
 from distillctl.data.view_table import ViewTable
 from distillctl.metrics import comparison, text
 from distillctl.recipe import Recipe, Text
 from distillctl.run_dir.workspace import Workspace, write_text
 from distillctl.soft_labels import response_shards
-from distillctl.soft_labels.response_shards import Response
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from tests.report_run import HOSTILE, bench, candidate, commit, effects, table, training_log
@@ -300,7 +300,7 @@ def _decoder(folder: Path) -> None:
         "out": generator.normal(0, 0.7, (4, size)),
         "place": generator.normal(0, 0.2, (128, 4)),
     }
-    nodes = [
+    nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
         ("Gather", ["next", "input_ids"], ["by_last"], {}),
         ("Gather", ["key", "input_ids"], ["keys"], {}),
         ("Gather", ["place", "position_ids"], ["places"], {}),
@@ -317,7 +317,10 @@ def _decoder(folder: Path) -> None:
         for name, length in (("input_ids", "new"), ("attention_mask", "total"), ("position_ids", "new"))
     ]
     past = helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, ["batch", 1, "past", 4])
-    outputs = [("logits", ["batch", "new", size]), ("present.0.key", ["batch", 1, "total", 4])]
+    outputs: list[tuple[str, list[str | int | None]]] = [
+        ("logits", ["batch", "new", size]),
+        ("present.0.key", ["batch", 1, "total", 4]),
+    ]
     graph = helper.make_graph(
         [helper.make_node(kind, inputs, out, **options) for kind, inputs, out, options in nodes],
         "decoder",

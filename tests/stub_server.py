@@ -14,7 +14,6 @@ import random
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -95,7 +94,7 @@ class Hashed(Speaker):
         scores = np.random.default_rng(int.from_bytes(seed[:8], "little")).normal(0, self.scale, len(self.tokens))
         scores[:96] -= 6  # single characters are rare, and so is the end
         scores[-1] = scores[-1] - 4 if self.end_score is None else self.end_score
-        return log_softmax(scores)
+        return np.asarray(log_softmax(scores))
 
 
 class Model(Speaker):
@@ -117,7 +116,8 @@ class Model(Speaker):
         import torch
 
         with self._lock, torch.inference_mode():
-            return self.model(input_ids=torch.tensor([list(ids)])).logits[0, -1].log_softmax(-1).numpy()
+            logits = self.model(input_ids=torch.tensor([list(ids)])).logits[0, -1]
+            return np.asarray(logits.log_softmax(-1).numpy())
 
     @property
     def end(self) -> int:
@@ -466,4 +466,6 @@ def serve(speaker: Speaker | None = None, *, port: int = 0, **rules: Any) -> Ite
 
 def later(seconds: float, start: Callable[[], Any]) -> None:
     """Do something in a while, beside."""
-    threading.Thread(target=lambda: (time.sleep(seconds), start()), daemon=True).start()
+    timer = threading.Timer(seconds, start)
+    timer.daemon = True
+    timer.start()

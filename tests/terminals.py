@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests import project
 
@@ -136,7 +137,9 @@ def run(command: str, output: str, locale: Mapping[str, str], folder: Path) -> E
     with open("/dev/full", "wb") as full, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         reader, closed = os.pipe()
         os.close(reader)
-        where = {"closed pipe": closed, "full device": full, "pipe": subprocess.PIPE}.get(output.split(",")[0], out)
+        where: Any = {"closed pipe": closed, "full device": full, "pipe": subprocess.PIPE}.get(
+            output.split(",")[0], out
+        )
         child = subprocess.Popen(
             argv, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=where,
             stderr=where if "stderr too" in output else err,

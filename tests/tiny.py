@@ -17,6 +17,7 @@ from distillctl.data import view_table
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.soft_labels import label_shards
+from distillctl.soft_labels.shards import Shard
 
 LABELS = ["number", "person", "place"]
 TEXT = "who wrote where is how many when did the a river king book city live old long far of in"
@@ -66,7 +67,8 @@ def model(kind: str = "bert", seed: int = 0) -> PreTrainedModel:
         label2id={label: index for index, label in enumerate(LABELS)},
         **_CONFIGS[kind],
     )
-    return AutoModelForSequenceClassification.from_config(config).eval()
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config).eval()
+    return model
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
@@ -95,7 +97,7 @@ def log_probs(student: PreTrainedModel, rows: list[str]) -> np.ndarray:
     """Normalised label log-probabilities of the PyTorch model, float32 [N, K], one row at a time."""
     ids = tokenizer()(rows).input_ids
     logits = [student(input_ids=torch.tensor([row])).logits.numpy() for row in ids]
-    return log_softmax(np.concatenate(logits), axis=-1)
+    return np.asarray(log_softmax(np.concatenate(logits), axis=-1))
 
 
 def workspace(root: Path, student: PreTrainedModel | None = None, rows: int = 40, references: bool = True) -> Workspace:
@@ -123,7 +125,7 @@ def _commit_collect(space: Workspace, views: view_table.ViewTable, teacher: np.n
     folder = space.folder("collect")
     view_table.write(folder / "views.parquet", {"train": views, "eval": views})
     labels = label_shards.SoftLabels(views.id, teacher - 1, np.full(len(teacher), np.exp(-1), np.float32))
-    label_shards.write(folder, label_shards.Shard("full", "eval", 0, "0" * 16, views.id), labels)
+    label_shards.write(folder, Shard("full", "eval", 0, "0" * 16, views.id), labels)
     facts = {
         "metric": "accuracy" if views.has_references else "agreement",
         "labels": LABELS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -108,5 +109,5 @@ def one_word_one_token() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS, unk_token=UNK)
 
 
-def _from(document: dict) -> Tokenizer:
+def _from(document: dict[str, Any]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(document))
