@@ -103,7 +103,7 @@ bench-softlabels: $(VENV)/.demo  ## measure soft labels on disk, and what a stud
 bench-loss: $(VENV)/.core  ## compare the chunked loss on kept tokens with the plain dense loss
 	$(BIN)/python -m tests.benchmarks.loss
 
-bench-coverage: $(VENV)/.core  ## count how often the 95 % intervals hold the truth
+bench-coverage: $(VENV)/.core  ## count how often the 95 % intervals contain the true value
 	$(BIN)/python -m tests.benchmarks.coverage
 
 bench-vocabulary: $(VENV)/.demo  ## measure what trimming the vocabulary saves, and that no answer changes

@@ -228,14 +228,14 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     if text_in and not bundle:
-        raise UsageError("--text-in goes with --bundle", next=f"distillctl export {recipe} --bundle --text-in")
+        raise UsageError("--text-in needs --bundle", next=f"distillctl export {recipe} --bundle --text-in")
     name = "bundle" if bundle else "export"
     overrides = [*(set_ or ()), *["bundle.text_in=true"] * text_in]
     loaded, workspace = _open(recipe, run_dir, overrides, trust_remote_code=trust_remote_code)
     _run_stage(name, loaded, workspace, force=force, dry_run=dry_run)
 
 
-_stage("quantize", "Build smaller ONNX graphs, and keep the best one that holds the gate on quality.")
+_stage("quantize", "Build smaller ONNX graphs, and keep the best one that passes the gate on quality.")
 
 
 @command(
@@ -327,9 +327,9 @@ def bench(
     if against is None and any(value is not None for value in gate.values()):
         raise UsageError(f"{', '.join(gate)} belong to --against")
     if against is not None and (force or dry_run or serve):
-        raise UsageError("--against goes with none of --force, --dry-run and --serve")
+        raise UsageError("--against cannot be combined with --force, --dry-run or --serve")
     if serve and (force or dry_run):
-        raise UsageError("--serve and --force, --serve and --dry-run exclude each other")
+        raise UsageError("--serve cannot be combined with --force or --dry-run")
     allowed: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     loaded, workspace = _open(recipe, run_dir, [*(QUICK if quick else ()), *(set_ or ())], **allowed)
     if quick and loaded.bench.loadgen:
@@ -377,7 +377,7 @@ def report(
     from distillctl.commands import output
 
     if as_json and format == "md":
-        raise UsageError("--json and --format md exclude each other")
+        raise UsageError("--json cannot be combined with --format md")
     loaded, workspace = _open(recipe, run_dir, set_)
     from distillctl.report import fail_under as bounds
 

@@ -76,7 +76,7 @@ def kind_of_value(annotation: Any, links: Mapping[type[BaseModel], str], metadat
     if hasattr(annotation, "__metadata__"):
         return kind_of_value(parts[0], links, annotation.__metadata__)
     if origin is Literal:
-        return ", ".join(f"`{yaml_of(part)}`" for part in parts)
+        return ", ".join(f"`{part}`" for part in parts)
     if origin in (Union, types.UnionType):
         kinds = [kind_of_value(part, links, metadata) for part in parts if part is not type(None)]
         return " or ".join(dict.fromkeys(kinds))

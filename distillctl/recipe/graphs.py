@@ -147,7 +147,7 @@ Objective = Literal["smallest", "fastest", "closest"]
 
 
 class Gate(Closed):
-    """What a candidate must hold, compared with the fp32 student on the held-out rows."""
+    """The bounds that a candidate must meet, compared with the fp32 student on the held-out rows."""
 
     max_kl: Positive = 0.05
     """Largest mean KL(fp32 student ‖ candidate), in nats per row, or per token of the teacher's responses."""
@@ -167,7 +167,7 @@ class Quantize(Closed):
     """The graphs to build and compare. Without it: for classifiers, dynamic int8 and weights in int4 blocks; for
     decoders, weights in int4 and int8 blocks; for encoder–decoders, dynamic int8."""
     gate: Gate = Gate()
-    """What a candidate must hold; otherwise it is not kept. If none holds it, the command ends with exit code 6."""
+    """The bounds that a candidate must meet to be kept. If none does, the command ends with exit code 6."""
     objective: Objective = "smallest"
     """Which candidate inside the gate is kept: the one with the fewest bytes, the shortest median answer, or the lowest
     KL. With `gate.max_bytes`, `closest` is the best that a size allows."""

@@ -81,7 +81,7 @@ class OpenAITeacher(Closed):
     max_tokens_total: Annotated[Count | None, Field(examples=[5_000_000])] = None
     """Stop before this run directory uses more tokens than this, read and written. Without it, no limit."""
     prices: Prices | None = None
-    """What tokens cost. It lets `--dry-run` and `collect` state a cost, and `max_cost` hold."""
+    """What tokens cost. `--dry-run` and `collect` then state a cost, and `max_cost` can be checked."""
     max_cost: Annotated[Positive | None, Field(examples=[5])] = None
     """Stop before this run directory costs more than this; needs `prices`. Without it, no limit."""
 
