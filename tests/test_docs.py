@@ -107,6 +107,15 @@ def test_readme_is_short_and_names_every_topic():
     assert {f"distillctl/guide/{name}.md" for name in guide.NAMES} <= set(links(readme))
 
 
+def test_every_command_is_in_readme_and_in_the_reference():
+    known = set()
+    for name, command in typer.main.get_command(app).commands.items():
+        known |= {f"{name} {inner}" for inner in getattr(command, "commands", {})} or {name}
+    assert known == set(reference.COMMANDS) - {""}
+    shown = spans(ROOT / "README.md")
+    assert all(any(code.startswith(f"distillctl {name}") for code in shown) for name in known)
+
+
 def test_package_ships_the_guide():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "guide/*.md" in project["tool"]["setuptools"]["package-data"]["distillctl"]
