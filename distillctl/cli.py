@@ -342,7 +342,7 @@ def bench(
 
         bounds = compare.bounds(max_slowdown, max_size_growth, max_seconds)
         verdict = compare.compare(loaded, workspace, against, bounds)
-        verdicts.hand_out(verdict, undecided_fails=undecided == "fail", junit=junit, summary=summary)
+        verdicts.emit(verdict, undecided_fails=undecided == "fail", junit=junit, summary=summary)
     elif serve:
         found = pipeline.serve(loaded, workspace, **given)
         console.result({"stage": "devices", "devices": found}, *output.devices(found))

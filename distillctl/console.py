@@ -163,7 +163,7 @@ def aside(*renderables: Any) -> None:
             _show(_err, renderable)
 
 
-def invite(address: str) -> None:
+def show_qr(address: str) -> None:
     """An address to open, on stderr, and its QR code for a phone's camera; with -q the address alone."""
     _err.print(Text(address, style="bold"), soft_wrap=True)
     if _state["verbosity"] >= 0:

@@ -35,7 +35,7 @@ _LATE_SECONDS = 1.0
 
 
 @dataclass
-class _State:
+class _SignalState:
     came: int | None = None
     """The first signal's number."""
     handled_at: float = -math.inf
@@ -46,7 +46,7 @@ class _State:
     """Tells the user; None outside of `handled`."""
 
 
-_state = _State()
+_state = _SignalState()
 
 
 @contextmanager

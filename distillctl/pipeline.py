@@ -69,7 +69,7 @@ def _collect_files(recipe: Recipe) -> dict[str, str]:
 
 
 def _check_data(recipe: Recipe, workspace: Workspace) -> None:
-    engines.check(recipe.collect)
+    engines.check_installed(recipe.collect)
     if isinstance(recipe.teacher, OpenAITeacher):
         approvals.check_sending(recipe.teacher, recipe_access.outside(recipe))
     dataset = examples.load(recipe)

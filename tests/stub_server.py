@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from distillctl.teachers.openai.vocabulary import Vocabulary
+from distillctl.teachers.openai.vocabulary import TokenBytes
 
 MODEL = "stub-model"
 HELLO = "1 2 3 4"
@@ -102,7 +102,7 @@ class Model(Speaker):
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.tokens = Vocabulary(tokenizer).tokens
+        self.tokens = TokenBytes(tokenizer).tokens
         self._lock = threading.Lock()
 
     def encode(self, text: str) -> list[int]:

@@ -20,7 +20,7 @@ from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import UnavailableError
 from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import interleaved, machine
-from distillctl.runtimes.interleaved import Plan, Run
+from distillctl.runtimes.interleaved import Plan, ProcessRun
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.torch import TeacherClassifier, shared_context
 from distillctl.stages import bench
@@ -222,7 +222,7 @@ def test_slow_model_keeps_to_its_seconds(log: list[tuple[str, int, int]]) -> Non
 
 def test_figures_are_over_all_samples() -> None:
     loaded = {"import_ms": 1.0, "load_ms": 2.0}
-    runs = [Run(p, loaded, 9.0 + p, [], [0, 1], [[0], [1]], [[1.0 + p], [3.0 + p]], 100 + p) for p in range(3)]
+    runs = [ProcessRun(p, loaded, 9.0 + p, [], [0, 1], [[0], [1]], [[1.0 + p], [3.0 + p]], 100 + p) for p in range(3)]
     found = interleaved.figures(runs)
     samples = [1, 3, 2, 4, 3, 5]
     assert found["p90_ms"] == pytest.approx(np.percentile(samples, 90))
@@ -282,7 +282,7 @@ def test_stage_warns_when_a_model_is_not_the_one_that_was_scored(
     recipe, workspace = bench_run.prepare(tmp_path, rows=40)
     loaded = {"import_ms": 1.0, "load_ms": 1.0, "bytes": 1, "cached_tokens": 1}
     queries = list(range(40))
-    always_first = Run(0, loaded, 1.0, [], queries, [[0]] * 40, [[1.0]] * 40, 1)
+    always_first = ProcessRun(0, loaded, 1.0, [], queries, [[0]] * 40, [[1.0]] * 40, 1)
     monkeypatch.setattr(runtimes_bench, "measure", lambda jobs, plan, advance: {name: [always_first] for name in jobs})
     shares = bench.run(recipe, workspace).facts["agreement"]
     said = capfd.readouterr().err

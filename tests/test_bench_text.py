@@ -24,7 +24,7 @@ from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import interleaved
 from distillctl.runtimes.genai import GenaiDecoder
-from distillctl.runtimes.interleaved import Run
+from distillctl.runtimes.interleaved import ProcessRun
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.roofline import bytes_per_token
@@ -177,12 +177,12 @@ def test_a_worker_times_every_token_of_an_answer(folder: Path, runtime: str) -> 
 times = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=6)
 
 
-def made_runs(token_ms: list[list[list[float]]], view_tokens: list[int]) -> list[Run]:
+def made_runs(token_ms: list[list[list[float]]], view_tokens: list[int]) -> list[ProcessRun]:
     runs = []
     for process, part in enumerate(token_ms):
         loaded = {"import_ms": 1.0, "load_ms": 2.0, "view_tokens": view_tokens, "kv_bytes": 77}
         queries = [query % len(view_tokens) for query in range(len(part))]
-        runs.append(Run(process, loaded, 1.0, [], queries, [[0] * len(one) for one in part], part, 1))
+        runs.append(ProcessRun(process, loaded, 1.0, [], queries, [[0] * len(one) for one in part], part, 1))
     return runs
 
 

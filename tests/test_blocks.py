@@ -34,7 +34,7 @@ def _in_blocks(array: np.ndarray, size: int) -> np.ndarray:
 def test_rounding_to_nearest_is_off_by_half_a_step_at_most(weight, bits, size):
     """But at the end of the scale that has one number less: there by one step."""
     found = blocks.rtn(weight, bits, size)
-    error = _in_blocks(np.abs(blocks.restored(found, weight.shape[1]) - weight), size)
+    error = _in_blocks(np.abs(blocks.dequantize(found, weight.shape[1]) - weight), size)
     step = np.abs(found.scales)[..., None]
     at_end = _in_blocks(weight, size) / found.scales[..., None] > 2 ** (bits - 1) - 1.5
     assert (error <= step * np.where(at_end, 1, 0.5) * (1 + 1e-5) + 1e-30).all()
@@ -43,7 +43,7 @@ def test_rounding_to_nearest_is_off_by_half_a_step_at_most(weight, bits, size):
 @settings(deadline=None)
 @given(weight=_weights, bits=st.sampled_from(BITS), way=st.sampled_from(WAYS))
 def test_the_restored_weights_are_finite_and_stay_near_the_block(weight, bits, way):
-    found = blocks.restored(way(weight, bits, 16), weight.shape[1])
+    found = blocks.dequantize(way(weight, bits, 16), weight.shape[1])
     assert found.shape == weight.shape
     assert np.isfinite(found).all()
     widest = np.abs(_in_blocks(weight, 16)).max(-1, keepdims=True)
@@ -53,8 +53,8 @@ def test_the_restored_weights_are_finite_and_stay_near_the_block(weight, bits, w
 @settings(deadline=None)
 @given(weight=_weights, bits=st.sampled_from(BITS))
 def test_what_was_rounded_once_is_not_changed_again(weight, bits):
-    once = blocks.restored(blocks.rtn(weight, bits, 16), weight.shape[1])
-    twice = blocks.restored(blocks.rtn(once, bits, 16), weight.shape[1])
+    once = blocks.dequantize(blocks.rtn(weight, bits, 16), weight.shape[1])
+    twice = blocks.dequantize(blocks.rtn(once, bits, 16), weight.shape[1])
     np.testing.assert_allclose(twice, once, rtol=1e-5, atol=1e-30)
 
 
@@ -68,7 +68,7 @@ def test_k_quant_finds_weights_that_lie_on_a_grid(numbers, zeros, scale):
     """To within rounding: the search tries the block's own range, where the grid's ends are in use."""
     numbers[..., 0], numbers[..., 1] = 0, 15
     weight = ((numbers.astype(np.float32) - zeros) * np.float32(scale)).reshape(3, -1)
-    found = blocks.restored(blocks.k_quant(weight, 4, 16), 64)
+    found = blocks.dequantize(blocks.k_quant(weight, 4, 16), 64)
     assert np.abs(found - weight).max() <= scale * 0.75
 
 
@@ -85,15 +85,15 @@ def test_k_quant_has_less_error_than_rounding_and_than_onnxruntimes_search(bits,
 
     numbers, scale, zero = quant_tensor_k_quant_cpu(weight, bits, size)
     theirs = ((numbers - zero) * scale).reshape(weight.shape)
-    ours = error(blocks.restored(blocks.k_quant(weight, bits, size), 128))
-    assert ours < error(blocks.restored(blocks.rtn(weight, bits, size), 128))
+    ours = error(blocks.dequantize(blocks.k_quant(weight, bits, size), 128))
+    assert ours < error(blocks.dequantize(blocks.rtn(weight, bits, size), 128))
     assert ours < error(theirs)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_zeros_stay_zeros(way):
     weight = np.zeros((2, 32), np.float32)
-    assert (blocks.restored(way(weight, 4, 16), 32) == 0).all()
+    assert (blocks.dequantize(way(weight, 4, 16), 32) == 0).all()
 
 
 def test_four_bits_are_packed_lower_half_first():
@@ -107,7 +107,7 @@ def test_four_bits_are_packed_lower_half_first():
 def test_zero_points_share_a_byte_lower_half_first_and_an_odd_one_stands_alone():
     packed = np.zeros((1, 3, 8), np.uint8)
     found = Blocks(4, 16, packed, np.ones((1, 3), np.float32), np.array([[0x21, 0x03]], np.uint8))
-    assert blocks.restored(found, 48)[0, ::16].tolist() == [-1.0, -2.0, -3.0]
+    assert blocks.dequantize(found, 48)[0, ::16].tolist() == [-1.0, -2.0, -3.0]
 
 
 @pytest.mark.parametrize("bits", BITS)

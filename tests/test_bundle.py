@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.bundle import agreement, figures, ort_canonical, ort_format
-from distillctl.bundle.listing import NAME, Listing
+from distillctl.bundle.listing import NAME, BundleManifest
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed, UnavailableError
 from distillctl.models.model_source import ModelSource
@@ -35,8 +35,8 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def listing(folder) -> Listing:
-    return Listing.model_validate_json((folder / NAME).read_bytes())
+def listing(folder) -> BundleManifest:
+    return BundleManifest.model_validate_json((folder / NAME).read_bytes())
 
 
 # ── what is in it ────────────────────────────────────────────────────────────────────────────────
@@ -288,7 +288,7 @@ def test_the_example_has_the_form_of_a_view(tmp_path):
     rows = bundled.texts()
     space = bundled.workspace(tmp_path / "run", rows=rows, simplified=[f"ba {row} do" for row in rows])
     bundle.run(bundled.recipe(), space)
-    listing = Listing.model_validate_json((space.folder("bundle") / NAME).read_bytes())
+    listing = BundleManifest.model_validate_json((space.folder("bundle") / NAME).read_bytes())
     assert listing.example.view == f"ba {listing.example.input} do"
     assert rows[0] not in listing.example.view
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distillctl.bundle import archive
-from distillctl.bundle.listing import NAME, Listing
+from distillctl.bundle.listing import NAME, BundleManifest
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed
 from distillctl.run_dir.workspace import StageOutput, Workspace
@@ -91,7 +91,7 @@ def test_a_flipped_byte_in_any_file(made, tmp_path, share):
 def test_another_recorded_answer(made, tmp_path):
     _, space, _ = made
     archive.unpack(space.root / "bundle.zip", tmp_path)
-    listing = Listing.model_validate_json((tmp_path / NAME).read_bytes())
+    listing = BundleManifest.model_validate_json((tmp_path / NAME).read_bytes())
     example = listing.example
     other = example.model_copy(update={"answer_ids": [*example.answer_ids[:-1], example.answer_ids[-1] + 1]})
     (tmp_path / NAME).write_bytes(listing.model_copy(update={"example": other}).sealed().dumps())

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from distillctl.bundle import archive, text_in
-from distillctl.bundle.listing import NAME, Example, Listing
+from distillctl.bundle.listing import NAME, BundleManifest, GoldenExample
 from distillctl.bundle.verify import verify
 from distillctl.errors import DataError, GateFailed
 from tests import bundled, project
@@ -141,7 +141,7 @@ def test_a_link_is_refused_even_to_the_right_bytes(folder, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a//b", "a\\b", "c:x", "./a"])
 def test_a_listed_path_that_leaves_the_bundle(folder, name):
-    listing = Listing.model_validate_json((folder / NAME).read_bytes())
+    listing = BundleManifest.model_validate_json((folder / NAME).read_bytes())
     bundled.reseal(folder, files=listing.files | {name: listing.files["model.onnx"]})
     with pytest.raises(GateFailed, match="path"):
         verify(folder)
@@ -258,7 +258,7 @@ def test_a_graph_that_answers_otherwise(folder):
 def test_another_recorded_label(folder):
     example = json.loads((folder / NAME).read_text())["example"]
     other = next(label for label in bundled.LABELS if label != example["label"])
-    bundled.reseal(folder, example=Example(**example | {"label": other}))
+    bundled.reseal(folder, example=GoldenExample(**example | {"label": other}))
     with pytest.raises(GateFailed) as told:
         verify(folder)
     assert str(told.value).count(other) == 3  # by each of the graphs

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillctl.untrusted import chat_templates
-from distillctl.untrusted.templates import Wasteful
+from distillctl.untrusted.templates import OutputBudgetExceeded
 from tests import tiny
 
 CHATML = (
@@ -79,7 +79,7 @@ DOUBLED = "{% set n = namespace(x=VALUE) %}{% for i in range(45) %}{% set n.x = 
 )
 def test_one_that_makes_much_of_little_is_stopped(tokenizer, template):
     tokenizer.chat_template = template
-    with pytest.raises((Wasteful, OverflowError)):
+    with pytest.raises((OutputBudgetExceeded, OverflowError)):
         chat_templates.text(tokenizer, [{"role": "user", "content": "hi"}])
 
 

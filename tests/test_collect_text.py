@@ -17,7 +17,7 @@ from distillctl.commands import dry_run
 from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.errors import DataError
-from distillctl.recipe import Dense, Measured, Sampled, Text, TopK, implementation
+from distillctl.recipe import Dense, EvalSoftLabels, Sampled, Text, TopK, implementation
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels import size
@@ -104,7 +104,7 @@ def _shards(workspace):
 def test_responses_and_distributions_are_those_of_the_whole_view(collected, teacher, split):
     _, workspace, _ = collected
     views = _views(workspace, split)
-    profile = TopKLabels(TopK(k=5)) if split == "train" else implementation(Measured())(Measured())
+    profile = TopKLabels(TopK(k=5)) if split == "train" else implementation(EvalSoftLabels())(EvalSoftLabels())
     found = store.read(workspace, "full", split, profile)
     assert found.id == views.id
     assert set(found.sample) == {0}

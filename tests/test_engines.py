@@ -18,7 +18,7 @@ import yaml
 from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.commands import dry_run
-from distillctl.engines.worker_pool import Opening, Task, Views
+from distillctl.engines.worker_pool import ShardTask, SharedPrefix, Views
 from distillctl.errors import RecipeError, UnavailableError
 from distillctl.models import model_source
 from distillctl.recipe import Collect
@@ -131,8 +131,8 @@ def test_a_description_is_small_and_its_worker_answers_alike_in_any_order(tmp_pa
     tasks, answers = [], tuple((4 + k,) for k in range(3))
     for arm, shared in (("full", 20), ("simplified", 0)):
         ends = [*context, 5][20 - shared :], [*context, 6, 7, 8][20 - shared :]
-        opening = Opening(arm, shared, *ends, answers=(answers, answers))
-        tasks.append(Task(arm, "eval", ["a", "b"], Views(opening, ids=[[5], [6, 7, 8]], answers=[answers] * 2)))
+        opening = SharedPrefix(arm, shared, *ends, answers=(answers, answers))
+        tasks.append(ShardTask(arm, "eval", ["a", "b"], Views(opening, ids=[[5], [6, 7, 8]], answers=[answers] * 2)))
     first, second = description.worker(), pickle.loads(there).worker()
     found = [first.label(task) for task in tasks]
     again = [second.label(pickle.loads(pickle.dumps(task))) for task in reversed(tasks)][::-1]
@@ -191,10 +191,10 @@ def test_workers_that_always_die_are_given_up(monkeypatch):
     from distillctl.engines import ray
 
     monkeypatch.setattr(ray, "RESTARTS", 1)
-    task = Task("full", "eval", ["a"], Views(Opening("full", 0), texts=["a"]))
+    task = ShardTask("full", "eval", ["a"], Views(SharedPrefix("full", 0), texts=["a"]))
     with pytest.raises(UnavailableError, match="workers die before they have answered"):  # noqa: SIM117
-        with ray.crew(Deadly(), Collect(engine="ray")) as crew:
-            list(crew.map([("key", task)]))
+        with ray.open_pool(Deadly(), Collect(engine="ray")) as pool:
+            list(pool.map([("key", task)]))
     assert not ray.ray.is_initialized()
 
 

@@ -303,7 +303,7 @@ def test_a_window_that_the_builder_leaves_out_is_traced_instead(tmp_path: Path) 
     """All of Mistral's layers slide, and its config has no list of layers that says so."""
     model = exported_text.model("mistral", "genai", sliding_window=MAX_LENGTH - 1)
     exported_text.save(model, tmp_path / "source")
-    with pytest.raises(genai_builder.Unsupported, match="leaves out the sliding window of 95 tokens"):
+    with pytest.raises(genai_builder.UnsupportedByBuilder, match="leaves out the sliding window of 95 tokens"):
         exported_text.export(model, "genai", tmp_path / "source", tmp_path)
 
 
@@ -336,7 +336,7 @@ def test_gemmas_embeddings_are_scaled_exactly(tmp_path):
 def test_an_architecture_that_the_builder_does_not_know(tmp_path):
     exported_text.save(exported_text.model("gpt2", "genai"), tmp_path / "source")
     before = sys.path.copy()
-    with pytest.raises(genai_builder.Unsupported, match="not currently supported") as caught:
+    with pytest.raises(genai_builder.UnsupportedByBuilder, match="not currently supported") as caught:
         genai_builder.export(tmp_path / "source", tmp_path, STOP_IDS, MAX_LENGTH)
     assert (caught.value.exit_code, caught.value.next) == (5, "--set export.builder=trace")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -554,7 +554,7 @@ def test_a_graph_that_is_wrong_commits_nothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_auto_traces_what_the_builder_does_not_know_and_genai_insists(tmp_path):
     space = exported_text.workspace(tmp_path / "run", exported_text.model("gpt2", "trace"), rows=4)
-    with pytest.raises(genai_builder.Unsupported):
+    with pytest.raises(genai_builder.UnsupportedByBuilder):
         export.run(exported_text.recipe(export={"builder": "genai"}), space)
     facts = export.run(exported_text.recipe(), space).facts
     assert (facts["builder"], facts["equal_prompts"]) == ("trace", 4)

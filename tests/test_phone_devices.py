@@ -51,7 +51,7 @@ def test_what_a_device_is_called(expected: str) -> None:
 # ── in the run directory ─────────────────────────────────────────────────────────────────────────
 
 
-def measured(workspace: Workspace, id: str, p50: float = 41.5, **changes: Any) -> devices.Measured:
+def measured(workspace: Workspace, id: str, p50: float = 41.5, **changes: Any) -> devices.DeviceResult:
     check = {"rows": 100, "same_label": 99, "ties": 2, "max_probability_difference": 0.0123, "tolerance": 0.05}
     run = {"backend": "wasm", "threads": 1, "load_ms": 812, "first_ms": 77, "milliseconds": [p50] * 5}
     graph = file_digest(workspace.folder("quantize") / "model.onnx")
@@ -60,7 +60,7 @@ def measured(workspace: Workspace, id: str, p50: float = 41.5, **changes: Any) -
         "graph_sha256": graph, "download_ms": 1, "timer_ms": 0.1, "hidden": False, "failures": [],
         "runs": [{**run, "check": {**check, "same": True}}],
     }  # fmt: skip
-    return devices.Measured.model_validate(found | changes)
+    return devices.DeviceResult.model_validate(found | changes)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_the_report_has_a_column_for_each(workspace: Workspace) -> None:
 
 def test_answers_are_judged_by_probability_and_near_ties_are_named() -> None:
     recorded = np.log(np.array([[0.9, 0.1], [0.52, 0.48]]))
-    given = task.Task("t", Path("m"), "0", ["a", "b"], ["x", "y"], [], recorded)
+    given = task.PhoneTask("t", Path("m"), "0", ["a", "b"], ["x", "y"], [], recorded)
     same = given.check((recorded + 3).tolist())  # logits need not be normalised
     assert (same["same"], same["same_label"], same["ties"]) == (True, 2, 1)
     assert same["max_probability_difference"] < 1e-9
@@ -151,7 +151,7 @@ def test_a_model_that_writes_is_refused(tmp_path: Path) -> None:
 def test_the_code_in_the_terminal_is_the_address(capsys: pytest.CaptureFixture[str]) -> None:
     console.configure()
     address = "http://192.168.178.21:43123/3f2tPZ1c5nYkQ0m3v1bG6w/"
-    console.invite(address)
+    console.show_qr(address)
     shown = capsys.readouterr()
     assert shown.out == ""
     first, *lines = shown.err.splitlines()
@@ -161,7 +161,7 @@ def test_the_code_in_the_terminal_is_the_address(capsys: pytest.CaptureFixture[s
     matrix = [tuple(row) for row in segno.make(address, error="l", micro=False).matrix_iter(border=2)]
     assert drawn[: len(matrix)] == matrix
     console.configure(verbosity=-1)
-    console.invite(address)
+    console.show_qr(address)
     assert capsys.readouterr().err == address + "\n"
     console.configure()
 

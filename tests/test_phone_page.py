@@ -210,7 +210,7 @@ def served(
             came.append(error)
 
     urls: queue.SimpleQueue[str] = queue.SimpleQueue()
-    monkeypatch.setattr(serve.console, "invite", urls.put)
+    monkeypatch.setattr(serve.console, "show_qr", urls.put)
     thread = threading.Thread(target=work)
     thread.start()
     url = urls.get(timeout=60)

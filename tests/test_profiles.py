@@ -14,8 +14,8 @@ from distillctl.recipe import (
     TVD,
     CrossEntropy,
     Dense,
+    EvalSoftLabels,
     ForwardKL,
-    Measured,
     ReverseKL,
     Sampled,
     Text,
@@ -374,8 +374,8 @@ def assert_remapped(before, after, remap):
 # ── the KL that is told ──────────────────────────────────────────────────────────────────────────
 
 KEPT = [
-    Measured(),
-    Measured(least=3, rest=1e-4, draws=512),
+    EvalSoftLabels(),
+    EvalSoftLabels(least=3, rest=1e-4, draws=512),
     TopK(k=3),
     TopK(k=3, tail_draws=0),
     TopK(k=3, tail_draws=3),
@@ -410,7 +410,7 @@ def test_no_kl_is_below_zero_whatever_was_kept_and_trimmed(spec, log_probs, trim
     for values in (kl(found, logits), token_loss((ForwardKL(),), found, logits)):
         assert not (values < -1e-5).any()  # the rounding of float32 at logits of 40
         # Of eval rows a KL is not measured where nothing that is known of the teacher stays in the vocabulary.
-        assert isinstance(spec, Measured) or not values.isnan().any()
+        assert isinstance(spec, EvalSoftLabels) or not values.isnan().any()
 
 
 @given(distributions(least=4), st.booleans(), st.sampled_from([0.0, 0.1, 3.0]), st.integers(0, 2**32 - 1))
@@ -418,7 +418,7 @@ def test_the_kl_of_eval_rows_is_the_dense_one(log_probs, trim, apart, seed):
     remap = trimmed(log_probs.shape[-1], seed, keep=(0,)) if trim else None
     logits = students(seed, log_probs, remap, apart)
     expected, dropped = exact_kl(log_probs, remap, logits)
-    for spec in (Measured(), Dense()):
+    for spec in (EvalSoftLabels(), Dense()):
         found = targets(spec, log_probs, remap, seed)
         torch.testing.assert_close(kl(found, logits).double(), expected, atol=1e-4, rtol=1e-4)
         if trim:
@@ -432,7 +432,7 @@ def test_the_kl_of_a_large_vocabulary_is_the_dense_one_though_its_tail_is_drawn(
     log_probs = (torch.randn(30, 30_000, generator=generator()) * 3).log_softmax(-1)
     remap = trimmed(30_000, 1) if trim else None
     logits = students(2, log_probs, remap, apart)
-    found = targets(Measured(), log_probs, remap)
+    found = targets(EvalSoftLabels(), log_probs, remap)
     assert (found.log_probs.isneginf().sum(-1) > 5000).all() or trim
     expected, dropped = exact_kl(log_probs, remap, logits)
     assert kl(found, logits).double().mean().item() == pytest.approx(expected.mean().item(), abs=1e-4)
@@ -442,7 +442,7 @@ def test_the_kl_of_a_large_vocabulary_is_the_dense_one_though_its_tail_is_drawn(
 
 def test_a_row_that_is_not_measured_has_no_kl():
     log_probs = torch.randn(3, 20, generator=generator()).log_softmax(-1)
-    profile, labels = kept(Measured(), log_probs)
+    profile, labels = kept(EvalSoftLabels(), log_probs)
     nothing = profile.nothing(2)
     both = {name: [column, nothing[name]] for name, [column] in labels.items()}
     for remap in (None, trimmed(20, 0, keep=(0,))):

@@ -231,7 +231,7 @@ def test_graphs_take_turns_and_each_sees_every_row_once():
 
 
 def test_means_count_tokens_not_rows():
-    forced = quantization.Forced(*(np.array([0.0, 1.0]) for _ in range(4)), None, np.array([3, 1]), [])
+    forced = quantization.TeacherForcedMetrics(*(np.array([0.0, 1.0]) for _ in range(4)), None, np.array([3, 1]), [])
     assert forced.mean(forced.kl) == 0.25
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from distillctl.errors import GateFailed, UnavailableError, UsageError
 from distillctl.regression import compare, output, paired_timing
-from distillctl.regression.paired_timing import Duel, Side
+from distillctl.regression.paired_timing import BenchTarget, PairedTiming
 from distillctl.regression.sequential_test import LOOKS
 from distillctl.runtimes.process import WorkerProcess
 from tests import bench_run, benchmarks, manifests, project
@@ -52,8 +52,8 @@ def test_a_pair_is_two_fresh_processes_on_one_cpu_in_abba(tmp_path: Path, monkey
             return super().run(start, count, seconds)
 
     monkeypatch.setattr(paired_timing, "WorkerProcess", Logged)
-    side = Side(job(tmp_path))
-    fought = paired_timing.fight(side, side, max_ratio=1.5, max_seconds=0)  # one pair always
+    side = BenchTarget(job(tmp_path))
+    fought = paired_timing.compare_latency(side, side, max_ratio=1.5, max_seconds=0)  # one pair always
     timed = [(name, start) for name, start, count in log if count == paired_timing.BLOCK]
     assert "".join(name[1] for name, _ in timed[:8]) == "wttwtwwt"  # own, other, other, own; then the other way round
     assert len({start for _, start in timed[:4]}) == 1
@@ -69,21 +69,21 @@ def test_a_pair_is_two_fresh_processes_on_one_cpu_in_abba(tmp_path: Path, monkey
 
 def test_a_graph_against_itself_and_against_a_slow_one(tmp_path: Path) -> None:
     """A slowdown of half: what the finer one takes is what `make bench-gate` is for."""
-    same = Side(job(tmp_path))
-    slow = Side(same.job | {"slowdown": 0.5}, SLOWED)
-    fought = paired_timing.fight(slow, same, max_ratio=1.1, max_seconds=60)
+    same = BenchTarget(job(tmp_path))
+    slow = BenchTarget(same.job | {"slowdown": 0.5}, SLOWED)
+    fought = paired_timing.compare_latency(slow, same, max_ratio=1.1, max_seconds=60)
     assert fought.verdict == "slower"
     assert 1.3 < fought.facts()["ratio"] < 1.7
     assert len(fought.differences) in LOOKS
-    assert paired_timing.fight(same, slow, max_ratio=1.1, max_seconds=60).verdict == "fine"
+    assert paired_timing.compare_latency(same, slow, max_ratio=1.1, max_seconds=60).verdict == "fine"
 
 
 def test_a_side_that_cannot_load_leaves_no_process(tmp_path: Path) -> None:
-    good = Side(job(tmp_path / "good"))
-    bad = Side(good.job | {"folder": str(tmp_path / "nowhere")})
+    good = BenchTarget(job(tmp_path / "good"))
+    bad = BenchTarget(good.job | {"folder": str(tmp_path / "nowhere")})
     for own, other, name in ((good, bad, "other"), (bad, good, "own")):
         with pytest.raises(UnavailableError, match=f"{name}: "):
-            paired_timing.fight(own, other, max_ratio=1.05)
+            paired_timing.compare_latency(own, other, max_ratio=1.05)
         assert not psutil.Process().children()
 
 
@@ -110,7 +110,9 @@ def test_the_slow_worker_works_longer_and_answers_alike(tmp_path: Path) -> None:
 
 
 def measured(differences: list[float], growth: float = 0.0) -> dict[str, Any]:
-    timed = Duel(math.log(1.05), differences, [1.0] * len(differences), [1.0] * len(differences), 10, 6.0).facts()
+    timed = PairedTiming(
+        math.log(1.05), differences, [1.0] * len(differences), [1.0] * len(differences), 10, 6.0
+    ).facts()
     speed = {"slower": "failed", "fine": "passed", "undecided": "undecided"}[timed["verdict"]]
     size = "failed" if growth > 0.02 else "passed"
     return {
@@ -154,11 +156,11 @@ def test_verdict_reaches_everyone(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(step))
     if fails:
         with pytest.raises(GateFailed) as error:
-            output.hand_out(found, undecided_fails=undecided_fails, junit=junit)
+            output.emit(found, undecided_fails=undecided_fails, junit=junit)
         assert error.value.exit_code == 6
         assert error.value.facts == found
     else:
-        output.hand_out(found, undecided_fails=undecided_fails, junit=junit)
+        output.emit(found, undecided_fails=undecided_fails, junit=junit)
     said = capsys.readouterr()
     assert said.out.startswith("runs/new against runs/old\nlatency ")
     assert ("warning" in said.err) == (tag == "skipped")

@@ -123,7 +123,7 @@ def test_every_reader_refuses(tmp_path, kind):
         file_digest,
         gguf_header.read,
         gguf_header.general,
-        checksum.unbroken,
+        checksum.read_checked,
         lambda path: list(checkpoint_files.shapes(path.parent)),
     ]
     for reader in readers:

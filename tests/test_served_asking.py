@@ -13,11 +13,11 @@ from distillctl.recipe import OpenAITeacher
 from distillctl.run_dir import checksums
 from distillctl.teachers.openai import client, protocol, server_capabilities
 from distillctl.teachers.openai import response_cache as journal_module
-from distillctl.teachers.openai.client import Client, Fault
-from distillctl.teachers.openai.limits import Budget, Pace, Spent
+from distillctl.teachers.openai.client import Client, RequestFailed
+from distillctl.teachers.openai.limits import Budget, BudgetExceeded, RateLimiter
 from distillctl.teachers.openai.protocol import Answer, Choice, Malformed, Position, Request
-from distillctl.teachers.openai.request_scheduler import Asker, Stopped, estimate
-from distillctl.teachers.openai.response_cache import Journal
+from distillctl.teachers.openai.request_scheduler import RequestScheduler, Stopped, estimate
+from distillctl.teachers.openai.response_cache import ResponseCache
 from tests import stub_server
 from tests.stub_server import MODEL
 
@@ -34,15 +34,17 @@ def _request(text="the king", **changes):
 
 
 def _ask(folder, spec, work):
-    """What ``await work(asker)`` gives, with a client and journal that are closed in any case."""
+    """What ``await work(scheduler)`` gives, with a client and cache that are closed in any case."""
 
     async def run():
-        asker = Asker(spec, Client(spec), Journal(folder / "answers.jsonl"), "distillctl collect RECIPE")
+        scheduler = RequestScheduler(
+            spec, Client(spec), ResponseCache(folder / "answers.jsonl"), "distillctl collect RECIPE"
+        )
         try:
-            return await work(asker)
+            return await work(scheduler)
         finally:
-            await asker.client.close()
-            asker.journal.close()
+            await scheduler.client.close()
+            scheduler.cache.close()
 
     return asyncio.run(run())
 
@@ -101,7 +103,7 @@ def test_marks_that_stand_for_never_are_no_probabilities():
     assert [token for token, _ in found.choices[0].positions[0].top] == [b"a"]
 
 
-# ── the journal ──────────────────────────────────────────────────────────────────────────────────
+# ── the cache ──────────────────────────────────────────────────────────────────────────────────
 
 
 def _answer(text="x", count=2):
@@ -110,11 +112,11 @@ def _answer(text="x", count=2):
 
 
 def test_the_journal_gives_back_what_it_was_given(tmp_path):
-    journal = Journal(tmp_path / "a.jsonl")
-    journal.keep("one", _answer("é\u2028"), (5, 2), 12.0)
-    journal.lose("two", (7, 1))
-    journal.close()
-    again = Journal(tmp_path / "a.jsonl")
+    cache = ResponseCache(tmp_path / "a.jsonl")
+    cache.keep("one", _answer("é\u2028"), (5, 2), 12.0)
+    cache.lose("two", (7, 1))
+    cache.close()
+    again = ResponseCache(tmp_path / "a.jsonl")
     assert again.get("one") == _answer("é\u2028")
     assert again.get("two") is None
     assert again.used == (12, 3)
@@ -124,36 +126,36 @@ def test_the_journal_gives_back_what_it_was_given(tmp_path):
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_a_torn_last_line_is_dropped_and_the_next_one_stands_alone(tmp_path, cut):
     path = tmp_path / "a.jsonl"
-    journal = Journal(path)
-    journal.keep("one", _answer(), (1, 1), 1.0)
-    journal.keep("two", _answer(), (1, 1), 1.0)
-    journal.close()
+    cache = ResponseCache(path)
+    cache.keep("one", _answer(), (1, 1), 1.0)
+    cache.keep("two", _answer(), (1, 1), 1.0)
+    cache.close()
     os.truncate(path, path.stat().st_size - cut)
-    journal = Journal(path)
-    assert (journal.get("one"), journal.get("two")) == (_answer(), None)
-    journal.keep("three", _answer("3"), (1, 1), 1.0)
-    journal.close()
-    assert Journal(path).get("three") == _answer("3")
+    cache = ResponseCache(path)
+    assert (cache.get("one"), cache.get("two")) == (_answer(), None)
+    cache.keep("three", _answer("3"), (1, 1), 1.0)
+    cache.close()
+    assert ResponseCache(path).get("three") == _answer("3")
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
 def test_lines_that_are_damaged_are_asked_for_again(tmp_path):
     path = tmp_path / "a.jsonl"
-    journal = Journal(path)
+    cache = ResponseCache(path)
     for key in ("one", "two"):
-        journal.keep(key, _answer(), (1, 1), 1.0)
-    journal.close()
+        cache.keep(key, _answer(), (1, 1), 1.0)
+    cache.close()
     first, second = path.read_bytes().splitlines(keepends=True)
     for broken in (b"\0" * 40 + b"\n", b"[1]\n", b'{"key": "one"}\n', first.replace(b'"tokens"', b'"tokenz"')):
         path.write_bytes(broken + second)
-        found = Journal(path)
+        found = ResponseCache(path)
         assert (found.get("one"), found.get("two")) == (None, _answer())
 
 
 def test_half_a_line_of_a_full_disk_is_taken_back(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
-    journal = Journal(path)
-    journal.keep("one", _answer(), (1, 1), 1.0)
+    cache = ResponseCache(path)
+    cache.keep("one", _answer(), (1, 1), 1.0)
     whole, calls = os.write, []
 
     def short(file, data):
@@ -164,42 +166,42 @@ def test_half_a_line_of_a_full_disk_is_taken_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "write", short)
     with pytest.raises(UnavailableError, match="No space left"):
-        journal.keep("two", _answer(), (1, 1), 1.0)
+        cache.keep("two", _answer(), (1, 1), 1.0)
     monkeypatch.setattr(os, "write", whole)
-    journal.keep("three", _answer(), (1, 1), 1.0)
-    journal.close()
-    assert len(Journal(path)) == 2
+    cache.keep("three", _answer(), (1, 1), 1.0)
+    cache.close()
+    assert len(ResponseCache(path)) == 2
 
 
 # ── limits ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_requests_are_spread_evenly_over_the_minute():
-    pace = Pace(requests_per_minute=60, tokens_per_minute=600)
-    assert [pace.reserve(5, now=100.0) for _ in range(3)] == [0.0, 1.0, 2.0]  # 60 requests a minute
-    assert pace.reserve(100, now=103.0) == 0.0
-    assert pace.reserve(5, now=103.0) == pytest.approx(10.0)  # 600 tokens a minute
-    pace.correct(estimated=5, used=105)
-    assert pace.reserve(5, now=104.0) == pytest.approx(20.0)
+    rate_limiter = RateLimiter(requests_per_minute=60, tokens_per_minute=600)
+    assert [rate_limiter.reserve(5, now=100.0) for _ in range(3)] == [0.0, 1.0, 2.0]  # 60 requests a minute
+    assert rate_limiter.reserve(100, now=103.0) == 0.0
+    assert rate_limiter.reserve(5, now=103.0) == pytest.approx(10.0)  # 600 tokens a minute
+    rate_limiter.correct(estimated=5, used=105)
+    assert rate_limiter.reserve(5, now=104.0) == pytest.approx(20.0)
 
 
 def test_a_pause_the_server_asks_for_holds_for_all():
-    pace = Pace(None, None)
-    pace.close(3.0, now=10.0)
-    assert pace.reserve(5, now=11.0) == 2.0
-    assert pace.reserve(5, now=14.0) == 0.0
+    rate_limiter = RateLimiter(None, None)
+    rate_limiter.close(3.0, now=10.0)
+    assert rate_limiter.reserve(5, now=11.0) == 2.0
+    assert rate_limiter.reserve(5, now=14.0) == 0.0
 
 
 def test_the_budget_counts_what_is_under_way():
     budget = Budget(_spec(max_tokens_total=100, prices={"input": 1e6, "output": 2e6}, max_cost=150.0))
     budget.hold((40, 20))
-    with pytest.raises(Spent, match="max_tokens_total"):
+    with pytest.raises(BudgetExceeded, match="max_tokens_total"):
         budget.hold((40, 20))
     budget.settle((40, 20), (10, 5))
     budget.hold((20, 5))
     budget.settle((20, 5), (20, 5))
     assert budget.cost(budget.used) == 50.0
-    with pytest.raises(Spent, match="max_cost"):
+    with pytest.raises(BudgetExceeded, match="max_cost"):
         budget.hold((1, 55))
 
 
@@ -210,19 +212,19 @@ def test_an_estimate_is_rather_too_high():
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("fault", stub_server.FAULTS)
+@pytest.mark.parametrize("failure", stub_server.FAULTS)
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_each_kind_of_fault_is_met_and_asked_again(tmp_path, fault, api):
+def test_each_kind_of_fault_is_met_and_asked_again(tmp_path, failure, api):
     """Every request breaks until the last try."""
-    rules = {"fault_rate": 0.6, "faults": (fault,), "hang": 5.0}
-    slow = fault in ("timeout", "slow drip")
+    rules = {"fault_rate": 0.6, "faults": (failure,), "hang": 5.0}
+    slow = failure in ("timeout", "slow drip")
     with stub_server.serve(**rules) as stub:
         spec = _spec(stub.url, api=api, max_retries=40, timeout_seconds=1.0 if slow else 20.0)
 
-        async def work(asker):
-            asker.expected_model = MODEL
+        async def work(scheduler):
+            scheduler.expected_model = MODEL
             requests = [_request(f"the {word}", api=api) for word in ("king", "sea", "book")[: 1 if slow else 3]]
-            return await asyncio.gather(*(asker.ask(request) for request in requests)), asker.faults
+            return await asyncio.gather(*(scheduler.ask(request) for request in requests)), scheduler.failures
 
         found, faults = _ask(tmp_path, spec, work)
         assert sum(faults.values()) >= sum(stub.broken.values())
@@ -238,9 +240,9 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path):
         port = stub.port
     spec = _spec(f"http://127.0.0.1:{port}/v1", max_retries=200, backoff_seconds=0.05)
 
-    async def work(asker):
-        asking = asyncio.create_task(asker.ask(_request()))
-        while not asker.faults["no connection"]:
+    async def work(scheduler):
+        asking = asyncio.create_task(scheduler.ask(_request()))
+        while not scheduler.failures["no connection"]:
             await asyncio.sleep(0.02)
         with stub_server.serve(port=port):
             return await asking
@@ -251,9 +253,9 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path):
 def test_what_cannot_be_had_ends_after_the_retries(tmp_path):
     with stub_server.serve(fault_rate=1.0, faults=("500",)) as stub:
 
-        async def work(asker):
-            with pytest.raises(Fault, match="HTTP 500"):
-                await asker.ask(_request())
+        async def work(scheduler):
+            with pytest.raises(RequestFailed, match="HTTP 500"):
+                await scheduler.ask(_request())
 
         _ask(tmp_path, _spec(stub.url), work)
         assert len(stub.bodies) == 4
@@ -262,8 +264,8 @@ def test_what_cannot_be_had_ends_after_the_retries(tmp_path):
 def test_when_request_after_request_fails_the_server_is_left_alone(tmp_path):
     with stub_server.serve(fault_rate=1.0, faults=("500",)) as stub:
 
-        async def work(asker):
-            found = await asyncio.gather(*(asker.ask(_request(str(i))) for i in range(60)), return_exceptions=True)
+        async def work(scheduler):
+            found = await asyncio.gather(*(scheduler.ask(_request(str(i))) for i in range(60)), return_exceptions=True)
             assert any(isinstance(one, Stopped) for one in found)
 
         _ask(tmp_path, _spec(stub.url, max_retries=0, concurrency=4), work)
@@ -292,14 +294,14 @@ def test_retry_after_as_a_date():
 def test_one_question_is_asked_once_whoever_asks_and_never_again(tmp_path):
     with stub_server.serve() as stub:
 
-        async def work(asker):
-            return await asyncio.gather(*(asker.ask(_request()) for _ in range(20)))
+        async def work(scheduler):
+            return await asyncio.gather(*(scheduler.ask(_request()) for _ in range(20)))
 
         first = _ask(tmp_path, _spec(stub.url), work)
         assert first == _ask(tmp_path, _spec(stub.url), work)
         assert len(stub.bodies) == 1
         changed = _request(prompt="the queen")
-        _ask(tmp_path, _spec(stub.url), lambda asker: asker.ask(changed))
+        _ask(tmp_path, _spec(stub.url), lambda scheduler: scheduler.ask(changed))
         assert len(stub.bodies) == 2
 
 
@@ -307,9 +309,11 @@ def test_one_question_is_asked_once_whoever_asks_and_never_again(tmp_path):
 def test_the_budget_stops_before_it_is_passed_and_a_higher_one_goes_on(tmp_path, usage):
     with stub_server.serve(usage=usage) as stub:
 
-        async def work(asker):
+        async def work(scheduler):
             requests = [_request(f"the king {i}") for i in range(30)]
-            return await asyncio.gather(*map(asker.ask, requests), return_exceptions=True), sum(asker.budget.used)
+            return await asyncio.gather(*map(scheduler.ask, requests), return_exceptions=True), sum(
+                scheduler.budget.used
+            )
 
         found, used = _ask(tmp_path, _spec(stub.url, max_tokens_total=250), work)
         reasons = {str(one) for one in found if isinstance(one, Stopped)}
@@ -326,11 +330,11 @@ def test_the_budget_stops_before_it_is_passed_and_a_higher_one_goes_on(tmp_path,
 def test_a_stop_does_not_wait_for_who_was_told_to_come_back_later(tmp_path):
     with stub_server.serve(fault_rate=1.0, faults=("503 later",)) as stub:
 
-        async def work(asker):
-            asking = asyncio.create_task(asker.ask(_request()))
-            while not asker.faults:
+        async def work(scheduler):
+            asking = asyncio.create_task(scheduler.ask(_request()))
+            while not scheduler.failures:
                 await asyncio.sleep(0.01)
-            asker.stop(UnavailableError("enough"))
+            scheduler.stop(UnavailableError("enough"))
             with pytest.raises(Stopped, match="enough"):
                 await asking
 
@@ -342,7 +346,9 @@ def test_a_stop_does_not_wait_for_who_was_told_to_come_back_later(tmp_path):
 
 
 def _grants(folder, spec, **wanted):
-    return _ask(folder, spec, lambda asker: server_capabilities.ask(asker, server_capabilities.Wanted(True, **wanted)))
+    return _ask(
+        folder, spec, lambda scheduler: server_capabilities.ask(scheduler, server_capabilities.Wanted(True, **wanted))
+    )
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
@@ -443,7 +449,9 @@ def test_what_a_server_answers_is_left_as_it_is(tmp_path, monkeypatch, key, api)
     speaker = stub_server.Hashed([key, "the", "king"])
     request = _request(f"the king says {key}", api=api, max_tokens=8)
     with stub_server.serve(speaker, key=key) as stub:
-        found = _ask(tmp_path, _spec(stub.url, api=api, api_key_env="SOME_KEY"), lambda asker: asker.ask(request))
+        found = _ask(
+            tmp_path, _spec(stub.url, api=api, api_key_env="SOME_KEY"), lambda scheduler: scheduler.ask(request)
+        )
         expected = protocol.parse(json.dumps(stub.answer(request.body, api == "chat")).encode(), request)
     assert found == expected
     assert key in "".join(token.decode() for position in found.choices[0].positions for token, _ in position.top)
@@ -482,16 +490,16 @@ def test_tokens_that_the_server_does_not_count_are_estimated(tmp_path):
     """A usage of 0 in and 0 out never makes a budget endless."""
     with stub_server.serve(counts_nothing=True) as stub:
 
-        async def work(asker):
+        async def work(scheduler):
             requests = [_request(f"the king {i}") for i in range(30)]
-            return await asyncio.gather(*map(asker.ask, requests), return_exceptions=True), asker
+            return await asyncio.gather(*map(scheduler.ask, requests), return_exceptions=True), scheduler
 
-        found, asker = _ask(tmp_path, _spec(stub.url, max_tokens_total=250), work)
+        found, scheduler = _ask(tmp_path, _spec(stub.url, max_tokens_total=250), work)
     assert any(isinstance(one, Stopped) for one in found)
     answered = sum(isinstance(one, Answer) for one in found)
     assert 0 < answered < 30
-    assert answered == asker.uncounted
-    assert 0 < sum(asker.budget.used) <= 250
+    assert answered == scheduler.uncounted
+    assert 0 < sum(scheduler.budget.used) <= 250
 
 
 # ── lines that someone else wrote ────────────────────────────────────────────────────────────────
@@ -553,18 +561,18 @@ PLANTED = {
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_planted_line_is_set_aside_counted_and_told(tmp_path, planted, capsys):
     path, aside = tmp_path / "a.jsonl", tmp_path / "answers.damaged.jsonl"
-    journal = Journal(path)
+    cache = ResponseCache(path)
     for key in ("one", "three"):
-        journal.keep(key, _answer(key), (1, 1), 1.0)
-    journal.close()
+        cache.keep(key, _answer(key), (1, 1), 1.0)
+    cache.close()
     first, third = path.read_bytes().splitlines(keepends=True)
     last = planted == "torn at the end"
     path.write_bytes(first + third + PLANTED[planted] if last else first + PLANTED[planted] + third)
     for opening in range(2):
-        journal = Journal(path)
-        assert [journal.get(key) for key in ("one", "two", "three")] == [_answer("one"), None, _answer("three")]
-        assert (journal.used, journal.milliseconds, len(journal)) == ((2, 2), [1.0, 1.0], 2)
-        journal.close()
+        cache = ResponseCache(path)
+        assert [cache.get(key) for key in ("one", "two", "three")] == [_answer("one"), None, _answer("three")]
+        assert (cache.used, cache.milliseconds, len(cache)) == ((2, 2), [1.0, 1.0], 2)
+        cache.close()
         told = " ".join(capsys.readouterr().err.split())
         assert ("1 damaged line moved to answers.damaged.jsonl" in told) == (opening == 0)
         assert path.read_bytes() == first + third
@@ -576,7 +584,7 @@ def test_lines_that_are_set_aside_later_come_behind_the_others(tmp_path, capsys)
     for lines in (b"[1]\nnot JSON\n", b"[2]\n"):
         with path.open("ab") as file:
             file.write(lines)
-        Journal(path).close()
+        ResponseCache(path).close()
     assert "2 damaged lines moved" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "answers.damaged.jsonl").read_bytes() == b"[1]\nnot JSON\n[2]\n"
     assert path.read_bytes() == b""
@@ -586,7 +594,7 @@ def test_a_line_that_never_ends_is_not_held(tmp_path, monkeypatch, capsys):
     path = tmp_path / "a.jsonl"
     monkeypatch.setattr(journal_module, "_LINE_BYTES", 1000)
     path.write_bytes(b"x" * 10_500 + b"\n" + b"[1]\n")
-    Journal(path).close()
+    ResponseCache(path).close()
     assert "2 damaged lines moved" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "answers.damaged.jsonl").stat().st_size == 10_505
 
@@ -597,19 +605,19 @@ def test_answers_that_are_no_file_are_not_opened(tmp_path, kind):
     other.write_text("mine, and no newline at its end")
     {"link": lambda: path.symlink_to(other), "FIFO": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
     with pytest.raises(UnavailableError, match="cannot be written"):
-        Journal(path)
+        ResponseCache(path)
     assert other.read_text() == "mine, and no newline at its end"
 
 
 def test_a_second_name_of_the_answers_keeps_its_bytes(tmp_path):
     path = tmp_path / "a.jsonl"
-    journal = Journal(path)
-    journal.keep("one", _answer(), (1, 1), 1.0)
-    journal.close()
+    cache = ResponseCache(path)
+    cache.keep("one", _answer(), (1, 1), 1.0)
+    cache.close()
     os.link(path, tmp_path / "backup")
     before = path.read_bytes()
-    journal = Journal(path)
-    journal.keep("two", _answer(), (1, 1), 1.0)
-    journal.close()
+    cache = ResponseCache(path)
+    cache.keep("two", _answer(), (1, 1), 1.0)
+    cache.close()
     assert (tmp_path / "backup").read_bytes() == before
-    assert len(Journal(path)) == 2
+    assert len(ResponseCache(path)) == 2

@@ -17,7 +17,7 @@ from distillctl import recipe as recipes
 from distillctl.commands import dry_run
 from distillctl.data import view_table
 from distillctl.errors import RecipeError, UnavailableError
-from distillctl.recipe import Measured, Text, TopK
+from distillctl.recipe import EvalSoftLabels, Text, TopK
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels import response_shards as text_store
@@ -116,7 +116,7 @@ def test_texts_and_their_distributions_are_those_of_the_teacher_behind_the_serve
         served, facts = _collect(
             served_project.recipe(folder, stub.url, teacher=teacher, task=WRITES), tmp_path / "one"
         )
-    kept = {"train": TopKLabels(TopK(k=5, tail_draws=0)), "eval": EvalLabels(Measured())}
+    kept = {"train": TopKLabels(TopK(k=5, tail_draws=0)), "eval": EvalLabels(EvalSoftLabels())}
     for split in ("train", "eval"):
         mine = text_store.read(served, "full", split, kept["train"])
         theirs = text_store.read(local_texts, "full", split, kept[split])  # more is kept of a local teacher's eval rows
@@ -227,14 +227,14 @@ def test_several_responses_are_drawn_for_each_train_row(tmp_path, samples):
 
 @pytest.mark.slow
 def test_a_faulty_server_loses_no_row_and_doubles_none(tmp_path):
-    """18 kinds of fault at 20 %, over 1,000 rows of which 100 are asked under the floor's context, too."""
+    """18 kinds of failure at 20 %, over 1,000 rows of which 100 are asked under the floor's context, too."""
     with stub_server.serve(fault_rate=0.2, hang=20.0) as stub:
         recipe = served_project.recipe(
             tmp_path, stub.url, count=1000, evaluated=100, task={"labels": ["river", "king", "city"]},
             teacher={"concurrency": 32, "max_retries": 30, "timeout_seconds": 4.0}, shard_rows=64,
         )  # fmt: skip
         workspace, facts = _collect(recipe, tmp_path / "run")
-        assert all(stub.broken[fault] for fault in stub_server.FAULTS)
+        assert all(stub.broken[failure] for failure in stub_server.FAULTS)
         kinds = facts["teacher"]["served"]["faults"]
         assert sum(kinds.values()) >= sum(stub.broken.values())
     found = [label_shards.read(workspace, "full", split).ids for split in ("train", "eval")]
@@ -318,7 +318,7 @@ def test_a_changed_byte_in_the_servers_answers_is_noticed_and_never_used(tmp_pat
             path.write_bytes(raw)
             [state] = [one for one in pipeline.status(recipe, workspace) if one.stage == "collect"]
             assert (state.state, state.why[0].partition(" ")[0]) == ("damaged", f"collect/served/{name}")
-            for shard in (folder / "shards").iterdir():  # all is asked again that the journal has not
+            for shard in (folder / "shards").iterdir():  # all is asked again that the cache has not
                 shard.unlink()
             before = sum(stub.answered.values())
             _collect(recipe, workspace.root)

@@ -16,10 +16,10 @@ import pytest
 from distillctl.errors import UnavailableError
 from distillctl.recipe import OpenAITeacher
 from distillctl.teachers.openai import http, protocol
-from distillctl.teachers.openai.client import Client, Fault
+from distillctl.teachers.openai.client import Client, RequestFailed
 from distillctl.teachers.openai.protocol import Malformed, Request
-from distillctl.teachers.openai.request_scheduler import Asker
-from distillctl.teachers.openai.response_cache import Journal
+from distillctl.teachers.openai.request_scheduler import RequestScheduler
+from distillctl.teachers.openai.response_cache import ResponseCache
 from tests.costs import bounded
 
 SECRET = "sk-very-secret-0123456789"
@@ -133,7 +133,7 @@ def test_of_an_error_no_more_than_its_beginning_is_read(status, chunked):
         data = endless(first + b"%x\r\n%b\r\n" % (len(said), said), part)
     else:
         data = endless(response(status=status, Content_Length=3_000_000_000) + said, b"x" * 65536)
-    with bounded(memory=64 << 20), Raw(data) as server, pytest.raises(Fault, match=f"HTTP {status[:3]}"):
+    with bounded(memory=64 << 20), Raw(data) as server, pytest.raises(RequestFailed, match=f"HTTP {status[:3]}"):
         send(server.url)
 
 
@@ -147,20 +147,23 @@ def test_a_body_of_200_megabytes_takes_no_memory(status, told, packed):
         data = says(response(_packed(200 << 20), status, Content_Encoding="gzip"))
     else:
         data = endless(response(status=status, Content_Length=200 << 20), b" " * 65536)
-    with bounded(memory=96 << 20), Raw(data) as server, pytest.raises(Fault, match=told):
+    with bounded(memory=96 << 20), Raw(data) as server, pytest.raises(RequestFailed, match=told):
         send(server.url)
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip", "x" * 500, "gzip;q=1"])
 def test_an_encoding_that_was_not_asked_for_is_no_answer(encoding):
     with Raw(says(response(ANSWER, Content_Encoding=encoding))) as server:
-        with pytest.raises(Fault, match="malformed answer: packed as"):
+        with pytest.raises(RequestFailed, match="malformed answer: packed as"):
             send(server.url)
         assert "accept-encoding: gzip\r\n" in server.requests[0].lower()
 
 
 def test_a_body_that_does_not_unpack_is_no_answer():
-    with Raw(says(response(ANSWER, Content_Encoding="gzip"))) as server, pytest.raises(Fault, match="does not unpack"):
+    with (
+        Raw(says(response(ANSWER, Content_Encoding="gzip"))) as server,
+        pytest.raises(RequestFailed, match="does not unpack"),
+    ):
         send(server.url)
 
 
@@ -183,7 +186,7 @@ def test_an_answer_may_be_as_long_as_what_was_asked_for():
     assert REQUEST.most_bytes < len(body) < long.most_bytes
     with Raw(says(response(gzip.compress(body, 1), Content_Encoding="gzip"))) as server:
         assert len(send(server.url, request=long, api="chat").choices) == 4
-        with pytest.raises(Fault, match="more than"):
+        with pytest.raises(RequestFailed, match="more than"):
             send(server.url)
 
 
@@ -234,7 +237,7 @@ SLOW = {
 @pytest.mark.parametrize("what", SLOW)
 def test_one_deadline_holds_for_all_of_a_request(what):
     began = time.monotonic()
-    with Raw(SLOW[what]) as server, pytest.raises(Fault, match=r"timeout: no whole answer in 0\.6 s"):
+    with Raw(SLOW[what]) as server, pytest.raises(RequestFailed, match=r"timeout: no whole answer in 0\.6 s"):
         send(server.url, timeout_seconds=0.6)
     assert time.monotonic() - began > 0.5
 
@@ -243,7 +246,7 @@ def test_one_deadline_holds_for_all_of_a_request(what):
     "head", [b"HTTP/1.1 200 OK\r\n" + b"X-Y: z\r\n" * 40_000, b"HTTP/1.1 200 OK\r\nX: " + b"x" * 400_000]
 )
 def test_headers_are_bounded_too(head):
-    with Raw(endless(head, b"X-Y: z\r\n" * 1000)) as server, pytest.raises(Fault, match="connection cut"):
+    with Raw(endless(head, b"X-Y: z\r\n" * 1000)) as server, pytest.raises(RequestFailed, match="connection cut"):
         send(server.url)
 
 
@@ -253,7 +256,10 @@ def test_parsing_counts(monkeypatch):
         return protocol.Answer((), None, None, None)
 
     monkeypatch.setattr(protocol, "parse", slowly)
-    with Raw(says(response(ANSWER))) as server, pytest.raises(Fault, match=r"timeout: no whole answer in 0\.3 s"):
+    with (
+        Raw(says(response(ANSWER))) as server,
+        pytest.raises(RequestFailed, match=r"timeout: no whole answer in 0\.3 s"),
+    ):
         send(server.url, timeout_seconds=0.3)
 
 
@@ -270,12 +276,14 @@ def test_nothing_goes_to_another_host(tmp_path, monkeypatch, status):
             )
 
             async def ask():
-                asker = Asker(spec, Client(spec), Journal(tmp_path / "answers.jsonl"), "distillctl collect RECIPE")
+                scheduler = RequestScheduler(
+                    spec, Client(spec), ResponseCache(tmp_path / "answers.jsonl"), "distillctl collect RECIPE"
+                )
                 try:
-                    await asker.ask(REQUEST)
+                    await scheduler.ask(REQUEST)
                 finally:
-                    await asker.client.close()
-                    asker.journal.close()
+                    await scheduler.client.close()
+                    scheduler.cache.close()
 
             with pytest.raises(Exception, match="sends requests on to") as error:
                 asyncio.run(ask())
@@ -296,7 +304,7 @@ def test_nothing_goes_to_another_host(tmp_path, monkeypatch, status):
 def test_another_scheme_host_or_port_is_another_server(location):
     with Raw(lambda connection, path, closing: connection.sendall(moved)) as server:
         moved = response(status="307 Moved", Location=location.format(port=server.port))
-        with pytest.raises(Fault, match="redirect"):
+        with pytest.raises(RequestFailed, match="redirect"):
             send(server.url)
         assert len(server.requests) == 1
 
@@ -314,12 +322,15 @@ def test_another_path_of_the_same_server_is_followed(status):
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other"])
 def test_a_redirect_that_turns_the_question_into_another_is_not_followed(status):
-    with Raw(says(response(status=status, Location="/other"))) as server, pytest.raises(Fault, match="redirect"):
+    with (
+        Raw(says(response(status=status, Location="/other"))) as server,
+        pytest.raises(RequestFailed, match="redirect"),
+    ):
         send(server.url)
 
 
 def test_a_redirect_to_itself_ends():
     with Raw(says(response(status="307 Moved", Location="/v1/completions"))) as server:
-        with pytest.raises(Fault, match="redirect"):
+        with pytest.raises(RequestFailed, match="redirect"):
             send(server.url)
         assert len(server.requests) <= 2 + http._REDIRECTS

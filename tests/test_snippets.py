@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from distillctl.bundle import text_in
-from distillctl.bundle.listing import NAME, Listing
+from distillctl.bundle.listing import NAME, BundleManifest
 from distillctl.bundle.verify import verify
 from distillctl.data import view_table
 from distillctl.data.rows import Example
@@ -224,7 +224,7 @@ def test_the_cards_code_answers_bare_inputs_and_long_ones(template, monkeypatch,
 @pytest.mark.parametrize("template", [*AROUND, *MORE])
 def test_the_bundle_says_what_the_template_is(template):
     _, _, folder = labels(template, "byte_level")
-    listing = Listing.model_validate_json((folder / NAME).read_bytes())
+    listing = BundleManifest.model_validate_json((folder / NAME).read_bytes())
     source = {**AROUND, **MORE}[template]
     assert listing.template.source == source
     assert listing.view_limit == LIMIT
@@ -253,7 +253,7 @@ def test_columns_of_a_row_are_arguments(tmp_path):
     np.testing.assert_allclose(found, recorded_labels(space), atol=1e-5)
     done = subprocess.run([sys.executable, file, inputs[0], '{"title": "do ba"}'], capture_output=True, check=True)
     assert list(json.loads(done.stdout)["probabilities"].values()) == pytest.approx(found[0], abs=1e-5)
-    listing = Listing.model_validate_json((space.folder("bundle") / NAME).read_bytes())
+    listing = BundleManifest.model_validate_json((space.folder("bundle") / NAME).read_bytes())
     assert listing.template.variables == ("note", "title")
     assert listing.example.input is None
     assert "`title`" in (space.folder("bundle") / "README.md").read_text()
@@ -392,7 +392,7 @@ def test_javascript_reads_greek_alike_and_what_it_reads_otherwise_is_listed(lowe
     space = bundled.workspace(tmp_path, functools.partial(odd_word_piece, lowercase))
     bundle.run(bundled.recipe(), space)
     folder = space.folder("bundle")
-    listing = Listing.model_validate_json((folder / NAME).read_bytes())
+    listing = BundleManifest.model_validate_json((folder / NAME).read_bytes())
     other = listing.other_ids[javascript.PACKAGE]
     tried = ["ΟΔΥΣΣΕΥΣ ΣΑΣ", "ΑΣ", "ας ασ", "ΑΣ.", "Σ", *(f"a{one}b" for one in other), *other]
     read = python(folder / "snippets" / "classify.py", "read")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillctl.data import view_table
-from distillctl.data.disk_rows import Spool
+from distillctl.data.disk_rows import DiskRows
 from distillctl.errors import UnavailableError
 from distillctl.metrics.statistics import Tally
 from distillctl.run_dir.workspace import Workspace
@@ -20,7 +20,7 @@ ROWS = st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=1, max_size=12
 
 @given(ROWS, st.data())
 def test_rows_come_back_whole_in_any_order_and_between_writes(tmp_path_factory, rows, data):
-    spool = Spool(tmp_path_factory.getbasetemp(), np.int32)
+    spool = DiskRows(tmp_path_factory.getbasetemp(), np.int32)
     for number, row in enumerate(rows):
         spool.append(row)
         asked = data.draw(st.integers(0, number))
@@ -31,7 +31,7 @@ def test_rows_come_back_whole_in_any_order_and_between_writes(tmp_path_factory, 
 
 
 def test_its_file_has_no_name_and_what_rows_share_is_kept_once(tmp_path):
-    spool = Spool(tmp_path, np.uint8)
+    spool = DiskRows(tmp_path, np.uint8)
     for number in range(1000):
         spool.append(np.frombuffer(b"what all begin with " * 100 + str(number).encode(), np.uint8))
     assert spool[999].tobytes().endswith(b"with 999")
@@ -42,7 +42,7 @@ def test_its_file_has_no_name_and_what_rows_share_is_kept_once(tmp_path):
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError, match="cannot be written"):
-        Spool(tmp_path / "file", np.int32)
+        DiskRows(tmp_path / "file", np.int32)
 
 
 def test_views_written_in_parts_are_the_same_file(tmp_path):
@@ -80,7 +80,7 @@ def test_what_a_kill_leaves_where_files_need_names_is_swept(tmp_path, monkeypatc
     monkeypatch.setattr(tempfile, "TemporaryFile", named)
     workspace = Workspace(tmp_path)
     with workspace.lock():
-        Spool(workspace.folder("collect"), np.int32)
+        DiskRows(workspace.folder("collect"), np.int32)
     assert len(list(workspace.folder("collect").iterdir())) == 1
     with workspace.lock():
         assert list(workspace.folder("collect").iterdir()) == []

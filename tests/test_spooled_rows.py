@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from distillctl.data import view_table
-from distillctl.data.disk_rows import Picked, Spool, lengths
+from distillctl.data.disk_rows import DiskRows, Subset, lengths
 from distillctl.data.view_table import ViewTable
 from distillctl.errors import UpstreamError
 from distillctl.recipe import TopK
@@ -44,12 +44,12 @@ def test_labels_come_back_as_they_went_in(tmp_path):
 
 
 def test_picked_rows_know_their_lengths_without_being_read(tmp_path):
-    spool = Spool(tmp_path, np.int32)
+    spool = DiskRows(tmp_path, np.int32)
     rows = [[1, 2], [], [1, 2, 3]]
     for row in rows:
         spool.append(row)
     for of in (spool, rows):
-        some = Picked(Picked(of, [2, 0, 1]), np.array([1, 0]))
+        some = Subset(Subset(of, [2, 0, 1]), np.array([1, 0]))
         assert [list(row) for row in some] == [[1, 2], [1, 2, 3]]
         assert some.lengths.tolist() == lengths(list(some)).tolist() == [2, 3]
 

@@ -18,9 +18,9 @@ from distillctl.recipe import HuggingFaceTeacher
 from distillctl.teachers import huggingface, label_scoring, shared_context
 from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.shared_context import (
-    Rows,
+    BatchKeyValues,
     SharedContext,
-    Unsupported,
+    UnsupportedAttention,
     attention,
     common_prefix,
     plain_attention,
@@ -106,7 +106,7 @@ def test_a_row_longer_than_the_sliding_window_sees_what_the_window_shows(kind, s
 
 def test_attention_that_the_split_does_not_know_is_refused_not_guessed(model):
     context = SharedContext(model, [11] * 20)
-    with pytest.raises(Unsupported, match="softcap"), context.attached():
+    with pytest.raises(UnsupportedAttention, match="softcap"), context.attached():
         context._attend(model, torch.zeros(1, 4, 2, 8), *[torch.zeros(1, 4, 2, 8)] * 2, None, softcap=30.0)
 
 
@@ -174,13 +174,13 @@ def test_sharing_that_changes_what_is_said_is_not_used(tmp_path, monkeypatch, ca
     views = [[token % tiny.VOCABULARY for token in view] for view in _views(3, 20)]
     assert teacher.prepare_to_answer(views, 20, 10) is not None
     assert teacher.prepare_to_answer(views, 15, 10) is None, "too short to pay"
-    grow = Rows.grow
+    grow = BatchKeyValues.grow
     for spoil in (
         lambda: monkeypatch.setattr(
             SharedContext, "positions", lambda self, rows, length: torch.arange(length).expand(rows, -1)
         ),
         lambda: monkeypatch.setattr(
-            Rows, "grow", lambda rows: (grow(rows), setattr(rows, "positions", rows.positions - 1))
+            BatchKeyValues, "grow", lambda rows: (grow(rows), setattr(rows, "positions", rows.positions - 1))
         ),
     ):
         spoil()

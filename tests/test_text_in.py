@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from distillctl.bundle import text_in
 from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import sidecar_files
-from distillctl.recipe import Vocabulary
+from distillctl.recipe import TrimmedVocabulary
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.students.student import Corpus
 from distillctl.students.vocabulary import trim
@@ -53,7 +53,7 @@ def trimmed(make) -> PreTrainedTokenizerFast:
     """Its tokens under new numbers."""
     full = make()
     corpus = Corpus(tokenizers_of_kind.texts(200, seed=3), [])
-    small, kept, _ = trim(tiny_text.decoder(vocabulary=len(full)), full, Vocabulary(merges=20), corpus)
+    small, kept, _ = trim(tiny_text.decoder(vocabulary=len(full)), full, TrimmedVocabulary(merges=20), corpus)
     assert len(kept) < len(full)
     return small
 

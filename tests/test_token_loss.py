@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distillctl.errors import RecipeError
 from distillctl.losses.cross_tokenizer import align, uld
-from distillctl.losses.subset_log_probs import NOTHING, named_tokens
+from distillctl.losses.subset_log_probs import LOG_ZERO, subset_log_probs
 from distillctl.losses.targets import AlignedTargets, DenseTargets, SampledTargets, Targets, TopKTargets
 from distillctl.losses.token_loss import kl, token_loss
 from distillctl.recipe import JSD, TVD, ULD, CrossEntropy, ForwardKL, ReverseKL, SkewKL
@@ -334,16 +334,16 @@ def test_rows_of_targets_belong_together():
 def test_named_tokens_are_named_once_and_the_others_summed():
     logits = torch.randn(4, 6, dtype=torch.double)
     ids = torch.tensor([[0, 3, 3], [2, -1, 2], [-1, -1, -1], [0, -1, 5]])
-    found = named_tokens(logits, ids)
+    found = subset_log_probs(logits, ids)
     q = logits.log_softmax(-1)
     for row, names in enumerate(ids.tolist()):
         others = [token for token in range(6) if token not in names]
         torch.testing.assert_close(found.log_rest[row], q[row, others].logsumexp(0))
         seen = set()
         for column, token in enumerate(names):
-            value = q[row, token] if token >= 0 else torch.tensor(NOTHING, dtype=torch.double)
+            value = q[row, token] if token >= 0 else torch.tensor(LOG_ZERO, dtype=torch.double)
             torch.testing.assert_close(found.log_probs[row, column], value)
-            first = torch.tensor(NOTHING, dtype=torch.double) if token in seen else value
+            first = torch.tensor(LOG_ZERO, dtype=torch.double) if token in seen else value
             torch.testing.assert_close(found.once[row, column], first)
             seen.add(token)
 
@@ -352,7 +352,7 @@ def test_gradients_of_named_tokens_in_float64():
     logits = torch.randn(5, 6, dtype=torch.double, requires_grad=True)
     ids = torch.tensor([[0, 3, 3], [2, -1, 2], [-1, -1, -1], [0, -1, 5], [4, 1, 0]])
     weights = torch.randn(5, 3, dtype=torch.double).masked_fill(ids < 0, 0)
-    found = named_tokens(logits, ids, 1.7)
+    found = subset_log_probs(logits, ids, 1.7)
     ((found.log_probs * weights).sum() + (found.log_rest * weights.sum(-1)).sum()).backward()
     exact = logits.detach().requires_grad_()
     q = (exact / 1.7).log_softmax(-1)
@@ -366,7 +366,7 @@ def test_gradients_of_named_tokens_in_float64():
 
 def test_a_second_way_back_is_refused_and_not_wrong():
     logits = torch.randn(2, 6, requires_grad=True)
-    loss = named_tokens(logits, torch.tensor([[1], [2]])).log_probs.sum()
+    loss = subset_log_probs(logits, torch.tensor([[1], [2]])).log_probs.sum()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()

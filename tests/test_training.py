@@ -17,7 +17,7 @@ from distillctl.students.student import Corpus, Student, finish
 from distillctl.students.truncated import keep_layers
 from distillctl.tasks.classify.objective import Classification, Rows, predict
 from distillctl.training.checkpoints import Checkpoints, forget
-from distillctl.training.loop import Run, hold_out
+from distillctl.training.loop import TrainingRun, hold_out
 from tests import tiny
 
 SPEC = Train(epochs=4, batch_rows=8, learning_rate=1e-2, checkpoint_every=3, evaluate_every=4, patience=99)
@@ -38,7 +38,7 @@ def start(folder, train, held_out=None, spec=SPEC, terms=SPEC.loss, key="k"):
     set_seed(0)
     who = student()
     problem = Classification(train, held_out or train, terms, who.tokenizer, spec)
-    return Run("student", who.model, problem, spec, 0, Checkpoints(folder / "checkpoints", "student", key))
+    return TrainingRun("student", who.model, problem, spec, 0, Checkpoints(folder / "checkpoints", "student", key))
 
 
 def gradients(run, batches):

@@ -26,7 +26,7 @@ from distillctl.tasks.generate import response_rows
 from distillctl.tasks.generate.objective import Generation, answers, greedy_config, score
 from distillctl.tasks.generate.response_rows import ResponseRows, check_terms
 from distillctl.training.checkpoints import Checkpoints
-from distillctl.training.loop import Run
+from distillctl.training.loop import TrainingRun
 from tests import tiny_text
 
 SPEC = Train(
@@ -79,7 +79,7 @@ def start(folder, kind="llama", train=None, held_out=None, spec=SPEC, terms=SPEC
     set_seed(0)
     model = model_of(kind, **config)
     problem = Generation(train, held_out or train, terms, spec)
-    return Run("student", model, problem, spec, 0, Checkpoints(folder / "checkpoints", "student", "k"))
+    return TrainingRun("student", model, problem, spec, 0, Checkpoints(folder / "checkpoints", "student", "k"))
 
 
 # ── where the labels stand ───────────────────────────────────────────────────────────────────────

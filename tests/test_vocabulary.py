@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from distillctl.errors import RecipeError
-from distillctl.recipe import Vocabulary
+from distillctl.recipe import TrimmedVocabulary
 from distillctl.students.student import Corpus, Student
 from distillctl.students.vocabulary import trim, vocabulary_digest
 from tests import tiny, tiny_text, tokenizers_of_kind
@@ -40,7 +40,7 @@ def trimmed(texts, *, kind="byte_level", merges=20, token_ids=(), held_out=None,
     full = TOKENIZERS[kind]
     small = tiny_text.decoder(vocabulary=len(full))
     corpus = Corpus(list(texts), [list(ids) for ids in token_ids], held_out, teacher)
-    return full, *trim(small, full, Vocabulary(merges=merges), corpus)
+    return full, *trim(small, full, TrimmedVocabulary(merges=merges), corpus)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +92,7 @@ def test_an_unknown_character_costs_a_unigram_tokenizer_what_it_did():
     backend = Tokenizer(models.Unigram(pieces, unk_id=2))
     full = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
     assert full.tokenize("xyж") == ["x", "yж"]  # −28; "xy" and an unknown character: −1 − (30 + 10)
-    tokenizer = trim(tiny_text.decoder(vocabulary=8), full, Vocabulary(merges=4), Corpus(["xyж"], []))[0]
+    tokenizer = trim(tiny_text.decoder(vocabulary=8), full, TrimmedVocabulary(merges=4), Corpus(["xyж"], []))[0]
     assert tokenizer.tokenize("xyж") == ["x", "yж"]
 
 
@@ -119,7 +119,9 @@ def test_facts_count_what_went_and_what_the_train_rows_did_not_have():
     full = TOKENIZERS["byte_level"]
     small = model()
     total = sum(p.numel() for p in small.parameters())
-    _, kept, facts = trim(small, full, Vocabulary(merges=5), Corpus([SENTENCES[0]], [], Corpus([SENTENCES[1]], [])))
+    _, kept, facts = trim(
+        small, full, TrimmedVocabulary(merges=5), Corpus([SENTENCES[0]], [], Corpus([SENTENCES[1]], []))
+    )
     assert facts["tokens_before"] == len(full)
     assert facts["tokens_after"] == len(kept)
     assert facts["bytes_saved"] == 4 * 2 * 64 * (len(full) - len(kept))
@@ -145,7 +147,7 @@ def test_the_student_maps_old_ids_to_new_ones():
 
 def cut_copy(build, texts, merges=60):
     full, small, tokenizer = build(), build(), TOKENIZERS["byte_level"]
-    new_tokenizer, kept, _ = trim(small, tokenizer, Vocabulary(merges=merges), Corpus(texts, []))
+    new_tokenizer, kept, _ = trim(small, tokenizer, TrimmedVocabulary(merges=merges), Corpus(texts, []))
     assert len(kept) < 0.9 * len(tokenizer)
     return full.eval(), small.eval(), new_tokenizer, torch.from_numpy(kept)
 
@@ -223,7 +225,7 @@ def test_classifiers_are_trimmed_too():
     whole = AutoModelForSequenceClassification.from_config(tiny.model("bert").config).eval()
     whole.resize_token_embeddings(len(tokenizer))
     small = copy.deepcopy(whole)
-    new_tokenizer, kept, facts = trim(small, tokenizer, Vocabulary(merges=10), Corpus(SENTENCES[:9], []))
+    new_tokenizer, kept, facts = trim(small, tokenizer, TrimmedVocabulary(merges=10), Corpus(SENTENCES[:9], []))
     assert facts["bytes_saved"] == 4 * 32 * (len(tokenizer) - len(kept)) > 0
     for text in SENTENCES[:9]:
         old, new = (torch.tensor([t(text).input_ids]) for t in (tokenizer, new_tokenizer))
@@ -234,11 +236,11 @@ def test_classifiers_are_trimmed_too():
 def test_ids_beyond_the_models_rows_leave_and_padded_rows_too():
     tokenizer = TOKENIZERS["byte_level"]
     fewer = tiny_text.decoder(vocabulary=len(tokenizer) - 1)  # as Gemma 3's image token
-    new_tokenizer, kept, facts = trim(fewer, tokenizer, Vocabulary(merges=5), Corpus(SENTENCES[:3], []))
+    new_tokenizer, kept, facts = trim(fewer, tokenizer, TrimmedVocabulary(merges=5), Corpus(SENTENCES[:3], []))
     assert facts["tokens_before"] == len(tokenizer) - 1 > kept.max()
     assert len(new_tokenizer) == len(kept)
     padded = tiny_text.decoder(vocabulary=len(tokenizer) + 29)
-    _, kept, facts = trim(padded, tokenizer, Vocabulary(merges=5), Corpus(SENTENCES[:3], []))
+    _, kept, facts = trim(padded, tokenizer, TrimmedVocabulary(merges=5), Corpus(SENTENCES[:3], []))
     assert facts["tokens_before"] == len(tokenizer)
     assert facts["bytes_saved"] == 4 * 2 * 64 * (len(tokenizer) + 29 - len(kept))
 
@@ -249,7 +251,7 @@ def test_ids_in_the_configs_follow():
     small.generation_config.eos_token_id = [1, 500]
     small.generation_config.bad_words_ids = [[500], [401, 402]]
     small.generation_config.suppress_tokens = [500, 401]
-    _, kept, _ = trim(small, TOKENIZERS["byte_level"], Vocabulary(merges=1), Corpus([], []))
+    _, kept, _ = trim(small, TOKENIZERS["byte_level"], TrimmedVocabulary(merges=1), Corpus([], []))
     new = kept.tolist().index(500)
     assert 401 not in kept
     assert small.config.pad_token_id == small.get_input_embeddings().padding_idx == new < 500
@@ -264,17 +266,17 @@ def test_ids_in_the_configs_follow():
 def test_other_tokenizers_are_refused():
     tokenizer = tokenizers_of_kind.one_word_one_token()
     with pytest.raises(RecipeError, match="of the kind WordLevel cannot be trimmed") as error:
-        trim(tiny_text.decoder(vocabulary=30), tokenizer, Vocabulary(), Corpus(["the sea"], []))
+        trim(tiny_text.decoder(vocabulary=30), tokenizer, TrimmedVocabulary(), Corpus(["the sea"], []))
     assert error.value.where == "student.vocabulary"
     document = json.loads(TOKENIZERS["byte_fallback"].backend_tokenizer.to_str())
     document["model"]["byte_fallback"] = False
     tokenizer = type(tokenizer)(tokenizer_object=Tokenizer.from_str(json.dumps(document)))
     with pytest.raises(RecipeError, match="without bytes to fall back on"):
-        trim(tiny_text.decoder(vocabulary=len(tokenizer)), tokenizer, Vocabulary(), Corpus([], []))
+        trim(tiny_text.decoder(vocabulary=len(tokenizer)), tokenizer, TrimmedVocabulary(), Corpus([], []))
 
 
 def test_a_model_with_another_table_of_the_vocabulary_is_refused():
     small = model()
     small.model.per_layer = nn.Embedding(len(TOKENIZERS["byte_level"]), 4)  # as Gemma 3n's
     with pytest.raises(RecipeError, match=r"per_layer\.weight has a row for each token too"):
-        trim(small, TOKENIZERS["byte_level"], Vocabulary(), Corpus([], []))
+        trim(small, TOKENIZERS["byte_level"], TrimmedVocabulary(), Corpus([], []))

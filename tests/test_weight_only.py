@@ -81,7 +81,7 @@ def _with_restored_weights(source: Path, target: Path, spec: WeightOnly, monkeyp
 
     def record(spec, graph, matrix, bits, *, joined):
         found = store(spec, graph, matrix, bits, joined=joined)
-        restored = blocks.restored(found.blocks, matrix.shape[1])
+        restored = blocks.dequantize(found.blocks, matrix.shape[1])
         chosen[matrix.value.name] = restored.T if matrix.transposed else restored
         return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from distillctl.bundle import text_in
-from distillctl.bundle.listing import Example, Graph
+from distillctl.bundle.listing import GoldenExample, Graph
 from distillctl.data.rows import Example as Row
 from distillctl.data.view_template import ViewTemplate
 from distillctl.data.views import renderers
@@ -56,13 +56,13 @@ def _views(recipe: Recipe, template: ViewTemplate) -> list[tuple[str | None, str
 
 def surest(
     reading: Reading, labels: Sequence[str], asked: Sequence[tuple[str | None, str]], max_length: int
-) -> Example:
+) -> GoldenExample:
     """The example: of some inputs with their views, the one whose label is the clearest to `model.onnx`."""
     texts, views = zip(*asked, strict=True)
     logits = OnnxClassifier(reading.folder, max_length=max_length).logits(views)
     second, first = np.sort(logits, axis=-1)[:, -2:].T
     at = int(np.argmax(first - second))
-    return Example(
+    return GoldenExample(
         input=texts[at],
         view=views[at],
         ids=reading.fit(reading.tokenizer.encode(views[at]).ids),
@@ -71,7 +71,7 @@ def surest(
     )
 
 
-def label_logits(folder: Path, name: str, graph: Graph, example: Example, max_length: int) -> np.ndarray:
+def label_logits(folder: Path, name: str, graph: Graph, example: GoldenExample, max_length: int) -> np.ndarray:
     """Logits, float32 [K], of one graph of a bundle: of the example's input, or its view, as the graph takes it."""
     if graph.takes == "ids":
         logits: np.ndarray = OnnxClassifier(folder, file=name, max_length=max_length).logits([example.view])[0]
@@ -83,17 +83,17 @@ def label_logits(folder: Path, name: str, graph: Graph, example: Example, max_le
 # ── texts ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def written(folder: Path, text: str | None, view: str, suffix: str = ".onnx") -> Example:
+def written(folder: Path, text: str | None, view: str, suffix: str = ".onnx") -> GoldenExample:
     """The example of a model that writes: its answer's first tokens, by the graphs with this ending."""
     generator = open_generator(folder, suffix=suffix)
     ids = generator.encode(view)
-    return Example(input=text, view=view, ids=ids, answer_ids=generator.generate(ids, TOKENS))
+    return GoldenExample(input=text, view=view, ids=ids, answer_ids=generator.generate(ids, TOKENS))
 
 
 # ── the same again ───────────────────────────────────────────────────────────────────────────────
 
 
-def difference(example: Example, labels: Sequence[str], logits: np.ndarray) -> str | None:
+def difference(example: GoldenExample, labels: Sequence[str], logits: np.ndarray) -> str | None:
     """How a graph's logits [K] differ from the recorded ones, or None."""
     recorded = np.array(example.logits, np.float32)
     if logits.shape != recorded.shape or not np.isfinite(logits).all():

@@ -9,7 +9,7 @@ from typing import Any
 
 from distillctl import console, interrupts
 from distillctl.bundle import archive, contents, figures, mobile, text_in
-from distillctl.bundle.listing import NAME, Example, File, Graph, Listing
+from distillctl.bundle.listing import NAME, BundleManifest, File, GoldenExample, Graph
 from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Manifest, StageOutput, Workspace, replacing, versions
@@ -26,7 +26,7 @@ SCORING = {
 
 
 @dataclass(frozen=True)
-class Draft:
+class BundleBuilder:
     """folder: where it is made, quantize's files in it; manifests: of the stages it is made from."""
 
     recipe: Recipe
@@ -35,7 +35,7 @@ class Draft:
     manifests: Mapping[str, Manifest]
 
     @classmethod
-    def begin(cls, recipe: Recipe, workspace: Workspace, folder: Path, runtime: str) -> Draft:
+    def begin(cls, recipe: Recipe, workspace: Workspace, folder: Path, runtime: str) -> BundleBuilder:
         stages = ("collect", "train", "export", "quantize")
         sidecar_files.try_out(workspace.folder("quantize"), runtime, "distillctl quantize RECIPE --force")
         manifests = {name: manifest for name in stages if (manifest := workspace.manifest(name))}
@@ -75,13 +75,13 @@ class Draft:
         reading: Reading,
         max_length: int,
         graphs: dict[str, Graph],
-        example: Example,
+        example: GoldenExample,
         verdicts: dict[str, Any],
     ) -> dict[str, Any]:
         """Write bundle.json, last; returns the stage's facts."""
         kept = ("chosen", "bytes", "kl", "same_top", "score", "fp32")
         inputs = self.manifests["collect"].inputs | self.manifests["train"].inputs
-        listing = Listing(
+        listing = BundleManifest(
             name=self.recipe.name,
             task=self.recipe.task.kind,
             labels=labels,

@@ -19,11 +19,11 @@ MAX_BYTES = 16 * 1024 * 1024
 """Of bundle.json itself; a bundle has some twenty files."""
 
 
-class _Closed(BaseModel):
+class _ManifestPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class File(_Closed):
+class File(_ManifestPart):
     """One file: size in bytes, SHA-256 (hex), and what it is."""
 
     bytes: int = Field(ge=0)
@@ -31,7 +31,7 @@ class File(_Closed):
     what: str
 
 
-class Graph(_Closed):
+class Graph(_ManifestPart):
     """A graph that can be opened. takes: ids of tokens, or the text itself; libraries: what has to be registered."""
 
     takes: Literal["ids", "text"]
@@ -44,7 +44,7 @@ class Graph(_Closed):
     """Of a text-in graph: those of some odd texts (`text_in.ODD_TEXTS`) that it gives other ids than the tokenizer."""
 
 
-class Example(_Closed):
+class GoldenExample(_ManifestPart):
     """An input, and what the graphs made of it when the bundle was built."""
 
     input: str | None
@@ -59,7 +59,7 @@ class Example(_Closed):
     """Of a model that writes: the first tokens of its answer, greedily."""
 
 
-class Listing(_Closed):
+class BundleManifest(_ManifestPart):
     format: Literal["distillctl bundle 2"] = "distillctl bundle 2"
     name: str
     task: Literal["classify", "generate"]
@@ -81,7 +81,7 @@ class Listing(_Closed):
     """Tokenizer's package → some texts that it is known to give other ids than `tokenizer.json`."""
     files: dict[str, File]
     graphs: dict[str, Graph]
-    example: Example
+    example: GoldenExample
     measured: dict[str, Any]
     """quantize: figures on the held-out rows; bench: latencies of fp32 and deployed, null where there are none."""
     mobile: dict[str, Any]
@@ -93,7 +93,7 @@ class Listing(_Closed):
     versions: dict[str, str]
     digest: str = ""
 
-    def sealed(self) -> Listing:
+    def sealed(self) -> BundleManifest:
         return self.model_copy(update={"digest": self._digest()})
 
     @property

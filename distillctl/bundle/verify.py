@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from distillctl.bundle import archive, text_in
-from distillctl.bundle.listing import MAX_BYTES, NAME, OLD_FORMAT, Listing
+from distillctl.bundle.listing import MAX_BYTES, NAME, OLD_FORMAT, BundleManifest
 from distillctl.errors import DataError, GateFailed, UnavailableError, first_line
 from distillctl.graphs import sidecar_files
 from distillctl.run_dir.workspace import MANIFEST, file_digest, writable
@@ -76,7 +76,7 @@ def _folder(folder: Path, besides: set[str]) -> dict[str, Any]:
 # ── the files ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _listing(folder: Path) -> Listing:
+def _listing(folder: Path) -> BundleManifest:
     path = folder / NAME
     if not path.is_file() or path.is_symlink():
         raise DataError(f"no bundle: there is no {NAME} in it", where=str(folder), next=_NEXT)
@@ -84,7 +84,7 @@ def _listing(folder: Path) -> Listing:
         raise _failed(folder, [f"{NAME} has {path.stat().st_size:,} bytes, {MAX_BYTES:,} are allowed"])
     data = path.read_bytes()
     try:
-        listing = Listing.model_validate(from_json(data, allow_inf_nan=False))
+        listing = BundleManifest.model_validate(from_json(data, allow_inf_nan=False))
     except ValueError as error:
         if OLD_FORMAT in data:
             what = "made by an older version, whose snippets left out what the recipe puts around an input"
@@ -95,7 +95,7 @@ def _listing(folder: Path) -> Listing:
     return listing
 
 
-def _differences(folder: Path, listing: Listing, besides: set[str]) -> list[str]:
+def _differences(folder: Path, listing: BundleManifest, besides: set[str]) -> list[str]:
     """Names, then sizes, then hashes: what is cheap to look at first, and nothing read that is larger than it says."""
     problems = [f"{name!r}: {problem}" for name in listing.files if (problem := archive.check_name(name))]
     if problems:
@@ -114,7 +114,7 @@ def _differences(folder: Path, listing: Listing, besides: set[str]) -> list[str]
     return problems
 
 
-def _outside(folder: Path, name: str, listing: Listing) -> list[str]:
+def _outside(folder: Path, name: str, listing: BundleManifest) -> list[str]:
     """Weights that a graph would read from elsewhere."""
     if name not in listing.files:
         return [f"the graph {name} is not among the files"]
@@ -130,7 +130,7 @@ def _outside(folder: Path, name: str, listing: Listing) -> list[str]:
 # ── the graphs ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _answers(folder: Path, listing: Listing) -> dict[str, str]:
+def _answers(folder: Path, listing: BundleManifest) -> dict[str, str]:
     """Graph → "answers as recorded", or why it was not asked."""
     found: dict[str, str] = {}
     problems: list[str] = []

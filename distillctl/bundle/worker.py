@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic_core import from_json
 
 from distillctl.bundle import answers
-from distillctl.bundle.listing import NAME, Graph, Listing
+from distillctl.bundle.listing import NAME, BundleManifest, Graph
 from distillctl.errors import first_line
 from distillctl.runtimes import confined
 
@@ -28,7 +28,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     folder = Path(job["folder"])
     confined.limit(job["data_bytes"], job["cpu_seconds"])
-    listing = Listing.model_validate(from_json((folder / NAME).read_bytes()))
+    listing = BundleManifest.model_validate(from_json((folder / NAME).read_bytes()))
     told.write("{}\n")
     for line in iter(sys.stdin.readline, ""):
         name = json.loads(line)["graph"]
@@ -39,7 +39,7 @@ def main() -> None:
         told.write(json.dumps({"problem": problem}) + "\n")
 
 
-def _problem(folder: Path, listing: Listing, name: str, graph: Graph) -> str | None:
+def _problem(folder: Path, listing: BundleManifest, name: str, graph: Graph) -> str | None:
     example = listing.example
     if listing.task == "classify":
         logits = answers.label_logits(folder, name, graph, example, listing.max_length)

@@ -32,7 +32,7 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
 
 def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
     states = [s for s in pipeline.status(recipe, workspace, stages) if s.stage in stages]
-    engines.check(recipe.collect)
+    engines.check_installed(recipe.collect)
     dataset = examples.load(recipe)
     split_checks.check(recipe, dataset)
     preflight.check(recipe)

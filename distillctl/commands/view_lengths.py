@@ -30,7 +30,7 @@ _ENCODER_DECODERS = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "mari
 
 
 @dataclass(frozen=True)
-class Side:
+class ModelSide:
     """Teacher or student: how it counts, its limit (None: not known, or none), and what else there is to say of it."""
 
     preview: ModelPreview
@@ -38,22 +38,22 @@ class Side:
     note: str | None = None
 
 
-def teacher(recipe: Recipe, preview: ModelPreview) -> Side:
+def teacher(recipe: Recipe, preview: ModelPreview) -> ModelSide:
     """The recipe's teacher, with room for its answer."""
     if isinstance(recipe.teacher, OpenAITeacher):
-        return Side(preview, None, "how long a view may be, only the server knows")
+        return ModelSide(preview, None, "how long a view may be, only the server knows")
     if preview.positions is None:
-        return Side(preview, None, preview.unknown or "its config names no longest input")
+        return ModelSide(preview, None, preview.unknown or "its config names no longest input")
     task = recipe.task
     if isinstance(task, Generate):
         room = task.max_new_tokens
     else:
         room = max(preview.tokens(f" {words}", special=False) for words in task.labels.values())
     takes = preview.positions - room
-    return Side(preview, Limit("the teacher", takes, f"the teacher takes {takes:,} before the answer"))
+    return ModelSide(preview, Limit("the teacher", takes, f"the teacher takes {takes:,} before the answer"))
 
 
-def student(recipe: Recipe, preview: ModelPreview) -> Side:
+def student(recipe: Recipe, preview: ModelPreview) -> ModelSide:
     """The recipe's student; to generate with a decoder, with room for the response."""
     spec, config, limits = recipe.student, preview.config, preview.tokenizer_limit
     if isinstance(spec, FromConfigStudent):
@@ -70,12 +70,12 @@ def student(recipe: Recipe, preview: ModelPreview) -> Side:
     response = recipe.generate.max_new_tokens if writes_on else 0
     longest = longest_view(known, tokenizer, spec.max_length, response)
     if longest >= 2**31:
-        return Side(preview, None, _unknown(recipe, preview))
+        return ModelSide(preview, None, _unknown(recipe, preview))
     limit = view_limit(longest, response)
     if isinstance(spec, FromConfigStudent) and isinstance(spec.tokenizer, NewTokenizer):
         told = "its tokenizer is trained in train, which refuses a view that is too long then; tokens are estimated"
-        return Side(preview, limit, told)
-    return Side(preview, limit, preview.unknown)
+        return ModelSide(preview, limit, told)
+    return ModelSide(preview, limit, preview.unknown)
 
 
 def _unknown(recipe: Recipe, preview: ModelPreview) -> str:
@@ -88,7 +88,7 @@ def _unknown(recipe: Recipe, preview: ModelPreview) -> str:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _RowLengths:
     id: str
     split: str
     tokens: dict[str, int]
@@ -101,11 +101,11 @@ class _Row:
 
 
 def check(
-    recipe: Recipe, dataset: Dataset, contexts: Mapping[str, Renderer], reads: Side, takes: Side
+    recipe: Recipe, dataset: Dataset, contexts: Mapping[str, Renderer], reads: ModelSide, takes: ModelSide
 ) -> dict[str, Any]:
     """The part of the plan about lengths. reads, takes: teacher and student."""
     total = len(dataset.train) + len(dataset.eval)
-    listed: list[tuple[tuple[int, int, str], int, _Row]] = []
+    listed: list[tuple[tuple[int, int, str], int, _RowLengths]] = []
     too_long = {"teacher": 0, "student": 0, "rows": 0}
     for number, row in enumerate(_rows(dataset, contexts, reads, takes)):
         for side in row.too_long:
@@ -126,7 +126,7 @@ def check(
     }
 
 
-def _side(side: Side) -> dict[str, Any]:
+def _side(side: ModelSide) -> dict[str, Any]:
     return {
         "limit": None if side.limit is None else side.limit.tokens,
         "told": None if side.limit is None else side.limit.told,
@@ -147,7 +147,9 @@ def _then(recipe: Recipe, too_long: int) -> str:
     )
 
 
-def _rows(dataset: Dataset, contexts: Mapping[str, Renderer], reads: Side, takes: Side) -> Iterator[_Row]:
+def _rows(
+    dataset: Dataset, contexts: Mapping[str, Renderer], reads: ModelSide, takes: ModelSide
+) -> Iterator[_RowLengths]:
     """The rows with the longest records, longest first, without those that are short beyond doubt."""
     sizes = ((size, split, place) for split, rows in dataset.splits.items() for place, size in enumerate(rows.sizes))
     for number, (_, split, place) in enumerate(heapq.nlargest(CHECKED, sizes)):
@@ -163,10 +165,10 @@ def _rows(dataset: Dataset, contexts: Mapping[str, Renderer], reads: Side, takes
         most = max(tokens[name] for name in names if split in answered_splits(name))
         sides = (("teacher", reads, most), ("student", takes, own))
         too_long = [name for name, side, long in sides if side.limit is not None and long > side.limit.tokens]
-        yield _Row(example.id, split, {**tokens, "student": own}, tuple(too_long))
+        yield _RowLengths(example.id, split, {**tokens, "student": own}, tuple(too_long))
 
 
-def _may_be_long(side: Side, view: str) -> bool:
+def _may_be_long(side: ModelSide, view: str) -> bool:
     return side.limit is not None and len(view.encode()) + _AROUND > side.limit.tokens
 
 

@@ -20,7 +20,7 @@ from distillctl.run_dir.atomic_io import make_folder, temporary_prefix, writable
 _BUFFER = 2**16
 
 
-class Spool(Sequence[np.ndarray]):
+class DiskRows(Sequence[np.ndarray]):
     """Rows of numbers of one type, in the order they came; of each the file holds what comes after the numbers that it
     begins with in common with the first row: views that share a long context take little."""
 
@@ -81,7 +81,7 @@ class Spool(Sequence[np.ndarray]):
         return min(self._common, default=0)
 
 
-class Picked(Sequence[Any]):
+class Subset(Sequence[Any]):
     """Some rows of a sequence, in an order of their own; each as ``made`` of it."""
 
     def __init__(self, of: Sequence[Any], rows: Sequence[int] | np.ndarray, made: Callable[[Any], Any] | None = None):

@@ -13,7 +13,7 @@ from typing import Any
 
 from distillctl.data import formats, shots, template_sources
 from distillctl.data.row_reading import RowReader, normal
-from distillctl.data.rows import LEFT_OUT, Dataset, Example, Rows, Writer, left_out
+from distillctl.data.rows import LEFT_OUT, Dataset, DiskExamples, Example, ExampleWriter, left_out
 from distillctl.errors import DataError
 from distillctl.models import model_source
 from distillctl.recipe import Data, Recipe
@@ -63,24 +63,24 @@ def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
 
 
 @dataclass(frozen=True)
-class _Split:
+class _SplitRows:
     """Rows, and of each a digest of what the student sees of it."""
 
-    rows: Rows
+    rows: DiskExamples
     keys: list[bytes]
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, part: slice) -> _Split:
+    def __getitem__(self, part: slice) -> _SplitRows:
         return self.take(range(*part.indices(len(self))))
 
-    def take(self, places: Iterable[int]) -> _Split:
+    def take(self, places: Iterable[int]) -> _SplitRows:
         """These rows, in this order."""
         chosen = list(places)
-        return _Split(self.rows.take(chosen), [self.keys[place] for place in chosen])
+        return _SplitRows(self.rows.take(chosen), [self.keys[place] for place in chosen])
 
-    def without(self, keys: Collection[bytes]) -> _Split:
+    def without(self, keys: Collection[bytes]) -> _SplitRows:
         """The rows whose digest is none of ``keys``."""
         unwanted = set(keys)
         return self.take(place for place, key in enumerate(self.keys) if key not in unwanted)
@@ -102,9 +102,9 @@ class _Pool:
         self._contradictory: set[bytes] = set()
         self._names = {name: name.encode() for name in recipe.task.names} or None
 
-    def read(self, examples: Iterable[Example]) -> _Split:
+    def read(self, examples: Iterable[Example]) -> _SplitRows:
         """One split's rows, or all of them."""
-        kept, keys = Writer(self._folder), list[bytes]()
+        kept, keys = ExampleWriter(self._folder), list[bytes]()
         seen, ids, again = set[bytes](), set[str](), Counter[str]()
         for example in examples:
             if self._shots and _digest(example.input) in self._shots:
@@ -126,7 +126,7 @@ class _Pool:
             keys.append(key)
         rows = kept.rows
         order = sorted(range(len(rows)), key=lambda row: shots.rank(self._data.seed, rows.ids[row]))
-        return _Split(rows, keys).take(order)
+        return _SplitRows(rows, keys).take(order)
 
     def _key(self, example: Example) -> bytes:
         shown = {name: cell for name, cell in example.columns.items() if self._of_student.shows(name)}

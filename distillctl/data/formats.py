@@ -131,14 +131,14 @@ def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, dict[str,
 
 
 def _pattern_rows(path: Path, file: Iterable[str], pattern: re.Pattern[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    time = limits.Allowance()
+    time = limits.TimeBudget()
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
             with time:
                 match = pattern.fullmatch(line.rstrip("\r\n"))
-        except limits.TookTooLong:
+        except limits.TimeBudgetExceeded:
             raise DataError("data.pattern takes too long on this line", where=f"{path}:{number}") from None
         if match is None:
             raise DataError(f"does not match data.pattern: {line.strip()[:60]!r}", where=f"{path}:{number}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from distillctl.data import formats, template_sources
 from distillctl.data.rows import Example
-from distillctl.data.template_sources import Columns
+from distillctl.data.template_sources import UsedColumns
 from distillctl.errors import DataError, RecipeError
 from distillctl.models import model_source
 from distillctl.recipe import Data, Generate, Recipe
@@ -75,13 +75,13 @@ class RowReader:
         """``excluded`` and ``blank`` rows."""
         self._recipe, self._data = recipe, recipe.data
         self._excluded = limits.pattern(recipe.data.exclude, re.DOTALL) if recipe.data.exclude else None
-        self._time = limits.Allowance()
-        self._used = Columns()
+        self._time = limits.TimeBudget()
+        self._used = UsedColumns()
         for context in template_sources.columns(recipe).values():
             self._used |= context
         if isinstance(recipe.task, Generate):
             for key, spec in recipe.task.fields.items():
-                self._used |= Columns({spec.column: f"task.fields.{key}"})
+                self._used |= UsedColumns({spec.column: f"task.fields.{key}"})
         self._present: set[str] = set()
 
     def examples(self, sources: Sequence[str], where: str) -> Iterator[Example]:
@@ -173,7 +173,7 @@ class RowReader:
         try:
             with self._time:
                 return self._excluded.search(text.strip()) is not None
-        except limits.TookTooLong:
+        except limits.TimeBudgetExceeded:
             raise DataError("takes too long on this row's input", where=f"data.exclude: {place}") from None
 
     def columns(self, place: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from distillctl.data.disk_rows import Spool
+from distillctl.data.disk_rows import DiskRows
 from distillctl.recipe import Shot
 
 
@@ -26,12 +26,12 @@ class Example:
     """The row's columns that a template uses, by name: text, numbers, booleans, lists and dicts, as JSON has them."""
 
 
-class Rows(Sequence[Example]):
+class DiskExamples(Sequence[Example]):
     """Examples in a file that goes with the last of those who read it; read one at a time."""
 
-    def __init__(self, spool: Spool, ids: Sequence[str], places: np.ndarray) -> None:
-        """places: int [N], where in ``spool`` each row is; ids: the rows' own."""
-        self._spool, self.ids, self._places = spool, ids, places
+    def __init__(self, rows: DiskRows, ids: Sequence[str], places: np.ndarray) -> None:
+        """places: int [N], where in ``rows`` each row is; ids: the rows' own."""
+        self._rows, self.ids, self._places = rows, ids, places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -39,17 +39,17 @@ class Rows(Sequence[Example]):
     @property
     def sizes(self) -> np.ndarray:
         """Bytes of each row's record, int [N]."""
-        sizes: np.ndarray = self._spool.lengths[self._places]
+        sizes: np.ndarray = self._rows.lengths[self._places]
         return sizes
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload
-    def __getitem__(self, index: slice) -> Rows: ...
-    def __getitem__(self, index: int | slice) -> Example | Rows:
+    def __getitem__(self, index: slice) -> DiskExamples: ...
+    def __getitem__(self, index: int | slice) -> Example | DiskExamples:
         if isinstance(index, slice):
             return self.take(range(*index.indices(len(self))))
-        identifier, text, reference, documents, columns = json.loads(self._spool[self._places[index]].tobytes())
+        identifier, text, reference, documents, columns = json.loads(self._rows[self._places[index]].tobytes())
         return Example(identifier, text, reference, tuple(documents), columns)
 
     def __iter__(self) -> Iterator[Example]:
@@ -60,36 +60,36 @@ class Rows(Sequence[Example]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def take(self, rows: Sequence[int]) -> Rows:
+    def take(self, rows: Sequence[int]) -> DiskExamples:
         """These rows, in this order."""
-        return Rows(self._spool, [self.ids[row] for row in rows], self._places[np.asarray(rows, np.int64)])
+        return DiskExamples(self._rows, [self.ids[row] for row in rows], self._places[np.asarray(rows, np.int64)])
 
 
-class Writer:
+class ExampleWriter:
     """Rows as they come."""
 
     def __init__(self, folder: Path) -> None:
         """folder: where the file lies."""
-        self._spool = Spool(folder, np.uint8)
+        self._rows = DiskRows(folder, np.uint8)
         self._ids: list[str] = []
 
     def append(self, example: Example) -> None:
         row = json.dumps([example.id, example.input, example.reference, example.documents, example.columns])
-        self._spool.append(np.frombuffer(row.encode(), np.uint8))
+        self._rows.append(np.frombuffer(row.encode(), np.uint8))
         self._ids.append(example.id)
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> DiskExamples:
         """All of them, in the order they came."""
-        return Rows(self._spool, self._ids, np.arange(len(self._ids)))
+        return DiskExamples(self._rows, self._ids, np.arange(len(self._ids)))
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The splits, the few-shot examples of each context, and what was left out on the way."""
 
-    train: Rows
-    eval: Rows
+    train: DiskExamples
+    eval: DiskExamples
     shots: dict[str, list[Shot]]
     """Context name (full, simplified, an arm) → its few-shot examples."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Dataset:
     """Split → rows whose input lost its end, because a view was too long."""
 
     @property
-    def splits(self) -> dict[str, Rows]:
+    def splits(self) -> dict[str, DiskExamples]:
         return {"train": self.train, "eval": self.eval}
 
 

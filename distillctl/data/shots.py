@@ -9,7 +9,7 @@ from typing import Any
 
 from distillctl.data import formats, template_sources
 from distillctl.data.row_reading import RowReader
-from distillctl.data.rows import Rows
+from distillctl.data.rows import DiskExamples
 from distillctl.errors import DataError
 from distillctl.models import model_source
 from distillctl.recipe import Data, Generate, Recipe, Shot, Shots
@@ -50,7 +50,7 @@ def _rows(path: Path, reference: str, where: str) -> Iterator[tuple[str, dict[st
         raise DataError(error.what, where=error.where, next=mend) from None
 
 
-def drawn(recipe: Recipe, train: Rows) -> tuple[dict[str, list[Shot]], set[int]]:
+def drawn(recipe: Recipe, train: DiskExamples) -> tuple[dict[str, list[Shot]], set[int]]:
     """Context name → the few-shot examples that it takes from train, and the places of all of them there."""
     found, taken = {}, set[int]()
     words = {} if isinstance(recipe.task, Generate) else recipe.classify.labels
@@ -66,7 +66,7 @@ def drawn(recipe: Recipe, train: Rows) -> tuple[dict[str, list[Shot]], set[int]]
     return found, taken
 
 
-def _places(recipe: Recipe, train: Rows, spec: Shots, where: str) -> list[int]:
+def _places(recipe: Recipe, train: DiskExamples, spec: Shots, where: str) -> list[int]:
     """``spec.train`` rows in a seeded order; of labels, one after the other."""
     by_label: dict[str, list[int]] = {name: [] for name in recipe.task.names or [""]}
     for row in sorted(range(len(train)), key=lambda row: rank(spec.seed, train.ids[row])):

@@ -10,7 +10,7 @@ from typing import Any
 
 from distillctl import cautions
 from distillctl.data import row_reading, template_sources
-from distillctl.data.rows import Dataset, Rows
+from distillctl.data.rows import Dataset, DiskExamples
 from distillctl.errors import DataError
 from distillctl.recipe import Classify, Recipe
 
@@ -148,7 +148,7 @@ def _check_labels(recipe: Recipe, references: dict[str, list[str | None]]) -> No
 # ── leaks ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_leaks(recipe: Recipe, held_out: Rows) -> None:
+def _check_leaks(recipe: Recipe, held_out: DiskExamples) -> None:
     """Cautions where a context shows the reference, or an eval row's input stands in its text."""
     column = re.split(r"[.\[]", recipe.data.reference or "reference")[0]
     has_reference = any(example.reference is not None for example in held_out)

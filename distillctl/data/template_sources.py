@@ -80,7 +80,7 @@ def refused(error: BaseException, source: Source) -> RecipeError:
 
 def reason(error: BaseException) -> str:
     """What is wrong with a template, in one line."""
-    if isinstance(error, limits.TookTooLong):
+    if isinstance(error, limits.TimeBudgetExceeded):
         return "it takes too long"
     return first_line(error)[:300]  # a template may raise a text of any length
 
@@ -94,7 +94,7 @@ def by_name(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Columns:
+class UsedColumns:
     """The columns that templates use."""
 
     needed: Mapping[str, str] = field(default_factory=dict)
@@ -121,8 +121,8 @@ class Columns:
         known = self.optional | self.of_examples | frozenset(self.needed)
         return None if self.all or self.all_of_examples else known
 
-    def __or__(self, other: Columns) -> Columns:
-        return Columns(
+    def __or__(self, other: UsedColumns) -> UsedColumns:
+        return UsedColumns(
             {**other.needed, **self.needed},
             self.optional | other.optional,
             self.all or other.all,
@@ -131,23 +131,23 @@ class Columns:
         )
 
 
-def columns(recipe: Recipe) -> dict[str, Columns]:
+def columns(recipe: Recipe) -> dict[str, UsedColumns]:
     """What each context's templates use of a row's columns; RecipeError for a template that cannot be compiled."""
-    time = limits.Allowance()
+    time = limits.TimeBudget()
     found = {}
     for name, (where, context) in contexts(recipe).items():
-        used = Columns()
+        used = UsedColumns()
         for source in sources(recipe, where, context):
             try:
                 with time:
                     used |= _used(source)
-            except (*FAILURES, limits.TookTooLong) as error:
+            except (*FAILURES, limits.TimeBudgetExceeded) as error:
                 raise refused(error, source) from None
         found[name] = used
     return found
 
 
-def _used(source: Source) -> Columns:
+def _used(source: Source) -> UsedColumns:
     tree, undeclared = SANDBOX.variables(source.text)
     of_row, whole = _of_row(tree) if "row" in undeclared else (set(), False)
     names = of_row | (undeclared - BUILT_IN - SANDBOX.globals.keys() - {source.each})
@@ -155,7 +155,7 @@ def _used(source: Source) -> Columns:
     of_examples: set[str] = set()
     if "examples" in undeclared or source.each == "example":
         of_examples = set(_attributes(tree)) - {"input", "answer"}
-    return Columns(
+    return UsedColumns(
         dict.fromkeys(sorted(names - optional), source.where),
         frozenset(optional),
         whole,

@@ -19,7 +19,7 @@ from distillctl.errors import RecipeError
 from distillctl.recipe import Context, Recipe, Shot
 from distillctl.untrusted import chat_templates, limits
 from distillctl.untrusted.chat_templates import ChatTokenizer
-from distillctl.untrusted.templates import Columns
+from distillctl.untrusted.templates import RowColumns
 
 CEILING, FLOOR = "full", "simplified"
 """The contexts that every recipe has."""
@@ -52,7 +52,7 @@ class Renderer:
     """(role, each, content template)."""
     shots: Sequence[Shot]
     labels: tuple[str, ...]
-    time: limits.Allowance
+    time: limits.TimeBudget
     """Of this and all other contexts together."""
     strip_newline: bool = True
     """Whether the teacher reads a template's view without its final newline."""
@@ -73,7 +73,7 @@ class Renderer:
         try:
             with self.time:
                 return chat_templates.text(tokenizer, content, self.chat_arguments)
-        except (*_FAILURES, limits.TookTooLong) as error:
+        except (*_FAILURES, limits.TimeBudgetExceeded) as error:
             what = f"the model's chat template refuses these messages: {_reason(error)}"
             raise RecipeError(what, where=self.where) from None
 
@@ -114,10 +114,10 @@ class Renderer:
         """The rendered template, or the rendered messages."""
         variables = {
             **template_sources.by_name(example.columns),
-            "row": Columns(example.columns),
+            "row": RowColumns(example.columns),
             "input": example.input,
             "examples": [
-                {**shot.row, "row": Columns(shot.row), "input": shot.input, "answer": shot.answer}
+                {**shot.row, "row": RowColumns(shot.row), "input": shot.input, "answer": shot.answer}
                 for shot in self.shots
             ],
             "documents": list(example.documents),
@@ -128,7 +128,7 @@ class Renderer:
                 if self.template is not None:
                     return _SANDBOX.render(self.template, variables)
                 return list(self._conversation(variables))
-        except (*_FAILURES, limits.TookTooLong) as error:
+        except (*_FAILURES, limits.TimeBudgetExceeded) as error:
             what = f"the template fails on row {example.id} ({example.input[:40]!r} …): {_reason(error)}"
             raise RecipeError(what, where=self.where, next=_next(error)) from None
 
@@ -143,14 +143,14 @@ class Renderer:
 
 def renderers(recipe: Recipe, shots: dict[str, list[Shot]]) -> dict[str, Renderer]:
     """One renderer per context: full, simplified, and the recipe's further arms."""
-    time = limits.Allowance()
+    time = limits.TimeBudget()
     return {
         name: _renderer(recipe, where, context, shots.get(name, []), time)
         for name, (where, context) in template_sources.contexts(recipe).items()
     }
 
 
-def _renderer(recipe: Recipe, where: str, context: Context, shots: Sequence[Shot], time: limits.Allowance) -> Renderer:
+def _renderer(recipe: Recipe, where: str, context: Context, shots: Sequence[Shot], time: limits.TimeBudget) -> Renderer:
     compiled = [(source, _compile(source, time)) for source in template_sources.sources(recipe, where, context)]
     template = compiled[0][1] if context.messages is None else None
     messages = tuple(
@@ -169,11 +169,11 @@ def _renderer(recipe: Recipe, where: str, context: Context, shots: Sequence[Shot
     )
 
 
-def _compile(source: template_sources.Source, time: limits.Allowance) -> jinja2.Template:
+def _compile(source: template_sources.Source, time: limits.TimeBudget) -> jinja2.Template:
     try:
         with time:
             return _SANDBOX.compiled(source.text)
-    except (*_FAILURES, limits.TookTooLong) as error:
+    except (*_FAILURES, limits.TimeBudgetExceeded) as error:
         raise template_sources.refused(error, source) from None
 
 

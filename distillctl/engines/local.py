@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from distillctl.engines.worker_pool import Crew, Description, Key, Task, Worker
+from distillctl.engines.worker_pool import Key, ShardTask, Worker, WorkerPool, WorkerSpec
 
 
 @contextmanager
-def crew(description: Description) -> Iterator[Crew]:
+def open_pool(description: WorkerSpec) -> Iterator[WorkerPool]:
     """The teacher's weights are loaded for the first task: a row that is refused costs no more than its tokens."""
-    yield _Alone(description)
+    yield InProcessPool(description)
 
 
-class _Alone:
-    def __init__(self, description: Description) -> None:
+class InProcessPool:
+    def __init__(self, description: WorkerSpec) -> None:
         self._description = description
 
     @cached_property
@@ -28,7 +28,7 @@ class _Alone:
     def _worker(self) -> Worker:
         return self._description.worker()
 
-    def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
+    def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
         """In the tasks' order, one at a time."""
         for key, task in tasks:
             yield key, self._worker.label(task)

@@ -33,7 +33,7 @@ from ray.exceptions import (
 )
 
 from distillctl import console, interrupts
-from distillctl.engines.worker_pool import Crew, Description, Key, Task
+from distillctl.engines.worker_pool import Key, ShardTask, WorkerPool, WorkerSpec
 from distillctl.errors import UnavailableError, UserFacingError, first_line
 from distillctl.recipe import Collect
 
@@ -46,7 +46,7 @@ _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, O
 
 
 @contextmanager
-def crew(description: Description, spec: Collect) -> Iterator[Crew]:
+def open_pool(description: WorkerSpec, spec: Collect) -> Iterator[WorkerPool]:
     """Ray is started, or connected to, when there is a task; behind the block it is left."""
     with console.libraries_quiet():  # a thread of Ray's tells on stdout of workers that died
         try:
@@ -57,7 +57,7 @@ def crew(description: Description, spec: Collect) -> Iterator[Crew]:
 
 
 class _Actors:
-    def __init__(self, description: Description, spec: Collect) -> None:
+    def __init__(self, description: WorkerSpec, spec: Collect) -> None:
         self._description = description
         self._spec = spec
 
@@ -65,7 +65,7 @@ class _Actors:
     def reader(self) -> Any:
         return self._description.reader()
 
-    def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
+    def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
         """As they are finished. An answer that tells of a user's mistake is raised here."""
         keys: list[Key] = []
         refs: list[Any] = []
@@ -157,7 +157,7 @@ def _no_stderr() -> Iterator[None]:
 class _Labeller:
     """One actor: a worker with its teacher, which is loaded with the first task."""
 
-    def __init__(self, description: Description) -> None:
+    def __init__(self, description: WorkerSpec) -> None:
         self._description = description
 
     @cached_property

@@ -34,7 +34,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Opening:
+class SharedPrefix:
     """What the views of one arm begin with."""
 
     arm: str
@@ -54,14 +54,14 @@ class Views:
     """Some rows of one arm: ``ids``, the token ids after the opening's shared ones, or ``texts``; and each row's
     ``answers``, where they are known."""
 
-    opening: Opening
+    opening: SharedPrefix
     ids: list[list[int]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     answers: list[Answers] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Compared:
+class ContextComparison:
     """The ceiling's answers to a floor task's rows: its tokens are scored under both contexts."""
 
     token_ids: list[list[int]]
@@ -69,7 +69,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """One shard's rows, and all that their answers depend on besides the worker's own description."""
 
     arm: str
@@ -81,7 +81,7 @@ class Task:
     """Of texts: one per row, for what is drawn."""
     given: list[list[int]] | None = None
     """Of texts: the tokens of the responses that the data give; None where the teacher answers."""
-    compared: Compared | None = None
+    compared: ContextComparison | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Asked:
     room: int = 0
 
 
-class Reader(Protocol):
+class TeacherReader(Protocol):
     """A teacher without its weights: what has to be known of it before rows are answered."""
 
     def text(self, renderer: Renderer, example: Example) -> str:
@@ -116,11 +116,11 @@ class Reader(Protocol):
 class Worker(Protocol):
     """A teacher that answers tasks."""
 
-    def label(self, task: Task) -> Any:
+    def label(self, task: ShardTask) -> Any:
         """The rows of one shard."""
 
 
-class Description(Protocol):
+class WorkerSpec(Protocol):
     """What a worker is made from, small and picklable."""
 
     def reader(self) -> Any:
@@ -130,11 +130,11 @@ class Description(Protocol):
         """The teacher, loaded here; it is its own ``reader``'s equal."""
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Workers at work on one teacher."""
 
     @property
     def reader(self) -> Any: ...
 
-    def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
+    def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
         """Each task's key with its answer as they are finished, in any order; a task is taken when it can be begun."""

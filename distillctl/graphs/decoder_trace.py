@@ -19,7 +19,7 @@ _BATCH, _PAST, _NEW = 2, 3, 4
 """Sizes to trace with: none is 0 or 1, no two are equal."""
 
 
-class Decoder(Part):
+class CausalDecoder(Part):
     def forward(
         self,
         input_ids: Tensor,
@@ -49,7 +49,7 @@ def export(
     when the opset cannot be had. max_length: tokens of view and response, where rotary tables end."""
     inputs = _samples(model)
     with rotary_tables.shortened(model, max_length):
-        program = tracing.trace(Decoder(model), inputs, opset)
+        program = tracing.trace(CausalDecoder(model), inputs, opset)
     tracing.name_past(program.graph, _CACHES)
     return tracing.save(program, folder / GRAPH, _axes(len(inputs["past"])))
 

@@ -27,7 +27,7 @@ GRAPH, CONFIG = "model.onnx", "genai_config.json"
 _PACKAGE = "onnxruntime-genai"
 
 
-class Unsupported(UnavailableError):
+class UnsupportedByBuilder(UnavailableError):
     """The builder does not know the architecture, or something about it; or it is not installed."""
 
 
@@ -37,7 +37,7 @@ def export(
     """Write ``folder``/model.onnx (float32, for CPUs) and genai_config.json from the transformers folder ``source``.
 
     stop_ids and max_length (tokens of view and response) go into genai_config.json, and rotary tables end there.
-    Unsupported when it cannot be done.
+    UnsupportedByBuilder when it cannot be done.
     """
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "built"
@@ -66,7 +66,7 @@ def quantized(source: Path, folder: Path, *, trust_remote_code: bool = False) ->
 
 
 def _build(source: Path, target: Path, precision: str, trust_remote_code: bool, *options: str) -> None:
-    """Unsupported for whatever a config that the builder was not written for makes it raise."""
+    """UnsupportedByBuilder for whatever a config that the builder was not written for makes it raise."""
     where = ("", str(source), str(target), precision, "cpu", str(target / "cache"))
     asked = ["hf_token=false", f"hf_remote={str(trust_remote_code).lower()}", *options]  # nothing is asked of the hub
     # Buffers of a window's size would have to be as large as the window, however short an answer is to be, and could
@@ -81,8 +81,8 @@ def _build(source: Path, target: Path, precision: str, trust_remote_code: bool, 
         raise _unsupported(first_line(error)) from error
 
 
-def _unsupported(why: str) -> Unsupported:
-    return Unsupported(
+def _unsupported(why: str) -> UnsupportedByBuilder:
+    return UnsupportedByBuilder(
         f"{_PACKAGE}'s model builder cannot build it: {why}",
         where="export.builder",
         next="--set export.builder=trace",
@@ -98,8 +98,8 @@ def _flatten_rope(config: Any) -> None:
 
 
 def check_windows(graph: onnx_ir.Graph, source: Path, positions: int, trust_remote_code: bool = False) -> None:
-    """Unsupported where the graph lacks a sliding window that ``positions`` tokens outgrow: the builder knows of
-    windows by the `layer_types` of the model's config alone, and Mistral's has none. source: the model's folder."""
+    """UnsupportedByBuilder where the graph lacks a sliding window that ``positions`` tokens outgrow: the builder knows
+    of windows by the `layer_types` of the model's config alone, and Mistral's has none. source: the model's folder."""
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=True)
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if not window or window >= positions or (kinds is not None and "sliding_attention" not in kinds):

@@ -31,7 +31,7 @@ class Encoder(Part):
         return {"last_hidden_state": states}
 
 
-class Decoder(Part):
+class Seq2SeqDecoder(Part):
     def forward(
         self,
         input_ids: Tensor,
@@ -77,7 +77,7 @@ def export(model: PreTrainedModel, folder: Path, opset: int | None = None) -> Ex
         folder / ENCODER,
         {**dict.fromkeys(encoder, positions), "last_hidden_state": (*positions, None)},
     )
-    program = tracing.trace(Decoder(model), decoder, opset)
+    program = tracing.trace(Seq2SeqDecoder(model), decoder, opset)
     tracing.name_past(program.graph, _CACHES)
     return tracing.save(program, folder / DECODER, _decoder_axes(len(decoder["past"])))
 

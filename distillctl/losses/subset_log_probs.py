@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-NOTHING = -1e30
+LOG_ZERO = -1e30
 """Stands for log 0 where both sides have no such outcome: finite, so that it takes part in sums and gives no NaN."""
 
 
-class NamedTokens(NamedTuple):
+class SubsetLogProbs(NamedTuple):
     """log_probs [N, m]: log Q of each named token; once [N, m]: the same, but a token named twice counts only the first
-    time; log_rest [N]: log Q of all tokens that are not named. NOTHING for an id of −1, and when none is left.
+    time; log_rest [N]: log Q of all tokens that are not named. LOG_ZERO for an id of −1, and when none is left.
     """
 
     log_probs: Tensor
@@ -25,17 +25,17 @@ class NamedTokens(NamedTuple):
     log_rest: Tensor
 
 
-def named_tokens(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> NamedTokens:
+def subset_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> SubsetLogProbs:
     """From logits [N, V], any float dtype, and ids int64 [N, m], −1 = none. float32, or float64 for float64 logits."""
     logits = precise(logits)
-    named, rest = _Split.apply(logits if temperature == 1 else logits / temperature, ids)  # type: ignore[no-untyped-call]
+    named, rest = _SplitLogits.apply(logits if temperature == 1 else logits / temperature, ids)  # type: ignore[no-untyped-call]
     earlier = (ids.unsqueeze(-1) == ids.unsqueeze(-2)).tril(-1).any(-1)
-    once = named.masked_fill(earlier, NOTHING)
+    once = named.masked_fill(earlier, LOG_ZERO)
     log_sum = torch.cat([once, rest.unsqueeze(-1)], -1).logsumexp(-1, keepdim=True)
     found = ids >= 0
-    return NamedTokens(
-        torch.where(found, named - log_sum, NOTHING),
-        torch.where(found & ~earlier, once - log_sum, NOTHING),
+    return SubsetLogProbs(
+        torch.where(found, named - log_sum, LOG_ZERO),
+        torch.where(found & ~earlier, once - log_sum, LOG_ZERO),
         rest - log_sum.squeeze(-1),
     )
 
@@ -45,7 +45,7 @@ def precise(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-class _Split(torch.autograd.Function):
+class _SplitLogits(torch.autograd.Function):
     """Logits of the named tokens [N, m], and the log-sum of the others [N].
 
     One [N, V] buffer, which in the end is the gradient; so PyTorch refuses to go backward through it twice.
@@ -54,7 +54,7 @@ class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         index = ids.clamp_min(0)
-        named = logits.gather(-1, index).masked_fill(ids < 0, NOTHING)
+        named = logits.gather(-1, index).masked_fill(ids < 0, LOG_ZERO)
         others = logits.scatter(-1, index, -torch.inf)
         # Token 0 stood in for the −1s.
         others[:, 0] = torch.where((ids == 0).any(-1), others[:, 0], logits[:, 0])
@@ -62,7 +62,7 @@ class _Split(torch.autograd.Function):
         top.masked_fill_(top.isneginf(), 0)
         mass = others.sub_(top).exp_().sum(-1, keepdim=True)
         ctx.save_for_backward(others, mass, ids)
-        rest = torch.where(mass > 0, mass.log() + top, NOTHING)
+        rest = torch.where(mass > 0, mass.log() + top, LOG_ZERO)
         return named, rest.squeeze(-1)
 
     @staticmethod

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from distillctl.errors import RecipeError
 from distillctl.losses.cross_tokenizer import uld
 from distillctl.losses.divergences import cross_entropy
-from distillctl.losses.subset_log_probs import NOTHING, NamedTokens, named_tokens, precise
+from distillctl.losses.subset_log_probs import LOG_ZERO, SubsetLogProbs, precise, subset_log_probs
 from distillctl.losses.targets import (
     AlignedTargets,
     DenseTargets,
@@ -96,7 +96,7 @@ def _top_k(targets: TopKTargets, logits: Tensor, temperature: float) -> Compare:
     p = torch.cat([head, log_tail.unsqueeze(-1)], -1)
     q = torch.cat([named.log_probs[:, :k], rest.unsqueeze(-1)], -1)
     # A missing rank, or a student that has no token but the k: no such outcome on either side.
-    p = p.masked_fill(q <= NOTHING / 2, NOTHING)
+    p = p.masked_fill(q <= LOG_ZERO / 2, LOG_ZERO)
 
     def compare(term: LossTerm) -> Tensor:
         if term.kind == "uld":
@@ -192,12 +192,12 @@ def _call(term: LossTerm, teacher: Tensor, student: Tensor) -> Tensor:
     return value
 
 
-def _with_response(targets: Targets, ids: Tensor, logits: Tensor, temperature: float) -> NamedTokens:
+def _with_response(targets: Targets, ids: Tensor, logits: Tensor, temperature: float) -> SubsetLogProbs:
     """``ids`` [N, m] and, last, the response token."""
-    return named_tokens(logits, torch.cat([ids, targets.token_ids.unsqueeze(-1)], -1), temperature)
+    return subset_log_probs(logits, torch.cat([ids, targets.token_ids.unsqueeze(-1)], -1), temperature)
 
 
-def _response(targets: Targets, named: NamedTokens) -> Tensor:
+def _response(targets: Targets, named: SubsetLogProbs) -> Tensor:
     last = named.log_probs.shape[-1] - 1
     return cross_entropy(torch.where(targets.token_ids < 0, -1, last), named.log_probs)
 

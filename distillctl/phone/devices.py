@@ -47,7 +47,7 @@ class Check(BaseModel):
     same: bool
 
 
-class Run(BaseModel):
+class BackendRun(BaseModel):
     """One way in which a device ran the graph."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,7 +65,7 @@ class Run(BaseModel):
         return found | {"p50_ms": p50, "p90_ms": p90, "n": len(self.milliseconds)}
 
 
-class Measured(BaseModel):
+class DeviceResult(BaseModel):
     """All of one device: devices/<id>.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,7 +81,7 @@ class Measured(BaseModel):
     download_ms: Milliseconds
     timer_ms: Milliseconds
     hidden: bool
-    runs: list[Run]
+    runs: list[BackendRun]
     failures: list[Failure]
 
     def figures(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def name(device: Device) -> str:
     return f"{device.model or system}, {browser}"
 
 
-def read(workspace: Workspace) -> list[Measured]:
+def read(workspace: Workspace) -> list[DeviceResult]:
     """All that was measured, the oldest first; UpstreamError when it is not what was committed."""
     folder = workspace.folder(STAGE)
     next = f"rm -r {folder}, and measure again: distillctl bench RECIPE --serve"
@@ -106,13 +106,15 @@ def read(workspace: Workspace) -> list[Measured]:
             return []
         if damage := workspace.damage(STAGE, manifest):
             raise UpstreamError(damage)
-        found = [Measured.model_validate_json(limits.read_bytes(folder / name, MAX_BYTES)) for name in manifest.outputs]
+        found = [
+            DeviceResult.model_validate_json(limits.read_bytes(folder / name, MAX_BYTES)) for name in manifest.outputs
+        ]
     except (UpstreamError, ValueError, OSError) as error:
         raise UpstreamError(str(error).splitlines()[0], where=str(folder), next=next) from None
     return sorted(found, key=lambda measured: measured.created)
 
 
-def add(workspace: Workspace, measured: Measured, inputs: Mapping[str, str], seed: int, seconds: float) -> None:
+def add(workspace: Workspace, measured: DeviceResult, inputs: Mapping[str, str], seed: int, seconds: float) -> None:
     """Commit one more. inputs: fingerprints of what it ran; seconds: what it took."""
     everything = [*read(workspace), measured]
     write_text(workspace.folder(STAGE) / f"{measured.id}.json", measured.model_dump_json(indent=1) + "\n")

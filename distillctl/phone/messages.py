@@ -24,13 +24,13 @@ Text = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
 Pixels = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e5)]
 
 
-class Message(BaseModel):
+class PageMessage(BaseModel):
     """Unknown keys are errors; a string is no number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Screen(Message):
+class Screen(PageMessage):
     """CSS pixels, and how many of the screen's own there are to each."""
 
     width: Pixels
@@ -38,7 +38,7 @@ class Screen(Message):
     pixel_ratio: Pixels
 
 
-class Device(Message):
+class Device(PageMessage):
     """What the browser says of itself and of what it runs on; None where it does not say."""
 
     user_agent: Text
@@ -57,7 +57,7 @@ class Device(Message):
     """Whether the browser handed out a WebGPU adapter."""
 
 
-class Measurement(Message):
+class Measurement(PageMessage):
     """One way of running the graph, in a fresh worker."""
 
     backend: Literal["wasm", "webgpu"]
@@ -74,7 +74,7 @@ class Measurement(Message):
     """Of every row, in the order of the task."""
 
 
-class Failure(Message):
+class Failure(PageMessage):
     """A way of running the graph that did not work."""
 
     backend: Literal["wasm", "webgpu"]
@@ -82,7 +82,7 @@ class Failure(Message):
     error: Text
 
 
-class Results(Message):
+class Results(PageMessage):
     """All that a device found."""
 
     download_ms: Milliseconds

@@ -37,17 +37,19 @@ class Options:
 class _Visits:
     """Who came, what was stored, who could not run the graph."""
 
-    def __init__(self, recipe: Recipe, workspace: Workspace, given: task.Task, inputs: Mapping[str, str]) -> None:
+    def __init__(self, recipe: Recipe, workspace: Workspace, given: task.PhoneTask, inputs: Mapping[str, str]) -> None:
         self._recipe, self._workspace, self._task, self._inputs = recipe, workspace, given, inputs
         self._began = time.monotonic()
-        self.stored: list[devices.Measured] = []
+        self.stored: list[devices.DeviceResult] = []
         self.failed: list[tuple[str, Failure]] = []
 
     def store(self, session: str, device: Device, results: Results) -> dict[str, Any]:
         """Judge and commit what one device found. A ValueError: it does not fit the task."""
         name = devices.name(device)
         runs = [
-            devices.Run(**one.model_dump(exclude={"logits"}), check=devices.Check(**self._task.check(one.logits)))
+            devices.BackendRun(
+                **one.model_dump(exclude={"logits"}), check=devices.Check(**self._task.check(one.logits))
+            )
             for one in results.measurements
         ]
         for failure in results.failures:
@@ -57,7 +59,7 @@ class _Visits:
                 raise ValueError("neither measurements nor failures")
             self.failed.append((name, results.failures[0]))
             return {"stored": False}
-        measured = devices.Measured(
+        measured = devices.DeviceResult(
             id=session,
             name=name,
             created=round(time.time(), 3),
@@ -117,7 +119,7 @@ def _listening(
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         thread.start()
         try:
-            console.invite(f"http://{addresses.shown(options.host, address)}:{port}/{server.token}/")
+            console.show_qr(f"http://{addresses.shown(options.host, address)}:{port}/{server.token}/")
             if ipaddress.ip_address(address).is_loopback:
                 console.note(
                     "only this machine can open it. A phone in the same network: --host 0.0.0.0. An Android phone on a "

@@ -29,7 +29,7 @@ MAX_GRAPH_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Task:
+class PhoneTask:
     """A graph, and held-out rows with the answers on record."""
 
     title: str
@@ -80,7 +80,7 @@ class Task:
         }
 
 
-def prepare(recipe: Recipe, workspace: Workspace) -> Task:
+def prepare(recipe: Recipe, workspace: Workspace) -> PhoneTask:
     """The first rows of the sample that bench times too, and what quantize recorded of them."""
     if recipe.task.kind != "classify":
         raise RecipeError("the page measures models that choose labels; this one writes", where="task.kind")
@@ -95,7 +95,7 @@ def prepare(recipe: Recipe, workspace: Workspace) -> Task:
         raise UnavailableError(f"the page takes {MAX_LABELS} labels at most", where="task.labels")
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     sample = np.random.default_rng(recipe.seed).permutation(len(views.id))[:MAX_ROWS].tolist()
-    return Task(
+    return PhoneTask(
         title=recipe.report.title or recipe.name,
         graph=folder / "model.onnx",
         sha256=manifest.outputs["model.onnx"].sha256,

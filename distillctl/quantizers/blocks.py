@@ -60,7 +60,7 @@ def k_quant(weight: np.ndarray, bits: int, block_size: int) -> Blocks:
     return _in_parts(_k_quant, weight, bits, block_size)
 
 
-def restored(blocks: Blocks, k: int) -> np.ndarray:
+def dequantize(blocks: Blocks, k: int) -> np.ndarray:
     """The weights [N, K] that the blocks stand for, float32."""
     n = len(blocks.packed)
     numbers = _unpacked(blocks.packed.reshape(n, -1), blocks.bits).reshape(n, -1, blocks.block_size).astype(np.float32)

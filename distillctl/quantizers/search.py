@@ -168,7 +168,7 @@ def front(candidates: Sequence[Candidate]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Settled:
+class Selection:
     """The candidate whose files were kept; facts, as the manifest has them; shown: the rows of the card's table."""
 
     chosen: Candidate
@@ -176,7 +176,7 @@ class Settled:
     shown: list[dict[str, str]]
 
 
-def settle(
+def select_candidate(
     staged: Path,
     built: Built,
     found: Mapping[str, Figures],
@@ -184,7 +184,7 @@ def settle(
     spec: Quantize,
     unit: Unit,
     metric: str,
-) -> Settled:
+) -> Selection:
     """Judge all, move the chosen one's files to ``staged`` and write candidates.json there.
 
     fp32: bytes, score and p50_ms of the fp32 graph; metric: of the scores. GateFailed with every candidate's figures
@@ -206,7 +206,7 @@ def settle(
     (staged / "candidates.json").write_text(text + "\n", encoding="utf-8")
     facts = {key: getattr(chosen, key) for key in ("bytes", "kl", "same_top", "score")}
     facts = {"chosen": chosen.name, **facts, FP32: dict(fp32), **searched}
-    return Settled(chosen, facts, measured(judged, chosen, fp32, unit, metric))
+    return Selection(chosen, facts, measured(judged, chosen, fp32, unit, metric))
 
 
 def _ratio(figure: float, bound: float) -> float:

@@ -180,7 +180,7 @@ def _kept(spec: WeightOnly, path: Path, graph: ir.Graph, calibration: Calibratio
     }
 
     def rounded(matrix: _Matrix) -> np.ndarray:
-        restored = blocks.restored(_round(spec, matrix, spec.bits), matrix.shape[1])
+        restored = blocks.dequantize(_round(spec, matrix, spec.bits), matrix.shape[1])
         return restored.T if matrix.transposed else restored
 
     what = f"{path.name} {spec.algorithm} {spec.block_size}"

@@ -3,9 +3,9 @@
 A spec that can be chosen by ``kind`` names its implementation in ``target``; `implementation` resolves it when used.
 """
 
-from distillctl.recipe.base import Closed, Spec, implementation
+from distillctl.recipe.base import Section, Spec, implementation
 from distillctl.recipe.collecting import Collect
-from distillctl.recipe.contexts import Context, Contexts, Message, Shot, Shots
+from distillctl.recipe.contexts import ChatMessage, Context, Contexts, Shot, Shots
 from distillctl.recipe.data import Data
 from distillctl.recipe.graphs import (
     CANDIDATES,
@@ -27,19 +27,19 @@ from distillctl.recipe.models import (
     PretrainedStudent,
     Student,
     Teacher,
+    TrimmedVocabulary,
     TruncatedStudent,
-    Vocabulary,
 )
 from distillctl.recipe.root import Recipe
 from distillctl.recipe.served import OpenAITeacher, Prices
 from distillctl.recipe.task import (
     Classify,
     Dense,
+    EvalSoftLabels,
     FieldReference,
     Generate,
     Given,
     Greedy,
-    Measured,
     Metric,
     Sampled,
     Sampling,
@@ -67,8 +67,8 @@ __all__ = [
     "TVD",
     "ULD",
     "Bench",
+    "ChatMessage",
     "Classify",
-    "Closed",
     "Collect",
     "Context",
     "Contexts",
@@ -76,6 +76,7 @@ __all__ = [
     "Data",
     "Dense",
     "DynamicInt8",
+    "EvalSoftLabels",
     "Export",
     "FieldReference",
     "Float16",
@@ -88,8 +89,6 @@ __all__ = [
     "HuggingFaceTeacher",
     "Loss",
     "LossTerm",
-    "Measured",
-    "Message",
     "Metric",
     "NewTokenizer",
     "OpenAITeacher",
@@ -101,6 +100,7 @@ __all__ = [
     "ReverseKL",
     "Sampled",
     "Sampling",
+    "Section",
     "Shot",
     "Shots",
     "SkewKL",
@@ -113,8 +113,8 @@ __all__ = [
     "Text",
     "TopK",
     "Train",
+    "TrimmedVocabulary",
     "TruncatedStudent",
-    "Vocabulary",
     "WeightOnly",
     "dump",
     "flatten",

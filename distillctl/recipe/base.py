@@ -23,13 +23,13 @@ class NotText(ValueError):
         self.value, self.path = value, path
 
 
-class Closed(BaseModel):
+class Section(BaseModel):
     """A recipe section: unknown keys are errors, values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class Spec(Closed):
+class Spec(Section):
     """A section whose ``kind`` chooses an implementation."""
 
     target: ClassVar[str]
@@ -42,7 +42,7 @@ def implementation(spec: Spec) -> Callable[..., Any]:
     return resolved
 
 
-def specs(root: type[BaseModel] = Closed) -> Iterator[type[BaseModel]]:
+def specs(root: type[BaseModel] = Section) -> Iterator[type[BaseModel]]:
     """Every section's class."""
     for cls in root.__subclasses__():
         yield cls

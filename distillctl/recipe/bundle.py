@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from distillctl.recipe.base import Closed
+from distillctl.recipe.base import Section
 
 
-class Bundle(Closed):
+class Bundle(Section):
     """The bundle for an app, which `distillctl export RECIPE --bundle` makes."""
 
     text_in: bool = False

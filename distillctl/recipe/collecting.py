@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distillctl.recipe.base import Closed, Count, Positive
+from distillctl.recipe.base import Count, Positive, Section
 
 
-class Collect(Closed):
+class Collect(Section):
     """Where the teacher runs while collect asks it. The soft labels do not depend on it, so they stay fresh."""
 
     engine: Literal["local", "ray"] = "local"

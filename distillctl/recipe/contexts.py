@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distillctl.recipe.base import Closed, Count, Seed
+from distillctl.recipe.base import Count, Section, Seed
 
 
-class Shot(Closed):
+class Shot(Section):
     """One few-shot example."""
 
     input: Annotated[str, Field(examples=["You charged my card twice."])]
@@ -21,7 +21,7 @@ class Shot(Closed):
     """Further columns, which a template reads as `example.row.title` or `example.title`."""
 
 
-class Shots(Closed):
+class Shots(Section):
     """Few-shot examples for a context: exactly one of `rows`, `file` and `train`."""
 
     rows: tuple[Shot, ...] = ()
@@ -40,7 +40,7 @@ class Shots(Closed):
         return self
 
 
-class Message(Closed):
+class ChatMessage(Section):
     """One chat message."""
 
     role: Literal["system", "user", "assistant"]
@@ -51,7 +51,7 @@ class Message(Closed):
     """Repeat the message for every example or document. Neighbours with the same `each` repeat together."""
 
 
-class Context(Closed):
+class Context(Section):
     """What is put around the input: exactly one of `template`, `template_file` and `messages`.
 
     Templates are sandboxed Jinja. They may use `input`, `examples` (each with `input` and `answer`), `documents`,
@@ -63,7 +63,7 @@ class Context(Closed):
     """The template itself."""
     template_file: Annotated[str | None, Field(examples=["prompt.jinja"])] = None
     """A file that holds the template."""
-    messages: tuple[Message, ...] | None = None
+    messages: tuple[ChatMessage, ...] | None = None
     """Chat messages, which the model's chat template joins."""
     examples: Shots | None = None
     """Few-shot examples, which the template reads as `examples`."""
@@ -85,7 +85,7 @@ TAKEN = {
 """Names of the report's own arms and figures."""
 
 
-class Contexts(Closed):
+class Contexts(Section):
     """What each model reads around an input."""
 
     full: Context

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distillctl.recipe.base import Closed, Count, Seed
+from distillctl.recipe.base import Count, Section, Seed
 from distillctl.untrusted import limits
 
 
-class Data(Closed):
+class Data(Section):
     """The rows. Name one `source`, which a seed splits, or both `train` and `eval`."""
 
     source: Annotated[

@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from distillctl.recipe import profiles
-from distillctl.recipe.base import Closed, Count, Fraction, Positive, Spec
+from distillctl.recipe.base import Count, Fraction, Positive, Section, Spec
 
 
-class Export(Closed):
+class Export(Section):
     """How the student becomes ONNX, and how closely ONNX Runtime must agree with PyTorch."""
 
     opset: Annotated[Count | None, Field(examples=[20])] = None
@@ -146,7 +146,7 @@ products of whole sequences are faster in int8; 4 bits where they are few enough
 Objective = Literal["smallest", "fastest", "closest"]
 
 
-class Gate(Closed):
+class Gate(Section):
     """The bounds that a candidate must meet, compared with the fp32 student on the held-out rows."""
 
     max_kl: Positive = 0.05
@@ -160,7 +160,7 @@ class Gate(Closed):
     """Largest size of the graphs and their weights together. Without it, any size."""
 
 
-class Quantize(Closed):
+class Quantize(Section):
     """Which smaller graphs are built, and which one is kept."""
 
     candidates: Annotated[tuple[Quantizer, ...], Field(min_length=1)] | None = None
@@ -182,7 +182,7 @@ class Quantize(Closed):
         return self
 
 
-class LoadGen(Closed):
+class LoadGen(Section):
     """MLPerf LoadGen's SingleStream run (pip install 'distillctl[loadgen]'). `{}` keeps MLPerf's own rules."""
 
     min_queries: Count = 1024
@@ -191,7 +191,7 @@ class LoadGen(Closed):
     """Seconds at least."""
 
 
-class Bench(Closed):
+class Bench(Section):
     """How latency and memory are measured on this machine."""
 
     threads: Annotated[Count | None, Field(examples=[2])] = None
@@ -222,7 +222,7 @@ class Bench(Closed):
         return name
 
     @property
-    def device(self) -> profiles.Profile | None:
+    def device(self) -> profiles.DeviceProfile | None:
         """What the profile says."""
         return None if self.profile is None else profiles.profile(self.profile)
 
@@ -232,7 +232,7 @@ class Bench(Closed):
         return self.threads or (self.device.threads if self.device else 1)
 
 
-class Report(Closed):
+class Report(Section):
     """What the report shows."""
 
     title: Annotated[str | None, Field(examples=["Question router"])] = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from distillctl.recipe.base import Closed, Count, Spec
+from distillctl.recipe.base import Count, Section, Spec
 from distillctl.recipe.served import OpenAITeacher, chat_arguments
 
 Model = Annotated[
@@ -16,7 +16,7 @@ Model = Annotated[
 Revision = Annotated[str | None, Field(examples=["main"])]
 
 
-class HuggingFaceTeacher(Closed):
+class HuggingFaceTeacher(Section):
     """A causal language model that transformers runs on this machine."""
 
     operational: ClassVar[frozenset[str]] = frozenset()
@@ -64,7 +64,7 @@ Teacher = Annotated[
 ]
 
 
-class Vocabulary(Closed):
+class TrimmedVocabulary(Section):
     """A trimmed vocabulary: the tokens that the data needs, and a safety set. All others leave the embeddings."""
 
     merges: Count = 4096
@@ -72,7 +72,7 @@ class Vocabulary(Closed):
     pieces), besides single bytes or characters and special tokens."""
 
 
-class NewTokenizer(Closed):
+class NewTokenizer(Section):
     """A new tokenizer, trained on the data's views and responses."""
 
     model: Literal["bpe", "unigram"] = "unigram"
@@ -90,7 +90,7 @@ class StartsPretrained(Spec):
     """Branch, tag or commit of a model from a hub. Without it, the hub's default branch."""
     trust_remote_code: bool = False
     """Whether the model may run code of its own. The command needs `--trust-remote-code`, too."""
-    vocabulary: Vocabulary | None = None
+    vocabulary: TrimmedVocabulary | None = None
     """Trim the vocabulary. Without it, the student keeps all tokens."""
     max_length: Annotated[Count | None, Field(examples=[128])] = None
     """Longest simplified view in tokens; for models that write, view and response together. Without it, what the model

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from distillctl.recipe.base import Closed, Count
+from distillctl.recipe.base import Count, Section
 
 
-class Profile(Closed):
+class DeviceProfile(Section):
     """threads: of every model. data_bytes: RLIMIT_DATA of the student's processes. context_tokens: lengths of view at
     which the deployed graph is timed besides."""
 
@@ -26,8 +26,8 @@ def names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
 
 
-def profile(name: str) -> Profile:
+def profile(name: str) -> DeviceProfile:
     """The file of that name, which is one of `names`."""
     text = resources.files("distillctl.recipe").joinpath("device_profiles", f"{name}.yaml").read_text(encoding="utf-8")
     document: dict[str, Any] = yaml.safe_load(text)
-    return Profile.model_validate(document)
+    return DeviceProfile.model_validate(document)

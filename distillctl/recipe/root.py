@@ -7,19 +7,19 @@ from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from distillctl.recipe.base import Closed, Count, Seed
+from distillctl.recipe.base import Count, Section, Seed
 from distillctl.recipe.bundle import Bundle
 from distillctl.recipe.collecting import Collect
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.graphs import Bench, Export, Quantize, Report
 from distillctl.recipe.models import HuggingFaceTeacher, Student, Teacher
-from distillctl.recipe.served import OpenAITeacher, misses, with_defaults
+from distillctl.recipe.served import OpenAITeacher, unsupported_by_server, with_defaults
 from distillctl.recipe.task import Classify, Generate, Sampled, Task, Text, TopK
 from distillctl.recipe.training import Loss, Train
 
 
-class Recipe(Closed):
+class Recipe(Section):
     """A recipe: one YAML file with every knob."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["my-recipe"])]
@@ -66,7 +66,9 @@ class Recipe(Closed):
 
     @model_validator(mode="after")
     def _a_server_gives_it(self) -> Recipe:
-        if isinstance(self.teacher, OpenAITeacher) and (problem := misses(self.teacher, self.task, self.contexts)):
+        if isinstance(self.teacher, OpenAITeacher) and (
+            problem := unsupported_by_server(self.teacher, self.task, self.contexts)
+        ):
             raise ValueError(problem)
         return self
 

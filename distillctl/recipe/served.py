@@ -9,14 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from distillctl.recipe import addresses
-from distillctl.recipe.base import Closed, Count, Positive
+from distillctl.recipe.base import Count, Positive, Section
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.task import Classify, Given, Task, Text, TopK
 
 Price = Annotated[float, Field(ge=0)]
 
 
-class Prices(Closed):
+class Prices(Section):
     """What a million tokens cost, in any one currency."""
 
     input: Annotated[Price, Field(examples=[0.2])]
@@ -32,7 +32,7 @@ def chat_arguments(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-class OpenAITeacher(Closed):
+class OpenAITeacher(Section):
     """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, OpenAI."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
@@ -158,7 +158,7 @@ def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, "task": {**task, **more}}
 
 
-def misses(teacher: OpenAITeacher, task: Task, contexts: Contexts) -> str | None:
+def unsupported_by_server(teacher: OpenAITeacher, task: Task, contexts: Contexts) -> str | None:
     """What the recipe asks for and no server can give."""
     every = (contexts.full, contexts.simplified, *contexts.arms.values())
     if teacher.api == "completions" and any(context.messages is not None for context in every):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from distillctl.recipe.base import Closed, Count, Fraction, NotText, Positive, Spec
+from distillctl.recipe.base import Count, Fraction, NotText, Positive, Section, Spec
 from distillctl.untrusted import limits
 
 
@@ -61,13 +61,13 @@ class Classify(Spec):
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Greedy(Closed):
+class Greedy(Section):
     """The teacher's most likely token at each step."""
 
     kind: Literal["greedy"] = "greedy"
 
 
-class Sampling(Closed):
+class Sampling(Section):
     """Several responses drawn for each train row; the eval rows are always answered greedily."""
 
     kind: Literal["sampling"] = "sampling"
@@ -79,7 +79,7 @@ class Sampling(Closed):
     """Draw from the likeliest tokens that together have this much of the probability."""
 
 
-class Given(Closed):
+class Given(Section):
     """The references of the train rows as responses; the teacher only says how likely each token is."""
 
     kind: Literal["given"] = "given"
@@ -131,7 +131,7 @@ class Text(Spec):
 SoftLabels = Annotated[TopK | Sampled | Dense | Text, Field(discriminator="kind")]
 
 
-class Measured(Spec):
+class EvalSoftLabels(Spec):
     """What is kept of the eval rows instead of `top_k` or `sampled`: so much that KL is exact. No recipe names it."""
 
     target: ClassVar[str] = "distillctl.soft_labels.eval_rows:EvalLabels"
@@ -148,7 +148,7 @@ class Measured(Spec):
 Metric = Literal["format", "fields", "exact", "chrf", "bleu", "rouge_l"]
 
 
-class FieldReference(Closed):
+class FieldReference(Section):
     """Where the reference of one value of an answer in JSON stands. A column's name alone means that the cell is it."""
 
     column: Annotated[str, Field(examples=["sentiment"])]
@@ -204,10 +204,10 @@ class Generate(Spec):
             raise ValueError(f"format is not a regular expression: {error}") from None
         return self
 
-    def kept(self, split: str, *, served: bool = False) -> TopK | Sampled | Dense | Text | Measured:
+    def kept(self, split: str, *, served: bool = False) -> TopK | Sampled | Dense | Text | EvalSoftLabels:
         """What is kept of the teacher's distributions in a split; a server shows no whole ones."""
         kept = self.soft_labels
-        return Measured() if split == "eval" and not served and isinstance(kept, TopK | Sampled) else kept
+        return EvalSoftLabels() if split == "eval" and not served and isinstance(kept, TopK | Sampled) else kept
 
     @property
     def score(self) -> Metric:

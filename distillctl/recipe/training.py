@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distillctl.recipe.base import Closed, Count, Fraction, Positive, Seed, Spec
+from distillctl.recipe.base import Count, Fraction, Positive, Section, Seed, Spec
 
 
 class LossTerm(Spec):
@@ -101,7 +101,7 @@ class ULD(LossTerm):
 Loss = Annotated[ForwardKL | ReverseKL | JSD | SkewKL | TVD | CrossEntropy | ULD, Field(discriminator="kind")]
 
 
-class Train(Closed):
+class Train(Section):
     """How the student is trained."""
 
     seed: Annotated[Seed | None, Field(examples=[1])] = None

@@ -19,7 +19,7 @@ from distillctl.errors import DataError, UpstreamError, UsageError
 from distillctl.graphs import sidecar_files
 from distillctl.recipe import Generate, Recipe
 from distillctl.regression import paired_timing, sequential_test
-from distillctl.regression.paired_timing import Side
+from distillctl.regression.paired_timing import BenchTarget
 from distillctl.run_dir import run_marker
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import machine
@@ -79,7 +79,7 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
         rows = len(own.job["texts"])
         console.note(f"timing both deployed graphs in pairs of fresh processes, {rows:,} rows in turns")
         with console.progress("timing", max(sequential_test.LOOKS), "pairs") as bar:
-            timed = paired_timing.fight(
+            timed = paired_timing.compare_latency(
                 own,
                 theirs,
                 max_ratio=1 + bounds.max_slowdown,
@@ -121,7 +121,7 @@ def _whole(recipe: Recipe, other: Workspace) -> None:
             )
 
 
-def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[Side, Side, str]:
+def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[BenchTarget, BenchTarget, str]:
     """Both jobs on the held-out rows that both runs know, each with the text its own student sees."""
     known = [view_table.read(one.folder("collect") / "views.parquet", "eval") for one in (own, other)]
     texts = [dict(zip(zip(v.id, v.input, strict=True), v.simplified, strict=True)) for v in known]
@@ -137,7 +137,7 @@ def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[Side, Side
         job |= {"runtime": "onnx_text", "limit": tokens, "answer_tokens": tokens, "until": "limit"}
         measured = f"the view and an answer of {tokens} tokens, whether or not it would have ended before"
     own_side, other_side = (
-        Side({**job, "folder": str(one.folder("quantize")), "texts": [found[row] for row in rows]})
+        BenchTarget({**job, "folder": str(one.folder("quantize")), "texts": [found[row] for row in rows]})
         for one, found in zip((own, other), texts, strict=True)
     )
     return own_side, other_side, measured

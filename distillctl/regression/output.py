@@ -18,7 +18,7 @@ from distillctl.untrusted.markdown import plain
 JUNIT_OUTCOME = {"failed": "failure", "undecided": "skipped"}
 
 
-def hand_out(
+def emit(
     found: Mapping[str, Any], *, undecided_fails: bool, junit: Path | None = None, summary: Path | None = None
 ) -> None:
     """Say it everywhere it is wanted. GateFailed where the run is slower or larger than allowed, or, where

@@ -39,7 +39,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True)
-class Side:
+class BenchTarget:
     """One of the two: what its worker runs, and which module that is."""
 
     job: Job
@@ -47,7 +47,7 @@ class Side:
 
 
 @dataclass
-class Duel:
+class PairedTiming:
     """What the pairs of processes said. Times in milliseconds per query."""
 
     bound: float
@@ -94,20 +94,20 @@ def _ratio(log: float) -> float | None:
     return math.exp(log) if math.isfinite(log) else None
 
 
-def fight(
-    own: Side,
-    other: Side,
+def compare_latency(
+    own: BenchTarget,
+    other: BenchTarget,
     *,
     max_ratio: float,
     max_seconds: float = math.inf,
     advance: Callable[[], None] = lambda: None,
-) -> Duel:
+) -> PairedTiming:
     """Run pairs until a look decides, the last look is done, or ``max_seconds`` would not hold another pair.
 
     The texts of both jobs are the same rows, from which every pair takes the next ones. UnavailableError when a model
     cannot be run.
     """
-    duel, began, longest = Duel(math.log(max_ratio)), time.perf_counter(), 0.0
+    duel, began, longest = PairedTiming(math.log(max_ratio)), time.perf_counter(), 0.0
     for pair in range(max(LOOKS)):
         interrupts.check()
         started = time.perf_counter()
@@ -122,7 +122,7 @@ def fight(
     return duel
 
 
-def _run_pair(duel: Duel, own: Side, other: Side, pair: int) -> None:
+def _run_pair(duel: PairedTiming, own: BenchTarget, other: BenchTarget, pair: int) -> None:
     sides = {"own": own, "other": other}
     names = list(sides)[:: -1 if pair % 2 else 1]
     with ExitStack() as stack:

@@ -23,7 +23,7 @@ from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder, versions
 from distillctl.runtimes import lengths, loadgen, machine, model_facts, sustained
-from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, Run, agreement, figures, measure
+from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, ProcessRun, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.runtimes.process import WorkerProcess
 
@@ -38,7 +38,7 @@ Answers = Mapping[str, list[int]]
 """Row id → the answer's tokens, or its label's index as the only one."""
 
 
-class Bench:
+class BenchSession:
     """A seeded sample of eval rows, the same for all models; everything runs on the CPU with ``bench.threads`` threads.
 
     The teacher is timed under its full context: in PyTorch, with and without its prompt cached; and as a service would
@@ -143,8 +143,8 @@ class Bench:
         self,
         jobs: Mapping[str, Job],
         expected: Mapping[str, Answers],
-        columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]],
-        more: Callable[[list[Run]], dict[str, Any]] = lambda runs: {},
+        columns: Callable[[Sequence[ProcessRun]], Mapping[str, list[Any]]],
+        more: Callable[[list[ProcessRun]], dict[str, Any]] = lambda runs: {},
         reads: Mapping[str, int] | None = None,
     ) -> StageOutput:
         """Time all models, and commit what was found.
@@ -221,7 +221,7 @@ class Bench:
             console.warn(f"LoadGen says INVALID ({', '.join(found['unmet'])}): see {kept}")
         return folder
 
-    def _sizes(self, name: str, job: Job, runs: Sequence[Run]) -> dict[str, Any]:
+    def _sizes(self, name: str, job: Job, runs: Sequence[ProcessRun]) -> dict[str, Any]:
         """bytes: of the graphs with external data, of PyTorch's teacher its weights as loaded; file_bytes: of its
         file."""
         if name in FOLDERS:
@@ -236,7 +236,7 @@ class Bench:
             "cached_tokens": runs[0].loaded["cached_tokens"],
         }
 
-    def _agreement(self, runs: dict[str, list[Run]], expected: Mapping[str, Answers]) -> dict[str, float | None]:
+    def _agreement(self, runs: dict[str, list[ProcessRun]], expected: Mapping[str, Answers]) -> dict[str, float | None]:
         """The share of each model's timed queries with the answer that is expected."""
         shares: dict[str, float | None] = {}
         if "teacher" in runs:
@@ -251,8 +251,8 @@ class Bench:
     def _write(
         self,
         facts: dict[str, Any],
-        runs: dict[str, list[Run]],
-        columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]],
+        runs: dict[str, list[ProcessRun]],
+        columns: Callable[[Sequence[ProcessRun]], Mapping[str, list[Any]]],
         logs: Path | None,
     ) -> list[str]:
         tables = {
@@ -289,6 +289,6 @@ class Bench:
         return ["results.json", "samples", *([LOGS] if logs else [])]
 
 
-def _by_query(runs: Sequence[Run]) -> dict[int, Any]:
+def _by_query(runs: Sequence[ProcessRun]) -> dict[int, Any]:
     """What was answered to each query."""
     return {query: answer for run in runs for query, answer in zip(run.queries, run.answers, strict=True)}

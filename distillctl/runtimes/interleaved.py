@@ -58,7 +58,7 @@ class Plan:
 
 
 @dataclass
-class Run:
+class ProcessRun:
     """One process of one model. Times in milliseconds; ``loaded`` is the worker's first answer."""
 
     process: int
@@ -82,9 +82,9 @@ class Run:
 
 def measure(
     jobs: Mapping[str, Job], plan: Plan, advance: Callable[[str], None] = lambda name: None
-) -> dict[str, list[Run]]:
+) -> dict[str, list[ProcessRun]]:
     """The runs of every job by its name; ``advance`` is called after each turn (rounds × turns of each job)."""
-    runs: dict[str, list[Run]] = {name: [] for name in jobs}
+    runs: dict[str, list[ProcessRun]] = {name: [] for name in jobs}
     for process in range(plan.processes):
         with ExitStack() as stack:
             workers = {
@@ -108,15 +108,15 @@ def rotated(names: list[str], by: int) -> list[str]:
     return names[by:] + names[:by]
 
 
-def _warm(worker: WorkerProcess, process: int, plan: Plan) -> Run:
+def _warm(worker: WorkerProcess, process: int, plan: Plan) -> ProcessRun:
     first = plan.rows - 1 - plan.warmup
     [first_ms] = map(sum, worker.run(first, 1)["token_ms"])
     left = WARM_SECONDS - first_ms / 1e3
     warmup = worker.run(first + 1, plan.warmup, left)["token_ms"] if plan.warmup and left > 0 else []
-    return Run(process, worker.loaded, first_ms, list(map(sum, warmup)))
+    return ProcessRun(process, worker.loaded, first_ms, list(map(sum, warmup)))
 
 
-def _take_turn(worker: WorkerProcess, run: Run, turn: int, plan: Plan) -> None:
+def _take_turn(worker: WorkerProcess, run: ProcessRun, turn: int, plan: Plan) -> None:
     """Bring the run to its share of queries, or of seconds, at the end of this turn: a slow model keeps step."""
     share = (turn + 1) / plan.turns
     seconds = None if plan.seconds is None else plan.seconds * share - sum(run.milliseconds) / 1e3
@@ -126,7 +126,7 @@ def _take_turn(worker: WorkerProcess, run: Run, turn: int, plan: Plan) -> None:
         _time(worker, run, LEAST, None, plan)
 
 
-def _time(worker: WorkerProcess, run: Run, until: int, seconds: float | None, plan: Plan) -> None:
+def _time(worker: WorkerProcess, run: ProcessRun, until: int, seconds: float | None, plan: Plan) -> None:
     done = len(run.queries)
     if done >= until:
         return
@@ -139,7 +139,7 @@ def _time(worker: WorkerProcess, run: Run, until: int, seconds: float | None, pl
         setattr(run, kind, answer[kind])
 
 
-def figures(runs: list[Run]) -> dict[str, Any]:
+def figures(runs: list[ProcessRun]) -> dict[str, Any]:
     """A model's numbers over all its processes' samples; loading is the processes' median, memory their maximum."""
     samples = np.concatenate([run.milliseconds for run in runs])
     p50, p90, p99 = (float(p) for p in np.percentile(samples, (50, 90, 99)))
@@ -162,13 +162,13 @@ def figures(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _warmup_ratio(runs: list[Run], p50: float) -> float | None:
+def _warmup_ratio(runs: list[ProcessRun], p50: float) -> float | None:
     """How much slower than the median the untimed queries after the first were; None where there were none."""
     warmup = [one for run in runs for one in run.warmup_ms]
     return statistics.median(warmup) / p50 if warmup else None
 
 
-def writing_figures(runs: list[Run]) -> dict[str, float | None]:
+def writing_figures(runs: list[ProcessRun]) -> dict[str, float | None]:
     """What there is to say besides of a model that writes. Speeds are of all tokens over all their time: those of the
     views up to the first token of the answer, those of the answers after it. None where no answer has a second token.
 
@@ -191,7 +191,7 @@ def writing_figures(runs: list[Run]) -> dict[str, float | None]:
     }
 
 
-def agreement(runs: list[Run], expected: Mapping[int, list[int]]) -> float | None:
+def agreement(runs: list[ProcessRun], expected: Mapping[int, list[int]]) -> float | None:
     """The share of queries answered as ``expected`` says for the query; None when none is shared."""
     same = [
         expected[query] == answer

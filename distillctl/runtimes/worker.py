@@ -52,7 +52,7 @@ Query = Callable[[str], Iterable[int]]
 """A text's answer, token by token as soon as each is known."""
 
 
-class Writer(Protocol):
+class GenerativeModel(Protocol):
     """A model that writes."""
 
     def encode(self, text: str) -> list[int]:
@@ -212,7 +212,7 @@ def _loading(began: float, imported: float, ready: float) -> dict[str, Any]:
     return {"import_ms": 1e3 * (imported - began), "load_ms": 1e3 * (ready - imported)}
 
 
-def _writing(job: dict[str, Any], model: Writer, loading: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+def _writing(job: dict[str, Any], model: GenerativeModel, loading: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     lengths = [len(model.encode(text)) for text in job["texts"]]
     whole = round(statistics.mean(lengths) + loading.get("cached_tokens", 0) + job["answer_tokens"])
     facts = {**loading, "view_tokens": lengths, "kv_bytes": model.kv_bytes(whole)}

@@ -18,7 +18,7 @@ METADATA = {"seal": (_MARK + _ZEROS).decode()}
 """The entry of a file that will be sealed."""
 
 
-def seal(path: Path) -> None:
+def write_checksum(path: Path) -> None:
     """Put the checksum in."""
     with path.open("r+b") as file:
         whole = file.read()
@@ -27,7 +27,7 @@ def seal(path: Path) -> None:
         file.write(digest)
 
 
-def unbroken(path: Path, *, required: bool = True) -> bytes:
+def read_checked(path: Path, *, required: bool = True) -> bytes:
     """The file's bytes; ValueError when any of them is not what it was when it was sealed.
 
     required: False for files that older versions wrote without a seal: their page checksums have to do.

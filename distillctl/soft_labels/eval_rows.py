@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distillctl.losses.targets import MeasuredTargets, SampledTargets
-from distillctl.recipe import Measured
+from distillctl.recipe import EvalSoftLabels
 from distillctl.soft_labels import sampling
 from distillctl.soft_labels.columns import per_kept_token, per_token, short
 from distillctl.soft_labels.ragged import Ragged
@@ -29,7 +29,7 @@ _ENTRIES = 2**29
 """Named tokens of all eval rows at most: 2 GiB of log-probabilities, were every row as long as it may be."""
 
 
-def rows_measured(spec: Measured, vocabulary: int, max_new_tokens: int, rows: int) -> int:
+def rows_measured(spec: EvalSoftLabels, vocabulary: int, max_new_tokens: int, rows: int) -> int:
     """Of how many of the eval rows, from the first, so much is kept: what they take is bounded, whatever they say."""
     return min(rows, max(1, _ENTRIES // (min(vocabulary, spec.most) * max_new_tokens)))
 
@@ -40,7 +40,7 @@ class EvalLabels:
     it. Logs keep `BITS` significant bits. Where a row is not measured, all are empty and log_tail is NaN.
     """
 
-    def __init__(self, spec: Measured) -> None:
+    def __init__(self, spec: EvalSoftLabels) -> None:
         self.spec = spec
         self.fields = [
             per_kept_token("ids", pa.int32()),

@@ -34,7 +34,7 @@ TOKEN_IDS = pa.field("token_ids", pa.list_(pa.int32()))
 CONTEXT_KL = columns.per_token("context_kl")
 
 
-class Profile(Protocol):
+class SoftLabelCodec(Protocol):
     """What is kept of the teacher's distribution at each response token, and how it is read back."""
 
     fields: list[pa.Field]
@@ -69,7 +69,7 @@ class Responses:
     context_kl: list[np.ndarray] | None = None
 
 
-def write(folder: Path, shard: Shard, rows: Sequence[tuple[str, int, Response]], profile: Profile) -> None:
+def write(folder: Path, shard: Shard, rows: Sequence[tuple[str, int, Response]], profile: SoftLabelCodec) -> None:
     """Commit a shard atomically. rows: id, sample, response."""
     said = [response for _, _, response in rows]
     per_token: list[tuple[pa.Field, list[Any]]] = [(TOKEN_IDS, [response.token_ids for response in said])]
@@ -103,7 +103,7 @@ def present(folder: Path, shard: Shard) -> bool:
     return list(dict.fromkeys(found)) == shard.ids
 
 
-def read(workspace: Workspace, arm: str, split: str, profile: Profile) -> Responses:
+def read(workspace: Workspace, arm: str, split: str, profile: SoftLabelCodec) -> Responses:
     """All responses of an arm in the order of views.parquet, samples ascending, from the shards that collect's manifest
     names; of ``profile``'s columns alone."""
     ids = view_table.column(workspace.folder("collect") / "views.parquet", split, "id")
@@ -119,23 +119,23 @@ def context_kl(workspace: Workspace) -> list[np.ndarray] | None:
     return read(workspace, FLOOR, "eval", TextLabels(Text())).context_kl
 
 
-def read_parts(workspace: Workspace, arm: str, split: str, profile: Profile) -> Iterator[Responses]:
+def read_parts(workspace: Workspace, arm: str, split: str, profile: SoftLabelCodec) -> Iterator[Responses]:
     """All responses of an arm, a shard at a time; of ``profile``'s columns alone."""
     return (_read(path, profile) for path in shards.files(workspace, arm, split))
 
 
-def read_each(folder: Path, parts: Sequence[Shard], profile: Profile) -> Iterator[tuple[Shard, Responses]]:
+def read_each(folder: Path, parts: Sequence[Shard], profile: SoftLabelCodec) -> Iterator[tuple[Shard, Responses]]:
     """The responses of a finished plan, a shard at a time."""
     for shard in parts:
         yield shard, _read(folder / shard.file, profile)
 
 
-def read_shards(folder: Path, parts: Sequence[Shard], ids: Sequence[str], profile: Profile) -> Responses:
+def read_shards(folder: Path, parts: Sequence[Shard], ids: Sequence[str], profile: SoftLabelCodec) -> Responses:
     """The responses of a finished plan, in the order of ``ids``."""
     return _in_order([folder / shard.file for shard in parts], ids, profile)
 
 
-def _in_order(paths: Sequence[Path], ids: Sequence[str], profile: Profile) -> Responses:
+def _in_order(paths: Sequence[Path], ids: Sequence[str], profile: SoftLabelCodec) -> Responses:
     parts = [_read(path, profile) for path in paths]
     rows = [(part, row) for part in parts for row in range(len(part.id))]
     by_id: dict[str, list[tuple[Responses, int]]] = {}
@@ -156,7 +156,7 @@ def _in_order(paths: Sequence[Path], ids: Sequence[str], profile: Profile) -> Re
     )
 
 
-def _read(path: Path, profile: Profile) -> Responses:
+def _read(path: Path, profile: SoftLabelCodec) -> Responses:
     wanted = {*_SCHEMA, *(field.name for field in profile.fields)}
     table = shard_files.read(path, {*wanted, "context_kl"})
     if missing := sorted(wanted - {*table.column_names}):

@@ -19,7 +19,7 @@ def write(path: Path, table: pa.Table) -> None:
     """Commit a shard atomically."""
     with replacing(path) as temporary:
         columns.write(temporary, table, checksum.METADATA)
-        checksum.seal(temporary)
+        checksum.write_checksum(temporary)
 
 
 def read(path: Path, names: Collection[str], *, required: bool = True) -> pa.Table:
@@ -28,7 +28,7 @@ def read(path: Path, names: Collection[str], *, required: bool = True) -> pa.Tab
     required: False for label shards, which older versions wrote without a checksum of the whole file.
     """
     try:
-        return parquet.read(pa.py_buffer(checksum.unbroken(path, required=required)), names)
+        return parquet.read(pa.py_buffer(checksum.read_checked(path, required=required)), names)
     except parquet.ERRORS as error:
         raise damaged(path, error) from None
 

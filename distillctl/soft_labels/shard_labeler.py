@@ -1,4 +1,4 @@
-"""collect's loop: what is missing of a plan is labelled by a crew and committed shard by shard, by one writer."""
+"""collect's loop: what is missing of a plan is labelled by a pool and committed shard by shard, by one writer."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from distillctl import console, interrupts
-from distillctl.engines.worker_pool import Crew, Task
+from distillctl.engines.worker_pool import ShardTask, WorkerPool
 from distillctl.soft_labels.shards import Shard
 from distillctl.terminal.progress import Progress
 
 
 @dataclass
-class Committing:
+class ShardLabeler:
     """Counts what was done and what was there.
 
     present: whether a shard is there, whole; commit: writes a shard and says how many tokens it took.
     """
 
-    crew: Crew
+    pool: WorkerPool
     present: Callable[[Shard], bool]
     commit: Callable[[Shard, Any], int]
     bar: Progress
@@ -30,13 +30,13 @@ class Committing:
     tokens: int = 0
     seconds: float = 0.0
 
-    def label(self, plan: Sequence[Shard], task: Callable[[Shard], Task]) -> None:
+    def label(self, plan: Sequence[Shard], task: Callable[[Shard], ShardTask]) -> None:
         """Have these shards labelled and commit each as it comes. task: what a shard asks, made when it can begin."""
         missing = [shard for shard in plan if not self.present(shard)]
         self._reuse(plan, missing)
         start = time.perf_counter()
         with interrupts.deferred():
-            for shard, found in self.crew.map((shard, task(shard)) for shard in missing):
+            for shard, found in self.pool.map((shard, task(shard)) for shard in missing):
                 self.tokens += self.commit(shard, found)
                 self.scored += len(shard.ids)
                 speed = self.tokens / (self.seconds + time.perf_counter() - start)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distillctl.data.disk_rows import Spool
+from distillctl.data.disk_rows import DiskRows
 from distillctl.soft_labels.ragged import Ragged
 
 
@@ -25,22 +25,22 @@ class SpooledLabels:
             column.append(labels[name])
 
     def some(self, rows: Sequence[int]) -> dict[str, list[Any]]:
-        """Of some responses, by their numbers: as `Profile.targets` takes it."""
+        """Of some responses, by their numbers: as `SoftLabelCodec.targets` takes it."""
         return {name: [column[row] for row in rows] for name, column in self._columns.items()}
 
 
-def _column(folder: Path, field: pa.Field) -> Spool | _Nested:
+def _column(folder: Path, field: pa.Field) -> DiskRows | _Nested:
     inner = field.type.value_type
     if pa.types.is_list(inner):
         return _Nested(folder, inner.value_type.to_pandas_dtype())
-    return Spool(folder, inner.to_pandas_dtype())
+    return DiskRows(folder, inner.to_pandas_dtype())
 
 
 class _Nested:
     """Several values at each of a response's tokens."""
 
     def __init__(self, folder: Path, kind: type[np.generic]) -> None:
-        self._values, self._counts = Spool(folder, kind), Spool(folder, np.int32)
+        self._values, self._counts = DiskRows(folder, kind), DiskRows(folder, np.int32)
 
     def append(self, value: Any) -> None:
         row = Ragged.of(value)

@@ -6,7 +6,7 @@ from distillctl import tasks
 from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace
-from distillctl.runtimes.bench import Bench
+from distillctl.runtimes.bench import BenchSession
 
 
 def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
@@ -14,6 +14,6 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     task = tasks.of(recipe, workspace)
     for stage in ("export", "quantize"):
         sidecar_files.try_out(workspace.folder(stage), task.runtime, f"distillctl {stage} RECIPE --force")
-    bench = Bench(recipe, workspace)
+    bench = BenchSession(recipe, workspace)
     timing = task.timing(bench)
     return bench.run(timing.jobs, timing.expected, timing.columns, timing.more, timing.reads)

@@ -15,5 +15,5 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     task.check_bundle()
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     with replacing_folder(workspace.folder("bundle")) as folder:
-        facts = task.fill_bundle(draft.Draft.begin(recipe, workspace, folder, task.runtime), views)
+        facts = task.fill_bundle(draft.BundleBuilder.begin(recipe, workspace, folder, task.runtime), views)
     return draft.outcome(workspace, facts)

@@ -8,7 +8,7 @@ from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.soft_labels import shards
-from distillctl.soft_labels.shard_labeler import Committing
+from distillctl.soft_labels.shard_labeler import ShardLabeler
 from distillctl.students import reading as student_lengths
 from distillctl.teachers import arms as teacher_arms
 from distillctl.teachers import worker_pools
@@ -22,25 +22,25 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     contexts = views.renderers(recipe, dataset.shots)
     source = model_source.teacher(recipe)
     task = tasks.of(recipe, workspace)
-    with worker_pools.crew(recipe, source, folder) as crew:
+    with worker_pools.open_pool(recipe, source, folder) as pool:
         arms, dataset = teacher_arms.arms(
-            crew.reader,
+            pool.reader,
             dataset,
             contexts,
-            task.requests(crew.reader),
+            task.requests(pool.reader),
             folder,
             student=student_lengths.measure(recipe),
             cut=recipe.contexts.truncate == "input",
         )
         fingerprint = source.fingerprint()
-        collection = task.collection(crew.reader, dataset, arms, fingerprint)
+        collection = task.collection(pool.reader, dataset, arms, fingerprint)
         workspace.invalidate("collect")
         every = [shard for todo in collection.rounds for shard in todo]
         with console.progress("collect", total=sum(len(shard.ids) for shard in every)) as bar:
-            loop = Committing(crew, collection.present, collection.commit, bar)
+            loop = ShardLabeler(pool, collection.present, collection.commit, bar)
             for todo in collection.rounds:
                 loop.label(todo, collection.request)
-        facts = teacher_arms.facts(recipe, crew.reader, dataset, arms, fingerprint)
+        facts = teacher_arms.facts(recipe, pool.reader, dataset, arms, fingerprint)
         facts |= collection.teacher_facts() | loop.facts
     shards.drop_others(folder, every)
     found = collection.findings()

@@ -36,7 +36,9 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
                 "score": held_out.fp32_score(),
                 "p50_ms": figures[FP32].p50_ms,
             }
-            settled = search.settle(staged, built, figures, fp32, recipe.quantize, held_out.unit, held_out.metric)
+            settled = search.select_candidate(
+                staged, built, figures, fp32, recipe.quantize, held_out.unit, held_out.metric
+            )
         chosen = settled.chosen.name
         held_out.write(staged / "eval.parquet", chosen)
         doubts.collapse("deployed", *held_out.texts(chosen))

@@ -13,7 +13,7 @@ from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.students.student import Student
 from distillctl.tasks.base import Trained, Training
 from distillctl.training import train_dir
-from distillctl.training.loop import Fit, Run, hold_out
+from distillctl.training.loop import Fit, TrainingRun, hold_out
 
 
 def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
@@ -62,7 +62,7 @@ def _fit(
         for places in hold_out(training.examples(rows["train"]), spec.validation, seed)
     )
     objective = training.objective(student, train, validation, terms)
-    loop = Run(name, student.model, objective, spec, seed, train_dir.checkpoints(recipe, workspace, name))
+    loop = TrainingRun(name, student.model, objective, spec, seed, train_dir.checkpoints(recipe, workspace, name))
     fit = loop.fit(workspace.folder("train") / "metrics.jsonl")
     trained: Trained = training.measure(student, rows["eval"])
     return fit, trained

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from distillctl.recipe import Recipe, Vocabulary
+from distillctl.recipe import Recipe, TrimmedVocabulary
 from distillctl.students import tokenization
 from distillctl.students.loading import writes_on
 from distillctl.students.student import Corpus, Student, finish
@@ -21,7 +21,7 @@ def assemble(
     corpus: Corpus,
     *,
     max_length: int | None,
-    vocabulary: Vocabulary | None = None,
+    vocabulary: TrimmedVocabulary | None = None,
 ) -> Student:
     """The student from its parts. ``model`` is changed in place."""
     digest, response_length = vocabulary_digest(tokenizer), 0

@@ -21,7 +21,7 @@ from distillctl.students.preflight import check_sizes, longest_view, view_limit
 
 
 @dataclass(frozen=True)
-class Reader:
+class StudentReader:
     """What a student makes of a simplified view before it is trained."""
 
     tokenizer: Any
@@ -33,7 +33,7 @@ class Reader:
         return Length(tokens, self.limit, "contexts.simplified", "simplified view")
 
 
-def read(recipe: Recipe) -> Reader | None:
+def read(recipe: Recipe) -> StudentReader | None:
     """The recipe's student, or None where its tokenizer is a new one, which is not there before train.
 
     UnavailableError when tokenizer or sizes cannot be had; RecipeError where the response leaves no room for a view.
@@ -52,7 +52,7 @@ def read(recipe: Recipe) -> Reader | None:
         tokenizer = tokenization.for_writing_on(tokenizer, chat=recipe.contexts.simplified.messages is not None)
         response_length = recipe.generate.max_new_tokens
     longest = longest_view(config, tokenizer, spec.max_length, response_length)
-    return Reader(tokenizer, view_limit(longest, response_length))
+    return StudentReader(tokenizer, view_limit(longest, response_length))
 
 
 def measure(recipe: Recipe) -> Callable[[str], Length] | None:

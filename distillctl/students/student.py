@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Again(Iterable[T], Generic[T]):
+class Reiterable(Iterable[T], Generic[T]):
     """What is read from its files again each time somebody iterates."""
 
     start: Callable[[], Iterator[T]]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from distillctl.errors import RecipeError
-from distillctl.recipe import Vocabulary
+from distillctl.recipe import TrimmedVocabulary
 from distillctl.run_dir.workspace import digest
 from distillctl.students import embeddings, vocabulary_closure
 from distillctl.students.student import Corpus
@@ -27,7 +27,7 @@ def vocabulary_digest(tokenizer: Any) -> str:
 
 
 def trim(
-    model: PreTrainedModel, tokenizer: Any, spec: Vocabulary, corpus: Corpus
+    model: PreTrainedModel, tokenizer: Any, spec: TrimmedVocabulary, corpus: Corpus
 ) -> tuple[Any, np.ndarray, dict[str, Any]]:
     """Keep special tokens, the safety set, what the corpus needs and all it takes to form that (`vocabulary_closure`).
 

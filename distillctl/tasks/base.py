@@ -18,20 +18,20 @@ from distillctl.run_dir.workspace import Workspace
 if TYPE_CHECKING:
     import numpy as np
 
-    from distillctl.bundle.draft import Draft
+    from distillctl.bundle.draft import BundleBuilder
     from distillctl.data.rows import Dataset, Example
-    from distillctl.engines.worker_pool import Asked, Reader
-    from distillctl.engines.worker_pool import Task as LabelRequest
+    from distillctl.engines.worker_pool import Asked, TeacherReader
+    from distillctl.engines.worker_pool import ShardTask as LabelRequest
     from distillctl.graphs.tracing import ExportedGraph
     from distillctl.quantizers.candidates import Unit
     from distillctl.quantizers.search import Figures
     from distillctl.quantizers.sensitivity import Calibration
-    from distillctl.runtimes.bench import Answers, Bench
-    from distillctl.runtimes.interleaved import Run
+    from distillctl.runtimes.bench import Answers, BenchSession
+    from distillctl.runtimes.interleaved import ProcessRun
     from distillctl.soft_labels.shards import Shard
     from distillctl.students.student import Student
     from distillctl.teachers.arms import Arm
-    from distillctl.training.loop import Problem
+    from distillctl.training.loop import TrainingObjective
 
 Facts = Mapping[str, Any]
 """What a stage's manifest records."""
@@ -45,7 +45,7 @@ class Task(Protocol):
     runtime: ClassVar[str]
     """The name by which `runtimes.worker` runs this kind's graphs."""
 
-    def requests(self, reader: Reader) -> Callable[[str, str, Example], Asked]:
+    def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], Asked]:
         """Return a function from arm, split and example to what the teacher is asked about that view."""
 
     def collection(self, reader: Any, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> Collection:
@@ -60,13 +60,13 @@ class Task(Protocol):
     def held_out(self, views: ViewTable) -> HeldOut:
         """Return what quantize scores smaller graphs on."""
 
-    def timing(self, bench: Bench) -> Timing:
+    def timing(self, bench: BenchSession) -> Timing:
         """Return which models bench times, and the answers that are on record for them."""
 
     def check_bundle(self) -> None:
         """Raise UnavailableError where something that the bundle needs is not installed."""
 
-    def fill_bundle(self, draft: Draft, views: ViewTable) -> dict[str, Any]:
+    def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> dict[str, Any]:
         """Write what this kind adds to a bundle that holds quantize's files. Returns the stage's facts."""
 
     def card(self, folder: Path, views: ViewTable, figures: Sequence[Mapping[str, str]], builder: str) -> str:
@@ -142,7 +142,9 @@ class Training(Protocol, Generic[RowsT, TrainedT]):
     def take(self, rows: RowsT, places: Sequence[int]) -> RowsT:
         """Return some of the rows."""
 
-    def objective(self, student: Student, train: RowsT, validation: RowsT, terms: tuple[LossTerm, ...]) -> Problem:
+    def objective(
+        self, student: Student, train: RowsT, validation: RowsT, terms: tuple[LossTerm, ...]
+    ) -> TrainingObjective:
         """Return what the training loop minimises."""
 
     def measure(self, student: Student, held_out: RowsT) -> TrainedT:
@@ -215,8 +217,8 @@ class Timing:
 
     jobs: Mapping[str, Any]
     expected: Mapping[str, Answers]
-    columns: Callable[[Sequence[Run]], Mapping[str, list[Any]]]
-    more: Callable[[list[Run]], dict[str, Any]] = lambda runs: {}
+    columns: Callable[[Sequence[ProcessRun]], Mapping[str, list[Any]]]
+    more: Callable[[list[ProcessRun]], dict[str, Any]] = lambda runs: {}
     reads: Mapping[str, int] = field(default_factory=dict)
 
 

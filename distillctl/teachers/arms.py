@@ -12,10 +12,10 @@ import numpy as np
 from distillctl import console
 from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
-from distillctl.data.disk_rows import Spool, shared_start
+from distillctl.data.disk_rows import DiskRows, shared_start
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer, answered_splits
-from distillctl.engines.worker_pool import Answers, Asked, Opening, Reader, View, Views
+from distillctl.engines.worker_pool import Answers, Asked, SharedPrefix, TeacherReader, View, Views
 from distillctl.recipe import Recipe
 from distillctl.teachers.fitting import Fitting, StudentLength
 
@@ -31,10 +31,10 @@ class Arm:
     def __init__(self, name: str, folder: Path, place: AnswerPlace) -> None:
         self.name, self.place = name, place
         self._folder = folder
-        self._texts: dict[str, Spool] = {}
-        self._read: dict[str, Spool] = {}
-        self._ids: dict[str, Spool] = {}
-        self._answers: dict[str, Spool] = {}
+        self._texts: dict[str, DiskRows] = {}
+        self._read: dict[str, DiskRows] = {}
+        self._ids: dict[str, DiskRows] = {}
+        self._answers: dict[str, DiskRows] = {}
         self._shortest: View | None = None
         self._longest: View | None = None
         self.merged_rows = 0
@@ -60,9 +60,9 @@ class Arm:
         if self._longest is None or len(view.ids) > len(self._longest.ids or ()):
             self._longest = view
 
-    def _append(self, rows: dict[str, Spool], split: str, row: np.ndarray) -> None:
+    def _append(self, rows: dict[str, DiskRows], split: str, row: np.ndarray) -> None:
         if split not in rows:
-            rows[split] = Spool(self._folder, row.dtype.type)
+            rows[split] = DiskRows(self._folder, row.dtype.type)
         rows[split].append(row)
 
     @property
@@ -106,12 +106,12 @@ class Arm:
         return max(0, min(_shared(list(self._ids.values())), len(self._shortest.ids or ()) - 1))
 
     @property
-    def opening(self) -> Opening:
+    def opening(self) -> SharedPrefix:
         if self._shortest is None or self._longest is None:
-            return Opening(self.name, 0, place=self.place)
+            return SharedPrefix(self.name, 0, place=self.place)
         ends = self._shortest, self._longest
         shortest, longest = (view.ids or [] for view in ends)
-        return Opening(self.name, self.shared, shortest, longest, (ends[0].answers, ends[1].answers), self.place)
+        return SharedPrefix(self.name, self.shared, shortest, longest, (ends[0].answers, ends[1].answers), self.place)
 
     def views(self, split: str, rows: Iterable[int]) -> Views:
         """Some rows, as a task carries them."""
@@ -132,13 +132,13 @@ class Arm:
         return texts[0][: texts.shared].tobytes().decode(errors="ignore")  # half a character is not shared
 
 
-def _shared(spools: list[Spool]) -> int:
+def _shared(spools: list[DiskRows]) -> int:
     first = spools[0][0]
     return min(shared for spool in spools for shared in (spool.shared, shared_start(first, spool[0])))
 
 
 def arms(
-    reader: Reader,
+    reader: TeacherReader,
     dataset: Dataset,
     contexts: dict[str, Renderer],
     asked: Callable[[str, str, Example], Asked],
@@ -210,7 +210,7 @@ def write_views(
     view_table.write(folder / "views.parquet", parts())
 
 
-def _tokens(reader: Reader, arm: Arm) -> np.ndarray:
+def _tokens(reader: TeacherReader, arm: Arm) -> np.ndarray:
     """Of each eval row's view, int [N]."""
     lengths = arm.lengths("eval")
     if arm.tokenized:
@@ -218,7 +218,9 @@ def _tokens(reader: Reader, arm: Arm) -> np.ndarray:
     return np.array([reader.tokens(arm.text("eval", row)) for row in range(len(lengths))])
 
 
-def facts(recipe: Recipe, reader: Reader, dataset: Dataset, found: Sequence[Arm], fingerprint: str) -> dict[str, Any]:
+def facts(
+    recipe: Recipe, reader: TeacherReader, dataset: Dataset, found: Sequence[Arm], fingerprint: str
+) -> dict[str, Any]:
     """What collect's manifest says of the data, the contexts and the teacher, whatever is asked of it."""
     ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
     return {

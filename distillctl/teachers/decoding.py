@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from distillctl.teachers.selected_logits import logits_at
-from distillctl.teachers.shared_context import Rows, SharedContext
+from distillctl.teachers.shared_context import BatchKeyValues, SharedContext
 
 
 class Batch(Protocol):
@@ -34,20 +34,20 @@ def batch(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """The rows of ``views`` (token ids without ``context``'s) after their first forward pass, and its logits [B, V]."""
     if context is None:
-        plain = _Plain(model)
+        plain = _PlainBatch(model)
         yield plain, plain.start(views)
         return
     lengths = torch.tensor(list(map(len, views)), device=model.device)
-    rows = Rows(lengths)
+    rows = BatchKeyValues(lengths)
     with context.attached(rows):
-        shared = _Shared(context, rows)
+        shared = _SharedBatch(context, rows)
         yield shared, shared.start(views)
 
 
-class _Shared:
+class _SharedBatch:
     """Padded on the right; see `Rows`."""
 
-    def __init__(self, context: SharedContext, rows: Rows) -> None:
+    def __init__(self, context: SharedContext, rows: BatchKeyValues) -> None:
         self._context, self._rows = context, rows
 
     def start(self, views: Sequence[Sequence[int]]) -> Tensor:
@@ -67,7 +67,7 @@ class _Shared:
         return logits[:, -1]
 
 
-class _Plain:
+class _PlainBatch:
     """The model's own attention and cache; padded on the left, so that all rows grow at the same slot."""
 
     def __init__(self, model: PreTrainedModel) -> None:

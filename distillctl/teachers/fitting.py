@@ -8,10 +8,10 @@ from pathlib import Path
 
 from distillctl import cautions
 from distillctl.data import truncation
-from distillctl.data.rows import Dataset, Example, Writer
+from distillctl.data.rows import Dataset, Example, ExampleWriter
 from distillctl.data.truncation import Length
 from distillctl.data.views import CEILING, FLOOR, Renderer, answered_splits
-from distillctl.engines.worker_pool import Asked, Reader, View
+from distillctl.engines.worker_pool import Asked, TeacherReader, View
 
 StudentLength = Callable[[str], Length]
 """A simplified view's text → how long it is to the student, and the student's limit."""
@@ -29,7 +29,7 @@ class Fitting:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: TeacherReader,
         contexts: Mapping[str, Renderer],
         asked: Callable[[str, str, Example], Asked],
         student: StudentLength | None,
@@ -40,7 +40,7 @@ class Fitting:
         """asked: the context, the split and the row → what is asked of its view. student: None where its tokenizer is
         not there yet. folder: where cut rows are kept."""
         self._reader, self._contexts, self._asked, self._student, self._cut = reader, contexts, asked, student, cut
-        self._rows = {split: Writer(folder) for split in SPLITS} if cut else {}
+        self._rows = {split: ExampleWriter(folder) for split in SPLITS} if cut else {}
         self._too_long = dict.fromkeys(SPLITS, 0)
         self._limits: dict[str, str] = {}
         self._worst: tuple[Length, str] | None = None

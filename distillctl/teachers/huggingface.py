@@ -18,9 +18,9 @@ from distillctl.recipe import HuggingFaceTeacher, Sampling
 from distillctl.teachers import generation, label_scoring, response_scoring
 from distillctl.teachers.generation import Generated, Keep
 from distillctl.teachers.label_scoring import Answers, LabelScores
-from distillctl.teachers.reading import Reader, sizes, unavailable
+from distillctl.teachers.reading import LocalReader, sizes, unavailable
 from distillctl.teachers.response_scoring import Use
-from distillctl.teachers.shared_context import SharedContext, Unsupported
+from distillctl.teachers.shared_context import SharedContext, UnsupportedAttention
 
 SELF_CHECK = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.03}
 """Nats; the shortest and the longest row are scored both ways before the shared context is trusted. The half-precision
@@ -29,7 +29,7 @@ CHECKED_TOKENS, CHECKED_TOP = 8, 32
 """Of texts: so many tokens of the answers are compared, at each the likeliest so many."""
 
 
-class Teacher(Reader):
+class Teacher(LocalReader):
     """A loaded teacher: encodes views and answers, scores labels, answers with text."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, spec: HuggingFaceTeacher) -> None:
@@ -93,7 +93,7 @@ class Teacher(Reader):
         try:
             context = SharedContext(self.model, views[0][:shared])
             found = difference(pair, [view[shared:] for view in pair], context)
-        except Unsupported as reason:
+        except UnsupportedAttention as reason:
             console.note(f"the shared context is run for every row: {reason}")
             return None
         if found > SELF_CHECK[self.spec.dtype]:

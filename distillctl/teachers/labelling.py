@@ -10,27 +10,27 @@ import numpy as np
 
 from distillctl.data.responses import Response, clean
 from distillctl.data.views import CEILING
-from distillctl.engines.worker_pool import Compared, Opening, Task, Views
+from distillctl.engines.worker_pool import ContextComparison, ShardTask, SharedPrefix, Views
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import Classify, Generate, HuggingFaceTeacher, Sampling, implementation
 from distillctl.teachers import huggingface, reading
 from distillctl.teachers.generation import Generated, generators
 from distillctl.teachers.huggingface import Teacher
 from distillctl.teachers.label_scoring import LabelScores
-from distillctl.teachers.reading import Reader
+from distillctl.teachers.reading import LocalReader
 from distillctl.teachers.response_scoring import Use, context_kl
 from distillctl.teachers.shared_context import SharedContext
 
 
 @dataclass(frozen=True)
 class Local:
-    """A `tasks.Description` of these workers."""
+    """A `worker_pool.WorkerSpec` of these workers."""
 
     spec: HuggingFaceTeacher
     source: ModelSource
     task: Classify | Generate
 
-    def reader(self) -> Reader:
+    def reader(self) -> LocalReader:
         return reading.read(self.spec, self.source)
 
     def worker(self) -> LabelWorker | TextWorker:
@@ -45,7 +45,7 @@ class LabelWorker:
         self.reader = teacher
         self._contexts: dict[str, SharedContext | None] = {}
 
-    def label(self, task: Task) -> LabelScores:
+    def label(self, task: ShardTask) -> LabelScores:
         """Raw log-probabilities of the labels, row by row."""
         opening = task.views.opening
         if opening.arm not in self._contexts:
@@ -67,7 +67,7 @@ class TextWorker:
         self._profiles = {split: implementation(spec := task.kept(split))(spec) for split in ("train", "eval")}
         self._contexts: dict[str, SharedContext | None] = {}
 
-    def label(self, task: Task) -> list[tuple[str, int, Response]]:
+    def label(self, task: ShardTask) -> list[tuple[str, int, Response]]:
         """Rows of a shard: id, sample, response."""
         said = self._said(task)
         needed = [None] * len(said) if task.compared is None else self._context_kl(task.views, task.compared)
@@ -77,7 +77,7 @@ class TextWorker:
             for sample, one in enumerate(several)
         ]
 
-    def _said(self, task: Task) -> list[list[Generated]]:
+    def _said(self, task: ShardTask) -> list[list[Generated]]:
         own, context = self._own(task.views)
         profile = self._profiles[task.split]
         keep = profile.keep if task.arm == CEILING and profile.fields else None
@@ -105,7 +105,7 @@ class TextWorker:
             keep=keep,
         )
 
-    def _context_kl(self, simplified: Views, ceiling: Compared) -> list[np.ndarray]:
+    def _context_kl(self, simplified: Views, ceiling: ContextComparison) -> list[np.ndarray]:
         def scored(views: Views, places: Sequence[int], use: Use) -> None:
             own, context = self._own(views)
             self.reader.score_responses(
@@ -137,5 +137,5 @@ def _own(views: Views, context: SharedContext | None) -> list[list[int]]:
     return views.ids if context else [_shared(views.opening) + ids for ids in views.ids]
 
 
-def _shared(opening: Opening) -> list[int]:
+def _shared(opening: SharedPrefix) -> list[int]:
     return opening.shortest[: opening.shared]

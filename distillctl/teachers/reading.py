@@ -24,7 +24,7 @@ from distillctl.recipe import HuggingFaceTeacher
 from distillctl.teachers.answer_tokens import AnswerTokenizer, InPlace
 
 
-class Reader:
+class LocalReader:
     """Encodes views and answers."""
 
     def __init__(self, tokenizer: Any, config: Any, generation_config: Any, spec: HuggingFaceTeacher) -> None:
@@ -152,7 +152,7 @@ def sizes(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
+def read(spec: HuggingFaceTeacher, source: ModelSource) -> LocalReader:
     """Tokenizer and config, of weights none. UnavailableError when they cannot be had."""
     given, place = options(source, spec.revision, spec.trust_remote_code), folder(source)
     with checkpoint_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
@@ -162,7 +162,7 @@ def read(spec: HuggingFaceTeacher, source: ModelSource) -> Reader:
             generation_config = GenerationConfig.from_pretrained(place)
         except OSError:
             generation_config = GenerationConfig.from_model_config(config)
-    return Reader(tokenizer, config, generation_config, spec)
+    return LocalReader(tokenizer, config, generation_config, spec)
 
 
 def unavailable(spec: HuggingFaceTeacher, error: BaseException) -> UnavailableError:

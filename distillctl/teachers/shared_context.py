@@ -25,7 +25,7 @@ _ROOM = 32
 """Slots that rows are given at a time to grow into."""
 
 
-class Unsupported(Exception):
+class UnsupportedAttention(Exception):
     """The model's attention does something the split does not know; the plain forward is right."""
 
 
@@ -34,7 +34,7 @@ def common_prefix(views: Sequence[Sequence[int]]) -> int:
     return max(0, min(shared_length(views), min(map(len, views)) - 1))
 
 
-class Rows:
+class BatchKeyValues:
     """Keys and values of a batch's own tokens, per layer [B, H_kv, slots, D]; a token's slot is its place in its row.
 
     Rows are padded on the right in their first forward pass and grow into their padding, one token per pass.
@@ -83,7 +83,7 @@ class SharedContext:
     def __init__(self, model: PreTrainedModel, context: Sequence[int]) -> None:
         self.model = model
         self.length = len(context)
-        self._rows: Rows | None = None
+        self._rows: BatchKeyValues | None = None
         cache = DynamicCache(config=model.config)
         ids = torch.tensor([list(context)], device=model.device)
         with torch.inference_mode():
@@ -92,11 +92,11 @@ class SharedContext:
         for layer in cache.layers:
             key, value = getattr(layer, "keys", None), getattr(layer, "values", None)
             if key is None or value is None:
-                raise Unsupported("a layer keeps no keys and values")
+                raise UnsupportedAttention("a layer keeps no keys and values")
             self._layers.append((key, value))
 
     @contextmanager
-    def attached(self, rows: Rows | None = None) -> Iterator[None]:
+    def attached(self, rows: BatchKeyValues | None = None) -> Iterator[None]:
         """Within the block the model's attention sees the shared context before every row.
 
         rows: what is kept of the rows from one forward pass to the next; None when each pass sees whole rows.
@@ -128,7 +128,7 @@ class SharedContext:
     ) -> tuple[Tensor, None]:
         """query [B, H, S, D], key and value [B, H_kv, S, D] of the rows alone → [B, S, H, D]."""
         if unknown := {name for name, given in options.items() if given is not None} - _PLAIN:
-            raise Unsupported(f"attention takes {sorted(unknown)}")
+            raise UnsupportedAttention(f"attention takes {sorted(unknown)}")
         layer, window = int(module.layer_idx), options.get("sliding_window")  # type: ignore[arg-type]
         rows = self._rows
         if rows is not None:

@@ -14,11 +14,12 @@ from distillctl.teachers.openai import worker_pool as served
 from distillctl.teachers.openai.rows import Served
 
 
-def crew(recipe: Recipe, source: ModelSource, folder: Path) -> AbstractContextManager[Any]:
-    """An `engines.tasks.Crew` while the block runs. folder: collect's, where a served teacher's answers are kept."""
+def open_pool(recipe: Recipe, source: ModelSource, folder: Path) -> AbstractContextManager[Any]:
+    """An `engines.worker_pool.WorkerPool` while the block runs. folder: collect's, where a served teacher's answers are
+    kept."""
     spec = recipe.teacher
     if isinstance(spec, OpenAITeacher):
         assert isinstance(source, ServedSource)
         again = f"distillctl collect {recipe.path}"
-        return served.crew(Served(spec, source, recipe.task, folder / "served", again))
-    return engines.crew(recipe.collect, labelling.Local(spec, source, recipe.task))
+        return served.open_pool(Served(spec, source, recipe.task, folder / "served", again))
+    return engines.open_pool(recipe.collect, labelling.Local(spec, source, recipe.task))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,24 +30,28 @@ _DAMAGED = "-damaged"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands. Lower ``best`` is better."""
 
     step: int = 0
     best: float = float("inf")
     best_step: int = 0
-    looks_without_better: int = 0
+    evals_without_improvement: Annotated[int, Field(alias="looks_without_better")] = 0
+    """Stored under the name that earlier versions gave it."""
 
     @property
     def has_best(self) -> bool:
         return self.best_step > 0
 
 
-class _State(BaseModel):
-    """progress.json."""
+_PROGRESS = TypeAdapter(TrainingProgress)
+
+
+class _SavedState(BaseModel):
+    """The content of progress.json."""
 
     model_config = ConfigDict(extra="forbid")
-    progress: Progress
+    progress: TrainingProgress
     schedule: dict[str, Any]
     files: dict[Annotated[str, Field(pattern=r"^[a-z]+\.safetensors$")], str]
     """Name → SHA-256."""
@@ -79,7 +83,7 @@ class Checkpoints:
         found = [path for path in self.folder.glob(f"{self.prefix}-step-*") if re.search(r"step-\d+$", path.name)]
         return max(found, default=None, key=_step)
 
-    def save(self, learner: Learner, progress: Progress, best: dict[str, Tensor] | None) -> None:
+    def save(self, learner: Learner, progress: TrainingProgress, best: dict[str, Tensor] | None) -> None:
         """Commit a checkpoint, then drop those before."""
         weights, optimizer, schedule = learner.state()
         if not ranks.is_first():
@@ -90,7 +94,7 @@ class Checkpoints:
                 if tensors is not None:
                     save_file(tensors, folder / f"{name}.safetensors")
             files = {path.name: file_digest(path) for path in folder.iterdir()}
-            state = {"progress": asdict(progress), "schedule": schedule, "files": files}
+            state = {"progress": _PROGRESS.dump_python(progress, by_alias=True), "schedule": schedule, "files": files}
             (folder / "progress.json").write_text(checksums.put(json.dumps(state)), encoding="utf-8")
         self._drop_others(target)
 
@@ -100,7 +104,7 @@ class Checkpoints:
             if other != kept and re.search(r"step-\d+$", other.name):
                 shutil.rmtree(other, ignore_errors=True)
 
-    def restore(self, learner: Learner) -> tuple[Progress, dict[str, Tensor] | None] | None:
+    def restore(self, learner: Learner) -> tuple[TrainingProgress, dict[str, Tensor] | None] | None:
         """Load the latest checkpoint into the learner, on every rank.
 
         Nothing is loaded from a checkpoint of which any file is not as it was written; it is set aside.
@@ -147,9 +151,9 @@ class Checkpoints:
         return None
 
 
-def _read(folder: Path) -> _State:
+def _read(folder: Path) -> _SavedState:
     document, _ = checksums.read(limits.read_bytes(folder / "progress.json", 1 << 20), allow_inf_nan=True)
-    return _State.model_validate(document)
+    return _SavedState.model_validate(document)
 
 
 def _step(folder: Path) -> int:

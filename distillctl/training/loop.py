@@ -1,4 +1,5 @@
-"""One training run: AdamW, length-bucketed batches, early stopping, exact resume. What is learnt is a `Problem`.
+"""One training run: AdamW, length-bucketed batches, early stopping, exact resume. What is learnt is a
+`TrainingObjective`.
 
 The plan of batches depends on the lengths and the seed alone, what a step draws (dropout) on seed, step and rank, and
 everything else a step depends on is in the checkpoint, so a resumed run and an unbroken one end in the same bits (on
@@ -25,11 +26,11 @@ from distillctl.data import batching, split_checks
 from distillctl.errors import GateFailed, Interrupted, UnavailableError
 from distillctl.recipe import Train
 from distillctl.training import collectives, metrics_log
-from distillctl.training.checkpoints import Checkpoints, Progress
+from distillctl.training.checkpoints import Checkpoints, TrainingProgress
 from distillctl.training.learner import Batch, Learner, Loss, put
 
 
-class Problem(Loss, Protocol):
+class TrainingObjective(Loss, Protocol):
     """What is learnt: the train rows with their loss, and the held-out rows with their figures.
 
     A step minimises one mean over all positions of its batches, however the rows are batched.
@@ -80,11 +81,17 @@ def hold_out(of: Iterable[Any], share: float, seed: int) -> tuple[list[int], lis
     ]
 
 
-class Run:
+class TrainingRun:
     """A model under training."""
 
     def __init__(
-        self, name: str, model: PreTrainedModel, problem: Problem, spec: Train, seed: int, checkpoints: Checkpoints
+        self,
+        name: str,
+        model: PreTrainedModel,
+        problem: TrainingObjective,
+        spec: Train,
+        seed: int,
+        checkpoints: Checkpoints,
     ) -> None:
         self.name, self.model, self.problem, self.spec, self.seed = name, model, problem, spec, seed
         self.checkpoints = checkpoints
@@ -98,7 +105,7 @@ class Run:
         steps_per_epoch = math.ceil(len(plan) / spec.epochs)
         every = spec.evaluate_every or max(1, steps_per_epoch // 2)
         restored = self.checkpoints.restore(self.learner)
-        progress, best = restored or (Progress(), None)
+        progress, best = restored or (TrainingProgress(), None)
         resumed = progress.step if restored else None
         if resumed:
             console.note(f"train: {self.name} goes on from step {resumed} of {len(plan)}")
@@ -126,12 +133,12 @@ class Run:
                 )  # fmt: skip
                 if progress.step % every == 0 or progress.step == len(plan):
                     best, fields = self._look(progress, best, log)
-                    if progress.looks_without_better >= spec.patience:
+                    if progress.evals_without_improvement >= spec.patience:
                         stopped = "patience"
                         break
                 stop = collectives.any_of(interrupts.pending())
                 if stop or progress.step % spec.checkpoint_every == 0:
-                    metrics_log.settle(log)
+                    metrics_log.flush_to_disk(log)
                     self.checkpoints.save(self.learner, progress, best)
                 if stop:
                     interrupts.check()
@@ -148,7 +155,7 @@ class Run:
         loss, norm = self.learner.gradients(batches, count)
         return float(collectives.summed(np.array(loss))), norm
 
-    def _guard(self, loss: float, norm: float, progress: Progress) -> None:
+    def _guard(self, loss: float, norm: float, progress: TrainingProgress) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         named = self.model.named_parameters() if progress.step == 0 else ()
@@ -167,16 +174,16 @@ class Run:
         )
 
     def _look(
-        self, progress: Progress, best: dict[str, Tensor] | None, log: TextIO
+        self, progress: TrainingProgress, best: dict[str, Tensor] | None, log: TextIO
     ) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         """Measure the held-out rows; keep the weights if they are the best so far."""
         with self.learner.measured() as model:
             criterion, figures = self.problem.held_out(model)
         if criterion < progress.best:
-            progress.best, progress.best_step, progress.looks_without_better = criterion, progress.step, 0
+            progress.best, progress.best_step, progress.evals_without_improvement = criterion, progress.step, 0
             best = self.learner.weights()
         else:
-            progress.looks_without_better += 1
+            progress.evals_without_improvement += 1
         metrics_log.write(log, run=self.name, step=progress.step, **figures)
         return best, {name: f"{value:.3f}" for name, value in figures.items()}
 

@@ -25,10 +25,10 @@ def opened(metrics: Path, run: str, step: int) -> Iterator[TextIO]:
     keep_lines(metrics, run, step)
     with writable(metrics), open(metrics, "a", encoding="utf-8", opener=open_to_append) as log:
         yield log
-        settle(log)
+        flush_to_disk(log)
 
 
-def settle(log: TextIO) -> None:
+def flush_to_disk(log: TextIO) -> None:
     """Before a checkpoint says that these steps were done: their lines are on the disk."""
     log.flush()
     if ranks.is_first():

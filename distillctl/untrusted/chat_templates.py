@@ -18,7 +18,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
-from distillctl.untrusted.templates import Sandbox, Wasteful
+from distillctl.untrusted.templates import OutputBudgetExceeded, Sandbox
 
 
 class ChatTokenizer(Protocol):
@@ -75,7 +75,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(format: str) -> str:
     if len(format) > 200 or re.search(r"%[^a-zA-Z%]*\d", format):
-        raise Wasteful("a date that is too long")
+        raise OutputBudgetExceeded("a date that is too long")
     return datetime.now().strftime(format)
 
 

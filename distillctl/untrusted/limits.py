@@ -56,15 +56,15 @@ def machine_bytes() -> int:
     return min(there, allowed)
 
 
-class TookTooLong(BaseException):
+class TimeBudgetExceeded(BaseException):
     """Raised wherever the work is when its time is over; no `except Exception` on the way may take it."""
 
 
-class Allowance:
+class TimeBudget:
     """Processor time for many pieces of foreign work, such as rendering a template for one row after the other.
 
     It begins with ``seconds`` and gets ``each`` more with every piece, so that a few slow pieces and any number of
-    fast ones are well. The piece that uses it up is ended with `TookTooLong`, even within a regular expression:
+    fast ones are well. The piece that uses it up is ended with `TimeBudgetExceeded`, even within a regular expression:
 
         with allowance:
             template.render(row)
@@ -87,12 +87,12 @@ class Allowance:
         if self._bounded:
             left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
             signal.signal(signal.SIGPROF, self._before)
-            self._left = 0.0 if kind is TookTooLong else min(self._most, left + self._each)
+            self._left = 0.0 if kind is TimeBudgetExceeded else min(self._most, left + self._each)
         return False
 
 
 def _over(number: int, frame: FrameType | None) -> None:
-    raise TookTooLong
+    raise TimeBudgetExceeded
 
 
 def pattern(source: str, flags: int = 0) -> re.Pattern[str]:
@@ -100,11 +100,11 @@ def pattern(source: str, flags: int = 0) -> re.Pattern[str]:
     if len(source) > PATTERN_CHARACTERS:
         raise ValueError(f"has {len(source):,} characters, {PATTERN_CHARACTERS:,} are allowed")
     try:
-        with Allowance():
+        with TimeBudget():
             return re.compile(source, flags)
     except (re.error, OverflowError) as error:
         raise ValueError(str(error)) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except TookTooLong:
+    except TimeBudgetExceeded:
         raise ValueError("it takes too long to compile") from None

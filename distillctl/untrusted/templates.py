@@ -3,7 +3,7 @@
 Jinja keeps a template away from Python's insides and from files, but lets it write `"a" * 10 ** 10`. Here everything
 that can make much from little is charged to the budget of one rendering before it is made: operators, `~`, slices,
 filters, methods of texts, what is collected in a macro or a block, and the output. Time is bounded by whoever renders
-(`distillctl.untrusted.limits.Allowance`).
+(`distillctl.untrusted.limits.TimeBudget`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TIMES_GIVEN = 8
 """What a rendering is given may be written, joined and cut so often, besides the budget."""
 
 
-class Wasteful(SecurityError):
+class OutputBudgetExceeded(SecurityError):
     """The template makes too much of too little."""
 
 
@@ -118,12 +118,12 @@ class _Dict:
         return dict.fromkeys(*args)
 
 
-class Columns(dict[str, Any]):
+class RowColumns(dict[str, Any]):
     """A row's columns: `row.items` is the column of that name, where there is one, and not the method."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """`render` is the way in; a template that is wasteful raises `Wasteful`, itself a SecurityError.
+    """`render` is the way in; a template that is wasteful raises `OutputBudgetExceeded`, itself a SecurityError.
 
     null: what is written for an expression that is none (Python's word).
     """
@@ -168,7 +168,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Take so many characters from the budget."""
         self._budget.left -= amount
         if self._budget.left < 0:
-            raise Wasteful(f"it makes more than {BUDGET:,} characters")
+            raise OutputBudgetExceeded(f"it makes more than {BUDGET:,} characters")
 
     def charged(self, value: Any) -> Any:
         """``value``, once it is paid for."""
@@ -180,7 +180,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _printed(self, value: Any, depth: int = 0) -> int:
-        """At least the characters of a value as text; `Wasteful` when they are more than any budget."""
+        """At least the characters of a value as text; `OutputBudgetExceeded` when they are more than any budget."""
         if isinstance(value, str):
             return len(value) + (_ITEM if depth else 0)
         if isinstance(value, Namespace):
@@ -188,13 +188,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if not isinstance(value, (list, tuple, dict, set)):
             return _ITEM
         if depth > _DEPTH:
-            raise Wasteful(f"lists in lists, more than {_DEPTH} deep")
+            raise OutputBudgetExceeded(f"lists in lists, more than {_DEPTH} deep")
         inner = [part for entry in value.items() for part in entry] if isinstance(value, dict) else value
         total = _ITEM
         for part in inner:
             total += self._printed(part, depth + 1)
             if total > BUDGET:
-                raise Wasteful(f"a list of more than {BUDGET:,} characters")
+                raise OutputBudgetExceeded(f"a list of more than {BUDGET:,} characters")
         return total
 
     def _shown(self, value: Any) -> Any:
@@ -206,7 +206,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, Columns) and attribute in obj:
+        if isinstance(obj, RowColumns) and attribute in obj:
             return obj[attribute]
         return super().getattr(obj, attribute)
 
@@ -235,7 +235,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
             if bits > _BITS:
-                raise Wasteful("a number that is too large")
+                raise OutputBudgetExceeded("a number that is too large")
         elif operator == "*":
             count, of = (left, right) if isinstance(left, int) else (right, left)
             if isinstance(count, int) and isinstance(of, (str, list, tuple)):
@@ -260,7 +260,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         def checked(*args: Any, **kwargs: Any) -> str:
             given = [*args, *kwargs.values()]
             if re.search(r"\d{5}", text) or ("{" in text and any(_is_wide(one) for one in given)):
-                raise Wasteful("a width that is too large")
+                raise OutputBudgetExceeded("a width that is too large")
             self.charge(len(text) + text.count("{") * max(map(self._printed, given), default=0))
             return format(*args, **kwargs)
 
@@ -283,9 +283,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif name == "expandtabs":
             self.charge(len(text) + text.count("\t") * max([8, *(one for one in given if isinstance(one, int))]))
         elif any(map(_is_wide, given)):
-            raise Wasteful("a width that is too large")
+            raise OutputBudgetExceeded("a width that is too large")
         if "split" in name and len(text) > _TO_PIECES:
-            raise Wasteful(f"a text of more than {_TO_PIECES:,} characters is taken apart")
+            raise OutputBudgetExceeded(f"a text of more than {_TO_PIECES:,} characters is taken apart")
 
     def _guarded(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
         """A filter that pays for what it makes."""
@@ -297,10 +297,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         def guarded(*args: Any, **kwargs: Any) -> Any:
             value, given = args[first], [*args[first + 1 :], *kwargs.values()]
             if name not in _OF_ANY_COUNT and any(map(_is_wide, given)):
-                raise Wasteful(f"a count that is too large for {name}")
+                raise OutputBudgetExceeded(f"a count that is too large for {name}")
             if isinstance(value, str):
                 if name not in _OF_WHOLE_TEXTS and len(value) > _TO_PIECES:
-                    raise Wasteful(f"a text of more than {_TO_PIECES:,} characters is taken apart by {name}")
+                    raise OutputBudgetExceeded(
+                        f"a text of more than {_TO_PIECES:,} characters is taken apart by {name}"
+                    )
                 if name == "replace" and len(given) >= 2:
                     self._charge_replaced(value, str(given[0]), str(given[1]))
                 elif name == "format":
@@ -349,7 +351,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """`%`: widths, and how often what is given can stand in the text."""
         inner = given if isinstance(given, tuple) else tuple(given.values()) if isinstance(given, dict) else (given,)
         if re.search(r"%[^a-zA-Z%]*\d{5}", text) or ("*" in text and any(map(_is_wide, inner))):
-            raise Wasteful("a width that is too large")
+            raise OutputBudgetExceeded("a width that is too large")
         self.charge(len(text) + text.count("%") * max(map(self._printed, inner), default=0))
 
 

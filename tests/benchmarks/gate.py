@@ -22,7 +22,7 @@ from distillctl import console
 from distillctl.data import view_table
 from distillctl.errors import UpstreamError, UserFacingError
 from distillctl.regression import paired_timing
-from distillctl.regression.paired_timing import Side
+from distillctl.regression.paired_timing import BenchTarget
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import machine
 from tests.benchmarks import python_path
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     began, kinds = time.perf_counter(), _shuffled(options.aa, options.tries)
     found: dict[str, list[dict[str, Any]]] = {"aa": [], "slowed": []}
     for number, kind in enumerate(kinds, 1):
-        one = paired_timing.fight(
+        one = paired_timing.compare_latency(
             own if kind == "aa" else slowed, own, max_ratio=1 + MAX_SLOWDOWN, max_seconds=MAX_SECONDS
         ).facts()
         found[kind].append(one)
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     console.text(json.dumps(figures))
 
 
-def _sides(workspace: Workspace) -> tuple[Side, Side]:
+def _sides(workspace: Workspace) -> tuple[BenchTarget, BenchTarget]:
     """The deployed classifier on its held-out rows, as it is and slowed."""
     folder = workspace.folder("quantize")
     if workspace.manifest("quantize") is None or not (folder / "model.onnx").is_file():
@@ -65,7 +65,7 @@ def _sides(workspace: Workspace) -> tuple[Side, Side]:
     texts = view_table.read(workspace.folder("collect") / "views.parquet", "eval").simplified
     order = np.random.default_rng(0).permutation(len(texts))
     job = {"runtime": "onnx", "threads": 1, "folder": str(folder), "texts": [texts[row] for row in order]}
-    return Side(job), Side(job | {"slowdown": SLOWDOWN}, SLOWED)
+    return BenchTarget(job), BenchTarget(job | {"slowdown": SLOWDOWN}, SLOWED)
 
 
 def _shuffled(aa: int, tries: int) -> list[str]:

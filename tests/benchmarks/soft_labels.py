@@ -38,7 +38,7 @@ from distillctl.recipe import ForwardKL, HuggingFaceTeacher, Recipe, Sampled, Te
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.ragged import Ragged
-from distillctl.soft_labels.response_shards import Profile, Responses
+from distillctl.soft_labels.response_shards import Responses, SoftLabelCodec
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.truncated import keep_layers
@@ -120,7 +120,7 @@ def measure(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
     held_out = _rows(said["eval"], vocabulary)
     students = {"dense": [_fit("dense", teacher.model, _rows(train, vocabulary), held_out)]}
     for name, spec in KINDS.items():
-        profile: Profile = implementation(spec)(spec)
+        profile: SoftLabelCodec = implementation(spec)(spec)
         students[name] = []
         for seed in DRAWN[:1] if name == "top_k_lumped" else DRAWN:
             labels = [profile.keep(train.exact(row), _generator(seed, row)) for row in range(len(train.views))]
@@ -191,7 +191,11 @@ def _text_facts(said: Said) -> dict[str, float]:
 
 
 def _stored(
-    recipe: Recipe, said: Said, labels: list[dict[str, Any]], profile: Profile, injection: np.ndarray | None = None
+    recipe: Recipe,
+    said: Said,
+    labels: list[dict[str, Any]],
+    profile: SoftLabelCodec,
+    injection: np.ndarray | None = None,
 ) -> tuple[float, Responses]:
     """(bytes of whole shards per response token, what is read back); ``injection``: other ids for the vocabulary's."""
     rows = [
@@ -220,7 +224,7 @@ def _renamed(response: Response, injection: np.ndarray) -> Response:
     return replace(response, token_ids=injection[response.token_ids].tolist(), labels=labels)
 
 
-def _label_facts(profile: Profile, found: Responses) -> dict[str, float]:
+def _label_facts(profile: SoftLabelCodec, found: Responses) -> dict[str, float]:
     """Of drawn tokens, how many are distinct; of the likeliest, what they capture."""
     if (mass := profile.captured_mass(found.labels)) is not None:
         return {"captured_mass_median": float(np.median(mass)), "captured_mass_p5": float(np.percentile(mass, 5))}
@@ -235,7 +239,9 @@ def _generator(seed: int, row: int) -> torch.Generator:
 # ── the student ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _rows(said: Said, vocabulary: int, profile: Profile | None = None, kept: Responses | None = None) -> ResponseRows:
+def _rows(
+    said: Said, vocabulary: int, profile: SoftLabelCodec | None = None, kept: Responses | None = None
+) -> ResponseRows:
     """For training: the whole distributions, or what was kept of them."""
 
     def targets(some: Batch) -> Any:

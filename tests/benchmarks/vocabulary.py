@@ -19,7 +19,7 @@ from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.data.views import CEILING
 from distillctl.models import model_source
-from distillctl.recipe import HuggingFaceTeacher, Recipe, Text, Vocabulary
+from distillctl.recipe import HuggingFaceTeacher, Recipe, Text, TrimmedVocabulary
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.text import TextLabels
@@ -32,7 +32,7 @@ from distillctl.teachers.shared_context import SharedContext, common_prefix
 def main(path: str, run_dir: str) -> None:
     """Benchmark the recipe's ``student.vocabulary`` on its teacher, with what collect has left in ``run_dir``."""
     recipe, workspace = recipes.load(Path(path)), Workspace(Path(run_dir))
-    spec = getattr(recipe.student, "vocabulary", None) or Vocabulary()
+    spec = getattr(recipe.student, "vocabulary", None) or TrimmedVocabulary()
     corpora, views, said = _collected(recipe, workspace)
     assert isinstance(recipe.teacher, HuggingFaceTeacher)  # the one kind whose tensors are here
     teacher = huggingface.load(recipe.teacher, model_source.teacher(recipe))

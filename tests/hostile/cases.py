@@ -318,11 +318,11 @@ def journal(path: Path) -> int:
     """3 where lines are set aside; what is left is taken the next time, and not a byte is lost."""
     from distillctl import console
     from distillctl.errors import DataError
-    from distillctl.teachers.openai.response_cache import DAMAGED, Journal
+    from distillctl.teachers.openai.response_cache import DAMAGED, ResponseCache
 
     aside, before = path.with_name(DAMAGED), path.read_bytes()
     is_first = not aside.exists()
-    kept = Journal(path)
+    kept = ResponseCache(path)
     for key in ("k", "l"):
         kept.get(key)
     kept.close()

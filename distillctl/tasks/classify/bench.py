@@ -9,13 +9,13 @@ import numpy as np
 
 from distillctl.data import eval_table
 from distillctl.graphs import teacher_graph
-from distillctl.runtimes.bench import Answers, Bench
+from distillctl.runtimes.bench import Answers, BenchSession
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.tasks.base import BoundTask, Timing
 
 
-def timing(task: BoundTask, bench: Bench) -> Timing:
+def timing(task: BoundTask, bench: BenchSession) -> Timing:
     """Time the teacher and both graphs until each has chosen a label."""
     log_prior = task.stage_facts("collect")["log_prior"]
     words = list(task.recipe.classify.labels.values())

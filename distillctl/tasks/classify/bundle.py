@@ -11,7 +11,7 @@ import numpy as np
 
 from distillctl import console
 from distillctl.bundle import agreement, answers, code, ort_format, readme, text_in
-from distillctl.bundle.draft import Draft
+from distillctl.bundle.draft import BundleBuilder
 from distillctl.bundle.listing import Graph
 from distillctl.data.view_table import ViewTable
 from distillctl.recipe import Recipe
@@ -22,7 +22,7 @@ from distillctl.snippets.reading import Reading
 from distillctl.tasks.classify import card
 
 
-def fill(recipe: Recipe, made: Draft, views: ViewTable, max_length: int) -> dict[str, Any]:
+def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable, max_length: int) -> dict[str, Any]:
     """Write the bundle of a classifier. GateFailed unless the `.ort` and text-in graphs give the ONNX graph's labels,
     and the text-in graph the tokenizer's ids, on every held-out row."""
     folder, labels = made.folder, recipe.task.names

@@ -12,7 +12,7 @@ import numpy as np
 
 from distillctl.data.rows import Dataset
 from distillctl.data.views import CEILING, PUBLIC
-from distillctl.engines.worker_pool import Task
+from distillctl.engines.worker_pool import ShardTask
 from distillctl.metrics import comparison, label_checks, scores
 from distillctl.recipe import Recipe
 from distillctl.soft_labels import label_shards, measured, shards
@@ -54,9 +54,9 @@ class ClassifyCollection:
     def present(self, shard: Shard) -> bool:
         return label_shards.present(self.folder, shard)
 
-    def request(self, shard: Shard) -> Task:
+    def request(self, shard: Shard) -> ShardTask:
         views = self._arms[shard.arm].views(shard.split, shard.places)
-        return Task(shard.arm, shard.split, shard.ids, views)
+        return ShardTask(shard.arm, shard.split, shard.ids, views)
 
     def commit(self, shard: Shard, labels: Any) -> int:
         """labels: of a worker, log-probabilities [N, K] and what the teacher would write instead."""

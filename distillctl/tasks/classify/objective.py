@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from distillctl import ranks
 from distillctl.data import batching
-from distillctl.data.disk_rows import Picked, lengths
+from distillctl.data.disk_rows import Subset, lengths
 from distillctl.losses.objective import objective
 from distillctl.metrics import scores
 from distillctl.recipe import LossTerm, Train
@@ -29,7 +29,7 @@ class Rows:
     teacher: Sequence[np.ndarray] | np.ndarray
 
     def take(self, rows: Sequence[int]) -> Rows:
-        return Rows(Picked(self.ids, rows), Picked(self.teacher, rows))  # type: ignore[arg-type]
+        return Rows(Subset(self.ids, rows), Subset(self.teacher, rows))  # type: ignore[arg-type]
 
     def distributions(self, rows: Iterable[int] | None = None) -> np.ndarray:
         """The teacher's of some rows, or of all, float32 [N, K]."""
@@ -37,7 +37,7 @@ class Rows:
 
 
 class Classification:
-    """A `Problem` of the loop."""
+    """A `TrainingObjective` of the loop."""
 
     def __init__(self, train: Rows, validation: Rows, terms: Sequence[LossTerm], tokenizer: Any, spec: Train) -> None:
         self.train, self.validation, self.terms = train, validation, terms

@@ -13,10 +13,10 @@ from distillctl.tasks.base import BoundTask, Exported, Facts, Timing
 if TYPE_CHECKING:
     import numpy as np
 
-    from distillctl.bundle.draft import Draft
+    from distillctl.bundle.draft import BundleBuilder
     from distillctl.data.rows import Dataset, Example
-    from distillctl.engines.worker_pool import Asked, Reader
-    from distillctl.runtimes.bench import Bench
+    from distillctl.engines.worker_pool import Asked, TeacherReader
+    from distillctl.runtimes.bench import BenchSession
     from distillctl.tasks.classify.collect import ClassifyCollection
     from distillctl.tasks.classify.quantize import ClassifyHeldOut
     from distillctl.tasks.classify.train import ClassifyTraining
@@ -29,7 +29,7 @@ class ClassifyTask(BoundTask):
 
     runtime: ClassVar[str] = "onnx"
 
-    def requests(self, reader: Reader) -> Callable[[str, str, Example], Asked]:
+    def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], Asked]:
         from distillctl.engines.worker_pool import Asked
 
         asked = Asked(self.recipe.classify.answer_prefix, tuple(self.recipe.classify.labels.values()))
@@ -72,7 +72,7 @@ class ClassifyTask(BoundTask):
 
         return ClassifyHeldOut(self.recipe, self.workspace, views)
 
-    def timing(self, bench: Bench) -> Timing:
+    def timing(self, bench: BenchSession) -> Timing:
         from distillctl.tasks.classify import bench as label_bench
 
         return label_bench.timing(self, bench)
@@ -83,7 +83,7 @@ class ClassifyTask(BoundTask):
         if self.recipe.bundle.text_in:
             text_in.library()
 
-    def fill_bundle(self, draft: Draft, views: ViewTable) -> dict[str, Any]:
+    def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> dict[str, Any]:
         from distillctl.tasks.classify import bundle
 
         return bundle.fill(self.recipe, draft, views, draft.facts("train")["max_length"])

@@ -16,14 +16,14 @@ from accelerate.utils import set_seed
 from distillctl.controls import MOST_ROWS, review
 from distillctl.controls import table as controls_table
 from distillctl.data import view_table
-from distillctl.data.disk_rows import Picked, Spool
+from distillctl.data.disk_rows import DiskRows, Subset
 from distillctl.errors import UpstreamError
 from distillctl.metrics import scores
 from distillctl.recipe import LossTerm, implementation
 from distillctl.run_dir.workspace import replacing
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels import labels as soft_labels
-from distillctl.students.student import Again, Corpus, Student
+from distillctl.students.student import Corpus, Reiterable, Student
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.classify import controls
 from distillctl.tasks.classify.objective import Classification, Rows, predict
@@ -42,7 +42,7 @@ class ClassifyTraining(BoundTask):
 
     def student(self) -> Student:
         set_seed(self.recipe.train_seed)
-        spec, (train, held_out) = self.recipe.student, (Again(partial(self._texts, split)) for split in SPLITS)
+        spec, (train, held_out) = self.recipe.student, (Reiterable(partial(self._texts, split)) for split in SPLITS)
         corpus = Corpus(train, [], Corpus(held_out, []))
         student: Student = implementation(spec)(spec, self.recipe, corpus)
         return student
@@ -57,7 +57,7 @@ class ClassifyTraining(BoundTask):
         """Return a split's rows in the views' order, whatever order the shards have. They are kept in files."""
         log_prior = self.stage_facts("collect")["log_prior"]
         folder, number = self.workspace.folder("train"), dict[str, int]()
-        ids, teacher = Spool(folder, np.int32), Spool(folder, np.float32)
+        ids, teacher = DiskRows(folder, np.int32), DiskRows(folder, np.float32)
         for name, tokens in student.encode(view_table.parts(self.views_path, split, "id", "simplified")):
             number[name] = len(number)
             ids.append(tokens)
@@ -70,7 +70,7 @@ class ClassifyTraining(BoundTask):
                 teacher.append(row)
         if missing := next((name for name, place in number.items() if places[place] < 0), None):
             raise UpstreamError(f"row {missing} has no soft label", where=str(folder), next="distillctl collect RECIPE")
-        return Rows(ids, Picked(teacher, places))
+        return Rows(ids, Subset(teacher, places))
 
     def examples(self, rows: Rows) -> Iterable[int]:
         return range(len(rows.ids))

@@ -12,9 +12,9 @@ from distillctl.data.views import CEILING
 from distillctl.graphs import teacher_graph
 from distillctl.recipe import Text
 from distillctl.runtimes import text_folder
-from distillctl.runtimes.bench import FOLDERS, Answers, Bench
+from distillctl.runtimes.bench import FOLDERS, Answers, BenchSession
 from distillctl.runtimes.genai import CONFIG
-from distillctl.runtimes.interleaved import Run, writing_figures
+from distillctl.runtimes.interleaved import ProcessRun, writing_figures
 from distillctl.runtimes.onnx_generator import ENCODER_DECODER
 from distillctl.runtimes.roofline import bytes_per_token
 from distillctl.soft_labels import response_shards
@@ -22,7 +22,7 @@ from distillctl.soft_labels.text import TextLabels
 from distillctl.tasks.base import BoundTask, Timing
 
 
-def timing(task: BoundTask, bench: Bench) -> Timing:
+def timing(task: BoundTask, bench: BenchSession) -> Timing:
     """Time the teacher and both graphs in our own loop, each until its own answers end; and the deployed graph in
     onnxruntime-genai, where its folder is made for that."""
     recipe, workspace = task.recipe, task.workspace
@@ -67,7 +67,7 @@ def _mean(answers: Answers) -> float:
     return statistics.mean(map(len, answers.values()))
 
 
-def _columns(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def _columns(runs: Sequence[ProcessRun]) -> dict[str, list[Any]]:
     """token_ms: of each token of an answer, the first one's since its text came in."""
     return {
         "view_tokens": [run.loaded["view_tokens"][query] for run in runs for query in run.queries],

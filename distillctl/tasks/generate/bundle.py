@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl.bundle import answers, code, contents, ort_format, readme
-from distillctl.bundle.draft import Draft
+from distillctl.bundle.draft import BundleBuilder
 from distillctl.bundle.listing import Graph
 from distillctl.data.view_table import ViewTable
 from distillctl.errors import GateFailed
@@ -24,7 +24,7 @@ ROWS = 8
 """Of the held-out ones, answered by the `.ort` graphs too."""
 
 
-def fill(recipe: Recipe, made: Draft, views: ViewTable) -> dict[str, Any]:
+def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> dict[str, Any]:
     """Write the bundle of a model that writes. GateFailed unless the `.ort` graphs begin their answers as the ONNX
     graphs do."""
     folder, builder = made.folder, made.facts("export")["builder"]
@@ -70,7 +70,7 @@ def _known(folder: Path, suffix: str) -> dict[str, Any]:
     }
 
 
-def _same_answers(made: Draft, views: ViewTable) -> dict[str, Any]:
+def _same_answers(made: BundleBuilder, views: ViewTable) -> dict[str, Any]:
     onnx, ort = (open_generator(made.folder, suffix=suffix) for suffix in (".onnx", ".ort"))
     rows = list(zip(views.id, views.simplified, strict=True))[:ROWS]
     for row, view in rows:

@@ -12,16 +12,16 @@ import numpy as np
 
 from distillctl import console
 from distillctl.data import field_references
-from distillctl.data.disk_rows import Spool
+from distillctl.data.disk_rows import DiskRows
 from distillctl.data.responses import Response, ended
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import CEILING, FLOOR
-from distillctl.engines.worker_pool import Asked, Compared, Task
+from distillctl.engines.worker_pool import Asked, ContextComparison, ShardTask
 from distillctl.recipe import (
+    EvalSoftLabels,
     Given,
     Greedy,
     HuggingFaceTeacher,
-    Measured,
     Recipe,
     Sampled,
     Sampling,
@@ -31,7 +31,7 @@ from distillctl.recipe import (
 from distillctl.run_dir.workspace import digest
 from distillctl.soft_labels import response_shards, shards
 from distillctl.soft_labels.eval_rows import EvalLabels, rows_measured
-from distillctl.soft_labels.response_shards import Profile, Responses
+from distillctl.soft_labels.response_shards import Responses, SoftLabelCodec
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.vocabulary import vocabulary_digest
@@ -64,8 +64,8 @@ class GenerateCollection:
         self.arms = {arm.name: arm for arm in arms}
         served = not isinstance(recipe.teacher, HuggingFaceTeacher)
         self.specs = {split: recipe.generate.kept(split, served=served) for split in ("train", "eval")}
-        self.kept: dict[str, Profile] = {split: implementation(spec)(spec) for split, spec in self.specs.items()}
-        self.bare: Profile = TextLabels(Text())
+        self.kept: dict[str, SoftLabelCodec] = {split: implementation(spec)(spec) for split, spec in self.specs.items()}
+        self.bare: SoftLabelCodec = TextLabels(Text())
         self._vocabulary, self._tokenizer = reader.vocabulary, reader.tokenizer
         self._stop_ids = reader.stop_ids(recipe.generate.stop)
         self._given = self._responses_given(reader)
@@ -77,12 +77,12 @@ class GenerateCollection:
                 f"of them whole distributions of up to {recipe.generate.max_new_tokens} tokens would take too much room"
             )
 
-    def _responses_given(self, reader: Any) -> Spool | None:
+    def _responses_given(self, reader: Any) -> DiskRows | None:
         """Return the tokens of the train rows' responses where the data give them; None where the teacher answers."""
         task = self.recipe.generate
         if not isinstance(task.responses, Given):
             return None
-        found = Spool(self.folder, np.int32)
+        found = DiskRows(self.folder, np.int32)
         for row in range(len(self.dataset.train)):
             [ids] = self.arms[CEILING].answers("train", row)
             found.append(ended(ids, self._stop_ids, reader.tokenizer.eos_token_id, task.max_new_tokens))
@@ -92,7 +92,7 @@ class GenerateCollection:
     def measured(self) -> int | None:
         """How many eval rows, from the first, keep whole distributions; None stands for none or all of them."""
         spec, rows = self.specs["eval"], len(self.dataset.eval)
-        if not isinstance(spec, Measured) or self._vocabulary is None:
+        if not isinstance(spec, EvalSoftLabels) or self._vocabulary is None:
             return None
         found = rows_measured(spec, self._vocabulary, self.recipe.generate.max_new_tokens, rows)
         return found if found < rows else None
@@ -129,15 +129,15 @@ class GenerateCollection:
     def present(self, shard: Shard) -> bool:
         return response_shards.present(self.folder, shard)
 
-    def request(self, shard: Shard) -> Task:
+    def request(self, shard: Shard) -> ShardTask:
         """Ask for answers; ask the floor also how much the ceiling's answers need the full context."""
         compared = None
         if shard.arm == FLOOR and isinstance(self.recipe.teacher, HuggingFaceTeacher):  # a server does not score texts
             said, order = self._ceiling
             tokens = [said[order[place]].tolist() for place in shard.places]
-            compared = Compared(tokens, self.arms[CEILING].views("eval", shard.places))
+            compared = ContextComparison(tokens, self.arms[CEILING].views("eval", shard.places))
         given = self._given if shard.split == "train" else None
-        return Task(
+        return ShardTask(
             shard.arm,
             shard.split,
             shard.ids,
@@ -162,16 +162,16 @@ class GenerateCollection:
         return sum(len(response.token_ids) for _, _, response in labels)
 
     @cached_property
-    def _ceiling(self) -> tuple[Spool, np.ndarray]:
+    def _ceiling(self) -> tuple[DiskRows, np.ndarray]:
         """The ceiling's answers to the eval rows, and where each row's answer is."""
-        said, order = Spool(self.folder, np.int32), np.empty(len(self.dataset.eval), np.int32)
+        said, order = DiskRows(self.folder, np.int32), np.empty(len(self.dataset.eval), np.int32)
         for shard, found in self.read(CEILING, "eval", self.bare):
             order[shard.places] = len(said) + np.arange(len(shard.places))
             for ids in found.token_ids:
                 said.append(ids)
         return said, order
 
-    def read(self, arm: str, split: str, profile: Profile) -> Iterator[tuple[Shard, Responses]]:
+    def read(self, arm: str, split: str, profile: SoftLabelCodec) -> Iterator[tuple[Shard, Responses]]:
         """Read a finished arm, a shard at a time."""
         return response_shards.read_each(self.folder, self.plan[arm, split], profile)
 

@@ -76,7 +76,7 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any])
         graph = genai_builder.export(
             source, staged, train["stop_ids"], train["max_length"], trust_remote_code=load_trained.trusted(recipe)
         )
-    except genai_builder.Unsupported as error:
+    except genai_builder.UnsupportedByBuilder as error:
         if needed:
             raise
         console.note(f"export: {error.what}")

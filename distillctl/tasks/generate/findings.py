@@ -13,7 +13,7 @@ from distillctl.errors import RecipeError
 from distillctl.metrics import comparison, names
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import Tally
-from distillctl.recipe import Measured
+from distillctl.recipe import EvalSoftLabels
 
 if TYPE_CHECKING:
     from distillctl.tasks.generate.collect import GenerateCollection
@@ -144,6 +144,6 @@ def _responses(work: GenerateCollection) -> dict[str, Any]:
         "captured_mass": {"median": masses.percentile(50), "p5": masses.percentile(5)} if masses.count else None,
         "entropy": entropy_sum / entropy_count if entropy_count else None,
         "bytes_per_token": size["train"] / tokens["train"] if tokens["train"] else None,
-        "eval_bytes": size["eval"] if isinstance(work.specs["eval"], Measured) else None,
+        "eval_bytes": size["eval"] if isinstance(work.specs["eval"], EvalSoftLabels) else None,
         "eval_rows_measured": work.measured,
     }

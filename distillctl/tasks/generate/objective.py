@@ -35,7 +35,7 @@ AT_ONCE = 2**26
 
 
 class Generation:
-    """A `Problem` of the loop."""
+    """A `TrainingObjective` of the loop."""
 
     def __init__(self, train: ResponseRows, validation: ResponseRows, terms: Sequence[LossTerm], spec: Train) -> None:
         self.train, self.validation, self.terms, self.spec = train, validation, terms, spec

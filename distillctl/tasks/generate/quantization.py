@@ -22,7 +22,7 @@ from distillctl.tasks.generate.response_rows import ResponseRows
 
 
 @dataclass(frozen=True)
-class Forced:
+class TeacherForcedMetrics:
     """A graph under teacher forcing, means over each row's response tokens, float64 [N].
 
     kl, same_top: KL(fp32 student ‖ it) in nats, and the share of tokens with the fp32 student's top one; nll: −log Q of
@@ -46,11 +46,12 @@ class Forced:
 
 @dataclass(frozen=True)
 class Answers:
-    """One graph on all rows: its greedy answers' token ids, the milliseconds each took [N], and `Forced`."""
+    """One graph on all rows: its greedy answers' token ids, the milliseconds each took [N], and
+    `TeacherForcedMetrics`."""
 
     ids: list[list[int]]
     milliseconds: np.ndarray
-    forced: Forced
+    forced: TeacherForcedMetrics
 
     @property
     def p50_ms(self) -> float:
@@ -121,9 +122,9 @@ def _forced(graphs: Mapping[str, OnnxGenerator], rows: ResponseRows, row: int) -
     return found
 
 
-def _columns(rows: Sequence[np.ndarray], tokens: np.ndarray) -> Forced:
+def _columns(rows: Sequence[np.ndarray], tokens: np.ndarray) -> TeacherForcedMetrics:
     kl, same_top, nll, teacher_top, kl_teacher = np.stack([row.mean(-1) for row in rows], -1)
-    return Forced(kl, same_top, nll, teacher_top, kl_teacher, tokens, [row[3] > 0 for row in rows])
+    return TeacherForcedMetrics(kl, same_top, nll, teacher_top, kl_teacher, tokens, [row[3] > 0 for row in rows])
 
 
 class TextCalibration(Calibration):

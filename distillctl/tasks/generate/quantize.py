@@ -21,7 +21,7 @@ from distillctl.recipe import Recipe, Text
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.soft_labels import response_shards
-from distillctl.soft_labels.response_shards import Profile
+from distillctl.soft_labels.response_shards import SoftLabelCodec
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.load_trained import without_weights
 from distillctl.tasks.base import BoundTask
@@ -105,7 +105,9 @@ def _some_train_rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, A
     return found.take(range(min(CALIBRATION_ROWS, len(found.views))))
 
 
-def _rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any], split: str, profile: Profile) -> ResponseRows:
+def _rows(
+    recipe: Recipe, workspace: Workspace, train: Mapping[str, Any], split: str, profile: SoftLabelCodec
+) -> ResponseRows:
     return rows(
         without_weights(recipe, workspace.folder("train") / "model", train),
         view_table.parts(workspace.folder("collect") / "views.parquet", split, "id", "simplified"),

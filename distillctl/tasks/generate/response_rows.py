@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from distillctl.data.disk_rows import Picked, Spool, lengths
+from distillctl.data.disk_rows import DiskRows, Subset, lengths
 from distillctl.errors import DataError, RecipeError, UpstreamError
 from distillctl.losses.cross_tokenizer import align
 from distillctl.losses.targets import DenseTargets, Targets, TopKTargets
-from distillctl.recipe import HuggingFaceTeacher, LossTerm, Measured, Recipe, Spec, Text, implementation
-from distillctl.soft_labels.response_shards import Profile, Responses
+from distillctl.recipe import EvalSoftLabels, HuggingFaceTeacher, LossTerm, Recipe, Spec, Text, implementation
+from distillctl.soft_labels.response_shards import Responses, SoftLabelCodec
 from distillctl.soft_labels.spooled import SpooledLabels
 from distillctl.students.student import Student
 from distillctl.training.learner import Batch
@@ -42,8 +42,8 @@ class ResponseRows:
     def take(self, rows: Batch) -> ResponseRows:
         """Some of the rows, in that order."""
         return ResponseRows(
-            Picked(self.views, rows),
-            Picked(self.responses, rows),
+            Subset(self.views, rows),
+            Subset(self.responses, rows),
             lambda some: self.targets([rows[row] for row in some]),
             self.vocabulary,
         )
@@ -64,7 +64,7 @@ def rows(
     student: Student,
     views: Iterable[tuple[Sequence[str], ...]],
     responses: Iterable[Responses],
-    profile: Profile,
+    profile: SoftLabelCodec,
     folder: Path,
     *,
     shared_tokenizer: bool,
@@ -78,7 +78,7 @@ def rows(
     naming the row; with ``cut`` a response that is too long in the student's own tokens loses its end.
     """
     number: dict[str, int] = {}
-    own, said, theirs = (Spool(folder, np.int32) for _ in range(3))
+    own, said, theirs = (DiskRows(folder, np.int32) for _ in range(3))
     labels = SpooledLabels(folder, profile.fields)
     for name, ids in student.encode(views):
         number[name] = len(number)
@@ -114,8 +114,8 @@ def rows(
 
     examples = np.array(example)[order]
     return ResponseRows(
-        Picked(own, examples, np.ndarray.tolist),
-        Picked(said, order, np.ndarray.tolist),
+        Subset(own, examples, np.ndarray.tolist),
+        Subset(said, order, np.ndarray.tolist),
         targets,
         len(student.tokenizer),
         examples,
@@ -123,11 +123,11 @@ def rows(
     )
 
 
-def kept(recipe: Recipe, split: str, *, shared_tokenizer: bool) -> Profile:
+def kept(recipe: Recipe, split: str, *, shared_tokenizer: bool) -> SoftLabelCodec:
     """What is read of the soft labels of a split. KL on eval rows is between distributions over the same tokens."""
     spec: Spec = recipe.generate.kept(split, served=not isinstance(recipe.teacher, HuggingFaceTeacher))
-    spec = Text() if isinstance(spec, Measured) and not shared_tokenizer else spec
-    profile: Profile = implementation(spec)(spec)
+    spec = Text() if isinstance(spec, EvalSoftLabels) and not shared_tokenizer else spec
+    profile: SoftLabelCodec = implementation(spec)(spec)
     return profile
 
 

@@ -14,10 +14,10 @@ from distillctl.tasks.base import BoundTask, Exported, Facts, Timing
 if TYPE_CHECKING:
     import numpy as np
 
-    from distillctl.bundle.draft import Draft
+    from distillctl.bundle.draft import BundleBuilder
     from distillctl.data.rows import Dataset, Example
-    from distillctl.engines.worker_pool import Asked, Reader
-    from distillctl.runtimes.bench import Bench
+    from distillctl.engines.worker_pool import Asked, TeacherReader
+    from distillctl.runtimes.bench import BenchSession
     from distillctl.tasks.generate.collect import GenerateCollection
     from distillctl.tasks.generate.quantize import GenerateHeldOut
     from distillctl.tasks.generate.train import GenerateTraining
@@ -30,7 +30,7 @@ class GenerateTask(BoundTask):
 
     runtime: ClassVar[str] = "onnx_text"
 
-    def requests(self, reader: Reader) -> Callable[[str, str, Example], Asked]:
+    def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], Asked]:
         from distillctl.tasks.generate import collect
 
         return partial(collect.request, self.recipe)
@@ -56,7 +56,7 @@ class GenerateTask(BoundTask):
 
         return GenerateHeldOut(self.recipe, self.workspace, views)
 
-    def timing(self, bench: Bench) -> Timing:
+    def timing(self, bench: BenchSession) -> Timing:
         from distillctl.tasks.generate import bench as text_bench
 
         return text_bench.timing(self, bench)
@@ -64,7 +64,7 @@ class GenerateTask(BoundTask):
     def check_bundle(self) -> None:
         """A bundle of this kind needs nothing besides what is always installed."""
 
-    def fill_bundle(self, draft: Draft, views: ViewTable) -> dict[str, Any]:
+    def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> dict[str, Any]:
         from distillctl.tasks.generate import bundle
 
         return bundle.fill(self.recipe, draft, views)

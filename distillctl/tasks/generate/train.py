@@ -25,7 +25,7 @@ from distillctl.run_dir.workspace import replacing
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
-from distillctl.students.student import Again, Corpus, Student
+from distillctl.students.student import Corpus, Reiterable, Student
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.generate import controls
 from distillctl.tasks.generate.objective import Generation, Scores, answers, greedy_config, model_inputs, score
@@ -65,7 +65,9 @@ class GenerateTraining(BoundTask):
         def token_ids() -> Iterator[list[int]]:
             return (ids.tolist() for responses in self._responses(split) for ids in responses.token_ids)
 
-        return Corpus(Again(texts), Again(token_ids), held_out, self.stage_facts("collect")["teacher_tokenizer"])
+        return Corpus(
+            Reiterable(texts), Reiterable(token_ids), held_out, self.stage_facts("collect")["teacher_tokenizer"]
+        )
 
     def _responses(self, split: str) -> Iterator[Responses]:
         """Read the responses without what was kept of the distributions."""

@@ -1,7 +1,7 @@
-"""One request to the server, through the openai client: its answer, or a fault that says what to make of it.
+"""One request to the server, through the openai client: its answer, or a failure that says what to make of it.
 
 The client's own retries are off: it knows nothing of an answer that is well-formed HTTP and yet not whole, nor of what
-retries cost. `asking` repeats requests, after either kind of fault.
+retries cost. `asking` repeats requests, after either kind of failure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from distillctl.teachers.openai.protocol import Answer, Impossible, Malformed, R
 from distillctl.trust import approvals, providers
 
 IMPOSSIBLE = "impossible log-probabilities"
-"""The kind of a fault whose server computes something else."""
+"""The kind of a failure whose server computes something else."""
 _SHOWN = 300
 _NAME_CHARACTERS = 256
 """Of what a server calls its model, in the manifest."""
@@ -33,7 +33,7 @@ _PLACEHOLDER = re.compile(r"[A-Za-z]{1,7}|.{1,3}", re.DOTALL)
 
 
 @dataclass
-class Fault(Exception):
+class RequestFailed(Exception):
     """A request without an answer. kind: a few words, to count by; after: seconds the server asks to be left alone."""
 
     kind: str
@@ -51,7 +51,8 @@ class Fault(Exception):
 
 
 class Client:
-    """A connection pool to one server. The key is in no message of a `Fault`; what the server answers is data."""
+    """A connection pool to one server. The key is in no message of a `RequestFailed`; what the server answers is
+    data."""
 
     def __init__(self, spec: OpenAITeacher) -> None:
         self.spec = spec
@@ -68,7 +69,7 @@ class Client:
             self._client.organization = self._client.project = None
 
     async def send(self, request: Request) -> Answer:
-        """The whole answer, or Fault."""
+        """The whole answer, or RequestFailed."""
         try:
             async with asyncio.timeout(self.spec.timeout_seconds) as deadline:
                 answer = protocol.parse(await self._bytes(request), request)
@@ -81,22 +82,22 @@ class Client:
                 )
                 return replace(answer, model=model, system_fingerprint=fingerprint)
         except http.Redirected as error:
-            raise Fault("redirect", self.shown(error.to), again=False, fatal=True) from None
+            raise RequestFailed("redirect", self.shown(error.to), again=False, fatal=True) from None
         except (TimeoutError, openai.APITimeoutError):
-            raise Fault("timeout", f"no whole answer in {self.spec.timeout_seconds:g} s", paid=True) from None
+            raise RequestFailed("timeout", f"no whole answer in {self.spec.timeout_seconds:g} s", paid=True) from None
         except Impossible as error:
-            raise Fault(IMPOSSIBLE, self.shown(str(error)), again=False, fatal=True, paid=True) from None
+            raise RequestFailed(IMPOSSIBLE, self.shown(str(error)), again=False, fatal=True, paid=True) from None
         except (Malformed, http.Unbounded, http.Unreadable) as error:
-            raise Fault("malformed answer", self.shown(str(error)), paid=True) from None
+            raise RequestFailed("malformed answer", self.shown(str(error)), paid=True) from None
         except openai.APIStatusError as error:
             raise self._refused(error) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
-                raise Fault("no connection", self.shown(str(cause))) from None
-            raise Fault("connection cut", self.shown(str(cause)), paid=True) from None
+                raise RequestFailed("no connection", self.shown(str(cause))) from None
+            raise RequestFailed("connection cut", self.shown(str(cause)), paid=True) from None
         except openai.OpenAIError as error:
-            raise Fault("malformed answer", self.shown(str(error)), paid=True) from None
+            raise RequestFailed("malformed answer", self.shown(str(error)), paid=True) from None
 
     async def close(self) -> None:
         await self._client.close()
@@ -111,10 +112,10 @@ class Client:
                 found: bytes = await response.read()
         return found
 
-    def _refused(self, error: openai.APIStatusError) -> Fault:
+    def _refused(self, error: openai.APIStatusError) -> RequestFailed:
         status, code = error.status_code, getattr(error, "code", None)
         no_money = status == 402 or (status == 429 and code == "insufficient_quota")
-        return Fault(
+        return RequestFailed(
             f"HTTP {status}",
             self.shown(error.message),
             again=status in (408, 409, 429) or status >= 500,

@@ -15,7 +15,7 @@ from distillctl.errors import RecipeError
 from distillctl.teachers.answer_tokens import AnswerTokenizer
 from distillctl.teachers.openai.labels import Label, Path, check_differ
 from distillctl.teachers.openai.protocol import Api
-from distillctl.teachers.openai.vocabulary import Vocabulary
+from distillctl.teachers.openai.vocabulary import TokenBytes
 
 _AFTER = "\n"
 """What may stand before an answer in a chat, whose template only the server knows."""
@@ -35,7 +35,7 @@ class LabelsInPlace:
     """words: label name → the words that stand for it."""
 
     words: Mapping[str, str]
-    vocabulary: Vocabulary | None
+    vocabulary: TokenBytes | None
     api: Api
     _chats: dict[str, list[Label]] = field(default_factory=dict)
     _checked: dict[tuple[tuple[int, ...], ...], list[Label]] = field(default_factory=dict)

@@ -88,7 +88,7 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Scores:
+class RowScores:
     """Of one row: log_probs float32 [K]; seen bool [K], False for upper bounds; mass: Σ Pr over the labels seen."""
 
     log_probs: np.ndarray
@@ -160,7 +160,7 @@ def _by_first_token(labels: Sequence[Label], position: Position) -> list[Begun]:
     return found
 
 
-def scores(found: Sequence[Begun]) -> Scores:
+def scores(found: Sequence[Begun]) -> RowScores:
     """The labels' own probabilities: what a longer label has is taken off one that begins it.
 
     The longer label may be unseen, and have anything from nothing to its upper bound. Where that leaves the shorter one
@@ -173,7 +173,7 @@ def scores(found: Sequence[Begun]) -> Scores:
     highest[seen] = exclusive(log_probs[seen][None], [path for path, own in zip(paths, seen, strict=True) if own])[0]
     exact = seen & (highest - lowest <= EXACT)
     own = np.where(exact, lowest, highest)
-    return Scores(own, exact, float(np.exp(own[exact].astype(np.float64)).sum()))
+    return RowScores(own, exact, float(np.exp(own[exact].astype(np.float64)).sum()))
 
 
 def bound(position: Position) -> float:

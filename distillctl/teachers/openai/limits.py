@@ -12,7 +12,7 @@ Tokens = tuple[int, int]
 """Read and written."""
 
 
-class Spent(Exception):
+class BudgetExceeded(Exception):
     """The next request might go beyond the budget."""
 
 
@@ -30,14 +30,14 @@ class Budget:
         return None if prices is None else (tokens[0] * prices.input + tokens[1] * prices.output) / 1e6
 
     def hold(self, most: Tokens) -> None:
-        """Before a request: set its tokens aside. Spent when they might not be there."""
+        """Before a request: set its tokens aside. BudgetExceeded when they might not be there."""
         after = _sum(self.used, self.held, most)
         limit = self.spec.max_tokens_total
         if limit is not None and sum(after) > limit:
-            raise Spent(f"max_tokens_total ({limit:,}): {sum(self.used):,} tokens are used")
+            raise BudgetExceeded(f"max_tokens_total ({limit:,}): {sum(self.used):,} tokens are used")
         limit_cost, spent = self.spec.max_cost, self.cost(after)
         if limit_cost is not None and spent is not None and spent > limit_cost:
-            raise Spent(f"max_cost ({limit_cost:g}): {self.cost(self.used):.4g} is spent")
+            raise BudgetExceeded(f"max_cost ({limit_cost:g}): {self.cost(self.used):.4g} is spent")
         self.held = _sum(self.held, most)
 
     def settle(self, most: Tokens, used: Tokens) -> None:
@@ -47,7 +47,7 @@ class Budget:
 
 
 @dataclass
-class Pace:
+class RateLimiter:
     """When the next request may go: evenly, so that no minute holds more than the recipe allows."""
 
     requests_per_minute: float | None

@@ -329,7 +329,7 @@ def _top(found: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, floa
         if log_prob is not None and not math.isnan(log_prob) and log_prob > NEVER:
             if log_prob > ROUNDING:
                 raise Impossible(f"{token.decode(errors='replace')!r} has a log-probability of {log_prob:.6g}, above 0")
-            # As the journal keeps them: an answer is the same before and after a restart.
+            # As the cache keeps them: an answer is the same before and after a restart.
             best[token] = max(best.get(token, -math.inf), round(min(log_prob, 0.0), 6))
     if (mass := math.fsum(map(math.exp, best.values()))) > 1 + ROUNDING:
         raise Impossible(f"the {len(best)} tokens shown have {mass:.3g} of the probability together, more than 1")

@@ -17,13 +17,13 @@ from distillctl.models import checkpoint_files
 from distillctl.models.model_source import ServedSource
 from distillctl.teachers.answer_tokens import AnswerTokenizer
 from distillctl.teachers.openai.protocol import Prompt
-from distillctl.teachers.openai.vocabulary import Vocabulary
+from distillctl.teachers.openai.vocabulary import TokenBytes
 
 CHARACTERS_PER_TOKEN = 4.0
 """English text under common vocabularies; used only where neither tokenizer nor server counts."""
 
 
-class Reader:
+class ServedReader:
     """Renders views; a server does the tokenizing."""
 
     def __init__(self, source: ServedSource) -> None:
@@ -34,7 +34,7 @@ class Reader:
         """What the server granted and what it was asked so far; nothing where all was there already."""
 
     @cached_property
-    def known(self) -> Vocabulary | None:
+    def known(self) -> TokenBytes | None:
         """The tokenizer, where the recipe names it. UnavailableError when it cannot be had."""
         source = self.source.tokenizer
         if source is None:
@@ -48,7 +48,7 @@ class Reader:
             return UnavailableError(what, where="teacher.tokenizer")
 
         with checkpoint_files.loading(unavailable), console.libraries_quiet():
-            return Vocabulary(AutoTokenizer.from_pretrained(folder(source), trust_remote_code=False))
+            return TokenBytes(AutoTokenizer.from_pretrained(folder(source), trust_remote_code=False))
 
     @property
     def tokenizer(self) -> Any:

@@ -1,4 +1,5 @@
-"""Asking until there is an answer: what is kept already, so many at a time, again after a fault, within the budget."""
+"""Asking until there is an answer: what is kept already, so many at a time, again after a failure, within the
+budget."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from collections import Counter
 from distillctl.errors import UnavailableError
 from distillctl.recipe import OpenAITeacher
 from distillctl.run_dir.workspace import digest
-from distillctl.teachers.openai.client import IMPOSSIBLE, Client, Fault
-from distillctl.teachers.openai.limits import Budget, Pace, Spent, Tokens
+from distillctl.teachers.openai.client import IMPOSSIBLE, Client, RequestFailed
+from distillctl.teachers.openai.limits import Budget, BudgetExceeded, RateLimiter, Tokens
 from distillctl.teachers.openai.protocol import Answer, Request
-from distillctl.teachers.openai.response_cache import Journal
+from distillctl.teachers.openai.response_cache import ResponseCache
 
 LONGEST_WAIT = 60.0
 """Seconds between two tries of one request, unless the server asks for more."""
@@ -33,15 +34,15 @@ class Stopped(Exception):
         self.reason = reason
 
 
-class Asker:
+class RequestScheduler:
     """All requests of a run go through here. A question under way is not asked a second time beside it."""
 
-    def __init__(self, spec: OpenAITeacher, client: Client, journal: Journal, again: str) -> None:
+    def __init__(self, spec: OpenAITeacher, client: Client, cache: ResponseCache, again: str) -> None:
         """again: the command that goes on after a stop."""
-        self.spec, self.client, self.journal, self._again = spec, client, journal, again
-        self.budget = Budget(spec, journal.used)
-        self.pace = Pace(spec.requests_per_minute, spec.tokens_per_minute)
-        self.faults: Counter[str] = Counter()
+        self.spec, self.client, self.cache, self._again = spec, client, cache, again
+        self.budget = Budget(spec, cache.used)
+        self.rate_limiter = RateLimiter(spec.requests_per_minute, spec.tokens_per_minute)
+        self.failures: Counter[str] = Counter()
         """What went wrong, retried or not."""
         self.sent = self.reused = self.uncounted = 0
         """uncounted: answers whose tokens the server does not count; estimates stand for them."""
@@ -54,9 +55,10 @@ class Asker:
         self._failed_in_a_row = 0
 
     async def ask(self, request: Request, *, retries: int | None = None) -> Answer:
-        """The answer, from the journal where it is there. Fault when it cannot be had, Stopped when nothing can."""
+        """The answer, from the cache where it is there. RequestFailed when it cannot be had, Stopped when nothing
+        can."""
         key = digest([self.spec.base_url, request.api, request.body])
-        if (kept := self.journal.get(key)) is not None:
+        if (kept := self.cache.get(key)) is not None:
             self.reused += 1
             return kept
         if key not in self._under_way:
@@ -79,14 +81,14 @@ class Asker:
             for left in reversed(range(tries)):
                 try:
                     answer = await self._once(key, request)
-                except Fault as fault:
-                    self.faults[fault.kind] += 1
-                    if fault.fatal:
-                        raise self.stop(self._refused(fault)) from fault
-                    if not left or not fault.again or (fault.after or 0) > LONGEST_PAUSE:
-                        self._give_up(fault)
+                except RequestFailed as failure:
+                    self.failures[failure.kind] += 1
+                    if failure.fatal:
+                        raise self.stop(self._refused(failure)) from failure
+                    if not left or not failure.again or (failure.after or 0) > LONGEST_PAUSE:
+                        self._give_up(failure)
                         raise
-                    await self._sleep(self._wait(fault, tries - 1 - left))
+                    await self._sleep(self._wait(failure, tries - 1 - left))
                 else:
                     self._failed_in_a_row = 0
                     return answer
@@ -101,17 +103,17 @@ class Asker:
             answer = await self.client.send(request)
             used = self._used(answer, most)
             self._check_model(answer)
-        except Fault as fault:
-            if fault.paid:
+        except RequestFailed as failure:
+            if failure.paid:
                 used = used if any(used) else most
-                self.journal.lose(key, used)
+                self.cache.lose(key, used)
             raise
         else:
-            self.journal.keep(key, answer, used, 1000 * (time.perf_counter() - start))
+            self.cache.keep(key, answer, used, 1000 * (time.perf_counter() - start))
             return answer
         finally:
             self.budget.settle(most, used)
-            self.pace.correct(sum(most), sum(used))
+            self.rate_limiter.correct(sum(most), sum(used))
 
     def _used(self, answer: Answer, most: Tokens) -> Tokens:
         """Tokens read and written: as the server counts them, or estimated. No request takes none."""
@@ -124,7 +126,7 @@ class Asker:
         self._check_stopped()
         try:
             self.budget.hold(most)
-        except Spent as reason:
+        except BudgetExceeded as reason:
             raise self.stop(
                 UnavailableError(
                     f"stopped by teacher.{reason}; the answers so far are kept",
@@ -132,7 +134,7 @@ class Asker:
                 )
             ) from None
         try:
-            await self.pace.turn(sum(most), self._sleep)
+            await self.rate_limiter.turn(sum(most), self._sleep)
             self._check_stopped()
         except BaseException:
             self.budget.settle(most, (0, 0))
@@ -153,41 +155,43 @@ class Asker:
 
     def _check_model(self, answer: Answer) -> None:
         if None not in (self.expected_model, answer.model) and answer.model != self.expected_model:
-            raise Fault("another model", f"{answer.model!r} answered instead of {self.expected_model!r}", paid=True)
+            raise RequestFailed(
+                "another model", f"{answer.model!r} answered instead of {self.expected_model!r}", paid=True
+            )
 
-    def _wait(self, fault: Fault, retry: int) -> float:
+    def _wait(self, failure: RequestFailed, retry: int) -> float:
         """Seconds before the next try."""
         backoff = min(self.spec.backoff_seconds * 2.0**retry, LONGEST_WAIT) * random.uniform(0.75, 1.0)
-        if fault.after is None:
+        if failure.after is None:
             return backoff
-        if fault.kind == "HTTP 429":  # the limit is that of the key, not of the request
-            self.pace.close(fault.after, time.monotonic())
-        return max(fault.after, backoff)
+        if failure.kind == "HTTP 429":  # the limit is that of the key, not of the request
+            self.rate_limiter.close(failure.after, time.monotonic())
+        return max(failure.after, backoff)
 
-    def _give_up(self, fault: Fault) -> None:
+    def _give_up(self, failure: RequestFailed) -> None:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= max(HOPELESS, 2 * self.spec.concurrency):
             self.stop(
                 UnavailableError(
-                    f"{self._failed_in_a_row} requests in a row were given up, the last one after {fault}",
+                    f"{self._failed_in_a_row} requests in a row were given up, the last one after {failure}",
                     where=self.spec.base_url,
                     next=f"look at the server, then go on with: {self._again}",
                 )
             )
 
-    def _refused(self, fault: Fault) -> UnavailableError:
-        """What a fault that concerns all requests means to the user."""
+    def _refused(self, failure: RequestFailed) -> UnavailableError:
+        """What a failure that concerns all requests means to the user."""
         key = self.spec.api_key_env
-        if fault.kind == IMPOSSIBLE:
+        if failure.kind == IMPOSSIBLE:
             return UnavailableError(
-                f"the server's log-probabilities cannot be used: {fault.detail}",
+                f"the server's log-probabilities cannot be used: {failure.detail}",
                 where=self.spec.base_url,
                 next="look at what it calls logprobs: they have to be natural logarithms over the whole vocabulary; "
                 f"then {self._again}",
             )
-        if fault.kind == "redirect":
+        if failure.kind == "redirect":
             return UnavailableError(
-                f"the server sends requests on to {fault.detail}; nothing was sent there",
+                f"the server sends requests on to {failure.detail}; nothing was sent there",
                 where=self.spec.base_url,
                 next=f"if you trust that address, name it as teacher.base_url; then {self._again}",
             )
@@ -197,9 +201,9 @@ class Asker:
             else "name the variable of its key: teacher.api_key_env",
             "HTTP 403": f"ask for access to {self.spec.model}, or use another key",
             "HTTP 404": f"look for {self.spec.model} in what {self.spec.base_url}/models lists, and at teacher.api",
-        }.get(fault.kind, "look at the account's credit")
+        }.get(failure.kind, "look at the account's credit")
         return UnavailableError(
-            f"the server refuses: {fault}", where=self.spec.base_url, next=f"{mend}; then {self._again}"
+            f"the server refuses: {failure}", where=self.spec.base_url, next=f"{mend}; then {self._again}"
         )
 
 

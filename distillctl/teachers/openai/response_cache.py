@@ -37,7 +37,7 @@ class _PlainChoice(BaseModel):
     tokens: list[tuple[str, list[tuple[str, LogProb]]]]
 
 
-class _Plain(BaseModel):
+class _PlainAnswer(BaseModel):
     """An answer as `_plain` makes it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -67,10 +67,10 @@ class _Entry(BaseModel):
     key: str = Field(max_length=200)
     used: tuple[Count, Count]
     ms: float | None = Field(default=None, ge=0, le=1e12)
-    answer: _Plain | None = None
+    answer: _PlainAnswer | None = None
 
 
-class Journal:
+class ResponseCache:
     """Answers by key on disk, by their place in memory. One process at a time (the run directory's lock)."""
 
     def __init__(self, path: Path) -> None:
@@ -209,7 +209,7 @@ def _entry(line: bytes) -> _Entry:
     return entry
 
 
-def _plain(answer: Answer) -> _Plain:
+def _plain(answer: Answer) -> _PlainAnswer:
     """Bytes, which need not be text, one character each."""
     choices = [
         _PlainChoice(
@@ -222,4 +222,6 @@ def _plain(answer: Answer) -> _Plain:
         )
         for choice in answer.choices
     ]
-    return _Plain(choices=choices, model=answer.model, system_fingerprint=answer.system_fingerprint, usage=answer.usage)
+    return _PlainAnswer(
+        choices=choices, model=answer.model, system_fingerprint=answer.system_fingerprint, usage=answer.usage
+    )

@@ -15,18 +15,18 @@ import numpy as np
 from distillctl import cautions, console
 from distillctl.data.responses import Response
 from distillctl.data.views import CEILING
-from distillctl.engines.worker_pool import Task
+from distillctl.engines.worker_pool import ShardTask
 from distillctl.errors import UnavailableError
 from distillctl.models.model_source import ServedSource
 from distillctl.recipe import Classify, Generate, OpenAITeacher, Sampling, TopK
 from distillctl.teachers.openai import labels, server_capabilities, texts
-from distillctl.teachers.openai.client import Client, Fault
+from distillctl.teachers.openai.client import Client, RequestFailed
 from distillctl.teachers.openai.in_place import LabelsInPlace, Sent
 from distillctl.teachers.openai.protocol import Answer, Position, Request
-from distillctl.teachers.openai.reading import Reader, prompt
-from distillctl.teachers.openai.request_scheduler import Asker
-from distillctl.teachers.openai.response_cache import Journal
-from distillctl.teachers.openai.server_capabilities import Grants
+from distillctl.teachers.openai.reading import ServedReader, prompt
+from distillctl.teachers.openai.request_scheduler import RequestScheduler
+from distillctl.teachers.openai.response_cache import ResponseCache
+from distillctl.teachers.openai.server_capabilities import ServerCapabilities
 
 ANSWERS, GRANTS = "answers.jsonl", "grants.json"
 _LARGEST_SEED = 2**31
@@ -35,7 +35,7 @@ _DRAWS = 8
 
 @dataclass(frozen=True)
 class Served:
-    """folder: where the journal lies; again: the command that goes on."""
+    """folder: where the cache lies; again: the command that goes on."""
 
     spec: OpenAITeacher
     source: ServedSource
@@ -44,11 +44,11 @@ class Served:
     again: str
 
 
-async def open_rows(served: Served, reader: Reader) -> Rows:
-    """Client, journal and grants. UnavailableError when the server cannot be used, or does not grant what is needed."""
+async def open_rows(served: Served, reader: ServedReader) -> ShardRequests:
+    """Client, cache and grants. UnavailableError when the server cannot be used, or does not grant what is needed."""
     spec, task = served.spec, served.task
     client = Client(spec)
-    asker = Asker(spec, client, Journal(served.folder / ANSWERS), served.again)
+    scheduler = RequestScheduler(spec, client, ResponseCache(served.folder / ANSWERS), served.again)
     logprobs = isinstance(task, Classify) or isinstance(task.soft_labels, TopK)
     samples = isinstance(task, Generate) and isinstance(task.responses, Sampling) and task.responses.n > 1
     path = served.folder / GRANTS
@@ -56,56 +56,58 @@ async def open_rows(served: Served, reader: Reader) -> Rows:
         task.responses.temperature if isinstance(task, Generate) and isinstance(task.responses, Sampling) else 1
     )
     wanted = server_capabilities.Wanted(logprobs, samples, temperature if logprobs else 1.0)
-    granted = server_capabilities.read(path, wanted.key(spec))
-    if granted is None:
+    capabilities = server_capabilities.read(path, wanted.key(spec))
+    if capabilities is None:
         try:
-            granted = await server_capabilities.ask(asker, wanted)
+            capabilities = await server_capabilities.ask(scheduler, wanted)
         except BaseException:
             await client.close()
-            asker.journal.close()
+            scheduler.cache.close()
             raise
-        server_capabilities.write(path, granted)
-    console.note(granted.told(spec))
-    asker.expected_model = granted.model
-    if logprobs and not granted.top_logprobs:
+        server_capabilities.write(path, capabilities)
+    console.note(capabilities.told(spec))
+    scheduler.expected_model = capabilities.model
+    if logprobs and not capabilities.top_logprobs:
         raise UnavailableError(
             f"{spec.base_url} gives no log-probabilities of {spec.model}",
             where="teacher",
             next="ask another API or server (llama-cpp-python wants --logits_all true); or, for texts, "
             "task.soft_labels: {kind: text}",
         )
-    if not granted.untempered:
+    if not capabilities.untempered:
         raise UnavailableError(
             f"{spec.base_url} gives log-probabilities after the temperature, from which those before it cannot be told",
             where="task.responses.temperature",
             next="use temperature 1, responses: {kind: greedy}, or soft_labels: {kind: text}",
         )
     if isinstance(task, Classify):
-        return _LabelRows(served, reader, asker, granted, task)
-    return _TextRows(served, reader, asker, granted, task)
+        return _LabelRequests(served, reader, scheduler, capabilities, task)
+    return _TextRequests(served, reader, scheduler, capabilities, task)
 
 
-class Rows:
+class ShardRequests:
     """Answers shards; ``_row`` says what one row asks."""
 
-    def __init__(self, served: Served, reader: Reader, asker: Asker, granted: Grants) -> None:
-        self.spec, self.reader, self.asker, self.granted = served.spec, reader, asker, granted
+    def __init__(
+        self, served: Served, reader: ServedReader, scheduler: RequestScheduler, capabilities: ServerCapabilities
+    ) -> None:
+        self.spec, self.reader, self.scheduler, self.capabilities = served.spec, reader, scheduler, capabilities
         self.fingerprints: Counter[str] = Counter()
 
-    async def shard(self, task: Task) -> list[Any]:
+    async def shard(self, task: ShardTask) -> list[Any]:
         """An answer for each row, or what went wrong."""
         rows = (self._row(task, place) for place in range(len(task.rows)))
         return await asyncio.gather(*rows, return_exceptions=True)
 
-    def joined(self, task: Task, found: list[Any]) -> Any:
+    def joined(self, task: ShardTask, found: list[Any]) -> Any:
         """What the stage commits, of all rows' answers."""
         raise NotImplementedError
 
-    async def _row(self, task: Task, place: int) -> Any:
+    async def _row(self, task: ShardTask, place: int) -> Any:
         raise NotImplementedError
 
     async def _ask(self, request: Request) -> Answer:
-        answer = await self.asker.ask(request)
+        answer = await self.scheduler.ask(request)
         if answer.usage is not None and answer.usage[0]:
             self.reader.counted(request.characters, answer.usage[0])
         if answer.system_fingerprint:
@@ -120,13 +122,13 @@ class Rows:
             max_tokens,
             top_logprobs,
             seed=self.spec.seed,
-            limit_key=self.granted.limit_key,
+            limit_key=self.capabilities.limit_key,
             extra=self.spec.further_keys,
         )
 
     def doubts(self) -> None:
         """Cautions about what the server said of itself."""
-        spec, uncounted = self.spec, self.asker.uncounted
+        spec, uncounted = self.spec, self.scheduler.uncounted
         limits = [name for name in ("max_cost", "max_tokens_total") if getattr(spec, name) is not None]
         if uncounted and limits:
             cautions.add(
@@ -137,18 +139,18 @@ class Rows:
 
     def facts(self) -> dict[str, Any]:
         """tokens, cost and milliseconds are of this run directory, the others of this run."""
-        asker = self.asker
-        read, written = asker.budget.used
-        times = asker.journal.milliseconds
+        scheduler = self.scheduler
+        read, written = scheduler.budget.used
+        times = scheduler.cache.milliseconds
         quantiles = np.percentile(times, [50, 90, 99]).round(1).tolist() if times else [None] * 3
         return {
-            "granted": self.granted.model_dump(mode="json", exclude={"asked"}),
+            "granted": self.capabilities.model_dump(mode="json", exclude={"asked"}),
             "system_fingerprints": dict(self.fingerprints),
-            "requests": asker.sent,
-            "kept_answers": asker.reused,
-            "faults": dict(asker.faults),
+            "requests": scheduler.sent,
+            "kept_answers": scheduler.reused,
+            "faults": dict(scheduler.failures),
             "tokens": {"read": read, "written": written},
-            "cost": asker.budget.cost(asker.budget.used),
+            "cost": scheduler.budget.cost(scheduler.budget.used),
             "request_ms": dict(zip(("p50", "p90", "p99"), quantiles, strict=True)) | {"n": len(times)},
             "concurrency": self.spec.concurrency,
         }
@@ -169,25 +171,32 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _RowLabels:
     """A row's labels, and the likeliest token after its view with its log-probability."""
 
-    scores: labels.Scores
+    scores: labels.RowScores
     next: tuple[bytes, float]
 
 
-class _LabelRows(Rows):
+class _LabelRequests(ShardRequests):
     """A row whose likeliest label is not among the tokens shown is asked for in other ways, as far as the server has
     any: for more of the likeliest tokens, and for the log-probabilities of the labels' own tokens in a prompt."""
 
-    def __init__(self, served: Served, reader: Reader, asker: Asker, granted: Grants, task: Classify) -> None:
-        super().__init__(served, reader, asker, granted)
+    def __init__(
+        self,
+        served: Served,
+        reader: ServedReader,
+        scheduler: RequestScheduler,
+        capabilities: ServerCapabilities,
+        task: Classify,
+    ) -> None:
+        super().__init__(served, reader, scheduler, capabilities)
         self._labels = LabelsInPlace(task.labels, reader.known, self.spec.api)
         self._probes: dict[str, asyncio.Task[int]] = {}
 
-    async def _row(self, task: Task, place: int) -> _Row:
+    async def _row(self, task: ShardTask, place: int) -> _RowLabels:
         sent = self._labels.after(task.views.texts[place], task.views.opening.place)
-        found, likeliest = await self._shown(sent, self.granted.top_logprobs)
+        found, likeliest = await self._shown(sent, self.capabilities.top_logprobs)
         scores = labels.scores(found)
         if not scores.measured and (more := await self._probed("more", server_capabilities.more)):
             found, _ = await self._shown(sent, more)
@@ -196,12 +205,12 @@ class _LabelRows(Rows):
         if wanting and await self._probed("echo", server_capabilities.echoes):
             found = [await self._echoed(sent.text, label, one) for label, one in zip(sent.labels, found, strict=True)]
             scores = labels.scores(found)
-        return _Row(scores, likeliest)
+        return _RowLabels(scores, likeliest)
 
-    async def _probed(self, name: str, probe: Callable[[Asker, Grants], Awaitable[int]]) -> int:
+    async def _probed(self, name: str, probe: Callable[[RequestScheduler, ServerCapabilities], Awaitable[int]]) -> int:
         """What a probe of the server finds; it is asked when a row first needs it."""
         if name not in self._probes:
-            self._probes[name] = asyncio.ensure_future(probe(self.asker, self.granted))
+            self._probes[name] = asyncio.ensure_future(probe(self.scheduler, self.capabilities))
         return await asyncio.shield(self._probes[name])
 
     async def _shown(self, sent: Sent, top_logprobs: int) -> tuple[list[labels.Begun], tuple[bytes, float]]:
@@ -229,7 +238,9 @@ class _LabelRows(Rows):
             positions = (await self._ask(drawn)).choices[0].positions
             if positions and positions[0].top:
                 return Position(positions[0].token, positions[0].top[: request.top_logprobs])
-        raise Fault("ended at once", "the model says nothing here, and the server then shows no token", again=False)
+        raise RequestFailed(
+            "ended at once", "the model says nothing here, and the server then shows no token", again=False
+        )
 
     async def _echoed(self, text: str, label: labels.Label, shown: labels.Begun) -> labels.Begun:
         """The label by its own tokens' log-probabilities in a prompt, where it is not known; as it was where the server
@@ -243,7 +254,7 @@ class _LabelRows(Rows):
             return shown
         return labels.Begun(math.fsum(position.top[0][1] for position in positions), True, path)
 
-    def joined(self, task: Task, found: list[_Row]) -> Labelled:
+    def joined(self, task: ShardTask, found: list[_RowLabels]) -> Labelled:
         return Labelled(
             np.stack([one.scores.log_probs for one in found]),
             np.array([one.scores.mass for one in found], np.float32),
@@ -254,20 +265,27 @@ class _LabelRows(Rows):
         )
 
 
-class _TextRows(Rows):
-    def __init__(self, served: Served, reader: Reader, asker: Asker, granted: Grants, task: Generate) -> None:
-        super().__init__(served, reader, asker, granted)
+class _TextRequests(ShardRequests):
+    def __init__(
+        self,
+        served: Served,
+        reader: ServedReader,
+        scheduler: RequestScheduler,
+        capabilities: ServerCapabilities,
+        task: Generate,
+    ) -> None:
+        super().__init__(served, reader, scheduler, capabilities)
         self._task = task
         self._ends = reader.stop_ids(task.stop)
 
-    async def _row(self, task: Task, place: int) -> list[Response]:
+    async def _row(self, task: ShardTask, place: int) -> list[Response]:
         known = self.reader.known
         if task.given is not None:
             assert known is not None
             return [texts.given(task.given[place], self._task, known, self._ends)]
         keep = task.arm == CEILING and isinstance(self._task.soft_labels, TopK)
         base = self._request(
-            task.views.texts[place], self._task.max_new_tokens, self.granted.top_logprobs if keep else 0
+            task.views.texts[place], self._task.max_new_tokens, self.capabilities.top_logprobs if keep else 0
         )
         said = [
             choice for request in self._requests(base, task, place) for choice in (await self._ask(request)).choices
@@ -275,9 +293,9 @@ class _TextRows(Rows):
         try:
             return [texts.response(choice, self._task, known, self._ends) for choice in said]
         except texts.Unknown as error:
-            raise Fault("unknown token", self.asker.client.shown(str(error)), again=False) from None
+            raise RequestFailed("unknown token", self.scheduler.client.shown(str(error)), again=False) from None
 
-    def _requests(self, base: Request, task: Task, place: int) -> list[Request]:
+    def _requests(self, base: Request, task: ShardTask, place: int) -> list[Request]:
         """Those for one row: its samples in one request where the server can do that."""
         base = replace(base, stop=self._task.stop)
         how = self._task.responses
@@ -285,11 +303,11 @@ class _TextRows(Rows):
             return [base]
         drawn = replace(base, temperature=how.temperature, top_p=how.top_p)
         seeds = [(task.seeds[place] + sample) % _LARGEST_SEED for sample in range(how.n)]
-        if self.granted.samples:
+        if self.capabilities.samples:
             return [replace(drawn, n=how.n, seed=seeds[0])]
         return [replace(drawn, seed=seed) for seed in seeds]
 
-    def joined(self, task: Task, found: list[list[Response]]) -> list[tuple[str, int, Response]]:
+    def joined(self, task: ShardTask, found: list[list[Response]]) -> list[tuple[str, int, Response]]:
         return [
             (row, sample, response)
             for row, several in zip(task.rows, found, strict=True)

@@ -15,14 +15,14 @@ from typing import Any
 from distillctl.data.responses import Response, clean
 from distillctl.recipe import Generate, TopK, implementation
 from distillctl.teachers.openai.protocol import Choice, Position
-from distillctl.teachers.openai.vocabulary import Vocabulary
+from distillctl.teachers.openai.vocabulary import TokenBytes
 
 
 class Unknown(Exception):
     """The tokens of a whole answer are not those of the recipe's tokenizer; asking again would not help."""
 
 
-def response(choice: Choice, task: Generate, vocabulary: Vocabulary | None, ends: Sequence[int]) -> Response:
+def response(choice: Choice, task: Generate, vocabulary: TokenBytes | None, ends: Sequence[int]) -> Response:
     """What to store of a choice: no token ids where the tokenizer is not known; the soft labels that the task keeps
     where the choice has positions. ends: the ids at which responses end. Unknown as it says."""
     stopped = min((at for s in task.stop if (at := choice.text.find(s)) >= 0), default=None)
@@ -46,13 +46,13 @@ def response(choice: Choice, task: Generate, vocabulary: Vocabulary | None, ends
     return Response(ids, said, cut, profile.of_shown(tops))
 
 
-def given(ids: list[int], task: Generate, vocabulary: Vocabulary, ends: Sequence[int]) -> Response:
+def given(ids: list[int], task: Generate, vocabulary: TokenBytes, ends: Sequence[int]) -> Response:
     """A response that the data give."""
     text = vocabulary.tokenizer.decode(ids, skip_special_tokens=True)
     return Response(ids, clean(text, task.stop), not ids or ids[-1] not in ends, {})
 
 
-def end_id(vocabulary: Vocabulary, task: Generate, ends: Sequence[int]) -> int:
+def end_id(vocabulary: TokenBytes, task: Generate, ends: Sequence[int]) -> int:
     """The token that stands for the end of a response."""
     if task.stop:
         first = vocabulary.tokenizer(task.stop[0], add_special_tokens=False).input_ids
@@ -62,12 +62,12 @@ def end_id(vocabulary: Vocabulary, task: Generate, ends: Sequence[int]) -> int:
     return int(eos if eos in ends else ends[0])
 
 
-def _known(position: Position, vocabulary: Vocabulary) -> list[tuple[int, float]]:
+def _known(position: Position, vocabulary: TokenBytes) -> list[tuple[int, float]]:
     """The likeliest tokens whose ids are known; the others join the tail."""
     return [(vocabulary.ids[token], value) for token, value in position.top if token in vocabulary.ids]
 
 
-def _aligned(positions: Sequence[Position], text: str, vocabulary: Vocabulary) -> tuple[list[int], int]:
+def _aligned(positions: Sequence[Position], text: str, vocabulary: TokenBytes) -> tuple[list[int], int]:
     """The ids of ``text``'s tokens, and how many of the positions they are; the next position, if any, is the end's.
 
     Unknown where they cannot be told. A token that is part of a character has no text of its own: where the server does

@@ -17,7 +17,7 @@ _SPACE = "▁"
 """What SentencePiece writes for one."""
 
 
-class Vocabulary:
+class TokenBytes:
     """The tokens of a tokenizer by their bytes."""
 
     def __init__(self, tokenizer: Any) -> None:

@@ -1,6 +1,6 @@
-"""Rows answered by a server, many at a time: the crew that collect works with where `teacher.kind` is openai.
+"""Rows answered by a server, many at a time: the worker pool that collect uses where `teacher.kind` is openai.
 
-An answer is in the journal before it is used. A shard is handed over when all its rows have one; rows that could not be
+An answer is in the cache before it is used. A shard is handed over when all its rows have one; rows that could not be
 answered are written to failed.jsonl, with why, and only they are asked for the next time.
 """
 
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from distillctl import interrupts
-from distillctl.engines.worker_pool import Key, Task
+from distillctl.engines.worker_pool import Key, ShardTask
 from distillctl.errors import UnavailableError
 from distillctl.run_dir.workspace import write_text
 from distillctl.teachers.openai import rows
-from distillctl.teachers.openai.client import Fault
-from distillctl.teachers.openai.reading import Reader
+from distillctl.teachers.openai.client import RequestFailed
+from distillctl.teachers.openai.reading import ServedReader
 from distillctl.teachers.openai.request_scheduler import Stopped
-from distillctl.teachers.openai.rows import Rows, Served
+from distillctl.teachers.openai.rows import Served, ShardRequests
 
 FAILED = "failed.jsonl"
 _LOOK = 0.2
@@ -30,10 +30,10 @@ _LOOK = 0.2
 
 
 @contextmanager
-def crew(served: Served) -> Iterator[Crew]:
+def open_pool(served: Served) -> Iterator[ServedWorkerPool]:
     """The server is asked for nothing before the first task. When the block ends well, rows that could not be answered
     are UnavailableError."""
-    found = Crew(served)
+    found = ServedWorkerPool(served)
     try:
         yield found
         found.finish()
@@ -41,21 +41,21 @@ def crew(served: Served) -> Iterator[Crew]:
         found.close()
 
 
-class Crew:
+class ServedWorkerPool:
     """As many requests at a time as the recipe allows, over the rows of several shards."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
-        self.reader = Reader(served.source)
+        self.reader = ServedReader(served.source)
         self._runner = asyncio.Runner()
-        self._rows: Rows | None = None
+        self._rows: ShardRequests | None = None
         self._asked = 0
         self._failed: list[dict[str, Any]] = []
         (served.folder / FAILED).unlink(missing_ok=True)
 
-    def map(self, tasks: Iterable[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
+    def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
         """Each shard that could be answered whole, as it is finished."""
-        waiting, under_way = iter(tasks), dict[asyncio.Task[Any], tuple[Key, Task]]()
+        waiting, under_way = iter(tasks), dict[asyncio.Task[Any], tuple[Key, ShardTask]]()
         more = True
         ended: BaseException | None = None
         while True:
@@ -74,7 +74,7 @@ class Crew:
                 ended = ended or end
                 if ended is not None:  # what was sent is paid for: its answers are waited for and kept
                     more = False
-                    self._open().asker.stop(UnavailableError(str(ended)))
+                    self._open().scheduler.stop(UnavailableError(str(ended)))
                 if not any(isinstance(one, BaseException) for one in found):
                     yield key, self._open().joined(task, found)
         if ended is not None:
@@ -98,13 +98,13 @@ class Crew:
 
     def close(self) -> None:
         if self._rows is not None:
-            self._runner.run(self._rows.asker.client.close())
-            self._rows.asker.journal.close()
+            self._runner.run(self._rows.scheduler.client.close())
+            self._rows.scheduler.cache.close()
         self._runner.close()
 
     # ── the event loop ───────────────────────────────────────────────────────────────────────────
 
-    def _open(self) -> Rows:
+    def _open(self) -> ShardRequests:
         """Connect, when there is something to ask."""
         if self._rows is None:
             self._rows = self._runner.run(rows.open_rows(self._served, self.reader))
@@ -116,20 +116,22 @@ class Crew:
         while True:
             done, _ = await asyncio.wait(under_way, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
             if interrupts.pending():
-                self._open().asker.stop(UnavailableError("interrupted"))
+                self._open().scheduler.stop(UnavailableError("interrupted"))
                 await asyncio.wait(under_way)
                 interrupts.check()
             if done:
                 return [task for task in under_way if task in done]
 
-    def _end(self, task: Task, found: list[Any]) -> BaseException | None:
+    def _end(self, task: ShardTask, found: list[Any]) -> BaseException | None:
         """What ends the work, among a shard's rows; rows that could not be answered do not, and are noted."""
         for row, one in zip(task.rows, found, strict=True):
-            if isinstance(one, Fault):
+            if isinstance(one, RequestFailed):
                 where = {"id": row, "split": task.split, "context": task.arm}
                 self._failed.append({**where, "error": one.kind, "detail": one.detail})
         stopped = [one.reason for one in found if isinstance(one, Stopped)]
-        others = [one for one in found if isinstance(one, BaseException) and not isinstance(one, Fault | Stopped)]
+        others = [
+            one for one in found if isinstance(one, BaseException) and not isinstance(one, RequestFailed | Stopped)
+        ]
         return next(iter([*others, *stopped]), None)
 
     def _write_failed(self) -> Path:
