@@ -386,7 +386,7 @@ def report(
         return _plan(loaded, workspace, ["report"])
     ran = pipeline.stage("report", loaded, workspace, force=force)
     if as_json:
-        bounds.check(wanted, ran.manifest.facts)  # the one JSON object is then the error's, with these facts
+        bounds.check_bounds(wanted, ran.manifest.facts)  # the one JSON object is then the error's, with these facts
     if format == "md":
         from distillctl.report.markdown import render
 
@@ -395,7 +395,7 @@ def report(
         console.print_json(ran.manifest.facts)
     else:
         console.result(output.as_json(ran), *output.readable(ran), output.report_path(workspace))
-    bounds.check(wanted, ran.manifest.facts)
+    bounds.check_bounds(wanted, ran.manifest.facts)
 
 
 @command("run", "Run all stages in order, and skip what is fresh (like make).")

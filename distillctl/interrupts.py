@@ -115,7 +115,7 @@ def pending() -> bool:
     return _state.came is not None
 
 
-def check() -> None:
+def raise_if_pending() -> None:
     """A safe point: Interrupted when a signal has come. Any thread may ask."""
     if _state.came is not None:
         raise Interrupted(_state.came)
@@ -125,9 +125,9 @@ def sleep(seconds: float) -> None:
     """As `time.sleep`, but a signal ends it: Interrupted. For waits in which nothing is done, in any thread."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        check()
+        raise_if_pending()
         time.sleep(min(left, _WAIT_SECONDS))
-    check()
+    raise_if_pending()
 
 
 def _came(number: int, frame: FrameType | None) -> Any:

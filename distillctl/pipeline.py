@@ -73,14 +73,14 @@ def _check_data(recipe: Recipe, workspace: Workspace) -> None:
     if isinstance(recipe.teacher, OpenAITeacher):
         approvals.check_sending(recipe.teacher, recipe_access.outside(recipe))
     dataset = examples.load(recipe)
-    split_checks.check(recipe, dataset)
+    split_checks.check_splits(recipe, dataset)
     responses.check_given(recipe, dataset)
     for renderer in views.renderers(recipe, dataset.shots).values():
         renderer.preview(dataset.eval[0])
 
 
 def _check_training(recipe: Recipe, workspace: Workspace) -> None:
-    preflight.check(recipe)
+    preflight.check_student(recipe)
     if (collected := workspace.manifest("collect")) is not None:  # train.validation may have changed since
         split_checks.check_train_rows(recipe, collected.facts["counts"]["train"])
 
@@ -304,7 +304,7 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
         all_of_them = [name for name, one in STAGES.items() if not one.on_request]
         states = [state for state in status(recipe, workspace) if state.stage in all_of_them]
         if force or any(state.state != "fresh" for state in states):
-            preflight.check(recipe)
+            preflight.check_student(recipe)
             approvals.check_code(recipe)
             hub.require(_models(recipe, [state.stage for state in states if force or state.state != "fresh"]))
         for state in states:
@@ -412,7 +412,7 @@ def _make(
                 keeps=one.keeps,
             )
     attempts.forget(workspace, one.name)
-    interrupts.check()
+    interrupts.raise_if_pending()
     return StageResult(one.name, workspace.located(manifest), reused=False, seconds=seconds)
 
 

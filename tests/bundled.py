@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import PreTrainedTokenizerFast
 
 from distillctl.bundle import contents
-from distillctl.bundle.listing import NAME, BundleManifest
+from distillctl.bundle.manifest import NAME, BundleManifest
 from distillctl.data import view_table
 from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
@@ -115,6 +115,6 @@ def finished() -> Workspace:
 
 def reseal(folder: Path, **changes: Any) -> None:
     """bundle.json as it would be, had the folder been made as it is now."""
-    listing = BundleManifest.model_validate_json((folder / NAME).read_bytes())
-    changed = listing.model_copy(update={"files": contents.files(folder), **changes}).sealed()
+    manifest = BundleManifest.model_validate_json((folder / NAME).read_bytes())
+    changed = manifest.model_copy(update={"files": contents.files(folder), **changes}).sealed()
     (folder / NAME).write_bytes(changed.dumps())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distillctl.recipe import implementation
-from distillctl.recipe.graphs import AnyQuantizer
+from distillctl.recipe.quantize import AnyQuantizer
 from distillctl.run_dir.workspace import tree_digest
 from distillctl.tasks.classify.quantization import LabelCalibration
 

@@ -234,7 +234,7 @@ def test_figures_are_over_all_samples() -> None:
 
 
 def test_machine_facts_are_plain() -> None:
-    facts = json.loads(json.dumps(machine.facts(), allow_nan=False))
+    facts = json.loads(json.dumps(machine.describe(), allow_nan=False))
     assert facts["cores"] >= facts["usable_cores"] >= 1
     assert facts["memory_bytes"] > 1e8
     assert set(facts["flags"]) <= set(machine.VECTOR_FLAGS)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.bundle import agreement, figures, ort_canonical, ort_format
-from distillctl.bundle.listing import NAME, BundleManifest
+from distillctl.bundle.manifest import NAME, BundleManifest
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed, UnavailableError
 from distillctl.models.model_source import ModelSource

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distillctl.bundle import archive
-from distillctl.bundle.listing import NAME, BundleManifest
+from distillctl.bundle.manifest import NAME, BundleManifest
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed
 from distillctl.run_dir.workspace import StageOutput, Workspace

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from distillctl.bundle import archive, text_in
-from distillctl.bundle.listing import NAME, BundleManifest, GoldenExample
+from distillctl.bundle.manifest import NAME, BundleManifest, GoldenExample
 from distillctl.bundle.verify import verify
 from distillctl.errors import DataError, GateFailed
 from tests import bundled, project
@@ -86,12 +86,12 @@ def test_a_flipped_byte_in_any_file_is_named(folder, name, share):
 @given(st.data())
 @settings(max_examples=80)
 def test_no_byte_of_bundle_json_changes_unseen(data):
-    listing = bundled.finished().folder("bundle") / NAME
-    at = data.draw(st.integers(0, listing.stat().st_size - 1))
+    manifest = bundled.finished().folder("bundle") / NAME
+    at = data.draw(st.integers(0, manifest.stat().st_size - 1))
     bit = data.draw(st.integers(0, 7))
-    folder = listing.parent.parent / "flipped"
+    folder = manifest.parent.parent / "flipped"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(listing.parent, folder)
+    shutil.copytree(manifest.parent, folder)
     flip(folder / NAME, at, bit)
     with pytest.raises(GateFailed, match=NAME):
         verify(folder)
@@ -141,8 +141,8 @@ def test_a_link_is_refused_even_to_the_right_bytes(folder, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a//b", "a\\b", "c:x", "./a"])
 def test_a_listed_path_that_leaves_the_bundle(folder, name):
-    listing = BundleManifest.model_validate_json((folder / NAME).read_bytes())
-    bundled.reseal(folder, files=listing.files | {name: listing.files["model.onnx"]})
+    manifest = BundleManifest.model_validate_json((folder / NAME).read_bytes())
+    bundled.reseal(folder, files=manifest.files | {name: manifest.files["model.onnx"]})
     with pytest.raises(GateFailed, match="path"):
         verify(folder)
 

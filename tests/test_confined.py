@@ -120,10 +120,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("what", ENDLESS)
 def test_what_need_not_end_is_found_wherever_it_hides(folder: Path, what: str) -> None:
-    sidecar_files.check(folder, "again")
+    sidecar_files.check_folder(folder, "again")
     ENDLESS[what](folder)
     with bounded(), pytest.raises(UpstreamError, match="need not end"):
-        sidecar_files.check(folder, "again")
+        sidecar_files.check_folder(folder, "again")
 
 
 @pytest.mark.parametrize("what", ENDLESS)
@@ -156,13 +156,13 @@ def test_what_genai_would_load_besides_is_refused(folder: Path, settings: object
     text = settings if isinstance(settings, str) else json.dumps({"model": settings})
     (folder / sidecar_files.GENAI_CONFIG).write_text(text)
     with pytest.raises(UpstreamError, match=r"genai_config\.json"):
-        sidecar_files.check(folder, "again")
+        sidecar_files.check_folder(folder, "again")
 
 
 def test_what_the_builder_writes_is_taken(folder: Path) -> None:
     decoder = {"filename": "model.onnx", "session_options": {"log_id": "x", "provider_options": []}}
     (folder / sidecar_files.GENAI_CONFIG).write_text(json.dumps({"model": {"decoder": decoder}}))
-    sidecar_files.check(folder, "again")
+    sidecar_files.check_folder(folder, "again")
 
 
 # ── what is found by running it ──────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from distillctl.commands import output
 from distillctl.recipe import profiles
-from distillctl.recipe.graphs import Bench as Settings
+from distillctl.recipe.bench import Bench as Settings
 from distillctl.runtimes import bench as runtimes_bench
 from distillctl.runtimes import lengths
 from distillctl.stages import bench

@@ -85,7 +85,7 @@ def test_no_symbol_and_no_path_of_the_tracer_is_left(exported):
 def test_parity_at_lengths_and_batches_that_were_not_traced(exported):
     _, model, folder = exported
     texts = tiny.texts(60)
-    found = parity.check(model, OnnxClassifier(folder), texts, texts, 1e-4)
+    found = parity.check_parity(model, OnnxClassifier(folder), texts, texts, 1e-4)
     assert found.rows == 60
     assert found.max_logit_difference < 1e-4
     assert found.same_top == 1
@@ -116,7 +116,7 @@ def test_weights_beyond_the_limit_lie_beside_the_graph(tmp_path, monkeypatch):
     model.config.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     texts = tiny.texts(8)
-    assert parity.check(model, OnnxClassifier(tmp_path), texts, texts, 1e-4).same_top == 1
+    assert parity.check_parity(model, OnnxClassifier(tmp_path), texts, texts, 1e-4).same_top == 1
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_altered_weights_fail_and_the_row_is_named(exported):
     texts = tiny.texts(30)
     ids = [f"row-{index}" for index in range(30)]
     with pytest.raises(GateFailed, match="is allowed") as caught:
-        parity.check(altered, OnnxClassifier(folder), ids, texts, 1e-4)
+        parity.check_parity(altered, OnnxClassifier(folder), ids, texts, 1e-4)
     assert caught.value.exit_code == 6
     assert caught.value.where in {f"row {row}" for row in ids}
 
@@ -171,14 +171,14 @@ def test_a_tie_is_counted_and_a_changed_label_is_not_forgiven(exported):
     # Lift the second label of the row with the smallest margin just above the first.
     shift = np.zeros(3, np.float32)
     shift[np.argsort(logits)[-2]] = margins[row] * 1.01
-    found = parity.check(model, Shifted(graph, shift), texts, texts, allowed=float(margins[row]) * 1.02)
+    found = parity.check_parity(model, Shifted(graph, shift), texts, texts, allowed=float(margins[row]) * 1.02)
     assert found.ties >= 1
     assert found.same_top == 1 - found.ties / 60
     # Both moved by less than what is allowed, but the margin is wider than that: no tie.
     shift[np.argsort(logits)[-2]] = margins[row] * 0.51
     shift[np.argsort(logits)[-1]] = -margins[row] * 0.51
     with pytest.raises(GateFailed, match="the top label differs"):
-        parity.check(model, Shifted(graph, shift), [texts[row]], [texts[row]], allowed=float(margins[row]) * 0.6)
+        parity.check_parity(model, Shifted(graph, shift), [texts[row]], [texts[row]], allowed=float(margins[row]) * 0.6)
 
 
 @pytest.mark.parametrize("exported", ["bert"], indirect=True)
@@ -186,7 +186,7 @@ def test_nan_is_no_agreement(exported):
     _, model, folder = exported
     texts = tiny.texts(5)
     with pytest.raises(GateFailed, match="nan"):
-        parity.check(model, Shifted(OnnxClassifier(folder), np.float32("nan")), texts, texts, 1e-4)
+        parity.check_parity(model, Shifted(OnnxClassifier(folder), np.float32("nan")), texts, texts, 1e-4)
 
 
 # ── the stage ────────────────────────────────────────────────────────────────────────────────────

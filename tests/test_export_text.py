@@ -64,7 +64,7 @@ def _rows(graph, count: int = 50) -> Rows:
 
 
 def _check(model, graph, rows, **options):
-    return parity.check(
+    return parity.check_parity(
         model, graph, rows, **{"allowed": 1e-4, "prompts": 50, "max_new_tokens": MAX_NEW_TOKENS, **options}
     )
 

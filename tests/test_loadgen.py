@@ -177,7 +177,7 @@ def test_a_run_that_slows_down_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unlike_machines() -> None:
-    here = machine.facts()
+    here = machine.describe()
     assert machine.unlike(here, here | {"load_average": 9.0, "os": "another"}) is None
     told = machine.unlike(here, here | {"cpu": "Cortex-A55", "flags": ["asimd"]})
     assert told is not None

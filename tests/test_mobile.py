@@ -10,7 +10,7 @@ def graph(tmp_path, kind, shape):
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b")]
     made = helper.make_graph([helper.make_node(kind, ["a"], ["b"])], "one", values[:1], values[1:])
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "a.onnx")
-    return mobile.check(tmp_path / "a.onnx")
+    return mobile.check_usability(tmp_path / "a.onnx")
 
 
 def test_a_graph_that_the_providers_take(tmp_path):
@@ -34,7 +34,7 @@ def test_one_that_none_takes(tmp_path):
 
 def test_one_that_the_check_does_not_read(tmp_path, capfd):
     (tmp_path / "a.onnx").write_bytes(b"no graph")
-    found = mobile.check(tmp_path / "a.onnx")
+    found = mobile.check_usability(tmp_path / "a.onnx")
     assert found == {}
     assert "does not read a.onnx" in capfd.readouterr().err
     assert "could not read it" in mobile.advice(found)

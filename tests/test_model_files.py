@@ -66,7 +66,7 @@ def folder(path: Path, shapes: list[list[int]] = SHAPES, **config: Any) -> Path:
     ],
 )
 def test_sizes_that_the_weights_do_not_show_are_refused(tmp_path: Path, asked: dict[str, Any]) -> None:
-    checkpoint_files.check(folder(tmp_path / "honest"))
+    checkpoint_files.check_size(folder(tmp_path / "honest"))
     other = folder(tmp_path / "other", **asked)
     with bounded(memory=32 << 20), pytest.raises(UnavailableError, match=r"config\.json (names|asks for) "):
         from_pretrained.folder(ModelSource("x", other))
@@ -77,12 +77,12 @@ def test_real_models_are_taken(tmp_path: Path) -> None:
     albert = {"model_type": "albert", "vocab_size": 30_000, "embedding_size": 128, "hidden_size": 4096}
     albert |= {"intermediate_size": 16_384, "num_hidden_layers": 12, "num_attention_heads": 64}
     shared = [[30_000, 128], [4096, 128], *[[4096, 4096]] * 4, [16_384, 4096], [4096, 16_384], *[[4096]] * 6]
-    checkpoint_files.check(folder(tmp_path / "albert", shared, **albert))
+    checkpoint_files.check_size(folder(tmp_path / "albert", shared, **albert))
     llama = {"vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
     four_bits = [[128_256, 2048], *[[2048, 1024], [8192, 256], [2048, 1024]] * 16]
-    checkpoint_files.check(folder(tmp_path / "packed", four_bits, **llama, max_position_embeddings=10_485_760))
+    checkpoint_files.check_size(folder(tmp_path / "packed", four_bits, **llama, max_position_embeddings=10_485_760))
     experts = {"num_experts": 128, "moe_intermediate_size": 768, "hidden_size": 2048, "num_hidden_layers": 4}
-    checkpoint_files.check(
+    checkpoint_files.check_size(
         folder(tmp_path / "moe", [[151_936, 2048], *[[128, 2048, 1536], [128, 768, 2048]] * 4], **experts)
     )
     for kind in ("llama", "gemma3_text", "gpt2", "qwen3"):
@@ -90,7 +90,7 @@ def test_real_models_are_taken(tmp_path: Path) -> None:
             tiny_text.decoder(kind).save_pretrained(tmp_path / kind)
         except KeyError:  # a kind that the tests have no sizes for
             continue
-        checkpoint_files.check(tmp_path / kind)
+        checkpoint_files.check_size(tmp_path / kind)
 
 
 def test_what_config_names_and_no_key_tells_is_counted_before_it_is_loaded(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_file_longer_than_any_real_one_is_not_read(tmp_path: Path, name: str) 
     with (made / name).open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(UnavailableError, match=f"{name} has 1,099,511,627,776 bytes"):
-        checkpoint_files.check(made)
+        checkpoint_files.check_size(made)
     if name == "tokenizer.json":
         with pytest.raises(UnavailableError, match=f"{name} has 1,099,511,627,776 bytes"):
             ModelPreview(ModelSource("x", made)).tokens("a text")

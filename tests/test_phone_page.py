@@ -223,7 +223,7 @@ def served(
 
 
 @pytest.mark.parametrize(
-    "spec", [CANDIDATES["labels"][0], WeightOnly(bits=4), WeightOnly(bits=8)], ids=lambda spec: spec.name
+    "spec", [CANDIDATES["classifier"][0], WeightOnly(bits=4), WeightOnly(bits=8)], ids=lambda spec: spec.name
 )
 def test_what_our_quantizers_make_runs_in_a_browser(
     spec: Any, exported: Workspace, files: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch
@@ -241,7 +241,7 @@ def test_what_our_quantizers_make_runs_in_a_browser(
 def test_a_graph_the_browser_cannot_run_is_told_on_the_page_and_here(
     exported: Workspace, files: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = quantized(exported, CANDIDATES["labels"][0])
+    recipe = quantized(exported, CANDIDATES["classifier"][0])
     with served(recipe, exported, files, monkeypatch) as (url, result):
         page = phone(chromium)
         page.route("**/model.onnx", lambda route: route.fulfill(body=b"no graph at all", status=200))
@@ -257,7 +257,7 @@ def test_a_graph_the_browser_cannot_run_is_told_on_the_page_and_here(
 def test_another_answer_than_recorded_is_stored_and_fails(
     exported: Workspace, files: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = quantized(exported, CANDIDATES["labels"][0])
+    recipe = quantized(exported, CANDIDATES["classifier"][0])
     read = serve.task.eval_table.read
 
     def turned(path: Path, ids: Any) -> dict[str, Any]:

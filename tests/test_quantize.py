@@ -244,7 +244,7 @@ def test_the_stage_commits_the_smallest_with_all_it_needs(space, exported, capfd
     assert set(outcome.outputs) == files | {"tokenizer_config.json"}
     assert {path.name for path in folder.iterdir()} == {*outcome.outputs, "manifest.json"}
     sizes = {one["name"]: one["bytes"] for one in facts["candidates"]}
-    assert len(sizes) == len(CANDIDATES["labels"])
+    assert len(sizes) == len(CANDIDATES["classifier"])
     assert list(sizes.values()) == sorted(sizes.values())
     assert facts["bytes"] == (folder / "model.onnx").stat().st_size <= min(sizes.values()) * (1 + search.SAME_SIZE)
     assert [one["name"] for one in facts["candidates"] if one["chosen"]] == [facts["chosen"]]
@@ -254,7 +254,7 @@ def test_the_stage_commits_the_smallest_with_all_it_needs(space, exported, capfd
 
 
 def test_a_spent_budget_leaves_out_the_last_and_names_them(space, capfd):
-    names = [spec.name for spec in CANDIDATES["labels"]]
+    names = [spec.name for spec in CANDIDATES["classifier"]]
     outcome = quantize.run(tiny.recipe(quantize={"gate": OPEN, "budget_seconds": 1e-6}), space)
     assert [one["name"] for one in outcome.facts["candidates"]] == names[:1]
     assert outcome.facts["chosen"] == names[0]
@@ -340,11 +340,11 @@ def test_a_graph_that_answers_otherwise_is_told(graphs, tmp_path, input, logits,
     text = f'<ir_version: 10, opset_import: ["" : 18]> g (int64[b, s] {input}) => ({logits} logits) {{ {body} }}'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "export" / "model.onnx")
     with pytest.raises(UpstreamError, match=told):
-        quantization.check(tmp_path / "export", "who is it", len(tiny.LABELS), "distillctl export RECIPE")
+        quantization.check_graph(tmp_path / "export", "who is it", len(tiny.LABELS), "distillctl export RECIPE")
 
 
 def test_a_config_without_labels_is_told(graphs, tmp_path):
     shutil.copytree(graphs, tmp_path / "export")
     (tmp_path / "export" / "config.json").write_text("{}")
     with pytest.raises(UpstreamError, match="has no 'id2label'"):
-        quantization.check(tmp_path / "export", "who is it", 3, "distillctl export RECIPE")
+        quantization.check_graph(tmp_path / "export", "who is it", 3, "distillctl export RECIPE")

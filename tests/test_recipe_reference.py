@@ -12,7 +12,7 @@ from distillctl.recipe.base import Spec, specs
 from distillctl.recipe.models import StartsPretrained
 from distillctl.recipe.profiles import DeviceProfile
 from distillctl.recipe.task import EvalSoftLabels
-from distillctl.recipe.training import LossTerm
+from distillctl.recipe.train import LossTerm
 from tests import recipe_reference, reference
 
 KNOBS = {

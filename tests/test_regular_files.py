@@ -117,7 +117,7 @@ def test_every_reader_refuses(tmp_path, kind):
     KINDS[kind](path)
     readers = [
         regular_files.opened,
-        regular_files.check,
+        regular_files.check_regular,
         lambda path: regular_files.check_folder(path.parent),
         lambda path: limits.read_bytes(path, 10),
         file_digest,

@@ -289,10 +289,10 @@ def _export(workspace: Workspace, card: str) -> None:
 
 def test_bounds_that_hold_pass_and_others_fail_with_figures(facts: dict[str, Any]) -> None:
     score = facts["arms"]["deployed"]["score"]
-    fail_under.check(fail_under.parse([f"deployed={score}", "recovered=0.1", "floor=0"], recipe()), facts)
+    fail_under.check_bounds(fail_under.parse([f"deployed={score}", "recovered=0.1", "floor=0"], recipe()), facts)
     bounds = fail_under.parse([f"deployed={score + 0.001}", "recovered.student=5"], recipe())
     with pytest.raises(GateFailed) as told:
-        fail_under.check(bounds, facts)
+        fail_under.check_bounds(bounds, facts)
     assert told.value.exit_code == 6
     assert f"deployed is {score:.3f} (accuracy)" in told.value.what
     assert "recovered.student is " in told.value.what
@@ -302,7 +302,7 @@ def test_a_figure_that_is_not_known_fails(failed: Workspace) -> None:
     facts = contract.build(recipe(), failed)
     for option in ("recovered=-9", "deployed=0"):
         with pytest.raises(GateFailed, match="not known"):
-            fail_under.check(fail_under.parse([option], recipe()), facts)
+            fail_under.check_bounds(fail_under.parse([option], recipe()), facts)
 
 
 @pytest.mark.parametrize("option", ["recoverd=0.9", "deployed", "deployed=much", "deployed=nan", "control=0.5", "=1"])

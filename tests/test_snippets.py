@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from distillctl.bundle import text_in
-from distillctl.bundle.listing import NAME, BundleManifest
+from distillctl.bundle.manifest import NAME, BundleManifest
 from distillctl.bundle.verify import verify
 from distillctl.data import view_table
 from distillctl.data.rows import Example
@@ -224,17 +224,17 @@ def test_the_cards_code_answers_bare_inputs_and_long_ones(template, monkeypatch,
 @pytest.mark.parametrize("template", [*AROUND, *MORE])
 def test_the_bundle_says_what_the_template_is(template):
     _, _, folder = labels(template, "byte_level")
-    listing = BundleManifest.model_validate_json((folder / NAME).read_bytes())
+    manifest = BundleManifest.model_validate_json((folder / NAME).read_bytes())
     source = {**AROUND, **MORE}[template]
-    assert listing.template.source == source
-    assert listing.view_limit == LIMIT
-    assert "no temperature, threshold or prior" in listing.scoring
-    assert listing.labels == tiny.LABELS
-    [view] = views(bundled.recipe(contexts=contexts(source)), [listing.example.input])
-    assert listing.example.view == view
-    found = python(folder / "snippets" / "classify.py", "classify")(listing.example.input)
-    assert max(found, key=found.get) == listing.example.label
-    assert verify(folder)["example"]["input"] == listing.example.input
+    assert manifest.template.source == source
+    assert manifest.view_limit == LIMIT
+    assert "no temperature, threshold or prior" in manifest.scoring
+    assert manifest.labels == tiny.LABELS
+    [view] = views(bundled.recipe(contexts=contexts(source)), [manifest.example.input])
+    assert manifest.example.view == view
+    found = python(folder / "snippets" / "classify.py", "classify")(manifest.example.input)
+    assert max(found, key=found.get) == manifest.example.label
+    assert verify(folder)["example"]["input"] == manifest.example.input
     readme = (folder / "README.md").read_text()
     assert ("does not read the bare input" in readme) == (template in MORE)
     assert "Whitespace at the ends" in readme or template in MORE
@@ -253,9 +253,9 @@ def test_columns_of_a_row_are_arguments(tmp_path):
     np.testing.assert_allclose(found, recorded_labels(space), atol=1e-5)
     done = subprocess.run([sys.executable, file, inputs[0], '{"title": "do ba"}'], capture_output=True, check=True)
     assert list(json.loads(done.stdout)["probabilities"].values()) == pytest.approx(found[0], abs=1e-5)
-    listing = BundleManifest.model_validate_json((space.folder("bundle") / NAME).read_bytes())
-    assert listing.template.variables == ("note", "title")
-    assert listing.example.input is None
+    manifest = BundleManifest.model_validate_json((space.folder("bundle") / NAME).read_bytes())
+    assert manifest.template.variables == ("note", "title")
+    assert manifest.example.input is None
     assert "`title`" in (space.folder("bundle") / "README.md").read_text()
 
 
@@ -364,7 +364,7 @@ def test_literals():
 
 def test_the_report_asks_a_bare_input():
     recipe, space, _ = labels("around", "byte_level")
-    facts = use.facts(recipe, space, table(space), {"max_length": LIMIT})
+    facts = use.usage_facts(recipe, space, table(space), {"max_length": LIMIT})
     facts |= {"artifact": "quantize/model.onnx", "name": "x", "versions": {"onnxruntime": "1"}}
     facts |= {"task": "classify", "inputs": ["input_ids"]}
     assert facts["sample"] == table(space).input[0]
@@ -392,8 +392,8 @@ def test_javascript_reads_greek_alike_and_what_it_reads_otherwise_is_listed(lowe
     space = bundled.workspace(tmp_path, functools.partial(odd_word_piece, lowercase))
     bundle.run(bundled.recipe(), space)
     folder = space.folder("bundle")
-    listing = BundleManifest.model_validate_json((folder / NAME).read_bytes())
-    other = listing.other_ids[javascript.PACKAGE]
+    manifest = BundleManifest.model_validate_json((folder / NAME).read_bytes())
+    other = manifest.other_ids[javascript.PACKAGE]
     tried = ["ΟΔΥΣΣΕΥΣ ΣΑΣ", "ΑΣ", "ας ασ", "ΑΣ.", "Σ", *(f"a{one}b" for one in other), *other]
     read = python(folder / "snippets" / "classify.py", "read")
     found = in_node(npm, folder, "classify.mjs", "read", tried)

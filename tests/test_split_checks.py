@@ -27,7 +27,7 @@ def doubts(folder: Path, rows: list[Row], contexts: Row | None = None, task: Row
     (folder / "r.yaml").write_text(yaml.safe_dump(sections))
     recipe = recipes.load(folder / "r.yaml")
     with cautions.collected() as found:
-        split_checks.check(recipe, examples.load(recipe))
+        split_checks.check_splits(recipe, examples.load(recipe))
     return {one["code"]: one["text"] for one in found}
 
 

@@ -282,7 +282,7 @@ from distillctl.recipe import Recipe
 from distillctl.students import preflight
 for name, recipe in json.load(open({str(path)!r})).items():
     try:
-        preflight.check(Recipe.model_validate(recipe))
+        preflight.check_student(Recipe.model_validate(recipe))
     except Exception as error:
         print(name, error)
 print({{"torch", "transformers"}} & set(sys.modules))
@@ -294,12 +294,12 @@ print({{"torch", "transformers"}} & set(sys.modules))
 
 
 def test_what_fits_or_cannot_be_told_passes(folder, tmp_path):
-    preflight.check(recipe(kind="truncated", model=str(folder), layers=[1, 0]))
+    preflight.check_student(recipe(kind="truncated", model=str(folder), layers=[1, 0]))
     seq2seq = save(tmp_path / "t5", tiny_text.seq2seq(), tiny_text.bpe_tokenizer())
-    preflight.check(recipe(model=str(seq2seq), max_length=8))
+    preflight.check_student(recipe(model=str(seq2seq), max_length=8))
     (tmp_path / "empty").mkdir()
-    preflight.check(recipe(kind="truncated", model=str(tmp_path / "empty"), layers=[99]))
-    preflight.check(recipe(kind="from_config", model_type="llama", tokenizer={}, max_length=8))
+    preflight.check_student(recipe(kind="truncated", model=str(tmp_path / "empty"), layers=[99]))
+    preflight.check_student(recipe(kind="from_config", model_type="llama", tokenizer={}, max_length=8))
 
 
 def test_room_is_looked_after_when_the_model_is_there_too():

@@ -96,7 +96,7 @@ def test_the_same_ids_and_logits_as_the_tokenizer_and_the_plain_graph(folder):
         texts = [text.title() for text in texts]
     lengths = [len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids) for text in texts]
     assert min(lengths) <= bundled.MAX_LENGTH < max(lengths)
-    found = text_in.check(folder, bundled.MAX_LENGTH, texts, texts)
+    found = text_in.check_ids(folder, bundled.MAX_LENGTH, texts, texts)
     plain = OnnxClassifier(folder, max_length=bundled.MAX_LENGTH).logits(texts)
     np.testing.assert_allclose(found, plain, atol=1e-5)
 
@@ -117,7 +117,7 @@ def test_the_check_names_the_first_row_that_differs(tmp_path):
     text_in.build(folder, bundled.MAX_LENGTH)
     assert text_in.other_ids(folder, bundled.MAX_LENGTH)  # it does read some odd texts otherwise
     with pytest.raises(GateFailed, match="row second"):
-        text_in.check(folder, bundled.MAX_LENGTH, ["first", "second", "third"], ["ba", "[SEP]", "[CLS]"])
+        text_in.check_ids(folder, bundled.MAX_LENGTH, ["first", "second", "third"], ["ba", "[SEP]", "[CLS]"])
 
 
 def test_another_cut_is_found(tmp_path):
@@ -126,7 +126,7 @@ def test_another_cut_is_found(tmp_path):
     text_in.build(folder, bundled.MAX_LENGTH + 1)
     long = " ".join(bundled.texts())
     with pytest.raises(GateFailed, match="row long"):
-        text_in.check(folder, bundled.MAX_LENGTH, ["long"], [long])
+        text_in.check_ids(folder, bundled.MAX_LENGTH, ["long"], [long])
 
 
 @pytest.mark.parametrize("make", [tokenizers_of_kind.unigram, tokenizers_of_kind.one_word_one_token])

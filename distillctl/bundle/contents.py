@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl.bundle import archive, code, ort_format, text_in
-from distillctl.bundle.listing import NAME, File
+from distillctl.bundle.manifest import NAME, File
 from distillctl.errors import DistillctlError
 from distillctl.model_card import frame
 from distillctl.models import model_source

@@ -26,7 +26,7 @@ _PROVIDERS: dict[str, _Check] = {
 }
 
 
-def check(graph: Path) -> dict[str, Any]:
+def check_usability(graph: Path) -> dict[str, Any]:
     """Provider → for the graph as it is and with its shapes fixed: verdict (yes, maybe, no), nodes it could take of
     all, pieces the graph falls into; and the operators it does not know.
 

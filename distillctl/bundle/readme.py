@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distillctl.bundle import contents, mobile, text_in
-from distillctl.bundle.listing import File, Graph
+from distillctl.bundle.manifest import File, Graph
 from distillctl.model_card import frame
 from distillctl.recipe import Recipe
 from distillctl.snippets import javascript
@@ -23,8 +23,8 @@ def of_labels(
     verdicts: Mapping[str, Any],
     figures: tuple[list[dict[str, str]], str],
 ) -> str:
-    """A classifier's. about: in a few sentences; verdicts: `mobile.check` of each graph; figures: the table's rows, and
-    where the latencies come from."""
+    """A classifier's. about: in a few sentences; verdicts: `mobile.check_usability` of each graph; figures: the table's
+    rows, and where the latencies come from."""
     inside = text_in.FILE in files
     tokens = (
         f"`{text_in.FILE}` takes the text itself: its tokenizer is inside, as operators of onnxruntime-extensions. On "

@@ -266,7 +266,7 @@ def _front(
 # ── checking ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def check(
+def check_ids(
     folder: Path, max_length: int, ids: Sequence[str], texts: Sequence[str], template: ViewTemplate = BARE
 ) -> np.ndarray:
     """Logits of the text-in graph, float32 [N, K]; GateFailed names the first row whose token ids are not the

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from distillctl.bundle import archive, text_in
-from distillctl.bundle.listing import MAX_BYTES, NAME, OLD_FORMAT, BundleManifest
+from distillctl.bundle.manifest import MAX_BYTES, NAME, OLD_FORMAT, BundleManifest
 from distillctl.errors import DataError, GateFailed, UnavailableError, first_line
 from distillctl.graphs import sidecar_files
 from distillctl.run_dir.workspace import MANIFEST, file_digest, writable
@@ -56,27 +56,27 @@ def _verify(path: Path) -> dict[str, Any]:
 
 
 def _folder(folder: Path, besides: set[str]) -> dict[str, Any]:
-    listing = _listing(folder)
-    problems = list(_differences(folder, listing, besides)) or ["there is no graph"] * (not listing.graphs)
+    manifest = _manifest(folder)
+    problems = list(_differences(folder, manifest, besides)) or ["there is no graph"] * (not manifest.graphs)
     if not problems:
-        problems = [problem for name in listing.graphs for problem in _outside(folder, name, listing)]
+        problems = [problem for name in manifest.graphs for problem in _outside(folder, name, manifest)]
     if problems:
         raise _failed(folder, problems)
-    graphs = _answers(folder, listing)
+    graphs = _answers(folder, manifest)
     return {
-        "name": listing.name,
-        "task": listing.task,
-        "files": len(listing.files) + 1,
-        "bytes": sum(file.bytes for file in listing.files.values()) + (folder / NAME).stat().st_size,
+        "name": manifest.name,
+        "task": manifest.task,
+        "files": len(manifest.files) + 1,
+        "bytes": sum(file.bytes for file in manifest.files.values()) + (folder / NAME).stat().st_size,
         "graphs": graphs,
-        "example": listing.example.model_dump(exclude_none=True),
+        "example": manifest.example.model_dump(exclude_none=True),
     }
 
 
 # ── the files ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _listing(folder: Path) -> BundleManifest:
+def _manifest(folder: Path) -> BundleManifest:
     path = folder / NAME
     if not path.is_file() or path.is_symlink():
         raise DataError(f"no bundle: there is no {NAME} in it", where=str(folder), next=_NEXT)
@@ -84,27 +84,27 @@ def _listing(folder: Path) -> BundleManifest:
         raise _failed(folder, [f"{NAME} has {path.stat().st_size:,} bytes, {MAX_BYTES:,} are allowed"])
     data = path.read_bytes()
     try:
-        listing = BundleManifest.model_validate(from_json(data, allow_inf_nan=False))
+        manifest = BundleManifest.model_validate(from_json(data, allow_inf_nan=False))
     except ValueError as error:
         if OLD_FORMAT in data:
             what = "made by an older version, whose snippets left out what the recipe puts around an input"
             raise GateFailed(what, where=str(folder), next=_NEXT) from None
         raise _failed(folder, [f"{NAME} is damaged: {first_line(error)}"]) from None
-    if not listing.is_whole or listing.dumps() != data:
+    if not manifest.is_whole or manifest.dumps() != data:
         raise _failed(folder, [f"{NAME} is damaged: it is not what its digest says"])
-    return listing
+    return manifest
 
 
-def _differences(folder: Path, listing: BundleManifest, besides: set[str]) -> list[str]:
+def _differences(folder: Path, manifest: BundleManifest, besides: set[str]) -> list[str]:
     """Names, then sizes, then hashes: what is cheap to look at first, and nothing read that is larger than it says."""
-    problems = [f"{name!r}: {problem}" for name in listing.files if (problem := archive.check_name(name))]
+    problems = [f"{name!r}: {problem}" for name in manifest.files if (problem := archive.check_name(name))]
     if problems:
         return problems
     there = set(archive.files(folder)) - {NAME}
-    missing = sorted(set(listing.files) - there)
-    surplus = sorted(there - set(listing.files) - besides)
+    missing = sorted(set(manifest.files) - there)
+    surplus = sorted(there - set(manifest.files) - besides)
     problems = [f"{name} is missing" for name in missing] + [f"{name} is not listed" for name in surplus]
-    for name, file in listing.files.items():
+    for name, file in manifest.files.items():
         if name in there:
             size = (folder / name).stat().st_size
             if size != file.bytes:
@@ -114,9 +114,9 @@ def _differences(folder: Path, listing: BundleManifest, besides: set[str]) -> li
     return problems
 
 
-def _outside(folder: Path, name: str, listing: BundleManifest) -> list[str]:
+def _outside(folder: Path, name: str, manifest: BundleManifest) -> list[str]:
     """Weights that a graph would read from elsewhere."""
-    if name not in listing.files:
+    if name not in manifest.files:
         return [f"the graph {name} is not among the files"]
     if not name.endswith(".onnx"):
         return []
@@ -130,13 +130,13 @@ def _outside(folder: Path, name: str, listing: BundleManifest) -> list[str]:
 # ── the graphs ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _answers(folder: Path, listing: BundleManifest) -> dict[str, str]:
+def _answers(folder: Path, manifest: BundleManifest) -> dict[str, str]:
     """Graph → "answers as recorded", or why it was not asked."""
     found: dict[str, str] = {}
     problems: list[str] = []
     job = {"folder": str(folder), "threads": 1, **trial.limits(folder)}
     with WorkerProcess("bundle", job, module=_WORKER, load_seconds=trial.patience(job)) as worker:
-        for name, graph in listing.graphs.items():
+        for name, graph in manifest.graphs.items():
             if graph.takes == "text" and not text_in.is_installed():
                 found[name] = f"not opened: {text_in.EXTENSIONS} is not installed (pip install 'distillctl[text-in]')"
                 continue

@@ -2,9 +2,9 @@
 
 `verify` is the other end.
 
-JSON lines. First the job on stdin: ``folder`` of a bundle whose files and listing have been found right, ``data_bytes``
-and ``cpu_seconds`` (`distillctl.runtimes.trial`); then one ``{"graph": name}`` after the other, each answered with
-``problem``: how it does not answer as recorded, or null.
+JSON lines. First the job on stdin: ``folder`` of a bundle whose files and manifest have been found right,
+``data_bytes`` and ``cpu_seconds`` (`distillctl.runtimes.trial`); then one ``{"graph": name}`` after the other, each
+answered with ``problem``: how it does not answer as recorded, or null.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
-from distillctl.bundle import answers
-from distillctl.bundle.listing import NAME, BundleManifest, Graph
+from distillctl.bundle import golden_example
+from distillctl.bundle.manifest import NAME, BundleManifest, Graph
 from distillctl.errors import first_line
 from distillctl.runtimes import confined
 
@@ -28,23 +28,23 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     folder = Path(job["folder"])
     confined.limit(job["data_bytes"], job["cpu_seconds"])
-    listing = BundleManifest.model_validate(from_json((folder / NAME).read_bytes()))
+    manifest = BundleManifest.model_validate(from_json((folder / NAME).read_bytes()))
     told.write("{}\n")
     for line in iter(sys.stdin.readline, ""):
         name = json.loads(line)["graph"]
         try:
-            problem = _problem(folder, listing, name, listing.graphs[name])
+            problem = _problem(folder, manifest, name, manifest.graphs[name])
         except Exception as error:  # of any kind: ONNX Runtime's, the tokenizers', Python's
             problem = f"does not open or run: {first_line(error)}"
         told.write(json.dumps({"problem": problem}) + "\n")
 
 
-def _problem(folder: Path, listing: BundleManifest, name: str, graph: Graph) -> str | None:
-    example = listing.example
-    if listing.task == "classify":
-        logits = answers.label_logits(folder, name, graph, example, listing.max_length)
-        return answers.difference(example, listing.labels, logits)
-    again = answers.written(folder, example.input, example.view, f".{graph.format}")
+def _problem(folder: Path, manifest: BundleManifest, name: str, graph: Graph) -> str | None:
+    example = manifest.example
+    if manifest.task == "classify":
+        logits = golden_example.label_logits(folder, name, graph, example, manifest.max_length)
+        return golden_example.difference(example, manifest.labels, logits)
+    again = golden_example.written(folder, example.input, example.view, f".{graph.format}")
     if again.ids != example.ids:
         return f"reads the tokens {again.ids}, {example.ids} are recorded"
     if again.answer_ids != example.answer_ids:

@@ -28,7 +28,7 @@ def examine() -> dict[str, Any]:
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
             missing.append(f"{requirement} is asked for, {installed} is installed")
-    facts = machine.facts()
+    facts = machine.describe()
     flags = set(facts["flags"])
     exact = flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
     return {

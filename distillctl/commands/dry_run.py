@@ -34,8 +34,8 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
     states = [s for s in pipeline.status(recipe, workspace, stages) if s.stage in stages]
     engines.check_installed(recipe.collect)
     dataset = examples.load(recipe)
-    split_checks.check(recipe, dataset)
-    preflight.check(recipe)
+    split_checks.check_splits(recipe, dataset)
+    preflight.check_student(recipe)
     responses.check_given(recipe, dataset)
     source = model_source.teacher(recipe)
     known = source.tokenizer if isinstance(source, model_source.ServedSource) else source
@@ -71,7 +71,7 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
         "rows": dataset.counts,
         "arms": arms,
         "tokens": counted + answers.told,
-        "lengths": view_lengths.check(recipe, dataset, contexts, reads, takes),
+        "lengths": view_lengths.check_lengths(recipe, dataset, contexts, reads, takes),
         "views": view_lengths.samples(dataset, contexts, preview),
         "collect": {
             "teacher_parameters": of_teacher,

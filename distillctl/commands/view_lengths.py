@@ -100,7 +100,7 @@ class _RowLengths:
         return self.tokens["student"], max(self.tokens.values()), self.id
 
 
-def check(
+def check_lengths(
     recipe: Recipe, dataset: Dataset, contexts: Mapping[str, Renderer], reads: ModelSide, takes: ModelSide
 ) -> dict[str, Any]:
     """The part of the plan about lengths. reads, takes: teacher and student."""

@@ -64,7 +64,7 @@ def rows(
         return
     try:
         opened = gzip.open if path.suffix == ".gz" else open
-        regular_files.check(path)
+        regular_files.check_regular(path)
         with opened(path, "rt", encoding=data.encoding, newline="") as file:
             lines = _lines(path, file)
             if kind == "jsonl":
@@ -188,7 +188,7 @@ def _catalog_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import polib
 
     try:
-        regular_files.check(path)
+        regular_files.check_regular(path)
         if path.stat().st_size > _CATALOG_BYTES:
             raise ValueError(f"has more than {_CATALOG_BYTES:,} bytes")
         catalog = polib.pofile(_unpacked_catalog(path) if path.suffix == ".gz" else str(path))

@@ -22,7 +22,7 @@ _COPIED = 20
 """Characters from which an input that stands in a template is no accident."""
 
 
-def check(recipe: Recipe, dataset: Dataset) -> None:
+def check_splits(recipe: Recipe, dataset: Dataset) -> None:
     """DataError where training would have no row; cautions for splits that are small, one-sided or unreferenced."""
     check_train_rows(recipe, len(dataset.train))
     if len(dataset.train) < FEW_TRAIN_ROWS:

@@ -63,7 +63,7 @@ _ENDLESS = ("Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch", "Sampli
 """Operators of ONNX and ONNX Runtime that repeat a subgraph, perhaps without end."""
 
 
-def check(folder: Path, next: str) -> None:
+def check_folder(folder: Path, next: str) -> None:
     """UpstreamError unless every graph of a folder is one, and reads nothing but regular files that lie beside it.
 
     next: the command that builds the folder again.
@@ -88,8 +88,8 @@ def try_out(folder: Path, runtime: str, next: str) -> None:
 
     runtime: "onnx" for a classifier, "onnx_text" for a model that writes.
     """
-    check(folder, next)
-    trial.check(folder, runtime, next)
+    check_folder(folder, next)
+    trial.check_runs(folder, runtime, next)
 
 
 @contextmanager

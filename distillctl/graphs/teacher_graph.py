@@ -75,7 +75,7 @@ def _is_whole(cache: Path) -> bool:
     if not cached_folders.is_whole(cache):
         return False
     try:
-        sidecar_files.check(cache, "distillctl bench RECIPE")
+        sidecar_files.check_folder(cache, "distillctl bench RECIPE")
     except DistillctlError:
         return False
     return True

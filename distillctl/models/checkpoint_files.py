@@ -48,7 +48,7 @@ def shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield name, tuple(int(size) for size in entry["shape"])
 
 
-def check(folder: Path) -> None:
+def check_size(folder: Path) -> None:
     """UnavailableError where a model's folder would cost more than its weights explain, before any of it is taken:
     where config.json names more layers, or larger sizes, than the tensors show; where a file is a device or a pipe, or
     is longer than any real one; where weights would be read from elsewhere. What else is wrong the library says that
@@ -143,7 +143,7 @@ def check_files(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name.startswith(".") or path.is_dir():
             continue
-        regular_files.check(path)
+        regular_files.check_regular(path)
         if path.suffix in _READ_WHOLE and path.exists() and (size := path.stat().st_size) > _TEXT_BYTES:
             raise ValueError(f"{path.name} has {size:,} bytes, more than any such file")
 

@@ -19,7 +19,7 @@ def folder(source: ModelSource) -> str:
         return source.name
     if source.is_gguf:
         return str(dequantized(source.path))
-    checkpoint_files.check(source.path)
+    checkpoint_files.check_size(source.path)
     return source.name
 
 

@@ -100,7 +100,7 @@ def _local(reference: str, folder: Path, *, where: str) -> Path:
     """The path that a reference would be; RecipeError for one that no file system has."""
     try:
         path = folder / Path(reference).expanduser()
-        regular_files.check(path)
+        regular_files.check_regular(path)
     except regular_files.NotRegular as error:
         raise RecipeError(f"{path}: {error}", where=where) from None
     except (OSError, RuntimeError, ValueError) as error:

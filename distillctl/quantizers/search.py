@@ -18,7 +18,7 @@ from distillctl import console, interrupts
 from distillctl.quantizers.candidates import Candidate, Unit, measured, none_inside
 from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import Gate, implementation
-from distillctl.recipe.graphs import Objective, Quantize, Quantizer
+from distillctl.recipe.quantize import Objective, Quantize, Quantizer
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 FP32 = "fp32"
@@ -79,7 +79,7 @@ def build(
     end = time.monotonic() + (math.inf if budget_seconds is None else budget_seconds)
     with console.progress("quantize", len(candidates), "candidates") as bar:
         for spec in candidates:
-            interrupts.check()
+            interrupts.raise_if_pending()
             if folders and time.monotonic() >= end:
                 break
             folders[spec.name] = folder / spec.name
@@ -110,7 +110,7 @@ def _beside(source: Path) -> list[Path]:
 def turns(names: Sequence[str], rows: int) -> Iterator[tuple[list[str], range]]:
     """Blocks of rows, each with the order in which the graphs answer it: another one is first each time."""
     for turn, start in enumerate(range(0, rows, BLOCK)):
-        interrupts.check()
+        interrupts.raise_if_pending()
         first = turn % len(names)
         yield [*names[first:], *names[:first]], range(start, min(start + BLOCK, rows))
 

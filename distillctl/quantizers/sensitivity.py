@@ -63,7 +63,7 @@ class Calibration(ABC):
         with tempfile.TemporaryDirectory() as scratch, console.progress("sensitivity", len(trials), "weights") as bar:
             weights = _Weights(self.source, path, Path(scratch))
             for name in sorted(trials):
-                interrupts.check()
+                interrupts.raise_if_pending()
                 array = trials[name]()
                 with weights.replaced(name, array):
                     own = self.log_probs(Path(scratch))

@@ -4,21 +4,11 @@ A spec that can be chosen by ``kind`` names its implementation in ``target``; `i
 """
 
 from distillctl.recipe.base import Section, Spec, implementation
-from distillctl.recipe.collecting import Collect
+from distillctl.recipe.bench import Bench
+from distillctl.recipe.collect import Collect
 from distillctl.recipe.contexts import ChatMessage, Context, Contexts, Shot, Shots
 from distillctl.recipe.data import Data
-from distillctl.recipe.graphs import (
-    CANDIDATES,
-    Bench,
-    DynamicInt8,
-    Export,
-    Float16,
-    Gate,
-    Quantize,
-    Report,
-    StaticInt8,
-    WeightOnly,
-)
+from distillctl.recipe.export import Export
 from distillctl.recipe.loading import dump, flatten, load, schema
 from distillctl.recipe.models import (
     FromConfigStudent,
@@ -30,6 +20,8 @@ from distillctl.recipe.models import (
     TrimmedVocabulary,
     TruncatedStudent,
 )
+from distillctl.recipe.quantize import CANDIDATES, DynamicInt8, Float16, Gate, Quantize, StaticInt8, WeightOnly
+from distillctl.recipe.report import Report
 from distillctl.recipe.root import Recipe
 from distillctl.recipe.served import OpenAITeacher, Prices
 from distillctl.recipe.task import (
@@ -48,7 +40,7 @@ from distillctl.recipe.task import (
     Text,
     TopK,
 )
-from distillctl.recipe.training import (
+from distillctl.recipe.train import (
     JSD,
     TVD,
     ULD,

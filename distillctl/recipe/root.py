@@ -8,15 +8,18 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr, model_validator
 
 from distillctl.recipe.base import Count, Section, Seed
+from distillctl.recipe.bench import Bench
 from distillctl.recipe.bundle import Bundle
-from distillctl.recipe.collecting import Collect
+from distillctl.recipe.collect import Collect
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
-from distillctl.recipe.graphs import Bench, Export, Quantize, Report
+from distillctl.recipe.export import Export
 from distillctl.recipe.models import HuggingFaceTeacher, Student, Teacher
+from distillctl.recipe.quantize import Quantize
+from distillctl.recipe.report import Report
 from distillctl.recipe.served import OpenAITeacher, unsupported_by_server, with_defaults
 from distillctl.recipe.task import Classify, Generate, Sampled, Task, Text, TopK
-from distillctl.recipe.training import Loss, Train
+from distillctl.recipe.train import Loss, Train
 
 
 class Recipe(Section):

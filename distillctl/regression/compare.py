@@ -103,7 +103,7 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
         },
         "recorded": _recorded(workspace, other),
         "threads": recipe.bench.used_threads,
-        "machine": machine.facts(),
+        "machine": machine.describe(),
     }
 
 

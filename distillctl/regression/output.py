@@ -94,7 +94,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 def append_summary(path: Path, found: Mapping[str, Any]) -> None:
     """GitHub's file collects what every step appends. UnavailableError where it cannot be written."""
     with writable(path):
-        regular_files.check(path)  # a FIFO would be waited for
+        regular_files.check_regular(path)  # a FIFO would be waited for
     with writable(path), path.open("a", encoding="utf-8") as file:
         file.write(markdown(found) + "\n")
 

@@ -109,7 +109,7 @@ def compare_latency(
     """
     duel, began, longest = PairedTiming(math.log(max_ratio)), time.perf_counter(), 0.0
     for pair in range(max(LOOKS)):
-        interrupts.check()
+        interrupts.raise_if_pending()
         started = time.perf_counter()
         if duel.differences and started - began + longest > max_seconds:
             break

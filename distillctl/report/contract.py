@@ -88,7 +88,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "not_tried": quantize["not_tried"],
         "gate": recipe.quantize.gate.model_dump(),
         "objective": recipe.quantize.objective,
-        **({} if failed else use.facts(recipe, workspace, views, train)),
+        **({} if failed else use.usage_facts(recipe, workspace, views, train)),
         "provenance": {
             stage: {"fingerprint": m.fingerprint, "created": m.created, "seconds": m.seconds}
             for stage, m in manifests.items()

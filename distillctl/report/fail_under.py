@@ -41,7 +41,7 @@ def parse(options: Sequence[str], recipe: Recipe) -> list[Bound]:
     return found
 
 
-def check(bounds: Sequence[Bound], facts: Mapping[str, Any]) -> None:
+def check_bounds(bounds: Sequence[Bound], facts: Mapping[str, Any]) -> None:
     """GateFailed with the figures of every bound that does not hold; a figure that is not known holds none."""
     failed = []
     for bound in bounds:

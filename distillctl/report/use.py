@@ -17,7 +17,7 @@ from distillctl.snippets import code as snippets
 from distillctl.snippets.reading import Reading
 
 
-def facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: Mapping[str, Any]) -> dict[str, Any]:
+def usage_facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: Mapping[str, Any]) -> dict[str, Any]:
     """For the contract. template, view_limit: what makes a view of an input, and the tokens it may have; sample: what
     the code asks, a held-out row's input (its view, where the code has to be given that)."""
     reading = Reading.of(recipe, views, train, workspace.folder("quantize"))

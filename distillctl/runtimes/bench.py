@@ -153,7 +153,7 @@ class BenchSession:
         did. columns: what the samples keep of the answers. more: figures of a model besides those every task has.
         reads: model → the bytes of weights it reads for a token, to compare with what the memory can do.
         """
-        before, settings = machine.facts(), self.recipe.bench
+        before, settings = machine.describe(), self.recipe.bench
         console.note(
             f"timing {len(jobs)} models in {self.plan.processes} fresh processes each (a local teacher in fewer), "
             f"{settings.used_threads} thread(s)"

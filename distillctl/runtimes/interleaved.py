@@ -96,7 +96,7 @@ def measure(
                 runs[name].append(_warm(worker, process, plan))
             for turn in range(plan.turns):
                 for name in rotated(list(workers), process + turn):
-                    interrupts.check()
+                    interrupts.raise_if_pending()
                     _take_turn(workers[name], runs[name][-1], turn, plan)
                     advance(name)
     return runs

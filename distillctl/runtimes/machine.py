@@ -18,7 +18,7 @@ VECTOR_FLAGS = (
 """As Linux names them; asimd is NEON, asimddp its int8 dot product."""
 
 
-def facts() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """CPU, memory, operating system, and how busy the machine is; null where it cannot be known."""
     cpu = _cpuinfo()
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())

@@ -24,7 +24,7 @@ def measure(job: Job, seconds: float) -> dict[str, Any]:
     with WorkerProcess("deployed", job) as worker, console.progress("sustained", seconds, "seconds") as bar:
         worker.run(0, len(job["texts"]), 1.0)
         while spent < seconds:
-            interrupts.check()
+            interrupts.raise_if_pending()
             part = [sum(ms) for ms in worker.run(at, len(job["texts"]) - at, _ASK_SECONDS)["token_ms"]]
             at = (at + len(part)) % len(job["texts"])
             times += part

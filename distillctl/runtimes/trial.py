@@ -34,7 +34,7 @@ def patience(job: Mapping[str, Any]) -> float:
     return 60.0 + _PATIENCE * float(job["cpu_seconds"])
 
 
-def check(folder: Path, runtime: str, next: str) -> None:
+def check_runs(folder: Path, runtime: str, next: str) -> None:
     """UpstreamError where the graphs of a folder do not answer a short text within `limits`.
 
     runtime: "onnx" for a classifier, "onnx_text" for a model that writes; next: the command that makes the folder

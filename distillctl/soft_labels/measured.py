@@ -49,7 +49,7 @@ def _thinks(labels: SoftLabels) -> np.ndarray:
     return np.array([token.lstrip().startswith(_THINKS) for token in tokens], bool)
 
 
-def check(found: Labels, measured: Mapping[str, np.ndarray], log_prior: np.ndarray | None = None) -> None:
+def check_coverage(found: Labels, measured: Mapping[str, np.ndarray], log_prior: np.ndarray | None = None) -> None:
     """RecipeError where so many rows of a split are not measured that the others do not stand for all of them."""
     for split, kept in measured.items():
         if (~kept).mean() <= MAY_BE_UNMEASURED:
@@ -79,7 +79,7 @@ _ADVICE = (
 )
 
 
-def facts(found: Labels, measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def coverage_facts(found: Labels, measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What the manifest says of it, with cautions.
 
     unmeasured: split → how many rows were left out, and their share; unseen: arm → of the eval rows, the share of the

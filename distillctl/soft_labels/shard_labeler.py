@@ -41,7 +41,7 @@ class ShardLabeler:
                 self.scored += len(shard.ids)
                 speed = self.tokens / (self.seconds + time.perf_counter() - start)
                 self.bar.advance(len(shard.ids), arm=shard.arm, tokens=f"{speed:,.0f}/s")
-                interrupts.check()
+                interrupts.raise_if_pending()
         self.seconds += time.perf_counter() - start
 
     def _reuse(self, plan: Sequence[Shard], missing: Sequence[Shard]) -> None:

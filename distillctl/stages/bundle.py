@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distillctl import tasks
-from distillctl.bundle import draft
+from distillctl.bundle import builder
 from distillctl.data import view_table
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
@@ -15,5 +15,5 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
     task.check_bundle()
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     with replacing_folder(workspace.folder("bundle")) as folder:
-        facts = task.fill_bundle(draft.BundleBuilder.begin(recipe, workspace, folder, task.runtime), views)
-    return draft.outcome(workspace, facts)
+        facts = task.fill_bundle(builder.BundleBuilder.begin(recipe, workspace, folder, task.runtime), views)
+    return builder.outcome(workspace, facts)

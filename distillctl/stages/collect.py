@@ -40,7 +40,7 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
             loop = ShardLabeler(pool, collection.present, collection.commit, bar)
             for todo in collection.rounds:
                 loop.label(todo, collection.request)
-        facts = teacher_arms.facts(recipe, pool.reader, dataset, arms, fingerprint)
+        facts = teacher_arms.collect_facts(recipe, pool.reader, dataset, arms, fingerprint)
         facts |= collection.teacher_facts() | loop.facts
     shards.drop_others(folder, every)
     found = collection.findings()

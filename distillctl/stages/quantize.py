@@ -36,15 +36,15 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
                 "score": held_out.fp32_score(),
                 "p50_ms": figures[FP32].p50_ms,
             }
-            settled = search.select_candidate(
+            selection = search.select_candidate(
                 staged, built, figures, fp32, recipe.quantize, held_out.unit, held_out.metric
             )
-        chosen = settled.chosen.name
+        chosen = selection.chosen.name
         held_out.write(staged / "eval.parquet", chosen)
         doubts.collapse("deployed", *held_out.texts(chosen))
         export = workspace.manifest("export")
         assert export is not None
-        text = task.card(staged, views, settled.shown, export.facts.get("builder", "trace"))
+        text = task.card(staged, views, selection.shown, export.facts.get("builder", "trace"))
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
-    return StageOutput(outputs, settled.facts | held_out.facts(chosen))
+    return StageOutput(outputs, selection.facts | held_out.facts(chosen))

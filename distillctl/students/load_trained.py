@@ -20,7 +20,7 @@ from distillctl.students.student import Student
 def model(recipe: Recipe, folder: Path) -> PreTrainedModel:
     """What train saved in ``folder``, in float32."""
     trust = trusted(recipe)
-    checkpoint_files.check(folder)
+    checkpoint_files.check_size(folder)
     with console.libraries_quiet():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         found: PreTrainedModel = loading.auto_class(recipe.task, config, where="student").from_pretrained(
@@ -40,7 +40,7 @@ def without_weights(recipe: Recipe, folder: Path, facts: Mapping[str, Any]) -> S
     Of a trimmed vocabulary, the old ids are found by the tokens' names in the tokenizer it started from.
     """
     trust = trusted(recipe)
-    checkpoint_files.check(folder)
+    checkpoint_files.check_size(folder)
     with console.libraries_quiet(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         auto = loading.auto_class(recipe.task, config, where="student")

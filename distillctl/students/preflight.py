@@ -16,7 +16,7 @@ _WEIGHT_BYTES = 4
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def check(recipe: Recipe) -> None:
+def check_student(recipe: Recipe) -> None:
     """RecipeError for layers that the model does not have, or a decoder whose response leaves no room for a view."""
     spec, source = recipe.student, model_source.student(recipe)
     if isinstance(spec, FromConfigStudent):

@@ -18,7 +18,7 @@ from distillctl.run_dir.workspace import Workspace
 if TYPE_CHECKING:
     import numpy as np
 
-    from distillctl.bundle.draft import BundleBuilder
+    from distillctl.bundle.builder import BundleBuilder
     from distillctl.data.rows import Dataset, Example
     from distillctl.engines.worker_pool import Asked, TeacherReader
     from distillctl.engines.worker_pool import ShardTask as LabelRequest

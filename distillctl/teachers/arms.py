@@ -218,7 +218,7 @@ def _tokens(reader: TeacherReader, arm: Arm) -> np.ndarray:
     return np.array([reader.tokens(arm.text("eval", row)) for row in range(len(lengths))])
 
 
-def facts(
+def collect_facts(
     recipe: Recipe, reader: TeacherReader, dataset: Dataset, found: Sequence[Arm], fingerprint: str
 ) -> dict[str, Any]:
     """What collect's manifest says of the data, the contexts and the teacher, whatever is asked of it."""

@@ -141,7 +141,7 @@ class TrainingRun:
                     metrics_log.flush_to_disk(log)
                     self.checkpoints.save(self.learner, progress, best)
                 if stop:
-                    interrupts.check()
+                    interrupts.raise_if_pending()
                     raise Interrupted(signal.SIGTERM)  # that came to another rank
                 bar.advance(1, loss=f"{loss:.3f}", **fields, tokens=f"{speed:,.0f}/s")
         if best is not None:

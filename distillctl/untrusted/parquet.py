@@ -83,7 +83,7 @@ def _spelt(chunk: pa.DictionaryArray) -> int:
 
 def _open(source: Path | pa.Buffer, **options: Any) -> pq.ParquetFile:
     if isinstance(source, Path):
-        regular_files.check(source)
+        regular_files.check_regular(source)
     return pq.ParquetFile(
         pa.BufferReader(source) if isinstance(source, pa.Buffer) else source, page_checksum_verification=True, **options
     )

@@ -34,7 +34,7 @@ def kind(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "a regular file" if stat.S_ISREG(mode) else "of an unknown kind")
 
 
-def check(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """NotRegular where ``path`` is there and neither a regular file nor a folder. Links are followed."""
     try:
         mode = os.stat(path).st_mode
@@ -49,7 +49,7 @@ def check_folder(folder: Path) -> None:
     folders."""
     for root, _, names in os.walk(folder):
         for name in names:
-            check(Path(root, name))
+            check_regular(Path(root, name))
 
 
 def opened(path: Path) -> io.BufferedReader:

@@ -36,7 +36,7 @@ from distillctl.graphs import sidecar_files
 from distillctl.metrics import scores
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.interleaved import Plan, figures, measure
-from distillctl.runtimes.machine import facts as machine_facts
+from distillctl.runtimes.machine import describe as machine_facts
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate

@@ -20,9 +20,9 @@ from distillctl import recipe as recipes
 from distillctl.quantizers import search
 from distillctl.quantizers.candidates import Candidate
 from distillctl.recipe import CANDIDATES, DynamicInt8, Float16, Recipe, StaticInt8, WeightOnly
-from distillctl.recipe.graphs import AnyQuantizer
+from distillctl.recipe.quantize import AnyQuantizer
 from distillctl.run_dir.workspace import Workspace
-from distillctl.runtimes.machine import facts as machine_facts
+from distillctl.runtimes.machine import describe as machine_facts
 from distillctl.stages import quantize as quantizing
 
 DYNAMIC = tuple(
@@ -35,7 +35,7 @@ BLOCKS = (
     WeightOnly(bits=8, algorithm="rtn"),
 )
 PRESETS: dict[str, tuple[AnyQuantizer, ...]] = {
-    "labels": (*DYNAMIC, *STATIC, Float16(), *BLOCKS),
+    "classifier": (*DYNAMIC, *STATIC, Float16(), *BLOCKS),
     "decoder": (Float16(), *BLOCKS),
     "encoder_decoder": (*DYNAMIC, Float16(), *BLOCKS),
 }
@@ -81,7 +81,7 @@ def _compared(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
 def _kind(recipe: Recipe, workspace: Workspace) -> str:
     train = workspace.manifest("train")
     if recipe.task.kind == "classify" or train is None:
-        return "labels"
+        return "classifier"
     return "encoder_decoder" if train.facts["encoder_decoder"] else "decoder"
 
 

@@ -31,23 +31,23 @@ def send(number=signal.SIGINT):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_at_once_where_nothing_would_be_lost(said, number, code):
-    interrupts.check()
+    interrupts.raise_if_pending()
     with pytest.raises(Interrupted) as raised:
         send(number)
     assert raised.value.exit_code == code
     assert said == []
     with pytest.raises(Interrupted):  # an exception that got lost is raised again
-        interrupts.check()
+        interrupts.raise_if_pending()
 
 
 def test_deferred_to_the_next_safe_point_and_a_second_one_at_once(said):
     with interrupts.deferred():
-        interrupts.check()
+        interrupts.raise_if_pending()
         send(signal.SIGTERM)
         assert interrupts.pending()
         assert len(said) == 1
         with pytest.raises(Interrupted) as raised:
-            interrupts.check()
+            interrupts.raise_if_pending()
         assert raised.value.exit_code == 143
         with pytest.raises(Interrupted) as raised:
             send(signal.SIGINT)
@@ -61,7 +61,7 @@ def test_what_was_deferred_is_raised_behind_the_block_too(said):
             send()
         assert interrupts.pending()
     with pytest.raises(Interrupted):
-        interrupts.check()
+        interrupts.raise_if_pending()
 
 
 def test_a_sleep_ends_in_any_thread(said):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from distillctl import console
-from distillctl.bundle import agreement, answers, code, ort_format, readme, text_in
-from distillctl.bundle.draft import BundleBuilder
-from distillctl.bundle.listing import Graph
+from distillctl.bundle import agreement, code, golden_example, ort_format, readme, text_in
+from distillctl.bundle.builder import BundleBuilder
+from distillctl.bundle.manifest import Graph
 from distillctl.data.view_table import ViewTable
 from distillctl.recipe import Recipe
 from distillctl.run_dir.atomic_io import temporary_prefix
@@ -32,7 +32,7 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable, max_length: int)
     if recipe.bundle.text_in:
         console.note("bundle: the tokenizer into the graph")
         text_in.build(folder, max_length, reading.template)
-        found[text_in.FILE] = text_in.check(folder, max_length, views.id, _inputs(reading, views), reading.template)
+        found[text_in.FILE] = text_in.check_ids(folder, max_length, views.id, _inputs(reading, views), reading.template)
     converted = _ort(folder)
     for name in converted:
         found[name] = OnnxClassifier(folder, file=name, max_length=max_length).logits(views.simplified)
@@ -60,11 +60,11 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable, max_length: int)
     about = card.description(recipe, made.facts("collect"), made.facts("train"))
     text = readme.of_labels(recipe, reading, about, made.files(), graphs, verdicts, made.figures("label"))
     (folder / "README.md").write_text(text, encoding="utf-8")
-    asked = answers.asked(recipe, reading)
+    asked = golden_example.asked(recipe, reading)
     if text_in.FILE in found:  # all graphs are asked the same, so all have to read the same
         others = text_in.other_ids(folder, max_length, [text for text, _ in asked if text], reading.template)
         asked = [(text, view) for text, view in asked if text not in others] or [("", reading.template.view(""))]
-    example = answers.surest(reading, labels, asked, max_length)
+    example = golden_example.surest(reading, labels, asked, max_length)
     return made.close(labels, reading, max_length, graphs, example, verdicts)
 
 

@@ -72,7 +72,7 @@ class ClassifyCollection:
     def findings(self) -> Findings:
         labels = {key: label_shards.read_shards(self.folder, part) for key, part in self.plan.items()}
         kept, log_prior = _kept(self.recipe, labels)
-        facts = _findings(self.recipe, self.dataset, labels, kept, log_prior) | measured.facts(labels, kept)
+        facts = _findings(self.recipe, self.dataset, labels, kept, log_prior) | measured.coverage_facts(labels, kept)
         return Findings(facts, kept)
 
 
@@ -82,12 +82,12 @@ class ClassifyCollection:
 def _kept(recipe: Recipe, found: measured.Labels) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Split → the rows that count, bool [N]; and the prior, which is estimated from those of train."""
     kept, log_prior = measured.rows(found), None
-    measured.check(found, kept)
+    measured.check_coverage(found, kept)
     if recipe.classify.prior == "batch":
         log_prior = soft_labels.batch_prior(found[CEILING, "train"].log_probs[kept["train"]])
         calibrated = measured.rows(found, log_prior)
         kept = {split: rows & calibrated[split] for split, rows in kept.items()}
-        measured.check(found, kept, log_prior)
+        measured.check_coverage(found, kept, log_prior)
     return kept, log_prior
 
 

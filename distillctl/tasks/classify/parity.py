@@ -29,7 +29,7 @@ class Parity:
     rows: int
 
 
-def check(
+def check_parity(
     model: PreTrainedModel, graph: OnnxClassifier, ids: Sequence[str], texts: Sequence[str], allowed: float
 ) -> Parity:
     """Every row once, in batches of several shapes. ``allowed``: the largest |Δlogit|.
@@ -68,7 +68,7 @@ def _logits(model: PreTrainedModel, graph: OnnxClassifier, texts: Sequence[str])
     expected, found = [], []
     with console.progress("parity", len(texts)) as bar:
         for batch in _batches(texts):
-            interrupts.check()
+            interrupts.raise_if_pending()
             feed = graph.feed(batch)
             tensors = {name: torch.from_numpy(values) for name, values in feed.items()}
             expected.append(model(**tensors).logits.float().numpy())

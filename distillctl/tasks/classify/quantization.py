@@ -52,7 +52,7 @@ class Answers:
         )
 
 
-def check(folder: Path, text: str, labels: int, next: str) -> None:
+def check_graph(folder: Path, text: str, labels: int, next: str) -> None:
     """UpstreamError unless the folder's graph, which runs, turns a text into one finite logit for each of the labels.
 
     next: the command that makes the folder anew.

@@ -29,7 +29,7 @@ CALIBRATION_ROWS = 128
 class ClassifyHeldOut:
     """A `tasks.base.HeldOut`."""
 
-    architecture, metric = "labels", "accuracy"
+    architecture, metric = "classifier", "accuracy"
     unit: Unit = "label"
 
     def __init__(self, recipe: Recipe, workspace: Workspace, views: ViewTable) -> None:
@@ -39,7 +39,7 @@ class ClassifyHeldOut:
 
     def check(self, exported: Path) -> None:
         labels = len(self.recipe.task.names)
-        quantization.check(exported, self._rows.texts[0], labels, "distillctl export RECIPE")
+        quantization.check_graph(exported, self._rows.texts[0], labels, "distillctl export RECIPE")
 
     def calibration(self, exported: Path) -> LabelCalibration:
         path = self.workspace.folder("collect") / "views.parquet"

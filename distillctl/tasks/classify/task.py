@@ -13,7 +13,7 @@ from distillctl.tasks.base import BoundTask, Exported, Facts, Timing
 if TYPE_CHECKING:
     import numpy as np
 
-    from distillctl.bundle.draft import BundleBuilder
+    from distillctl.bundle.builder import BundleBuilder
     from distillctl.data.rows import Dataset, Example
     from distillctl.engines.worker_pool import Asked, TeacherReader
     from distillctl.runtimes.bench import BenchSession
@@ -57,7 +57,9 @@ class ClassifyTask(BoundTask):
         spec = self.recipe.export
         graph = exporter.export(student, staged, spec.opset, fuse=spec.fuse)
         sidecar_files.copy(model, staged, graph.inputs)
-        found = parity.check(student, OnnxClassifier(staged), views.id, views.simplified, spec.max_logit_difference)
+        found = parity.check_parity(
+            student, OnnxClassifier(staged), views.id, views.simplified, spec.max_logit_difference
+        )
         if found.ties:
             console.warn(f"on {found.ties} rows the two highest logits tie, and ONNX Runtime takes the other one")
         agreement = {

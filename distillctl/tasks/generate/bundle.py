@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distillctl.bundle import answers, code, contents, ort_format, readme
-from distillctl.bundle.draft import BundleBuilder
-from distillctl.bundle.listing import Graph
+from distillctl.bundle import code, contents, golden_example, ort_format, readme
+from distillctl.bundle.builder import BundleBuilder
+from distillctl.bundle.manifest import Graph
 from distillctl.data.view_table import ViewTable
 from distillctl.errors import GateFailed
 from distillctl.recipe import Recipe
@@ -49,8 +49,8 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> dict[str, Any
         recipe, reading, card.task(builder), about, use, made.files(), verdicts, made.figures("token")
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
-    asked, view = answers.asked(recipe, reading)[0]
-    example = answers.written(folder, asked, view)
+    asked, view = golden_example.asked(recipe, reading)[0]
+    example = golden_example.written(folder, asked, view)
     return made.close([], reading, made.facts("train")["max_length"], graphs, example, verdicts)
 
 
@@ -75,7 +75,7 @@ def _same_answers(made: BundleBuilder, views: ViewTable) -> dict[str, Any]:
     rows = list(zip(views.id, views.simplified, strict=True))[:ROWS]
     for row, view in rows:
         ids = onnx.encode(view)
-        wanted, found = onnx.generate(ids, answers.TOKENS), ort.generate(ids, answers.TOKENS)
+        wanted, found = onnx.generate(ids, golden_example.TOKENS), ort.generate(ids, golden_example.TOKENS)
         if wanted != found:
             raise GateFailed(
                 f"the .ort graphs answer {found}, the ONNX ones {wanted}; nothing is committed", where=f"row {row}"

@@ -30,7 +30,7 @@ def export(task: BoundTask, source: Path, staged: Path, table: ViewTable) -> Exp
     builder, graph, model = _build(recipe, source, staged, train)
     sidecar_files.copy(source, staged, ["input_ids", "attention_mask"], max_length=train["max_length"])
     written = open_generator(staged, torch.get_num_threads())
-    found = parity.check(
+    found = parity.check_parity(
         model,
         written,
         _rows(recipe, task.workspace, table, source, written),

@@ -258,7 +258,7 @@ def answers(
         with console.progress("answers", total=len(views)) as bar, console.libraries_quiet():
             batches = batching.by_length(lengths, max_rows=len(views), max_tokens=batch_tokens)
             for batch in ranks.share(batches):
-                interrupts.check()
+                interrupts.raise_if_pending()
                 inputs = _padded(model, [views[row] for row in batch], left=not student.is_encoder_decoder)
                 skip = 1 if student.is_encoder_decoder else inputs["input_ids"].shape[1]
                 written = model.generate(**inputs)[:, skip:].tolist()

@@ -53,7 +53,7 @@ def views(graph: OnnxGenerator, tokenizer: Any, ids: Sequence[str], texts: Seque
     return found
 
 
-def check(
+def check_parity(
     model: PreTrainedModel, graph: OnnxGenerator, rows: Rows, *, allowed: float, prompts: int, max_new_tokens: int
 ) -> TextParity:
     """Logits of every response token under teacher forcing, and greedy answers to the first ``prompts`` views.
@@ -67,7 +67,7 @@ def check(
     ties = 0
     with console.progress("parity: answers", len(some)) as bar:
         for row, view in some:
-            interrupts.check()
+            interrupts.raise_if_pending()
             ties += not _same_answer(model, graph, row, view, allowed, max_new_tokens)
             bar.advance()
     return TextParity(worst, len(rows.ids), len(some), len(some) - ties, ties)
@@ -80,7 +80,7 @@ def _logits(model: PreTrainedModel, graph: OnnxGenerator, rows: Rows, allowed: f
     differences = []
     with console.progress("parity: logits", len(rows.ids)) as bar:
         for view, response in zip(rows.views, rows.responses, strict=True):
-            interrupts.check()
+            interrupts.raise_if_pending()
             expected, found = forced(model, view, response), graph.score(view, response)
             differences.append(_difference(expected, found))
             bar.advance()

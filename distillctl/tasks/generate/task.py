@@ -14,7 +14,7 @@ from distillctl.tasks.base import BoundTask, Exported, Facts, Timing
 if TYPE_CHECKING:
     import numpy as np
 
-    from distillctl.bundle.draft import BundleBuilder
+    from distillctl.bundle.builder import BundleBuilder
     from distillctl.data.rows import Dataset, Example
     from distillctl.engines.worker_pool import Asked, TeacherReader
     from distillctl.runtimes.bench import BenchSession

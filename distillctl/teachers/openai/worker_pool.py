@@ -118,7 +118,7 @@ class ServedWorkerPool:
             if interrupts.pending():
                 self._open().scheduler.stop(UnavailableError("interrupted"))
                 await asyncio.wait(under_way)
-                interrupts.check()
+                interrupts.raise_if_pending()
             if done:
                 return [task for task in under_way if task in done]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from distillctl.bundle import text_in
-from distillctl.bundle.listing import GoldenExample, Graph
+from distillctl.bundle.manifest import GoldenExample, Graph
 from distillctl.data.rows import Example as Row
 from distillctl.data.view_template import ViewTemplate
 from distillctl.data.views import renderers

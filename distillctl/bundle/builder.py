@@ -9,7 +9,7 @@ from typing import Any
 
 from distillctl import console, interrupts
 from distillctl.bundle import archive, contents, figures, mobile, text_in
-from distillctl.bundle.listing import NAME, BundleManifest, File, GoldenExample, Graph
+from distillctl.bundle.manifest import NAME, BundleManifest, File, GoldenExample, Graph
 from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Manifest, StageOutput, Workspace, replacing, versions
@@ -60,9 +60,9 @@ class BundleBuilder:
         """onnxruntime's check for phones, of every graph that takes ids, told as it comes."""
         found = {}
         for path in sorted(self.folder.glob("*.onnx")):
-            interrupts.check()
+            interrupts.raise_if_pending()
             if path.name != text_in.FILE:
-                found[path.name] = mobile.check(path)
+                found[path.name] = mobile.check_usability(path)
                 console.note(f"bundle: {path.name}: {mobile.advice(found[path.name])}")
         return found
 
@@ -81,7 +81,7 @@ class BundleBuilder:
         """Write bundle.json, last; returns the stage's facts."""
         kept = ("chosen", "bytes", "kl", "same_top", "score", "fp32")
         inputs = self.manifests["collect"].inputs | self.manifests["train"].inputs
-        listing = BundleManifest(
+        manifest = BundleManifest(
             name=self.recipe.name,
             task=self.recipe.task.kind,
             labels=labels,
@@ -100,16 +100,16 @@ class BundleBuilder:
             made_from={name: manifest.fingerprint for name, manifest in self.manifests.items()},
             versions=versions(),
         ).sealed()
-        (self.folder / NAME).write_bytes(listing.dumps())
+        (self.folder / NAME).write_bytes(manifest.dumps())
         return {
             "folder": "bundle",
             "archive": ARCHIVE,
-            "files": contents.sizes(listing.files),
+            "files": contents.sizes(manifest.files),
             "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},
             "example": example.model_dump(exclude_none=True),
             "template": reading.template.model_dump(exclude_none=True),
             "mobile": {name: {"advice": mobile.advice(found), "providers": found} for name, found in verdicts.items()},
-            "provenance": listing.provenance,
+            "provenance": manifest.provenance,
         }
 
 

@@ -1,31 +1,12 @@
-"""From the trained student to the phone: export, quantize, bench, report."""
+"""The smaller graphs that are tried, and the bounds that one must meet."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from distillctl.recipe import profiles
 from distillctl.recipe.base import Count, Fraction, Positive, Section, Spec
-
-
-class Export(Section):
-    """How the student becomes ONNX, and how closely ONNX Runtime must agree with PyTorch."""
-
-    opset: Annotated[Count | None, Field(examples=[20])] = None
-    """ONNX opset. Without it, the exporter's own choice."""
-    max_logit_difference: Positive = 1e-4
-    """Largest allowed |Δlogit| between ONNX Runtime and PyTorch over the eval rows; for models that write, relative to
-    the largest |logit|."""
-    fuse: bool = True
-    """For classifiers: write attention as ONNX Runtime's own operator. Without it, the graph has only standard ONNX
-    operators, for accelerators and other runtimes, and is slower."""
-    builder: Literal["auto", "genai", "trace"] = "auto"
-    """For decoders: `genai` builds the graph with onnxruntime-genai's builder, `trace` traces the model, `auto` traces
-    only where the builder does not know the architecture."""
-    prompts: Count = 50
-    """For models that write: how many eval rows must get the same greedy answer as in PyTorch, token for token."""
 
 
 class DynamicInt8(Spec):
@@ -117,7 +98,7 @@ class Float16(Spec):
 AnyQuantizer = DynamicInt8 | StaticInt8 | Float16 | WeightOnly
 Quantizer = Annotated[AnyQuantizer, Field(discriminator="kind")]
 CANDIDATES: dict[str, tuple[AnyQuantizer, ...]] = {
-    "labels": (
+    "classifier": (
         DynamicInt8(per_channel=False),
         DynamicInt8(per_channel=False, reduce_range=True),
         DynamicInt8(),
@@ -180,64 +161,3 @@ class Quantize(Section):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"{twice} is listed twice")
         return self
-
-
-class LoadGen(Section):
-    """MLPerf LoadGen's SingleStream run (pip install 'distillctl[loadgen]'). `{}` keeps MLPerf's own rules."""
-
-    min_queries: Count = 1024
-    """Queries at least."""
-    min_seconds: Positive = 60
-    """Seconds at least."""
-
-
-class Bench(Section):
-    """How latency and memory are measured on this machine."""
-
-    threads: Annotated[Count | None, Field(examples=[2])] = None
-    """Threads of every model. Without it, the profile's, or 1."""
-    queries: Count = 200
-    """Timed queries per model, over all its processes; proportionally fewer for a teacher that has fewer processes."""
-    processes: Count = 5
-    """Fresh processes per model; three at most for the teacher, because loading it takes seconds."""
-    warmup: Annotated[int, Field(ge=0)] = 5
-    """Untimed queries at the beginning of each process."""
-    max_seconds: Annotated[Positive | None, Field(examples=[45])] = None
-    """Stop timing a model after this many seconds, with at least two queries per process. Without it, no limit."""
-    quantized_teacher: bool = True
-    """Also time a local teacher in onnxruntime-genai with int4 weights and its prompt cached. Its graph is built once
-    and kept in your cache."""
-    profile: Annotated[str | None, Field(examples=["small-phone"])] = None
-    """Limit threads and memory to what a device would give, on this machine: `small-phone` or `phone`."""
-    sustained_seconds: Annotated[Positive | None, Field(examples=[300])] = None
-    """Also run the deployed graph this long without a pause, and compare the last minute with the first."""
-    loadgen: LoadGen | None = None
-    """Also let MLPerf LoadGen drive the deployed graph. Without it, LoadGen does not run."""
-
-    @field_validator("profile")
-    @classmethod
-    def _is_there(cls, name: str | None) -> str | None:
-        if name is not None and name not in profiles.names():
-            raise ValueError(f"no such profile; there are {', '.join(profiles.names())}")
-        return name
-
-    @property
-    def device(self) -> profiles.DeviceProfile | None:
-        """What the profile says."""
-        return None if self.profile is None else profiles.profile(self.profile)
-
-    @property
-    def used_threads(self) -> int:
-        """Of every model."""
-        return self.threads or (self.device.threads if self.device else 1)
-
-
-class Report(Section):
-    """What the report shows."""
-
-    title: Annotated[str | None, Field(examples=["Question router"])] = None
-    """Title of the page. Without it, the recipe's name."""
-    disagreements: Annotated[int, Field(ge=0)] = 12
-    """How many rows to show where teacher and deployed student differ most."""
-    answers: Annotated[int, Field(ge=0)] = 12
-    """For texts: how many rows to show with the answers of teacher and student side by side."""
