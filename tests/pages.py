@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
     ROOT / "distillctl" / "README.md",
+    ROOT / "distillctl" / "README.md",
     *sorted((ROOT / "distillctl" / "guide").glob("*.md")),
     *sorted((ROOT / "recipes").glob("*.md")),
     ROOT / "tests" / "benchmarks" / "README.md",

@@ -133,7 +133,7 @@ def _served(found: Mapping[str, Any]) -> str:
     tokens, faults = found["tokens"], sum(found["faults"].values())
     cost = "" if found["cost"] is None else f", cost {found['cost']:.4g}"
     return (
-        f"{found['requests']:,} requests, {faults:,} of them in vain, {found['kept_answers']:,} answers there already; "
+        f"{found['requests']:,} requests, {faults:,} of them failed, {found['kept_answers']:,} answers reused; "
         f"{tokens['read']:,} tokens read and {tokens['written']:,} written in this run directory{cost}"
     )
 
