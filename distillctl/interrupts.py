@@ -1,12 +1,12 @@
-"""SIGINT and SIGTERM. Where work would be lost they wait for the next safe point; everywhere else they end the command
-at once, and so does a second one. Ended at once is still safe: what is not whole was never committed.
+"""Handle SIGINT and SIGTERM. Where work would be lost, a signal waits for the next safe point. Everywhere else it ends
+the command at once, and so does a second signal. That is safe too: nothing incomplete is ever committed.
 
-A loop that commits as it goes runs in `deferred`, and calls `check` whenever what is done is committed. What only
-commits at its end need not be deferred; it calls `check` now and then all the same, because Python drops an exception
-that a handler raises while an object is being finalized or a process forks. Nobody needs to read of that.
+A loop that commits step by step runs in `deferred` and calls `raise_if_pending` after each commit. Code that commits
+only at its end is not deferred, but calls `raise_if_pending` now and then: Python drops an exception that a handler
+raises while an object is finalized or a process forks.
 
-Python calls a handler only between two steps of its own. Where a library's call does not return, as of a graph that
-runs without end, no handler is called: a thread then ends the process.
+Python calls a handler only between two of its own instructions. If a library's call does not return, such as a graph
+that runs for ever, no handler is called, and a watching thread ends the process.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from distillctl.errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WAIT_SECONDS = 0.1
 _STUCK_SECONDS = 10.0
-"""How long a signal may wait for its handler. Single calls of PyTorch and ONNX Runtime take less."""
+"""How long a signal may wait for its handler. A single call of PyTorch or ONNX Runtime takes less."""
 _LATE_SECONDS = 1.0
-"""The watching thread may hear of a signal this much later than its handler."""
+"""The watching thread may see a signal this much later than the handler does."""
 
 
 @dataclass
@@ -41,9 +41,9 @@ class _SignalState:
     handled_at: float = -math.inf
     """When a handler was last called, on the monotonic clock."""
     deferred: int = 0
-    """How many blocks deep."""
+    """Depth of nested `deferred` blocks."""
     say: Callable[[str], None] | None = None
-    """Tells the user; None outside of `handled`."""
+    """Shows a note to the user. None outside of `handled`."""
 
 
 _state = _SignalState()
@@ -51,7 +51,7 @@ _state = _SignalState()
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Around a whole command: when it is over, signals mean what they meant before."""
+    """Restore the signal handlers when the block, a whole command, ends."""
     before = {number: signal.getsignal(number) for number in SIGNALS} if _is_main_thread() else {}
     try:
         yield
@@ -63,9 +63,9 @@ def restored() -> Iterator[None]:
 
 @contextmanager
 def handled(say: Callable[[str], None]) -> Iterator[None]:
-    """Within the block signals are handled; behind it they are ignored, so that the last words come whole.
+    """Handle signals within the block; ignore them after it, so that the last message is complete.
 
-    say: one note for the user, from within a handler, where buffered output may not be used.
+    say: shows a note. It is called from a handler, where buffered output may not be used.
     """
     _state.say = say
     unraisable = sys.unraisablehook
@@ -80,21 +80,21 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def install() -> None:
-    """Handle signals, again where a library has put its own handler in place. Only the main thread can."""
+    """Install the handlers, also after a library replaced them. Only the main thread can."""
     if _state.say is not None and _is_main_thread():
         for number in SIGNALS:
             signal.signal(number, _came)
 
 
 def leave() -> None:
-    """Signals do what they do to any program: end it, without a word. For waits that Python cannot interrupt."""
+    """Let signals end the process silently, as they do by default. For waits that Python cannot interrupt."""
     if _state.say is not None and _is_main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
 
 def ignore() -> None:
-    """Nothing ends the command any more: its result is being told. Without effect outside of `handled`."""
+    """Ignore signals from now on, because the result is being printed. Without effect outside of `handled`."""
     if _state.say is not None and _is_main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -102,7 +102,7 @@ def ignore() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within the block a first signal waits for the next `check`, which may come behind the block."""
+    """Let the first signal wait for the next `raise_if_pending`, which may come after the block."""
     _state.deferred += 1
     try:
         yield
@@ -111,18 +111,18 @@ def deferred() -> Iterator[None]:
 
 
 def pending() -> bool:
-    """Whether the next `check` will raise: time to commit what there is."""
+    """Tell whether the next `raise_if_pending` will raise, so that the caller commits what it has."""
     return _state.came is not None
 
 
 def raise_if_pending() -> None:
-    """A safe point: Interrupted when a signal has come. Any thread may ask."""
+    """Raise Interrupted if a signal has arrived. Call it at safe points, from any thread."""
     if _state.came is not None:
         raise Interrupted(_state.came)
 
 
 def sleep(seconds: float) -> None:
-    """As `time.sleep`, but a signal ends it: Interrupted. For waits in which nothing is done, in any thread."""
+    """Sleep like `time.sleep`, but raise Interrupted when a signal arrives. Any thread may call it."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         raise_if_pending()
@@ -136,12 +136,12 @@ def _came(number: int, frame: FrameType | None) -> Any:
     if again or not _state.deferred:
         raise Interrupted(number)
     if _state.say is not None:
-        _state.say("finishing what is under work; once more to stop at once")
+        _state.say("Finishing the current step; press Ctrl-C again to stop now.")
 
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    """Within the block a thread hears of each signal at once, and ends the process if its handler is not called."""
+    """Watch signals in a thread, which ends the process if a handler is not called in time."""
     if not _is_main_thread():
         yield
         return
@@ -158,9 +158,9 @@ def _watched() -> Iterator[None]:
 
 
 def _end_when_stuck(read: int) -> None:
-    """Wait for signals' numbers on the pipe ``read``, until its other end is closed.
+    """Read signal numbers from the pipe ``read`` until its other end is closed.
 
-    The process ends as after a kill: what was committed stays, and processes that it started end with it.
+    The process ends as if it were killed: what was committed stays, and its child processes end with it.
     """
     number, came_at = 0, math.inf
     while True:
@@ -176,12 +176,12 @@ def _end_when_stuck(read: int) -> None:
             came_at = math.inf
         elif time.monotonic() > came_at + _STUCK_SECONDS:
             if _state.say is not None:
-                _state.say("a library's call does not return; stopped at once")
+                _state.say("A library's call does not return; stopped now.")
             os._exit(128 + number)
 
 
 def _forget_watcher() -> None:
-    """In a forked child: its signals are not its parent's."""
+    """Stop watching in a forked child, whose signals are not its parent's."""
     if _is_main_thread():
         signal.set_wakeup_fd(-1)
 

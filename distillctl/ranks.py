@@ -1,8 +1,8 @@
-"""Ranks: the processes of one training run, as torchrun and `accelerate launch` start them.
+"""The ranks of a training run: the processes that torchrun or `accelerate launch` starts.
 
-Every rank runs the same command. The first one (rank 0) alone holds the run directory, writes and speaks; the others
-compute their share. An error is told once: by the first rank until the others have joined it, then by whichever rank
-fails first. Nothing here imports torch; what ranks tell each other is in `distillctl.training.collectives`.
+Every rank runs the same command. Only the first one (rank 0) holds the run directory, writes files and prints; the
+others compute their share. An error is reported once: by the first rank until the others have joined, then by the rank
+that fails first. Nothing here imports torch; communication is in `distillctl.training.collectives`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def count() -> int:
-    """How many there are: 1 without a launcher."""
+    """Return the number of ranks; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def number() -> int:
-    """Which of them this process is, from 0."""
+    """Return this process's rank, from 0."""
     return int(os.environ.get("RANK") or 0) if count() > 1 else 0
 
 
@@ -30,9 +30,9 @@ def is_first() -> bool:
 
 
 def share(rows: T) -> T:
-    """What of ``rows`` is this rank's: each in turn, so that of rows in order of length all ranks get like ones."""
+    """Return this rank's share of ``rows``, dealt out in turn, so that all ranks get rows of similar length."""
     return rows if count() == 1 else rows[number() :: count()]  # type: ignore[index]
 
 
 tells: Callable[[], bool] = is_first
-"""Whether this rank says that it failed. Joining the others replaces it."""
+"""Tells whether this rank reports its error. Joining the other ranks replaces it."""

@@ -116,5 +116,5 @@ def finished() -> Workspace:
 def reseal(folder: Path, **changes: Any) -> None:
     """bundle.json as it would be, had the folder been made as it is now."""
     manifest = BundleManifest.model_validate_json((folder / NAME).read_bytes())
-    changed = manifest.model_copy(update={"files": contents.files(folder), **changes}).sealed()
+    changed = manifest.model_copy(update={"files": contents.files(folder), **changes}).with_checksum()
     (folder / NAME).write_bytes(changed.dumps())

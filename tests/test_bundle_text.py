@@ -94,7 +94,7 @@ def test_another_recorded_answer(made, tmp_path):
     listing = BundleManifest.model_validate_json((tmp_path / NAME).read_bytes())
     example = listing.example
     other = example.model_copy(update={"answer_ids": [*example.answer_ids[:-1], example.answer_ids[-1] + 1]})
-    (tmp_path / NAME).write_bytes(listing.model_copy(update={"example": other}).sealed().dumps())
+    (tmp_path / NAME).write_bytes(listing.model_copy(update={"example": other}).with_checksum().dumps())
     with pytest.raises(GateFailed, match=r"answers .* are recorded"):
         verify(tmp_path)
 

@@ -192,7 +192,7 @@ def test_workers_that_always_die_are_given_up(monkeypatch):
 
     monkeypatch.setattr(ray, "RESTARTS", 1)
     task = ShardTask("full", "eval", ["a"], Views(SharedPrefix("full", 0), texts=["a"]))
-    with pytest.raises(UnavailableError, match="workers die before they have answered"):  # noqa: SIM117
+    with pytest.raises(UnavailableError, match="workers died before they answered"):  # noqa: SIM117
         with ray.open_pool(Deadly(), Collect(engine="ray")) as pool:
             list(pool.map([("key", task)]))
     assert not ray.ray.is_initialized()

@@ -12,7 +12,7 @@ import pytest
 
 from distillctl import interrupts
 
-STOPPED = "a library's call does not return; stopped at once"
+STOPPED = "A library's call does not return; stopped now."
 HEAD = """if True:
     import hashlib, multiprocessing, os, signal, sys, time
     from distillctl import interrupts

@@ -99,7 +99,7 @@ class BundleBuilder:
             provenance=contents.provenance(self.recipe, inputs),
             made_from={name: manifest.fingerprint for name, manifest in self.manifests.items()},
             versions=versions(),
-        ).sealed()
+        ).with_checksum()
         (self.folder / NAME).write_bytes(manifest.dumps())
         return {
             "folder": "bundle",

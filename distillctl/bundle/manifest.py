@@ -93,7 +93,7 @@ class BundleManifest(_ManifestPart):
     versions: dict[str, str]
     digest: str = ""
 
-    def sealed(self) -> BundleManifest:
+    def with_checksum(self) -> BundleManifest:
         return self.model_copy(update={"digest": self._digest()})
 
     @property

@@ -1,4 +1,4 @@
-"""One worker, in this process."""
+"""Run one worker in this process."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from distillctl.engines.worker_pool import Key, ShardTask, Worker, WorkerPool, W
 
 
 @contextmanager
-def open_pool(description: WorkerSpec) -> Iterator[WorkerPool]:
-    """The teacher's weights are loaded for the first task: a row that is refused costs no more than its tokens."""
-    yield InProcessPool(description)
+def open_pool(spec: WorkerSpec) -> Iterator[WorkerPool]:
+    """Yield a pool of one worker. It loads the teacher's weights with the first task, so that bad rows are refused
+    first."""
+    yield InProcessPool(spec)
 
 
 class InProcessPool:
-    def __init__(self, description: WorkerSpec) -> None:
-        self._description = description
+    """A `WorkerPool` with one worker, in this process."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
 
     @cached_property
     def reader(self) -> Any:
-        return self._description.reader()
+        return self._spec.reader()
 
     @cached_property
     def _worker(self) -> Worker:
-        return self._description.worker()
+        return self._spec.worker()
 
     def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
-        """In the tasks' order, one at a time."""
+        """Yield each task's key and answer, one at a time and in order."""
         for key, task in tasks:
             yield key, self._worker.label(task)

@@ -1,10 +1,10 @@
-"""Workers on many machines: each is an actor of Ray Data with a teacher of its own.
+"""Run workers on many machines: each is a Ray Data actor with a teacher of its own.
 
-The tasks go into Ray's object store, and actors take them as they become free. An actor that dies is started anew,
-there or on another machine, and its task is done again. What comes back is one answer per task, in the order in which
-they are finished; it is handed on in this process, which is the one that writes.
+Tasks go into Ray's object store, and an actor takes the next one when it is free. An actor that dies is started again,
+there or on another machine, and its task is repeated. Answers come back one per task, in the order in which they
+finish. Only this process writes them.
 
-Machines of a cluster need this package, and the teacher under the same name or path.
+The machines of a cluster need this package, and the teacher under the same name or path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-# Read when it is imported, or started. What its processes have to say is in its log files.
+# Ray reads these when it is imported or started. Its processes write to log files.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
@@ -38,17 +38,17 @@ from distillctl.errors import UnavailableError, UserFacingError, first_line
 from distillctl.recipe import Collect
 
 STORE_BYTES = 2**28
-"""Of the object store of workers on this machine: tasks and answers are small."""
+"""Size of the object store of workers on this machine; tasks and answers are small."""
 
 RESTARTS = 20
-"""Deaths of one actor before it is given up; one whose teacher does not fit would die for ever."""
+"""How often one actor is restarted. Without a limit, an actor whose teacher does not fit would die for ever."""
 _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 
 
 @contextmanager
 def open_pool(description: WorkerSpec, spec: Collect) -> Iterator[WorkerPool]:
-    """Ray is started, or connected to, when there is a task; behind the block it is left."""
-    with console.libraries_quiet():  # a thread of Ray's tells on stdout of workers that died
+    """Yield a pool of Ray actors. Ray is started, or connected to, with the first task, and left after the block."""
+    with console.libraries_quiet():  # a thread of Ray prints on stdout when workers die
         try:
             yield _Actors(description, spec)
         finally:
@@ -66,7 +66,7 @@ class _Actors:
         return self._description.reader()
 
     def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
-        """As they are finished. An answer that tells of a user's mistake is raised here."""
+        """Yield each task's key and answer as they finish. Raise a worker's UserFacingError here."""
         keys: list[Key] = []
         refs: list[Any] = []
         for key, task in tasks:
@@ -105,15 +105,15 @@ class _Actors:
             options = {"address": "local", "num_cpus": cpus, "object_store_memory": STORE_BYTES}
             options["include_dashboard"] = False
         try:
-            with _no_stderr():  # of Ray's core, which says there how much it will log
+            with _no_stderr():  # Ray's core prints there how much it will log
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except Exception as error:  # of a machine that is too busy it raises nothing more special
+        except Exception as error:  # Ray has no more specific error for a machine that is too busy
             where, what = (
                 ("engine", "Ray cannot be started") if here else ("address", f"no Ray cluster at {spec.address}")
             )
             raise UnavailableError(f"{what}: {first_line(error)}", where=f"collect.{where}") from error
         finally:
-            interrupts.install()  # Ray has put its own handler of SIGTERM in place
+            interrupts.install()  # Ray has replaced the handler of SIGTERM
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
@@ -130,12 +130,12 @@ class _Actors:
 
 
 def _following(batches: Iterator[Any]) -> Any:
-    """The next answers; None after the last. UnavailableError when a worker died too often."""
+    """Return the next answers, or None after the last. Raise UnavailableError if a worker died too often."""
     try:
         return next(batches, None)
     except _DEATHS as error:
         raise UnavailableError(
-            f"workers die before they have answered: {first_line(error)}",
+            f"workers died before they answered: {first_line(error)}",
             where="collect",
             next="give each more memory, or ask for fewer on a machine; what was committed is kept",
         ) from error
@@ -143,7 +143,7 @@ def _following(batches: Iterator[Any]) -> Any:
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """What native code writes there is dropped."""
+    """Discard what native code writes to stderr."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -155,7 +155,7 @@ def _no_stderr() -> Iterator[None]:
 
 
 class _Labeller:
-    """One actor: a worker with its teacher, which is loaded with the first task."""
+    """A Ray actor: one worker, which loads its teacher with the first task."""
 
     def __init__(self, description: WorkerSpec) -> None:
         self._description = description
@@ -165,7 +165,7 @@ class _Labeller:
         return self._description.worker()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One task's answer, or what is to be told instead."""
+        """Return the answer to one task, or the UserFacingError to raise instead."""
         try:
             found = self._worker.label(pickle.loads(batch["pickled"][0].as_buffer()))
         except UserFacingError as problem:

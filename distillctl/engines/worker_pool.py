@@ -1,4 +1,4 @@
-"""A task and what answers it."""
+"""The tasks of labelling, and the interfaces of the workers that answer them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ Key = TypeVar("Key")
 
 
 Answers = tuple[tuple[int, ...], ...]
-"""The token ids of the answers that are scored after a view: of every label, or of the one response that is given."""
+"""Token ids of the answers to score after a view: one tuple per label, or the given response."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One row as the teacher sees it. text: the rendered view, of messages that a server templates, their JSON; read:
-    what of it the teacher reads before an answer; ids: the token ids before an answer, None where the server does the
-    tokenizing; merged: how many of the text's own last tokens the answers have taken in (`teachers.answer_tokens`)."""
+    """One row as the teacher sees it.
+
+    text: the rendered view, or the JSON of messages that a server templates. read: the part that the teacher reads
+    before an answer. ids: its token ids, None if the server tokenizes. merged: how many of the text's last tokens
+    merged with the first token of the answers (`teachers.answer_tokens`).
+    """
 
     text: str
     read: str = ""
@@ -30,29 +33,29 @@ class View:
     answers: Answers = ()
     merged: int = 0
     length: Length | None = None
-    """Of what the teacher reads, and its limit; None where only a server knows either."""
+    """Length of what the teacher reads, and its limit. None if only the server knows them."""
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """What the views of one arm begin with."""
+    """The tokens with which all views of one arm begin."""
 
     arm: str
     shared: int
-    """Tokens that all of them begin with; of text alone, 0."""
+    """Number of shared tokens; 0 if only texts are known."""
     shortest: list[int] = field(default_factory=list)
     longest: list[int] = field(default_factory=list)
-    """Whole views, on which sharing the context is tried before it is trusted."""
+    """Whole views, on which sharing the context is tested before it is used."""
     answers: tuple[Answers, Answers] = ((), ())
-    """Of the shortest and the longest."""
+    """Answers of the shortest and the longest view."""
     place: AnswerPlace = field(default_factory=AnswerPlace)
-    """Where an answer follows these views."""
+    """Where an answer begins after these views."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """Some rows of one arm: ``ids``, the token ids after the opening's shared ones, or ``texts``; and each row's
-    ``answers``, where they are known."""
+    """Some rows of one arm: ``ids`` (the token ids after the shared prefix) or ``texts``, and the ``answers`` if
+    known."""
 
     opening: SharedPrefix
     ids: list[list[int]] = field(default_factory=list)
@@ -62,7 +65,7 @@ class Views:
 
 @dataclass(frozen=True)
 class ContextComparison:
-    """The ceiling's answers to a floor task's rows: its tokens are scored under both contexts."""
+    """The ceiling's answers to the rows of a floor task, to be scored under both contexts."""
 
     token_ids: list[list[int]]
     views: Views
@@ -70,24 +73,27 @@ class ContextComparison:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard's rows, and all that their answers depend on besides the worker's own description."""
+    """The rows of one shard, with everything but the teacher on which their answers depend."""
 
     arm: str
     split: str
     rows: list[str]
-    """Ids."""
+    """Row ids."""
     views: Views
     seeds: list[int] = field(default_factory=list)
-    """Of texts: one per row, for what is drawn."""
+    """For texts: the random seed of each row."""
     given: list[list[int]] | None = None
-    """Of texts: the tokens of the responses that the data give; None where the teacher answers."""
+    """For texts: token ids of the responses in the data. None if the teacher answers."""
     compared: ContextComparison | None = None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of every view: prefix, task.answer_prefix; words: what is scored after it, of every label, or the
-    given response; room: tokens that an answer may take that the teacher writes."""
+    """What the teacher is asked about a view.
+
+    prefix: task.answer_prefix. words: the texts to score after it, one per label, or the given response. room: how many
+    tokens an answer of the teacher may take.
+    """
 
     prefix: str | None = None
     words: tuple[str, ...] = ()
@@ -95,46 +101,47 @@ class Asked:
 
 
 class TeacherReader(Protocol):
-    """A teacher without its weights: what has to be known of it before rows are answered."""
+    """A teacher without its weights: what must be known before rows are answered."""
 
     def text(self, renderer: Renderer, example: Example) -> str:
-        """The text of the row's view."""
+        """Return the text of the row's view."""
 
     def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
-        """The row's view and its length, which leaves room for the answer where it is within the limit."""
+        """Return the row's view with its length. A view within the limit leaves room for the answer."""
 
     def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
-        """Where an answer follows the context's views, by the look of one row's."""
+        """Return where an answer begins after this context's views, judged by one example."""
 
     def tokens(self, text: str) -> int:
-        """How many tokens a text has, near enough."""
+        """Return about how many tokens a text has."""
 
     def facts(self) -> dict[str, Any]:
-        """What collect's manifest says of it: ``parameters`` and ``bytes``, and what else its kind has to tell."""
+        """Return what collect's manifest records about the teacher: ``parameters``, ``bytes``, and more by kind."""
 
 
 class Worker(Protocol):
     """A teacher that answers tasks."""
 
     def label(self, task: ShardTask) -> Any:
-        """The rows of one shard."""
+        """Answer the rows of one shard."""
 
 
 class WorkerSpec(Protocol):
-    """What a worker is made from, small and picklable."""
+    """A small, picklable value from which a worker is made."""
 
     def reader(self) -> Any:
-        """The teacher without its weights."""
+        """Return the teacher without its weights."""
 
     def worker(self) -> Worker:
-        """The teacher, loaded here; it is its own ``reader``'s equal."""
+        """Load the teacher in this process. It agrees with ``reader``."""
 
 
 class WorkerPool(Protocol):
-    """Workers at work on one teacher."""
+    """Running workers with the same teacher."""
 
     @property
     def reader(self) -> Any: ...
 
     def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
-        """Each task's key with its answer as they are finished, in any order; a task is taken when it can be begun."""
+        """Yield each task's key and answer in the order in which they finish. Take a task only when a worker is
+        free."""

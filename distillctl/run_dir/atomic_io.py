@@ -1,7 +1,7 @@
-"""Durable writes, the one path by which files are written: to a temporary name, fsynced, renamed.
+"""Write files durably: to a temporary name, then fsync, then rename. All files of a run directory are written so.
 
-While a run directory is held (`owned_by`), the temporary names carry its token, so that what a killed process leaves
-can be told from the files of anyone else.
+While a run directory is held (`owned_by`), temporary names carry its token. They show which files a killed process left
+behind, and which are the user's.
 """
 
 from __future__ import annotations
@@ -36,23 +36,24 @@ def owned_by(token: str) -> Iterator[None]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside ``path`` that nothing has and nobody can foresee."""
+    """Return an unused, unpredictable name in the folder of ``path``."""
     return path.with_name(f"{temporary_prefix(path)}{secrets.token_hex(4)}.tmp")
 
 
 def set_aside_name(path: Path, token: str | None = None) -> Path:
-    """Where a folder is kept while another one takes its place. token: by default that of `owned_by`."""
+    """Return the name under which a folder is kept while a new one replaces it. token: by default that of
+    `owned_by`."""
     token = _owner if token is None else token
     return path.with_name(f".{path.name}.{token}.aside" if token else f".{path.name}.aside")
 
 
 def is_temporary(name: str, token: str) -> bool:
-    """Whether a run directory's own process made this name for something unfinished."""
+    """Tell whether this is the temporary name of an unfinished file of the run directory with this token."""
     return re.fullmatch(rf"\..+\.{token}-\w+\.tmp", name) is not None
 
 
 def was_set_aside(name: str, token: str) -> str | None:
-    """The name that something had before its run directory's own process set it aside; None: it did not."""
+    """Return the name that a folder had before it was set aside, or None if this is no such name."""
     found = re.fullmatch(rf"\.(.+)\.{token}\.aside", name)
     return found[1] if found else None
 
@@ -66,12 +67,12 @@ def temporary_prefix(path: Path) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is a folder, and no link to one."""
+    """Tell whether the path is a folder, and not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
 def sync(path: Path) -> None:
-    """fsync a file or folder."""
+    """Call fsync on a file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,7 +81,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, durably: the name of a new one is an entry of the one above."""
+    """Make a folder and its parents durably: fsync the parent of each new folder, which holds its name."""
     missing = list(itertools.takewhile(lambda folder: not folder.is_dir(), (path, *path.parents)))
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
@@ -88,10 +89,10 @@ def make_folder(path: Path) -> None:
 
 
 def move(path: Path, target: Path) -> None:
-    """Rename durably, within one folder.
+    """Rename durably within one folder.
 
-    An overlay file system (a Docker layer) refuses to rename a folder of a lower layer with EXDEV: then the folder is
-    copied, and removed once the copy is whole.
+    An overlay file system (a Docker layer) refuses with EXDEV to rename a folder of a lower layer. The folder is then
+    copied, and removed once the copy is complete.
     """
     try:
         os.replace(path, target)
@@ -104,7 +105,7 @@ def move(path: Path, target: Path) -> None:
 
 
 def _copy(path: Path, target: Path) -> None:
-    """A whole copy of a folder, which appears at once."""
+    """Copy a folder so that the copy appears only when it is complete."""
     temporary = temporary_name(target)
     try:
         shutil.copytree(path, temporary, symlinks=True)
@@ -116,11 +117,12 @@ def _copy(path: Path, target: Path) -> None:
 
 
 MOVED = ".distillctl-moved"
-"""Marks a folder that was copied to its new place completely and is being removed here."""
+"""Marks a folder that is being removed because its copy is complete."""
 
 
 def remove_moved(path: Path) -> None:
-    """Remove a folder that was copied, so that a process killed meanwhile leaves nothing that passes for whole."""
+    """Remove a folder whose copy is complete. If the process is killed meanwhile, the rest does not pass for
+    complete."""
     mark = path / MOVED
     mark.touch()
     sync(path)
@@ -142,8 +144,11 @@ def _sync_below(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; when the block ends well, it is fsynced and takes its place. UnavailableError
-    where that cannot be, or where ``path`` is there and no regular file: a device in its place would be lost."""
+    """Yield a temporary path that replaces ``path`` durably if the block succeeds.
+
+    Raise UnavailableError if it cannot be written, or if ``path`` exists and is no regular file: a device would be
+    lost.
+    """
     with writable(path):
         if path.exists() and not path.is_file():
             raise regular_files.NotRegular(path.stat().st_mode, path)
@@ -165,9 +170,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``; when the block ends well, all in it is fsynced and it takes its place.
+    """Yield a temporary folder that replaces ``path`` durably if the block succeeds.
 
-    A stage's committed folder is set aside, until the new one is committed.
+    A committed folder of a stage is set aside until the new one is committed.
     """
     with writable(path):
         make_folder(path.parent)
@@ -177,7 +182,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             yield temporary
             _sync_below(temporary)
             set_aside = set_aside_name(path)
-            if path.exists() and set_aside.exists():  # set aside before; what is there since then is this run's scratch
+            if path.exists() and set_aside.exists():  # set aside before: what is there now is scratch of this run
                 shutil.rmtree(path)
             elif path.exists():
                 move(path, set_aside)
@@ -216,8 +221,8 @@ def open_to_append(path: str | Path, flags: int = os.O_RDWR | os.O_CREAT | os.O_
 def writable(path: Path) -> Iterator[None]:
     """Turn a full disk, a file-size limit, or a read-only folder into UnavailableError that names ``path``.
 
-    Libraries wrap the operating system's error in their own (safetensors: a RuntimeError-like with "os error 28";
-    torch.save: a RuntimeError that names its writer's source file), so the text is looked at too.
+    Libraries wrap the operating system's error in errors of their own, so the text is searched too: safetensors writes
+    "os error 28", and torch.save names its writer's source file.
     """
     try:
         yield
@@ -237,7 +242,7 @@ def writable(path: Path) -> Iterator[None]:
 
 _TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc")
 _TOLD = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
-"""Looked for in the text of libraries' errors."""
+"""Error numbers that are searched for in the text of libraries' errors."""
 _WRITE_ERRORS = (
     *_TOLD,
     errno.EROFS,
@@ -256,17 +261,17 @@ _WRITE_ERRORS = (
     errno.ENODEV,
 )
 _OF_PLACE = (errno.ENOENT, errno.EINVAL)
-"""Where they concern the place that is written: its folder is gone, or its file system takes no such name."""
+"""Write errors only if they name the folder that is written: it is gone, or its file system refuses the name."""
 
 
 def _unwritable(path: Path, error: Exception) -> UnavailableError:
     reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
-    if told := re.search(r"\(os error (\d+)\)", reason):  # safetensors' words around it say no more
+    if told := re.search(r"\(os error (\d+)\)", reason):  # the rest of safetensors' message adds nothing
         reason = os.strerror(int(told[1]))
     if isinstance(error, OSError):
         reason = error.strerror or reason
         named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        if not named.is_relative_to(path.parent):  # a scratch file of this stage's
+        if not named.is_relative_to(path.parent):  # a scratch file elsewhere
             where, next = named, "free some space there, or set TMPDIR"
     return UnavailableError(
         f"cannot be written: {reason}", where=str(where), next=f"{next}; what was committed is kept"

@@ -1,4 +1,4 @@
-"""A stage that ended at a gate: what it found is kept below failed/, without counting as committed."""
+"""Keep what a stage attempt before a gate failed, below failed/. It does not count as committed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def keep(
     seed: int,
     seconds: float,
 ) -> None:
-    """Write the manifest of a failed attempt, as `Workspace.commit` writes one of a stage that is done."""
+    """Write the manifest of a failed attempt, in the form that `Workspace.commit` gives to a finished stage."""
     _folder(workspace).commit(
         stage, recipe=recipe, inputs=inputs, outcome=StageOutput([], dict(facts)), seed=seed, seconds=seconds
     )
 
 
 def forget(workspace: Workspace, stage: str) -> None:
-    """Remove what is kept of a failed attempt: the stage has been committed since."""
+    """Remove the record of a failed attempt, because the stage has been committed since."""
     with contextlib.suppress(OSError):
         folder = _folder(workspace).folder(stage)
         (folder / MANIFEST).unlink()
@@ -36,17 +36,19 @@ def forget(workspace: Workspace, stage: str) -> None:
 
 
 def current(workspace: Workspace, stage: str, recipe: Mapping[str, Any]) -> Manifest | None:
-    """The failed attempt, if it was made with this part of the recipe from the inputs that are there now, and nothing
-    that was committed answers for the same."""
+    """Return the failed attempt, or None if it is out of date.
+
+    It is current if it was made with this part of the recipe and the present inputs, and the committed stage was not.
+    """
     with contextlib.suppress(UpstreamError):
-        found = _folder(workspace).manifest(stage)
-        if found is None or found.recipe != recipe:
+        attempt = _folder(workspace).manifest(stage)
+        if attempt is None or attempt.recipe != recipe:
             return None
-        upstream = {name: made.fingerprint for name in found.inputs if (made := workspace.manifest(name))}
+        upstream = {name: made.fingerprint for name in attempt.inputs if (made := workspace.manifest(name))}
         committed = workspace.manifest(stage)
-        if committed and (committed.recipe, committed.inputs) == (found.recipe, found.inputs):
+        if committed and (committed.recipe, committed.inputs) == (attempt.recipe, attempt.inputs):
             return None
-        return found if upstream == found.inputs else None
+        return attempt if upstream == attempt.inputs else None
     return None
 
 

@@ -1,8 +1,8 @@
-"""A JSON object's own checksum, as its last key: no byte of the text can change without being noticed.
+"""Store the checksum of a JSON object in the object itself, as its last key, so that every changed byte is noticed.
 
-The SHA-256 is over every byte before the key; the bytes from there on follow from it. A text without the key was
-written by an older version. One changed byte cannot turn a text with a checksum into one without: the key would have
-another name, which whoever reads the object must refuse.
+The SHA-256 covers every byte before the key; the remaining bytes follow from it. A text without the key comes from an
+older version. One changed byte cannot hide the checksum: the key would get another name, and readers refuse unknown
+keys.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ KEY = "checksum"
 
 
 def put(text: str) -> str:
-    """The text of a JSON object, which has other keys, with its checksum as a last key; it ends in a newline."""
+    """Append the checksum to the text of a JSON object, which must have other keys. The result ends in a newline."""
     body = text.rstrip().removesuffix("}").rstrip()
     return body + _ending(body.encode())
 
 
 def of(text: str) -> str:
-    """The checksum that `put` has put there."""
+    """Return the checksum that `put` appended."""
     return text[-len('"}\n') - 64 : -len('"}\n')]
 
 
 def read(raw: bytes, *, allow_inf_nan: bool = False) -> tuple[dict[str, Any], str | None]:
-    """The object without its checksum, and the checksum; None where an older version wrote it without one.
+    """Return the object without its checksum, and the checksum, which is None if an older version wrote the object.
 
-    ValueError where ``raw`` is no JSON object, or any byte of it is not as it was written.
+    Raise ValueError if ``raw`` is no JSON object or if any byte of it changed.
     """
     document = from_json(raw, allow_inf_nan=allow_inf_nan)
     if not isinstance(document, dict):
@@ -43,5 +43,5 @@ def read(raw: bytes, *, allow_inf_nan: bool = False) -> tuple[dict[str, Any], st
 
 
 def _ending(body: bytes) -> str:
-    """Always as long."""
+    """Return the checksum's key and value and the closing brace; the length is always the same."""
     return f', "{KEY}": "{hashlib.sha256(body).hexdigest()}"}}\n'

@@ -1,4 +1,4 @@
-"""SHA-256 of JSON values, files and folders."""
+"""Compute SHA-256 fingerprints of JSON values, files and folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distillctl.untrusted import regular_files
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value in canonical form."""
+    """Return the SHA-256 (hex) of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -23,7 +23,7 @@ def file_digest(path: Path) -> str:
 
 
 def tree_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file, or of the names and contents of all files below a folder."""
+    """Return the SHA-256 (hex) of a file, or of the names and contents of all files below a folder."""
     if path.is_file():
         return file_digest(path)
     return digest({str(p.relative_to(path)): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()})

@@ -1,4 +1,4 @@
-"""What a stage committed, from what, and what it found: manifest.json, which carries its own checksum."""
+"""Read and write manifest.json: what a stage committed, its inputs and its findings, with a checksum of its own."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ LIBRARIES = (
     "tokenizers",
 )
 SCRATCH = re.compile(r"checkpoints/[a-z]+-[0-9a-f]{16}-step-\d+(-damaged)?")
-"""Checkpoints, by their path from train's folder: what only an unfinished run needs."""
+"""Paths of checkpoints from train's folder. Only an unfinished run needs them."""
 _MANIFEST_BYTES = 64 << 20
 
 
 def _inside(name: str) -> str:
-    """A path below a stage's folder, or a file beside it (bundle.zip), whatever the system makes of it."""
+    """Accept a path below a stage's folder, or a file in the run directory itself (bundle.zip)."""
     parts = name.removeprefix("../").split("/")
     most = 1 if name.startswith("../") else 16
     if not (name.isprintable() and len(parts) <= most and all(p.strip(".") and len(p.encode()) < 256 for p in parts)):
-        raise ValueError("no path of the stage's")
+        raise ValueError("not a path of the stage")
     return name
 
 
 def _scratch(name: str) -> str:
     if not SCRATCH.fullmatch(name):
-        raise ValueError("no checkpoint")
+        raise ValueError("not a checkpoint")
     return name
 
 
 class Output(BaseModel):
-    """One file a stage committed."""
+    """One file that a stage committed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -61,7 +61,7 @@ Files = dict[Annotated[str, AfterValidator(_inside)], Output]
 
 
 class Manifest(BaseModel):
-    """What a stage committed, from what, and what it found."""
+    """What a stage committed, its inputs and its findings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     stage: str
@@ -78,45 +78,45 @@ class Manifest(BaseModel):
     created: float
     """Unix time."""
     keeps: Files = {}
-    """Files that only the stage's own next run reads: a server's answers, so that none is paid for twice."""
+    """Files that only the next run of the stage reads: a server's answers, so that none is paid for twice."""
     scratch: tuple[Annotated[str, AfterValidator(_scratch)], ...] = ()
-    """Folders that are removed as soon as this manifest is there: `SCRATCH`."""
+    """Checkpoint folders (`SCRATCH`) that are removed once this manifest is written."""
     checksum: str | None = None
-    """Over all of the above as it stands in the file; None: an older version wrote it."""
+    """Checksum of all of the above as it stands in the file. None: an older version wrote the file."""
 
     @property
     def fingerprint(self) -> str:
-        """Over what was asked, from what, and the bytes that came of it; not over times and versions."""
+        """Return the hash of the recipe's part, the inputs and the outputs, without times and versions."""
         return digest(self.model_dump(include={"stage", "recipe", "inputs", "outputs", "seed"}, mode="json"))
 
     @property
     def files(self) -> Files:
-        """All that has to be as it was written."""
+        """Return all files that must not change."""
         return {**self.outputs, **self.keeps}
 
-    def sealed(self) -> tuple[Manifest, str]:
-        """With its checksum, and as the text of a file."""
+    def with_checksum(self) -> tuple[Manifest, str]:
+        """Return the manifest with its checksum, and the text of the file."""
         text = checksums.put(self.model_dump_json(indent=2, exclude={"checksum"}))
         return self.model_copy(update={"checksum": checksums.of(text)}), text
 
     @classmethod
     def loads(cls, raw: bytes) -> Manifest:
-        """ValueError where it is not as it was written."""
+        """Parse a manifest. Raise ValueError if it is damaged."""
         document, checksum = checksums.read(raw)
-        found = cls.model_validate(document)
-        return found.model_copy(update={"facts": facts.checked(found.facts), "checksum": checksum})
+        manifest = cls.model_validate(document)
+        return manifest.model_copy(update={"facts": facts.checked(manifest.facts), "checksum": checksum})
 
 
 def read(path: Path, stage: str) -> Manifest:
-    """The manifest of ``stage``. ValueError or OSError where it cannot be read as such."""
+    """Read the manifest of ``stage``. Raise ValueError or OSError if the file is not one."""
     manifest = Manifest.loads(limits.read_bytes(path, _MANIFEST_BYTES))
     if manifest.stage != stage:
-        raise ValueError(f"it is one of {manifest.stage}")
+        raise ValueError(f"it belongs to {manifest.stage}")
     return manifest
 
 
 def names(path: Path) -> set[str]:
-    """The files that a manifest names, though it may be damaged otherwise; none where it cannot be read."""
+    """Return the files that a manifest names, even if it is damaged; none if it cannot be read."""
     try:
         document = json.loads(limits.read_bytes(path, _MANIFEST_BYTES))
         return {name for key in ("outputs", "keeps") for name in document.get(key, {})}
@@ -125,9 +125,9 @@ def names(path: Path) -> set[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the numbers."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the libraries on which the numbers depend."""
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed

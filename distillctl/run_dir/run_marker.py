@@ -1,7 +1,7 @@
-"""What tells a run directory from any other folder: a marker with a token that the names of its temporary files carry.
+"""Recognise a run directory by its marker, whose token is part of the names of its temporary files.
 
-Nothing is removed for its name alone. A folder without a marker is taken where a version made it that wrote none, or
-where it was copied without hidden files: by its manifests, or by recipe.lock.yaml.
+Nothing is removed only because of its name. A folder without a marker also counts if it has manifests or a
+recipe.lock.yaml: older versions wrote no marker, and a copy may lack hidden files.
 """
 
 from __future__ import annotations
@@ -24,22 +24,25 @@ MARKER = ".distillctl-run.json"
 LOCK = ".lock"
 RECIPE = "recipe.lock.yaml"
 FOLDERS = ("collect", "train", "export", "quantize", "bench", "devices", "report", "bundle")
-"""Of a run directory; whatever else lies in it is the user's."""
+"""The folders of a run directory. Anything else in it belongs to the user."""
 PLACES = (MARKER, LOCK, RECIPE, *FOLDERS, "failed", "bundle.zip")
-"""All that is written in a run directory."""
+"""Every name that is written in a run directory."""
 _IN_MAKING = f"{MARKER}.tmp"
 _ABOUT = "temporary files of this run directory carry the token in their names; see `distillctl guide run-directory`"
 _UNFINISHED = {
     "collect": {"shards", "views.parquet", "served", "fields.parquet"},
     "train": {"model", "checkpoints", "metrics.jsonl", "eval.parquet", "controls.parquet"},
 }
-"""What lies in a stage's folder before its manifest does."""
+"""What a stage's folder may hold before its manifest is written."""
 _SECTIONS = ("name", "seed", "task", "data", "contexts", "teacher", "student", "shard_rows", "train", "export")
-"""Keys that recipe.lock.yaml has whatever version wrote it."""
+"""Keys that recipe.lock.yaml has in every version."""
 
 
 def token(root: Path) -> str:
-    """The run directory's token, from its marker; without a whole one, a new one. The caller holds the lock."""
+    """Return the token from the run directory's marker; write a new marker if there is no whole one.
+
+    The caller holds the lock.
+    """
     found = _read(root)
     if found is not None:
         return found
@@ -54,7 +57,7 @@ def token(root: Path) -> str:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    for stage in FOLDERS:  # what an older version had set aside, and was killed
+    for stage in FOLDERS:  # folders that an older version had set aside when it was killed
         if _has_manifest(_older_aside(root, stage), stage) and not _has_manifest(root / stage, stage):
             move(_older_aside(root, stage), set_aside_name(root / stage, made))
     return made
@@ -77,7 +80,7 @@ def _read(root: Path) -> str | None:
 
 
 def refuse_others(root: Path) -> None:
-    """UnavailableError where the folder holds something, and nothing that makes it a run directory."""
+    """Raise UnavailableError if the folder is not empty and is not a run directory."""
     names = set(os.listdir(root))
     if names <= {LOCK, _IN_MAKING} and _is_lock(root / LOCK):
         return
@@ -96,7 +99,7 @@ def refuse_others(root: Path) -> None:
 
 
 def _is_lock(path: Path) -> bool:
-    """Whether there is none, or it says no more than who holds it."""
+    """Tell whether the file is missing, or says only who holds the lock."""
     try:
         found = limits.read_bytes(path, 300)
     except FileNotFoundError:
@@ -114,10 +117,10 @@ def _has_manifest(folder: Path, stage: str) -> bool:
 
 
 def _is_unfinished(root: Path, stage: str) -> bool:
-    """Whether a stage's folder, in what is otherwise a run directory, may be that of a stage which is not done."""
+    """Tell whether a folder without a manifest may belong to a stage that has not finished."""
     folder = root / stage
     if not is_folder(folder):
-        return folder.is_symlink()  # refused with the reason, as soon as the run directory is held
+        return folder.is_symlink()  # `refuse_links` says why, once the run directory is locked
     names = {name for name in os.listdir(folder) if not name.startswith(".")}
     return MANIFEST in names or names <= _UNFINISHED.get(stage, set())
 
@@ -131,20 +134,19 @@ def _is_recipe(path: Path) -> bool:
 
 
 def refuse_links(root: Path) -> None:
-    """UnavailableError where anything that is written here is a link, or no file: nothing is written outside through
-    one."""
+    """Raise UnavailableError if a place that is written is a link or a special file, which could lead outside."""
     for path, mode in _entries(root):
         if not stat.S_ISREG(mode):
             what = f"a link to {os.readlink(path)}" if stat.S_ISLNK(mode) else regular_files.kind(mode)
             raise UnavailableError(
                 f"it is {what}; a run directory holds only folders and regular files of its own",
                 where=str(path),
-                next=f"remove it, or put a copy of what it means in its place: rm {path}",
+                next=f"remove it, or replace it with a copy of its target: rm {path}",
             )
 
 
 def _entries(root: Path) -> Iterator[tuple[str, int]]:
-    """Path and mode of what is no folder, in the places where something is written."""
+    """Yield path and mode of everything but folders in the places that are written."""
     for name in PLACES:
         path = root / name
         try:
@@ -163,6 +165,6 @@ def _below(folder: str) -> Iterator[tuple[str, int]]:
             if entry.is_dir(follow_symlinks=False):
                 yield from _below(entry.path)
             elif entry.is_file(follow_symlinks=False):
-                continue  # the usual case, without another call of the system
+                continue  # the usual case, without another system call
             else:
                 yield entry.path, entry.stat(follow_symlinks=False).st_mode

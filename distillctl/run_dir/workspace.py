@@ -1,7 +1,6 @@
-"""The run directory: manifests, fingerprints, atomic commits.
+"""The run directory: commit stages atomically, and verify what they committed.
 
-Everything is written to a temporary name, fsynced and renamed (`atomic_io`); a stage's manifest comes last, so a killed
-stage leaves nothing that passes for done.
+Every file is written durably (`atomic_io`), and a stage's manifest last, so a killed stage never passes for finished.
 """
 
 from __future__ import annotations
@@ -44,48 +43,48 @@ from distillctl.untrusted import regular_files
 
 NOT_LOAD_BEARING = {
     "recipe.lock.yaml": "the recipe with every default, for people; no command reads it",
-    LOCK: "whoever holds the run directory; the lock itself is the operating system's",
-    MARKER: "that this is a run directory, and how its temporary files are called",
-    "collect/served/answers.damaged.jsonl": "lines of answers that were not as they were written; no command reads it",
-    "collect/served/failed.jsonl": "the rows that a server could not answer, for people; no command reads it",
+    LOCK: "names the process that holds the run directory; the lock itself belongs to the operating system",
+    MARKER: "marks a run directory, and holds the token of its temporary files",
+    "collect/served/answers.damaged.jsonl": "damaged lines of answers, set aside; no command reads it",
+    "collect/served/failed.jsonl": "rows that a server could not answer, for people; no command reads it",
 }
-"""Files of a run directory that `status` does not verify → why no result can depend on them. It verifies all others."""
+"""File that `status` does not verify → why no result depends on it. It verifies all other files."""
 FAILED = "failed"
-"""The folder of what ended at a gate (`attempts`)."""
+"""Folder for attempts that failed a gate (`attempts`)."""
 PATHS = {"artifact": 2, "folder": 1, "archive": 1}
-"""Facts that are paths from the run directory → how many names they have."""
+"""Fact that is a path from the run directory → number of its parts."""
 
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What a stage hands back to be committed."""
+    """What a stage returns to be committed."""
 
     outputs: list[str]
-    """Paths from the stage's folder; a folder means all files in it."""
+    """Paths from the stage's folder; a folder stands for all files in it."""
     facts: dict[str, Any]
 
 
 def _below(folder: Path, names: Iterable[str]) -> list[Path]:
-    """The files of these names, of folders all that are in them, in order."""
+    """Return the files of these names, and all files in the folders among them, in order."""
     named = (folder / name for name in names)
     return sorted(f for path in named for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
 
 
 def _names(folder: Path, pattern: str) -> list[str]:
-    """Paths from the folder of what matches the pattern, in order."""
+    """Return the matching paths, relative to the folder, in order."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
 
 
 def _others(folder: Path, stage: str, ours: Collection[str]) -> list[str]:
-    """Files and links in a stage's folder, by their paths from it, that are neither among ``ours`` nor called as only
-    the stages call theirs: shards, checkpoints, a server's answers."""
-    found = []
+    """Return the user's files in a stage's folder: neither among ``ours`` nor named like shards, checkpoints or
+    answers."""
+    paths = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         known = name in ours or name in _WHILE_AT_WORK or f"{stage}/{name}" in NOT_LOAD_BEARING
         if not is_folder(path) and not (known or _MADE.match(name)):
-            found.append(name)
-    return found
+            paths.append(name)
+    return paths
 
 
 _WHILE_AT_WORK = (MANIFEST, "served/answers.jsonl", "served/grants.json")
@@ -100,7 +99,7 @@ def _output(file: Path) -> Output:
 
 
 class Workspace:
-    """One run directory. A stage reads upstream manifests and commits its own."""
+    """One run directory. Each stage reads the manifests of earlier stages and commits its own."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -109,7 +108,8 @@ class Workspace:
         return self.root / stage
 
     def manifest(self, stage: str) -> Manifest | None:
-        """The stage's manifest, or None when it has not committed; UpstreamError when it is not as it was written."""
+        """Return the stage's manifest, or None if it has not committed. Raise UpstreamError if the manifest is
+        damaged."""
         path = self.folder(stage) / MANIFEST
         try:
             return manifests.read(path, stage)
@@ -123,7 +123,7 @@ class Workspace:
             ) from None
 
     def damage(self, stage: str, manifest: Manifest) -> str | None:
-        """What is wrong with the files the manifest names, or None."""
+        """Return what is wrong with the files that the manifest names, or None."""
         for name, output in manifest.files.items():
             path, shown = self.folder(stage) / name, os.path.normpath(f"{stage}/{name}")
             if not path.is_file():
@@ -139,27 +139,29 @@ class Workspace:
         return None
 
     def strangers(self, stage: str, manifest: Manifest) -> list[str]:
-        """Files in the stage's folder that it did not commit, hidden ones aside; an older version's are not known."""
+        """Return files in the stage's folder that it did not commit, except hidden ones. Older versions kept no
+        record."""
         if manifest.checksum is None:
             return []
         found = []
         for path in sorted(self.folder(stage).rglob("*")):
             name = path.relative_to(self.folder(stage)).as_posix()
             known = name in manifest.files or name == MANIFEST or f"{stage}/{name}" in NOT_LOAD_BEARING
-            is_scratch = any(name.startswith(f"{one}/") for one in manifest.scratch)
+            is_scratch = any(name.startswith(f"{folder}/") for folder in manifest.scratch)
             is_hidden = any(part.startswith(".") for part in name.split("/"))
             if path.is_file() and not (known or is_scratch or is_hidden):
                 found.append(f"{stage}/{name}")
         return found
 
     def located(self, manifest: Manifest) -> Manifest:
-        """Its facts with paths that the caller can open. Older versions stored those of whoever made them."""
+        """Return the manifest with paths that the caller can open. Older versions stored paths as they were at that
+        time."""
         named = {key: Path(manifest.facts[key]).parts[-count:] for key, count in PATHS.items() if key in manifest.facts}
         paths = {key: str(self.root.joinpath(*names)) for key, names in named.items()}
         return manifest.model_copy(update={"facts": type(manifest.facts)({**manifest.facts, **paths})})
 
     def invalidate(self, stage: str) -> None:
-        """Before a committed output is touched: the stage no longer counts as done."""
+        """Remove the stage's manifest, durably, before any of its committed files is changed."""
         folder = self.folder(stage)
         with writable(folder):
             if (folder / MANIFEST).exists():
@@ -167,14 +169,16 @@ class Workspace:
                 sync(folder)
 
     def sweep(self, token: str) -> None:
-        """Remove what a killed process of this run directory left half-written; put back what it had set aside. Both
-        carry the token in their names, and lie in the stages' folders or beside them: nothing else is touched."""
+        """Remove what a killed process left half-written, and put back what it had set aside.
+
+        Both have the token in their names and lie in the stages' folders or beside them. Nothing else is touched.
+        """
         with writable(self.root):
             hidden = list(self.root.glob(".*"))
             for name in (*FOLDERS, FAILED):
                 for folder in (self.root / name, set_aside_name(self.root / name)):
                     hidden += folder.rglob(".*") if is_folder(folder) else []
-            hidden.sort(reverse=True)  # what lies in a folder before the folder
+            hidden.sort(reverse=True)  # contents of a folder before the folder
             for path in hidden:
                 if is_temporary(path.name, token):
                     shutil.rmtree(path) if is_folder(path) else path.unlink(missing_ok=True)
@@ -192,7 +196,7 @@ class Workspace:
                             self._discard(manifest)
 
     def _recover(self, folder: Path) -> None:
-        """Drop what was set aside where something whole is in its place; put it back otherwise."""
+        """Put back what was set aside, unless its replacement is complete; then remove it."""
         is_stage = folder.parent == self.root
         if is_stage and (folder / MANIFEST).exists():
             self._drop(folder)
@@ -203,9 +207,11 @@ class Workspace:
             move(set_aside_name(folder), folder)
 
     def _drop(self, folder: Path) -> None:
-        """Remove a stage's former folder, for which there is a new one. Files in it that are not the stage's are the
-        user's: they move to the new folder, where a name that is taken gets `.kept` behind it. Where its manifest
-        cannot tell them for certain they move to a folder of their own, so that nothing old is taken for new."""
+        """Remove a stage's former folder, which has been replaced, but keep the user's files in it.
+
+        They move to the new folder; a name that is taken gets the ending `.kept`. If the former manifest cannot be
+        read, they move to a folder of their own, so that no old file passes for a new one.
+        """
         set_aside = set_aside_name(folder)
         if not is_folder(set_aside):
             return
@@ -225,7 +231,8 @@ class Workspace:
 
     @contextlib.contextmanager
     def rerun(self, stage: str) -> Iterator[None]:
-        """Within the block the stage has done nothing yet; when the block fails, all is as it was before."""
+        """Set the stage's folder aside, so that the block runs the stage from nothing. Restore the folder if it
+        fails."""
         folder = self.folder(stage)
         with writable(folder):
             if folder.exists():
@@ -248,9 +255,10 @@ class Workspace:
         seconds: float,
         keeps: Sequence[str] = (),
     ) -> Manifest:
-        """Hash the outcome's files and write the manifest, last; then remove the checkpoints of the run that is done.
+        """Hash the output files and write the manifest last. Then remove the checkpoints, which are not needed any
+        more.
 
-        keeps: files, where they are there, that only the stage's own next run reads.
+        keeps: files, if they exist, that only the next run of the stage reads.
         """
         folder = self.folder(stage)
         with writable(folder):
@@ -277,15 +285,15 @@ class Workspace:
                 created=round(time.time(), 3),
                 keeps={os.path.relpath(file, folder): _output(file) for file in kept},
                 scratch=tuple(name for name in _names(folder, "checkpoints/*") if SCRATCH.fullmatch(name)),
-            ).sealed()
+            ).with_checksum()
             write_text(folder / MANIFEST, text)
         self._discard(manifest)
-        with contextlib.suppress(OSError):  # the next opening drops it
+        with contextlib.suppress(OSError):  # the next `sweep` removes it
             self._drop(folder)
         return manifest
 
     def _discard(self, manifest: Manifest) -> None:
-        """Remove what the manifest says is of no more use, and the folder that it was in if that is all it held."""
+        """Remove the scratch folders that the manifest names, and their parent if it is then empty."""
         folder = self.folder(manifest.stage)
         for path in (folder / name for name in manifest.scratch):
             if is_folder(path) and is_folder(path.parent):
@@ -295,17 +303,18 @@ class Workspace:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run directory, as it was last committed. UnavailableError where the folder is none, where another
-        process holds it, which is named, or where a link or a FIFO stands in a place that is written.
+        """Lock the run directory, and clean up after a killed process.
 
-        The lock is the operating system's and goes with its holder, however that ends.
+        Raise UnavailableError if the folder is no run directory, if another process holds it, or if a link or special
+        file stands where something is written. The operating system releases the lock when its holder ends, however it
+        ends.
         """
         path = self.root / LOCK
         with writable(self.root):
             make_folder(self.root)
             run_marker.refuse_others(self.root)
             run_marker.refuse_links(self.root)
-            # unbuffered: nothing that a full disk could refuse once more when it is closed
+            # unbuffered: a full disk can then not fail a second time on close
             file = os.fdopen(regular_files.opened_in_place(path), "r+b", buffering=0)
         with file:
             try:
@@ -326,25 +335,27 @@ class Workspace:
                 token = run_marker.token(self.root)
             with owned_by(token):
                 self.sweep(token)
-                if os.fstat(file.fileno()).st_nlink > 1:  # it has a name elsewhere: not a byte of it is changed
-                    with self._there(file.fileno()):
+                if os.fstat(file.fileno()).st_nlink > 1:  # the file has another name elsewhere: change nothing in it
+                    with self._still_there(file.fileno()):
                         yield
                     return
                 with writable(path):
                     file.truncate(0)
                     file.write(f"process {os.getpid()} on {platform.node()}".encode())
                 try:
-                    with self._there(file.fileno()):
+                    with self._still_there(file.fileno()):
                         yield
                 finally:
                     file.truncate(0)
 
     @contextlib.contextmanager
-    def _there(self, lock: int) -> Iterator[None]:
-        """UnavailableError where the run directory is no longer there, or another one is, when the block ends; whatever
-        error came of that is its cause. lock: the descriptor of its lock."""
+    def _still_there(self, lock: int) -> Iterator[None]:
+        """Raise UnavailableError after the block if the run directory was removed or replaced meanwhile.
 
-        def check(cause: Exception | None) -> None:
+        lock: descriptor of the lock file. An error of the block becomes the cause.
+        """
+
+        def raise_if_gone(cause: Exception | None) -> None:
             try:
                 is_same = os.path.samestat(os.stat(self.root / LOCK), os.fstat(lock))
             except OSError:
@@ -359,6 +370,6 @@ class Workspace:
         try:
             yield
         except Exception as error:
-            check(error)
+            raise_if_gone(error)
             raise
-        check(None)
+        raise_if_gone(None)

@@ -1,1 +1,1 @@
-"""What a terminal, a pipe or a log is given: streams that never fail, progress, tables, and errors of the system."""
+"""Output for terminals, pipes and logs: streams that never fail, progress, tables, and system errors in plain words."""

@@ -1,4 +1,4 @@
-"""Errors of the operating system that no code of ours could have avoided, as something the user can act on."""
+"""Turn errors of the operating system into messages that the user can act on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEXT = {
     errno.EACCES: "check its permissions and those of the folders above it",
     errno.EPERM: "check its permissions and those of the folders above it",
     errno.ENAMETOOLONG: "choose a shorter path",
-    errno.ELOOP: "mend the link that leads back to itself",
+    errno.ELOOP: "replace the link, which leads back to itself",
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or ask for a larger quota",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
@@ -28,18 +28,18 @@ _NEXT = {
     errno.ENOMEM: "free some memory",
     errno.EAGAIN: "raise the limit of processes and threads (ulimit -u)",
 }
-"""Error number → what the user can do. Others, such as a missing file, may as well be our mistake."""
+"""Error number → what the user can do. Other errors, such as a missing file, may be bugs of distillctl."""
 
 
 def explained(error: Exception) -> UnavailableError | None:
-    """What to tell the user in place of a traceback, or None where ``error`` may be a bug."""
+    """Return the message to show instead of a traceback, or None if ``error`` may be a bug."""
     if not _has_working_directory():
         return UnavailableError(
             "the working directory was removed", next="change to a folder that exists; what was committed is kept"
         )
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
         return UnavailableError(
-            f"no path can be called so where the locale's encoding is {error.encoding}",
+            f"the locale's encoding ({error.encoding}) cannot express this path",
             where=error.object,
             next="set PYTHONUTF8=1, or a locale in UTF-8, such as LC_ALL=C.UTF-8",
         )
@@ -61,7 +61,7 @@ def _has_working_directory() -> bool:
 
 
 def check_paths(given: Iterable[object]) -> None:
-    """UsageError for a path on the command line that libraries cannot pass on as text."""
+    """Raise UsageError for a path on the command line that is not valid text."""
     for path in given:
         if isinstance(path, Path):
             try:

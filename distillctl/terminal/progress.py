@@ -1,4 +1,4 @@
-"""How far a long loop is: a live bar for a terminal, or a line every minute for a log."""
+"""Show how far a long loop is: a live bar in a terminal, or a line every minute in a log."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 EVERY_SECONDS = 60.0
-"""Between two lines of a log."""
+"""Seconds between two lines of a log."""
 _RECENT_SECONDS = 600.0
-"""The rate is that of the last ten minutes: it follows a machine that gets busy, and not every batch."""
+"""The rate covers the last ten minutes: it follows a machine that gets busy, but not every batch."""
 _BAR_CELLS = 12
 
 
 class Progress:
-    """Counts what is done of ``total``. This one shows nothing; `LiveProgress` and `LoggedProgress` do.
+    """Count work done out of ``total``. This class shows nothing; `LiveProgress` and `LoggedProgress` do.
 
     Any thread may call `advance`.
     """
@@ -45,7 +45,7 @@ class Progress:
         pass
 
     def advance(self, amount: float = 1, **fields: str) -> None:
-        """Move on by ``amount``; ``fields`` are shown behind the count as ``name value``."""
+        """Add ``amount`` to the work done. ``fields`` are shown after the count as ``name value``."""
         self._done += amount
         self._fields = fields or self._fields
         now = time.monotonic()
@@ -56,7 +56,7 @@ class Progress:
             self._seen.popleft()
 
     def skip(self, amount: float) -> None:
-        """Move on by what was done by an earlier command: it says nothing of the speed of this one."""
+        """Add work that an earlier command did; it does not count towards the rate."""
         self._done += amount
         self._skipped += amount
 
@@ -66,7 +66,7 @@ class Progress:
 
     @property
     def rate(self) -> float | None:
-        """Per second, of late; None before anything was done."""
+        """Return the recent rate per second, or None before any work is done."""
         (since, before), (until, done) = self._seen[0], self._seen[-1]
         return (done - before) / (until - since) if done > before and until > since else None
 
@@ -76,7 +76,7 @@ class Progress:
 
 
 class LoggedProgress(Progress):
-    """A line on stderr every minute: done, rate, and time left."""
+    """Print a line on stderr every minute: work done, rate and time left."""
 
     def __enter__(self) -> Self:
         self._ended = threading.Event()
@@ -101,7 +101,7 @@ class LoggedProgress(Progress):
 
 
 class LiveProgress(Progress):
-    """A bar that is redrawn in place. What a narrow terminal has no room for is left out, the count last of all."""
+    """Redraw a bar in place. In a narrow terminal parts are left out; the count stays longest."""
 
     def __enter__(self) -> Self:
         plain = not (self._console.encoding or "").lower().startswith("utf")

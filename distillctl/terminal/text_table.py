@@ -1,7 +1,7 @@
-"""Tables for a terminal of any width. No number is ever cut.
+"""Draw tables in a terminal of any width without ever cutting a number.
 
-A table that fits is drawn as one. Where it does not, its text columns wrap; where that is not enough, every row becomes
-a few lines of its own: its name, and each value behind the name of its column.
+A table that fits is drawn as a table. Otherwise its text columns wrap. If that is not enough, every row becomes a few
+lines: its name, and then each value after the name of its column.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from rich.text import Text
 from distillctl.untrusted.printable import printable
 
 _NARROWEST_TEXT = 12
-"""Cells that a text column wraps at before the rows become lines of their own."""
+"""Smallest width of a text column, in cells. Narrower tables become lines."""
 _NARROWEST = 8
-"""Cells of a terminal; one that says it has fewer is taken to have so many."""
+"""Smallest width of a terminal that is believed, in cells."""
 _PIECES = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?[^\W\d_]*|\w|\W")
-"""What a word that is too long may be broken between: characters, but for those of one number with its unit."""
+"""Pieces of a long word, between which it may be broken: a number with its unit stays whole."""
 
 
 @dataclass
 class TextTable:
-    """Rows of cells under column names. Columns of figures stand right; those in ``text`` stand left, and may wrap."""
+    """Rows of cells under column names. Columns in ``text`` are aligned left and may wrap; all others hold figures and
+    are aligned right."""
 
     columns: Sequence[str]
     text: Collection[int] = (0,)
@@ -38,7 +39,7 @@ class TextTable:
         self.columns = [printable(name) for name in self.columns]
 
     def add_row(self, *cells: str | Text, style: str = "") -> None:
-        """Cells from left to right; ``style`` is that of the ones that have none of their own."""
+        """Add cells from left to right. ``style`` applies to plain strings."""
         self.rows.append([cell if isinstance(cell, Text) else Text(printable(cell), style) for cell in cells])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
@@ -51,7 +52,7 @@ class TextTable:
             yield from self._row(cells, widths)
 
     def _widths(self, width: int) -> list[int] | None:
-        """Cells of each column, or None where even the narrowest table is too wide."""
+        """Return the width of each column in cells, or None if even the narrowest table is too wide."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
         most = [max((cell.cell_len for cell in cells), default=0) for cells in columns]
         widths = [max(cell_len(name), cells) for name, cells in zip(self.columns, most, strict=True)]
@@ -91,8 +92,7 @@ class TextTable:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most ``width`` cells, broken at spaces; within a word only where it is wider than that, and within a
-    number never."""
+    """Break text into lines of at most ``width`` cells: at spaces, within longer words, but never within a number."""
     lines = [""]
     for word in re.findall(r"\s*\S+", text):
         if cell_len(lines[-1] + word) <= width:
