@@ -1,1 +1,1 @@
-"""What a command prints, or does besides running a stage."""
+"""What commands print, and what they do apart from running stages."""

@@ -1,4 +1,4 @@
-"""--dry-run: what a run would do and what it would cost, worked out from recipe and data alone (no torch)."""
+"""Work out for --dry-run what a run would do and cost, from the recipe and the data alone. No torch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from distillctl.students import parameters, preflight
 from distillctl.trust import recipe_access
 
 SAMPLE = 64
-"""Rows whose views (and given responses) are tokenized to estimate the mean."""
+"""How many rows are tokenized to estimate the mean length of views and given responses."""
 
 
 def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
-    """Rows, tokens, bytes on disk and floating-point work of the named stages; fails and cautions as they would."""
+    """Return rows, tokens, bytes and floating-point work of the named stages. Raise and caution as they would."""
     with cautions.collected() as doubts:
         return {**_plan(recipe, workspace, stages), "cautions": doubts}
 
@@ -93,8 +93,10 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
 
 
 def _served(recipe: Recipe, arms: dict[str, Any], answers: _Answers) -> dict[str, Any]:
-    """Requests, tokens and their price at most; every request brings its whole view. Labels of several tokens take
-    further requests, which only the tokenizer could tell."""
+    """Return requests, tokens and an upper bound of their price. Every request sends its whole view.
+
+    Labels of several tokens need further requests, which are not counted: only the tokenizer knows them.
+    """
     teacher, task = recipe.teacher, recipe.task
     assert isinstance(teacher, OpenAITeacher)
     read = sum(arm["rows"] * arm["tokens_per_row"] for arm in arms.values())
@@ -110,18 +112,18 @@ def _served(recipe: Recipe, arms: dict[str, Any], answers: _Answers) -> dict[str
     return {"requests": rows, "tokens_read": read, "tokens_written": written, "cost": cost}
 
 
-# ── what is said and kept ────────────────────────────────────────────────────────────────────────
+# ── answers ────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the answers add to the views: forward passes' tokens, bytes of soft labels, rows and tokens to train on."""
+    """What the answers add: tokens of forward passes, bytes of soft labels, rows and tokens to train on."""
 
     forward: int
     bytes: int | None
     train_rows: int
     train_tokens: int = 0
-    """Of each row's response."""
+    """Tokens of each row's response."""
     told: str = ""
 
 
@@ -141,8 +143,8 @@ def _answers(
         in_train = min(longest, round(sum(given) / len(given)))
         told = f"; the teacher's responses by their upper bound, {longest} tokens (task.max_new_tokens)"
     full, floor = arms["full"], arms["simplified"]
-    # The ceiling's eval answers are read once more under both contexts: how much each token needs the full one. A
-    # server does not do that.
+    # The ceiling's eval answers are also scored under both contexts, to measure how much each token needs the full
+    # one. A server does not do that.
     again = sum(arm["tokens_per_row"] - arm["shared_tokens"] + longest for arm in (full, floor))
     again *= not isinstance(recipe.teacher, OpenAITeacher)
     others = rows - len(dataset.train)
@@ -163,7 +165,7 @@ def _answers(
 
 
 def _tokens(renderer: Renderer, rows: Sequence[Example], count: Callable[[str], float]) -> tuple[float, float]:
-    """Mean tokens per view and tokens that all views share; chat views are counted by their messages' text."""
+    """Return the mean tokens per view and the tokens that all views share. Chat views count their messages' text."""
     texts = [renderer.preview(row) for row in rows]
     shared = count(texts[0][: views.shared_length(texts)])
     return sum(map(count, texts)) / len(texts), shared if shared >= 16 else 0

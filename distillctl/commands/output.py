@@ -1,4 +1,4 @@
-"""What commands say on stdout: the JSON object and the readable form, both made from manifests alone."""
+"""Format results for stdout: as one JSON object, or as readable lines. Both are made from manifests alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "damaged": "re
 
 
 def as_json(ran: StageResult) -> dict[str, Any]:
-    """The stage, whether it was fresh, and all its facts."""
+    """Return the stage, whether it was fresh, and all its facts."""
     return {"stage": ran.stage, "fresh": ran.reused, "seconds": round(ran.seconds, 2), **ran.manifest.facts}
 
 
@@ -29,14 +29,14 @@ def brief(ran: StageResult) -> dict[str, Any]:
 
 
 def line(ran: StageResult) -> str:
-    """One line about a stage that is done."""
+    """Return one line about a finished stage."""
     if ran.reused:
         return f"{ran.stage}: fresh"
     return f"{ran.stage}: done in {ran.seconds:.1f} s"
 
 
 def readable(ran: StageResult) -> Iterator[Any]:
-    """A short readable result."""
+    """Yield a short readable result."""
     facts = ran.manifest.facts
     if ran.stage != "report":
         yield line(ran)
@@ -48,7 +48,7 @@ def report_path(workspace: Workspace) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes with a decimal unit, as file managers and stores show them."""
+    """Return a number of bytes with a decimal unit, as file managers and app stores show it."""
     if count is None:
         return "-"
     for unit in ("B", "kB", "MB", "GB"):
@@ -63,7 +63,7 @@ def _interval(found: Mapping[str, float], key: str = "value") -> str:
 
 
 def _arms(facts: Mapping[str, Any]) -> TextTable:
-    """Scores under the name of what they measure. A ceiling that is compared with itself has no interval."""
+    """Return a table of the arms' scores. A ceiling that is compared with itself has no interval."""
     metric = facts["metric"]
     table = TextTable(("arm", f"{names.named(metric)}  (95 % interval)", "ceiling − arm"))
     for name, arm in facts["arms"].items():
@@ -103,14 +103,14 @@ def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _cut_inputs(found: Mapping[str, int] | None) -> str | None:
-    """How many inputs lost their end; earlier versions did not count them."""
+    """Return how many inputs were cut, or None if none was, or if an earlier version did not count them."""
     if not found or not any(found.values()):
         return None
     return f"inputs whose end was cut: {found['train']:,} in train, {found['eval']:,} in eval"
 
 
 def _responses(found: Mapping[str, Any], necessity: Mapping[str, float] | None) -> Iterator[str]:
-    """What the teacher said, what is kept of it, and how much of it hangs on the context."""
+    """Yield how many responses there are, how much of them is kept, and how much they depend on the context."""
     mass = found["captured_mass"]
     kept = f", {mass['median']:.2%} of the probability kept in the median ({mass['p5']:.2%} at p5)" if mass else ""
     if found["tokens"] is None:  # the tokens of a served text are not known
@@ -129,7 +129,7 @@ def _responses(found: Mapping[str, Any], necessity: Mapping[str, float] | None) 
 
 
 def _served(found: Mapping[str, Any]) -> str:
-    """What asking took."""
+    """Return what asking the server took."""
     tokens, faults = found["tokens"], sum(found["faults"].values())
     cost = "" if found["cost"] is None else f", cost {found['cost']:.4g}"
     return (
@@ -139,7 +139,7 @@ def _served(found: Mapping[str, Any]) -> str:
 
 
 def _corpus(metrics: Mapping[str, Mapping[str, float]]) -> TextTable:
-    """Every arm's metrics over the whole corpus, where there is more to say than the arms' scores."""
+    """Return a table of every arm's metrics over the whole corpus."""
     columns = list(next(iter(metrics.values())))
     table = TextTable(("over the corpus", *map(names.named, columns)))
     for arm, found in metrics.items():
@@ -170,7 +170,7 @@ def _train(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _distance(facts: Mapping[str, Any]) -> str:
-    """From the teacher, per row of labels or per token of a response."""
+    """Return how far the student is from the teacher, per row of labels or per token of a response."""
     if "nll" not in facts:
         return f"KL to the teacher {facts['kl']:.4f} nats, same top label {facts['agreement']:.3f}"
     kl = "" if facts["kl"] is None else f"{kl_name(facts)} {facts['kl']:.4f} nats per token{_dropped(facts)}, "
@@ -179,7 +179,7 @@ def _distance(facts: Mapping[str, Any]) -> str:
 
 
 def kl_name(facts: Mapping[str, Any]) -> str:
-    """What a KL of response tokens is a KL of (`training.generation.Scores`)."""
+    """Name the KL of response tokens, which depends on what is known of the teacher's distribution."""
     if facts.get("kl_lumped"):
         return "KL to the teacher (its shown tokens, and all others as one outcome)"
     return "KL to the teacher" if facts.get("dropped_mass") is None else "KL to the teacher over the kept vocabulary"
@@ -204,11 +204,11 @@ def _export(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 _NARROW = 8
-"""Characters of a column that leaves the candidates' names their room at 80 columns."""
+"""Largest width of a column, in characters, at which candidates' names stay whole at 80 columns."""
 
 
 def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
-    """The candidates (KL from the fp32 student, share with its top label or token), no name broken at 80 columns."""
+    """Yield a table of the candidates: KL from the fp32 student, and share with its top label or token."""
     metric = names.named(facts["metric"])
     column = metric if len(metric) <= _NARROW else "score"
     if column != metric:
@@ -239,7 +239,7 @@ def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def compared(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Which teacher the deployed model is compared with, and what the sizes are sizes of."""
+    """Yield which teacher the deployed model is compared with, and what the sizes measure."""
     if peer := facts.get("headline_peer"):
         share = peer["agreement"]
         same = "" if share is None else f"; it gave the teacher's own answer in {share:.1%} of the timed queries"
@@ -251,7 +251,7 @@ def compared(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def beside(facts: Mapping[str, Any]) -> Iterator[str]:
-    """What a bench has to say besides of the deployed graph, each where it was asked for."""
+    """Yield what else bench measured about the deployed graph, if the recipe asked for it."""
     deployed = facts["models"]["deployed"]
     if deployed.get("anonymous_bytes"):
         own, mapped = size(deployed["anonymous_bytes"]), size(deployed["mapped_bytes"])
@@ -264,8 +264,10 @@ def beside(facts: Mapping[str, Any]) -> Iterator[str]:
     if found := facts.get("profile"):
         yield f"profile {found['name']}: {found['about']}; {found['host']}"
         yield "deployed, by length: " + ", ".join(
-            f"{one['tokens']} tokens {one['p50_ms']:.2f} ms" if "p50_ms" in one else f"{one['tokens']} tokens fail"
-            for one in found["lengths"]
+            f"{length['tokens']} tokens {length['p50_ms']:.2f} ms"
+            if "p50_ms" in length
+            else f"{length['tokens']} tokens fail"
+            for length in found["lengths"]
         )
     if found := facts.get("sustained"):
         yield (
@@ -277,7 +279,7 @@ def beside(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def loadgen(found: Mapping[str, Any]) -> str:
-    """LoadGen's verdict on the deployed graph."""
+    """Return LoadGen's verdict on the deployed graph."""
     verdict = "VALID" if found["valid"] else f"INVALID ({', '.join(found['unmet'])})"
     first = f", first token {found['first_token_p90_ms']:.2f} ms" if found["first_token_p90_ms"] else ""
     return (
@@ -287,8 +289,10 @@ def loadgen(found: Mapping[str, Any]) -> str:
 
 
 def models(found: Mapping[str, Any]) -> TextTable:
-    """Latency and size per model; of those that write the first token and the speed of the others in place of the
-    count, for all of it has to fit into 80 columns."""
+    """Return a table of latency and size per model, within 80 columns.
+
+    Models that generate show the first token's latency and the speed of the others instead of the number of queries.
+    """
     writes = any("first_token_ms" in m for m in found.values())
     speed, count = (("first ms", "tokens/s"), ()) if writes else ((), ("n",))
     table = TextTable(("model", *speed, "p50 ms", "p99 ms", *count, "size", "memory", "ratio"))
@@ -308,10 +312,10 @@ def models(found: Mapping[str, Any]) -> TextTable:
 
 
 def devices(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """What devices measured in their browsers, a line for every way they ran the graph."""
+    """Yield what devices measured in their browsers, with one line per backend."""
     table = TextTable(("device", "way", "load ms", "first ms", "p50 ms", "p90 ms", "as recorded"), text=(0, 1))
-    for one in found:
-        for run in one["runs"]:
+    for device in found:
+        for run in device["runs"]:
             way = (
                 "WebGPU"
                 if run["backend"] == "webgpu"
@@ -319,13 +323,13 @@ def devices(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
             )
             check = run["check"]
             times = [_milliseconds(run[key]) for key in ("load_ms", "first_ms", "p50_ms", "p90_ms")]
-            table.add_row(one["name"], way, *times, f"{check['same_label']}/{check['rows']}")
+            table.add_row(device["name"], way, *times, f"{check['same_label']}/{check['rows']}")
     yield table
     yield "in the device's browser, one query at a time, from token ids to logits"
 
 
 def _speed(tokens_per_second: float | None) -> str:
-    """Of the tokens after the first; a model that always writes one has none."""
+    """Return the speed of the tokens after the first, which a model that always writes one token does not have."""
     return "-" if tokens_per_second is None else f"{tokens_per_second:,.0f}"
 
 
@@ -388,7 +392,7 @@ def _plain(value: float) -> str:
 
 
 def verified(found: Mapping[str, Any]) -> Iterator[Any]:
-    """What `bundle verify` found of one that is as it was made."""
+    """Yield the result of `bundle verify` for an unchanged bundle."""
     yield f"{found['name']}: {found['files']} files, {size(found['bytes'])}, all as they were made"
     for name, told in found["graphs"].items():
         yield f"{name}: {told}"
@@ -407,14 +411,14 @@ _READABLE = {
 
 def states(found: Sequence[State]) -> Iterator[Any]:
     table = TextTable(("stage", "state", "why"), text=(0, 1, 2))
-    for one in found:
-        table.add_row(one.stage, Text(one.state, COLOURS[one.state]), "; ".join(one.why))
+    for state in found:
+        table.add_row(state.stage, Text(state.state, COLOURS[state.state]), "; ".join(state.why))
     yield table
-    yield from (f"To mend {one.stage}: {one.next}" for one in found if one.next)
+    yield from (f"To repair {state.stage}: {state.next}" for state in found if state.next)
 
 
 def plan(found: Mapping[str, Any]) -> Iterator[Any]:
-    """The dry run, readable."""
+    """Yield the plan of a dry run as readable lines."""
     for stage in found["stages"]:
         yield f"{stage['stage']}: {stage['state']}" + (f" ({'; '.join(stage['why'])})" if stage["why"] else "")
     yield from _reach(found["reach"])
@@ -448,7 +452,7 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _reach(found: Mapping[str, Any]) -> Iterator[str]:
-    """What the recipe reads outside its folder, sends and runs; nothing of one that stays at home."""
+    """Yield what the recipe reads outside its folder, what it sends and what code it runs, if anything."""
     if found["reads"]:
         named = ", ".join(f"{path} ({key})" for key, path in found["reads"].items())
         yield f"reads outside the recipe's folder: {named}"
@@ -462,7 +466,7 @@ def _reach(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _lengths(found: Mapping[str, Any]) -> Iterator[Any]:
-    """The longest rows against the two limits, and what becomes of those that are too long."""
+    """Yield the longest rows, the limits of teacher and student, and what happens to rows that are too long."""
     for name in ("teacher", "student"):
         side = found[name]
         estimated = "" if side["counted"] else "its tokens are estimated from characters"

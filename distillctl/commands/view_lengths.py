@@ -1,4 +1,4 @@
-"""For --dry-run: the longest rows against what teacher and student can read, and one view of each kind; no torch."""
+"""Compare the longest rows with what teacher and student can read, and show sample views, for --dry-run. No torch."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from distillctl.recipe import FromConfigStudent, Generate, NewTokenizer, OpenAIT
 from distillctl.students.preflight import longest_view, view_limit
 
 CHECKED = 2_000
-"""Rows whose views are rendered and counted: those with the longest records."""
+"""How many rows are rendered and counted: those with the longest records."""
 LISTED = 5
-"""The longest of them, by name."""
+"""How many of the longest rows are listed by id."""
 SHOWN = 600
-"""Characters of a view that are shown, half of them from its end."""
+"""How many characters of a view are shown, half of them from its end."""
 _COUNTED = 64
-"""Rows that are counted in any case; of the others, those that could be too long: a token has at least one byte."""
+"""How many rows are always tokenized. Others are only if their bytes exceed a limit: a token has at least one byte."""
 _AROUND = 8
-"""More tokens than any tokenizer puts around a text."""
+"""An upper bound on the special tokens that a tokenizer adds to a text."""
 _ENCODER_DECODERS = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "marian", "bart", "mbart", "pegasus")
-"""Architectures of a new student whose responses take no room from its views."""
+"""Architectures with an encoder, whose responses take no room from the views."""
 
 
 @dataclass(frozen=True)
 class ModelSide:
-    """Teacher or student: how it counts, its limit (None: not known, or none), and what else there is to say of it."""
+    """Teacher or student: its tokenizer, its limit (None if unknown or unlimited), and a note for the user."""
 
     preview: ModelPreview
     limit: Limit | None
@@ -39,9 +39,9 @@ class ModelSide:
 
 
 def teacher(recipe: Recipe, preview: ModelPreview) -> ModelSide:
-    """The recipe's teacher, with room for its answer."""
+    """Return the recipe's teacher, with room for its answer."""
     if isinstance(recipe.teacher, OpenAITeacher):
-        return ModelSide(preview, None, "how long a view may be, only the server knows")
+        return ModelSide(preview, None, "only the server knows how long a view may be")
     if preview.positions is None:
         return ModelSide(preview, None, preview.unknown or "its config names no longest input")
     task = recipe.task
@@ -54,7 +54,7 @@ def teacher(recipe: Recipe, preview: ModelPreview) -> ModelSide:
 
 
 def student(recipe: Recipe, preview: ModelPreview) -> ModelSide:
-    """The recipe's student; to generate with a decoder, with room for the response."""
+    """Return the recipe's student. A decoder that generates has room for the response."""
     spec, config, limits = recipe.student, preview.config, preview.tokenizer_limit
     if isinstance(spec, FromConfigStudent):
         config = {"is_encoder_decoder": spec.model_type in _ENCODER_DECODERS, **spec.config}
@@ -103,7 +103,7 @@ class _RowLengths:
 def check_lengths(
     recipe: Recipe, dataset: Dataset, contexts: Mapping[str, Renderer], reads: ModelSide, takes: ModelSide
 ) -> dict[str, Any]:
-    """The part of the plan about lengths. reads, takes: teacher and student."""
+    """Return the part of the plan about lengths. reads, takes: the teacher and the student."""
     total = len(dataset.train) + len(dataset.eval)
     listed: list[tuple[tuple[int, int, str], int, _RowLengths]] = []
     too_long = {"teacher": 0, "student": 0, "rows": 0}
@@ -136,7 +136,7 @@ def _side(side: ModelSide) -> dict[str, Any]:
 
 
 def _then(recipe: Recipe, too_long: int) -> str:
-    """What becomes of rows that are too long."""
+    """Return what happens to rows that are too long."""
     if not too_long:
         return "no row is too long"
     if recipe.contexts.truncate == "input":
@@ -150,7 +150,7 @@ def _then(recipe: Recipe, too_long: int) -> str:
 def _rows(
     dataset: Dataset, contexts: Mapping[str, Renderer], reads: ModelSide, takes: ModelSide
 ) -> Iterator[_RowLengths]:
-    """The rows with the longest records, longest first, without those that are short beyond doubt."""
+    """Yield the rows with the longest records, longest first, without those that are certainly short enough."""
     sizes = ((size, split, place) for split, rows in dataset.splits.items() for place, size in enumerate(rows.sizes))
     for number, (_, split, place) in enumerate(heapq.nlargest(CHECKED, sizes)):
         example = dataset.splits[split][place]
@@ -173,19 +173,19 @@ def _may_be_long(side: ModelSide, view: str) -> bool:
 
 
 def render(renderer: Renderer, example: Example, preview: ModelPreview) -> str:
-    """The view as the teacher reads it; of messages their contents alone, where the chat template is not at hand."""
+    """Render the view as the teacher reads it. Without the chat template, messages are reduced to their contents."""
     if renderer.is_chat and (chat := preview.chat) is not None:
         return renderer.render(example, chat)
     return renderer.preview(example)
 
 
 def samples(dataset: Dataset, contexts: Mapping[str, Renderer], preview: ModelPreview) -> dict[str, str]:
-    """Context → the first eval row's view, shortened in the middle where it is long."""
+    """Return context → the first eval row's view, with the middle of a long one left out."""
     return {name: shortened(render(one, dataset.eval[0], preview)) for name, one in contexts.items()}
 
 
 def shortened(text: str) -> str:
-    """At most about `SHOWN` characters: the beginning and the end."""
+    """Shorten a text to about `SHOWN` characters from its beginning and its end."""
     left_out = len(text) - SHOWN
     if left_out < SHOWN // 10:
         return text

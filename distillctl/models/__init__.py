@@ -1,1 +1,1 @@
-"""Models as files: where they come from, what their files say before any is loaded, and how transformers takes them."""
+"""Find models and read their files: where they come from, what the files say before loading, and how to load them."""

@@ -1,4 +1,5 @@
-"""Folders in the user's cache that take long to make. Each records its files' hashes, and every use checks them."""
+"""Keep folders in the user's cache that take long to make. Each records its files' hashes, and every use checks
+them."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ from distillctl.run_dir.workspace import replacing_folder
 from distillctl.untrusted import limits, regular_files
 
 RECORD = ".files.json"
-"""In each folder: name → SHA-256 of all other files."""
+"""File in each folder: name → SHA-256 of all other files."""
 _BYTES = 4 << 20
 _KINDS = ("gguf", "genai")
 _warned: set[Path] = set()
 
 
 def place(kind: str, key: str) -> Path:
-    """Where a folder belongs. kind: what it is made of, one of the cache's own folders; key: of its content."""
+    """Return where a folder belongs. kind: its parent folder in the cache. key: hash of its content."""
     assert kind in _KINDS
     return hash_cache.root() / kind / key
 
@@ -37,13 +38,13 @@ def is_whole(folder: Path) -> bool:
         problem = f"its record cannot be read ({error})"
     if problem and folder not in _warned:
         _warned.add(folder)
-        console.warn(f"{folder} is not as it was made: {problem}; it will be made again")
+        console.warn(f"{folder} was changed: {problem}; it will be made again")
     return problem is None
 
 
 @contextlib.contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A temporary folder; when the block ends well, it takes the folder's place, with the record of its files."""
+    """Yield a temporary folder that replaces ``folder`` if the block succeeds, with the record of its files."""
     with replacing_folder(folder) as staged:
         yield staged
         names = {path.relative_to(staged).as_posix(): file_digest(path) for path in _files(staged)}
@@ -65,7 +66,7 @@ def _problem(folder: Path) -> str | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All but the record, in order. OSError where something is no regular file."""
+    """Return all files but the record, in order. Raise OSError if one is no regular file."""
     found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     for path in found:
         state = path.lstat()

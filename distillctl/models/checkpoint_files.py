@@ -1,4 +1,4 @@
-"""What the files of a model's folder say before anything is made of them, without torch."""
+"""Check the files of a model's folder before anything is loaded from them. No torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from distillctl.errors import UnavailableError, first_line, is_of_tokenizers
 from distillctl.untrusted import limits, regular_files
 
 _HEADER_BYTES = 100 << 20
-"""The safetensors library's own bound."""
+"""Largest header of a safetensors file; the library has the same limit."""
 _TEXT_BYTES = 256 << 20
-"""Of any other file of a folder that the libraries read whole: the largest tokenizers have some 40 MB."""
+"""Largest other file that libraries read whole. The largest tokenizers have about 40 MB."""
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers",
            "decoder_layers")  # fmt: skip
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim", "input_embedding_size")
@@ -25,18 +25,20 @@ _EXPERT_INNER = ("moe_intermediate_size", "expert_intermediate_size", "intermedi
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _SIZES = (*_WIDTHS, *_INNER, *_EXPERTS, *_EXPERT_INNER, *_HEADS, "vocab_size", "decoder_vocab_size", "num_labels",
           "head_dim", "num_key_value_heads")  # fmt: skip
-"""What some dimension of some tensor is as large as."""
+"""Sizes that must occur as a dimension of some tensor."""
 _PACKED = 8
-"""Values that quantized weights may have in one stored number, at the most."""
+"""Largest number of quantized weights in one stored number."""
 _HARMLESS_SIZE, _HARMLESS_WEIGHTS = 1 << 16, 1 << 24
-"""What is not worth refusing: the library that loads the model tells it better."""
+"""Sizes too small to refuse: the library that loads the model gives a better error."""
 MAX_LAYERS, MAX_LABELS, MAX_POSITIONS = 10_000, 1 << 20, 1 << 26
-"""Of any model there is; each is made, or listed, one by one."""
+"""Limits that no real model reaches. Libraries create or list each layer, label and position one by one."""
 
 
 def shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor in the folder's safetensors files. ValueError, or what comes of wrong kinds, where
-    a header is none."""
+    """Yield (name, shape) of every tensor in the folder's safetensors files.
+
+    Raise ValueError, KeyError or TypeError if a header is malformed.
+    """
     for path in sorted(folder.glob("*.safetensors")):
         with regular_files.opened(path) as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -49,10 +51,12 @@ def shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def check_size(folder: Path) -> None:
-    """UnavailableError where a model's folder would cost more than its weights explain, before any of it is taken:
-    where config.json names more layers, or larger sizes, than the tensors show; where a file is a device or a pipe, or
-    is longer than any real one; where weights would be read from elsewhere. What else is wrong the library says that
-    loads it."""
+    """Raise UnavailableError if loading a model's folder would take more memory than its weights explain.
+
+    This is so if config.json names more layers or larger sizes than the tensors have, if a file is a device or a pipe
+    or is longer than any real one, or if weights would be read from elsewhere. Other errors are left to the library
+    that loads it.
+    """
     try:
         check_files(folder)
         _check_indexes(folder)
@@ -70,8 +74,10 @@ def check_size(folder: Path) -> None:
 
 
 def too_large(config: Any, held: Sequence[tuple[int, ...]]) -> str | None:
-    """What a configuration asks for that no real model has, or that its tensors do not show. held: their shapes; of no
-    tensors, only what no model has is told."""
+    """Return what a configuration asks for that no real model has, or that its tensors do not show; None if nothing.
+
+    held: the tensors' shapes. Without any, only sizes that no model has are reported.
+    """
     for name, value in _integers(config):
         most = {"num_labels": MAX_LABELS}.get(name, MAX_LAYERS if name in _LAYERS else None)
         if name in _POSITIONS:
@@ -89,7 +95,7 @@ def too_large(config: Any, held: Sequence[tuple[int, ...]]) -> str | None:
         if name in _SIZES and value > largest:
             return f"names {name}: {value:,}, no tensor has such a size"
     for part in _parts(config):
-        if part.get("is_encoder_decoder") and _least(part, _POSITIONS) > largest:  # their tables are made, not read
+        if part.get("is_encoder_decoder") and _least(part, _POSITIONS) > largest:  # their tables are computed, not read
             return f"names {_least(part, _POSITIONS):,} positions, no tensor has such a size"
         if (wanted := weights_of(part)) > weights:
             return f"asks for {wanted:,} weights or more, the files hold {sum(map(math.prod, held)):,}"
@@ -97,7 +103,7 @@ def too_large(config: Any, held: Sequence[tuple[int, ...]]) -> str | None:
 
 
 def too_many(wanted: int, folder: Path) -> UnavailableError | None:
-    """Whether a model of ``wanted`` weights is more than the folder's files explain."""
+    """Return the error if a model of ``wanted`` weights is larger than the folder's files explain, else None."""
     held = sum(math.prod(shape) for _, shape in shapes(folder))
     if not held or wanted <= max(_HARMLESS_WEIGHTS, _PACKED * held):
         return None
@@ -109,7 +115,7 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_source_pos
 
 
 def weights_of(part: Mapping[str, Any]) -> int:
-    """Weights that a configuration asks for at the least: the embeddings, and each layer's largest matrix."""
+    """Return a lower bound of a configuration's weights: the embeddings, and each layer's largest matrix."""
     width = _least(part, _WIDTHS)
     layers = max((value for name, value in part.items() if name in _LAYERS and _is_size(value)), default=1)
     vocabulary, inner, experts = _least(part, ("vocab_size",)), _least(part, _INNER), _least(part, _EXPERTS)
@@ -127,7 +133,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _parts(config: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The configuration and its parts (`text_config`)."""
+    """Yield the configuration and its parts, such as `text_config`."""
     if isinstance(config, dict) and depth < 5:
         yield config
         for value in config.values():
@@ -139,7 +145,8 @@ def _integers(config: Any) -> Iterator[tuple[str, int]]:
 
 
 def check_files(folder: Path) -> None:
-    """ValueError or OSError where a file that a library may read whole is none, or too long. Weights are mapped."""
+    """Raise ValueError or OSError if a file that libraries read whole is no regular file or too long. Weights are
+    mapped."""
     for path in folder.iterdir():
         if path.name.startswith(".") or path.is_dir():
             continue
@@ -152,7 +159,7 @@ _READ_WHOLE = (".json", ".jinja", ".txt", ".model", ".md", ".yaml", ".jsonl", ".
 
 
 def _check_indexes(folder: Path) -> None:
-    """ValueError where an index of weights names what is no file of the folder: transformers would open it."""
+    """Raise ValueError if an index of weights names a file outside the folder, which transformers would open."""
     for path in folder.glob("*.safetensors.index.json"):
         for name in limits.read_json(path, _HEADER_BYTES)["weight_map"].values():
             if name != Path(name).name:
@@ -161,7 +168,7 @@ def _check_indexes(folder: Path) -> None:
 
 @contextmanager
 def loading(unavailable: Callable[[BaseException], UnavailableError]) -> Iterator[None]:
-    """What transformers and the libraries under it raise over the files of a model, as ``unavailable`` tells it."""
+    """Turn the errors that transformers and its libraries raise over a model's files into ``unavailable``'s error."""
     try:
         yield
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""What transformers' `from_pretrained` is given: where a model's files are, looked at first, and how to take them."""
+"""Prepare the arguments of transformers' `from_pretrained`: a folder whose files were checked, and options."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from distillctl.models.model_source import ModelSource
 
 
 def folder(source: ModelSource) -> str:
-    """A hub id or a folder; of a GGUF file, what was made of it. UnavailableError when its files are not what they
-    should be."""
+    """Return a hub id or a folder; for a GGUF file, the folder with its dequantized weights.
+
+    Raise UnavailableError if the files fail the checks.
+    """
     if source.path is None:
         return source.name
     if source.is_gguf:
@@ -24,8 +26,10 @@ def folder(source: ModelSource) -> str:
 
 
 def check_size(auto: Any, config: Any, folder: Path) -> None:
-    """UnavailableError where the model that ``auto`` makes of a configuration is larger than the weights beside it
-    explain. Nothing is allocated to find that out."""
+    """Raise UnavailableError if ``auto`` makes a larger model of ``config`` than the weights in ``folder`` explain.
+
+    The check allocates nothing.
+    """
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
     if problem := checkpoint_files.too_many(count, folder):
@@ -33,6 +37,6 @@ def check_size(auto: Any, config: Any, folder: Path) -> None:
 
 
 def options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    """The further arguments."""
+    """Return the further keyword arguments."""
     pinned = {"revision": revision} if revision and source.path is None else {}
     return {"trust_remote_code": trust_remote_code, **pinned}

@@ -1,4 +1,4 @@
-"""GGUF files as folders of safetensors: dequantized once, kept in the user's cache."""
+"""Turn GGUF files into folders of safetensors: dequantize each once, and keep it in the user's cache."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from distillctl.models import cached_folders, gguf_header
 
 
 def dequantized(path: Path) -> Path:
-    """A folder with the GGUF file's weights as safetensors and its tokenizer, cached by content and versions. What the
-    cache holds is verified each time."""
+    """Return a folder with the GGUF file's weights as safetensors and its tokenizer.
+
+    It is cached by content and versions, and the cache is verified each time.
+    """
     cache = cached_folders.place("gguf", gguf_header.cache_key(path))
     if not cached_folders.is_whole(cache):
         try:
@@ -32,7 +34,7 @@ def dequantized(path: Path) -> Path:
                     dtype=torch.float32,
                     trust_remote_code=False,
                 )
-        except Exception as error:  # of any kind: it is a stranger's file, and many libraries read it
+        except Exception as error:  # of any kind: the file is untrusted, and many libraries read it
             raise UnavailableError(f"cannot be read: {first_line(error)}", where=str(path)) from error
         with cached_folders.filling(cache) as folder:
             model.save_pretrained(folder)

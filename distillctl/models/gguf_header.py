@@ -1,8 +1,8 @@
-"""What a GGUF file says before its weights, every count of it held against the file's size before it is believed.
+"""Read the header of a GGUF file. Every count in it is checked against the file's size first.
 
-The gguf package's reader goes through the vocabulary value by value: 3.5 s for SmolLM2's, 14 s for Gemma 3's; and
-transformers makes a model of whatever sizes the header names. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
-versions 2 and 3, little-endian.
+The gguf package's reader visits the vocabulary value by value, which takes 3.5 s for SmolLM2 and 14 s for Gemma 3, and
+transformers builds a model of whatever sizes the header names. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
+This module reads versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SIZES = (
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count",
     "expert_count", "expert_used_count",
 )  # fmt: skip
-"""Keys of an architecture's group that some dimension of some tensor has to be as large as."""
+"""Keys of an architecture's group whose values must occur as a dimension of some tensor."""
 
 
 _NEEDED = ("block_count", "embedding_length")
@@ -37,7 +37,8 @@ _NEEDED = ("block_count", "embedding_length")
 
 @dataclass(frozen=True)
 class Tensor:
-    """shape: as the file has it, the fastest dimension first; kind: of ggml's types; at, bytes: where in the file."""
+    """A tensor's entry. shape: fastest dimension first, as in the file. kind: ggml's type. at, bytes: place in the
+    file."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,7 +49,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """keys: name → number or text; of an array, None."""
+    """The header. keys: name → number or text; None stands for an array."""
 
     keys: dict[str, Any]
     tensors: list[Tensor]
@@ -59,7 +60,7 @@ class Header:
 
 
 def read(path: Path) -> Header:
-    """The whole header. ValueError where it is none, or says what the file cannot hold or its tensors do not show."""
+    """Read the whole header. Raise ValueError if it is malformed, or contradicts the file's size or its tensors."""
     with regular_files.opened(path) as file:
         if file.read(4) != b"GGUF":
             raise ValueError("not a GGUF file")
@@ -72,7 +73,7 @@ def read(path: Path) -> Header:
 
 
 def general(path: Path) -> dict[str, str]:
-    """Key without `general.` → value, of those that are strings. ValueError as `read`."""
+    """Return key without `general.` → value, for strings. Raise ValueError if the header is malformed."""
     with regular_files.opened(path) as file:
         if file.read(4) != b"GGUF":
             raise ValueError("not a GGUF file")
@@ -82,8 +83,7 @@ def general(path: Path) -> dict[str, str]:
 
 
 def cache_key(path: Path) -> str:
-    """The name, by content and versions, of the folder in the user's cache (`cached_folders`) to which its weights as
-    safetensors and its tokenizer belong; `gguf.dequantized` puts them there."""
+    """Return the cache key, by content and versions, of the folder that `gguf.dequantized` makes of a file."""
     return digest([hash_cache.tree_digest(path), version("transformers")])[:24]
 
 
@@ -96,7 +96,7 @@ class _Reader:
         self.tensor_count, self.key_count = self._number("Q"), self._number("Q")
 
     def keys(self, group: str = "") -> dict[str, Any]:
-        """All keys; or those up to the first that is not of ``group``."""
+        """Return all keys, or those up to the first that is not in ``group``."""
         self._room(self.key_count, 13, "keys")
         found: dict[str, Any] = {}
         for _ in range(self.key_count):
@@ -109,7 +109,7 @@ class _Reader:
         return found
 
     def tensors(self, keys: dict[str, Any]) -> list[Tensor]:
-        """What follows the keys."""
+        """Return the tensors, which follow the keys."""
         from gguf.constants import GGML_QUANT_SIZES
 
         sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
@@ -132,14 +132,14 @@ class _Reader:
         end = start
         for tensor in sorted(found, key=lambda tensor: tensor.at):
             if tensor.at % alignment or start + tensor.at < end:
-                raise ValueError(f"the tensor {tensor.name} does not lie where one can")
+                raise ValueError(f"the tensor {tensor.name} lies at an impossible place")
             end = start + tensor.at + tensor.bytes
             if end > len(self.data):
                 raise ValueError(f"the tensor {tensor.name} ends outside the file")
         return found
 
     def _value(self, kind: int, depth: int) -> Any:
-        """A number or text; an array is read past."""
+        """Read a number or text; skip an array."""
         if kind == _STRING:
             return self._text(_MAX_TEXT)
         if kind != _ARRAY:
@@ -188,7 +188,7 @@ class _Reader:
         return found
 
     def _room(self, count: int, least: int, what: str) -> None:
-        """Whether so many can be there, each of at least so many bytes."""
+        """Raise ValueError if the rest of the file is too short for ``count`` items of ``least`` bytes."""
         if count * least > len(self.data) - self.at:
             raise ValueError(f"{count:,} {what}, for which the file is too short")
 
@@ -197,7 +197,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 def _check(header: Header) -> None:
-    """What a model would be made of has to be there: no layer without tensors, no size that no tensor has."""
+    """Raise ValueError if the header names layers without tensors, or sizes that no tensor has."""
     name = header.keys.get("general.architecture")
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_.-]{1,64}", name):
         raise ValueError("it names no architecture")
@@ -211,6 +211,6 @@ def _check(header: Header) -> None:
     for key, most in bounds.items():
         value = header.keys.get(f"{name}.{key}")
         if value is None and key in _NEEDED:
-            raise ValueError(f"it does not say {name}.{key}")  # transformers would take a large model's
+            raise ValueError(f"it does not say {name}.{key}")  # transformers would use the default of a large model
         if value is not None and not (isinstance(value, int) and 0 <= value <= most):
             raise ValueError(f"{name}.{key} is {value!r}, which its tensors do not show")

@@ -1,6 +1,6 @@
-"""SHA-256 of large files that many commands ask for: models, and the folders of the user's cache.
+"""Cache the SHA-256 of large files that many commands need: models, and the folders of the user's cache.
 
-The user's cache keeps each hash with the file's size, times, inode and device. A file that nobody touched is read once.
+The user's cache keeps each hash with the file's size, times, inode and device. An unchanged file is read once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def _state(path: Path) -> list[int]:
-    """What changes with a file's bytes. Nobody can set the time of its last change of state."""
+    """Return what changes with a file's bytes. Among it is the ctime, which no program can set."""
     state = path.stat()
     return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev]
 
@@ -77,7 +77,7 @@ def _may_be_kept(path: Path, before: list[int]) -> bool:
 
 
 def _read(memory: Path) -> dict[str, list[Any]]:
-    """File → its state and hash; empty where the memory cannot be read or is not as it was written."""
+    """Return file → its state and hash; empty if the cache cannot be read or is damaged."""
     try:
         document, checksum = checksums.read(limits.read_bytes(memory, _MEMORY_BYTES))
         files = document["files"] if checksum else {}

@@ -1,4 +1,4 @@
-"""The model hub: whether it can be reached is asked once, before a library tries for minutes."""
+"""Ask once whether the model hub can be reached, before a library tries for minutes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ SECONDS = 6.0
 
 
 def require(models: Mapping[str, ModelSource | None]) -> None:
-    """Raise UnavailableError where the hub cannot be reached and a model that is to come from it is not on this
-    machine.
+    """Raise UnavailableError if the hub cannot be reached and a model from the hub is not on this machine.
 
-    models: recipe key → the model it names. Those that are here already are used from now on without asking the hub.
+    models: recipe key → the model it names. Models that are on this machine are then used without asking the hub.
     """
     from_hub = {key: model for key, model in models.items() if model is not None and model.from_hub}
     if not from_hub or (reason := unreachable()) is None:

@@ -1,4 +1,4 @@
-"""Where a file or model comes from: a hub id, a path, or `package:NAME/path` carried by an installed package."""
+"""Resolve where a file or model comes from: a hub id, a path, or `package:NAME/path` in an installed package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distillctl.run_dir.workspace import digest
 from distillctl.untrusted import regular_files
 
 _KERNEL = tuple(map(Path, ("/proc", "/sys")))
-"""Folders whose files are no data: they show this process's environment, its memory, the machine's state."""
+"""Folders of the operating system, whose files show the process's environment and memory, and the machine's state."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -32,12 +32,12 @@ class ModelSource:
 
     @property
     def from_hub(self) -> bool:
-        """Whether it is named by a hub id."""
+        """Tell whether the reference is a hub id."""
         return self.path is None
 
     @property
     def name(self) -> str:
-        """What `from_pretrained` takes: the folder, or the hub id."""
+        """Return the folder or the hub id, for `from_pretrained`."""
         if self.path is None:
             return self.reference
         return str(self.path.parent if self.is_gguf else self.path)
@@ -58,7 +58,8 @@ class ModelSource:
         return Path(found).parent if isinstance(found, str) else None
 
     def fingerprint(self) -> str:
-        """Hash of the files; for a hub id, of the id and the commit its revision means in the local cache."""
+        """Return the hash of the files; for a hub id, of the id and of the commit that its revision names in the local
+        cache."""
         if self.path is not None:
             try:
                 return hash_cache.tree_digest(self.path)
@@ -79,12 +80,12 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ServedSource(ModelSource):
-    """A model behind a server, by its name there; ``tokenizer``: where the recipe says that its tokenizer is."""
+    """A model behind a server, by its name there. tokenizer: the one that the recipe names."""
 
     base_url: str = ""
     api: str = ""
     identity: str = ""
-    """What its answers depend on, as JSON."""
+    """The settings on which its answers depend, as JSON."""
     tokenizer: ModelSource | None = None
 
     @property
@@ -92,12 +93,12 @@ class ServedSource(ModelSource):
         return False
 
     def fingerprint(self) -> str:
-        """Of how it is asked; what the server calls its weights is known only once it has answered."""
+        """Return the hash of the settings. The server names its weights only when it answers."""
         return digest([self.identity, self.tokenizer.fingerprint() if self.tokenizer else None])
 
 
 def _local(reference: str, folder: Path, *, where: str) -> Path:
-    """The path that a reference would be; RecipeError for one that no file system has."""
+    """Return the path of a reference. Raise RecipeError if it is no valid path."""
     try:
         path = folder / Path(reference).expanduser()
         regular_files.check_regular(path)
@@ -109,14 +110,16 @@ def _local(reference: str, folder: Path, *, where: str) -> Path:
 
 
 def check_is_data(path: Path, *, where: str) -> None:
-    """DataError for a file in which the operating system shows something of its own, such as /proc/self/environ."""
+    """Raise DataError for a file of the operating system, such as /proc/self/environ."""
     if any(path.resolve().is_relative_to(folder) for folder in _KERNEL):
         raise DataError(f"{path} is the operating system's, no file of data", where=where)
 
 
 def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
-    """The local file or folder of a data reference (None: it looks like a hub data set); DataError when it is missing
-    or the operating system's own."""
+    """Return the local file or folder of a data reference, or None if it looks like a data set on the hub.
+
+    Raise DataError if it is missing or belongs to the operating system.
+    """
     if reference.startswith(package_files.PREFIX):
         return package_files.find(reference, where=where)
     path = _local(reference, folder, where=where)
@@ -129,7 +132,7 @@ def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
 
 
 def teacher(recipe: recipes.Recipe) -> ModelSource:
-    """The recipe's teacher."""
+    """Resolve the recipe's teacher."""
     spec = recipe.teacher
     if isinstance(spec, recipes.OpenAITeacher):
         tokenizer = None
@@ -141,7 +144,7 @@ def teacher(recipe: recipes.Recipe) -> ModelSource:
 
 
 def student(recipe: recipes.Recipe) -> ModelSource | None:
-    """The model the recipe's student starts from; of a new one, the model whose tokenizer it takes, if it takes one."""
+    """Resolve the model from which the student starts; for a new architecture, the model of its tokenizer, if any."""
     spec = recipe.student
     if isinstance(spec, recipes.FromConfigStudent):
         key, reference = "tokenizer", spec.tokenizer
@@ -153,7 +156,7 @@ def student(recipe: recipes.Recipe) -> ModelSource | None:
 
 
 def model(reference: str, folder: Path, *, revision: str | None, where: str) -> ModelSource:
-    """Resolve a model reference; UnavailableError when it is neither a file, a folder nor a possible hub id."""
+    """Resolve a model reference. Raise UnavailableError if it is neither a file, a folder nor a possible hub id."""
     if reference.startswith(package_files.PREFIX):
         path = package_files.find(reference, where=where)
     else:

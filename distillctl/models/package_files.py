@@ -1,4 +1,4 @@
-"""Files that an installed Python package carries: `package:NAME/path`. A package is found, never imported."""
+"""Find files in an installed Python package: `package:NAME/path`. The package is never imported."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from distillctl.errors import RecipeError, UnavailableError
 
 PREFIX = "package:"
 _ALIKE = 0.7
-"""How alike a name has to be to be suggested (`difflib`, 0 to 1)."""
+"""Least similarity of a name that is suggested (`difflib`, 0 to 1)."""
 _LISTED, _TOLD = 2000, 5
-"""Entries of a folder that are looked at, and named."""
+"""How many entries of a folder are read, and how many are named."""
 
 
 def find(reference: str, *, where: str) -> Path:

@@ -1,6 +1,6 @@
-"""What a model makes of a text, told from its files on this machine alone: token counts, longest input, chat template.
+"""Read token counts, the longest input and the chat template from a model's files on this machine.
 
-This is for --dry-run, which imports neither torch nor transformers. What cannot be told is None; ``unknown`` says why.
+This is for --dry-run, which imports neither torch nor transformers. What is unknown is None; ``unknown`` says why.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from distillctl.models.model_source import ModelSource
 from distillctl.untrusted import limits
 
 CHARACTERS_PER_TOKEN = 4.0
-"""English text under common 32k–150k vocabularies; used only where no tokenizer.json is at hand."""
+"""Mean for English text under common vocabularies of 32k to 150k tokens. Used only without a tokenizer.json."""
 _POSITIONS_ALIAS = ("gpt2", "gptj", "codegen", "openai-gpt", "gpt_bigcode", "ctrl")
-"""Architectures whose config says ``n_positions`` for what transformers calls ``max_position_embeddings``."""
+"""Architectures whose config has ``n_positions`` instead of ``max_position_embeddings``."""
 
 
 class ModelPreview:
-    """A model's tokenizer and config, so far as they are at hand; None of ``source``: there is no such model."""
+    """A model's tokenizer and config, if they are on this machine. source: None if there is no such model."""
 
     def __init__(self, source: ModelSource | None) -> None:
         self._source = source
@@ -46,17 +46,19 @@ class ModelPreview:
 
     @property
     def counts(self) -> bool:
-        """Whether tokens are counted; otherwise they are estimated from characters."""
+        """Tell whether tokens are counted; otherwise they are estimated from characters."""
         return self._tokenizer is not None
 
     @property
     def vocabulary(self) -> int | None:
-        """How many tokens there are."""
+        """Return the number of tokens in the vocabulary."""
         return self._tokenizer.get_vocab_size() if self.counts else None
 
     def tokens(self, text: str, *, special: bool = True) -> int:
-        """The tokens of a text. special: with those that the tokenizer puts around it; a chat template's text has them
-        already."""
+        """Return the number of tokens of a text.
+
+        special: count the tokenizer's special tokens. The text of a chat template has them already.
+        """
         if self._tokenizer is None:
             return round(len(text) / CHARACTERS_PER_TOKEN)
         assert self._folder is not None
@@ -65,7 +67,7 @@ class ModelPreview:
 
     @cached_property
     def positions(self) -> int | None:
-        """Positions that the model was made for; None where that is not known, or not bounded."""
+        """Return the number of positions for which the model was made, or None if it is unknown or unbounded."""
         text = self.config.get("text_config") or self.config
         found = text.get("max_position_embeddings")
         if text.get("model_type") in _POSITIONS_ALIAS:
@@ -76,13 +78,13 @@ class ModelPreview:
 
     @property
     def tokenizer_limit(self) -> int:
-        """The longest text by the tokenizer's own account; as transformers has it, very large where it says nothing."""
+        """Return the tokenizer's own limit; very large if it states none, as in transformers."""
         found = self._tokenizer_config.get("model_max_length")
         return int(found) if isinstance(found, int | float) and 0 < found < 2**31 else 2**31
 
     @property
     def unknown(self) -> str | None:
-        """Why the longest input cannot be told; None where it can."""
+        """Return why the longest input is unknown, or None if it is known."""
         if self._source is None or self.config or self.positions is not None:
             return None
         if self._source.path is None:
@@ -91,7 +93,7 @@ class ModelPreview:
 
     @property
     def chat(self) -> Chat | None:
-        """The chat template; None where there is none at hand."""
+        """Return the chat template, or None without one."""
         template = self._tokenizer_config.get("chat_template")
         if self._folder is not None and (file := self._folder / "chat_template.jinja").is_file():
             template = _template(file)
@@ -102,7 +104,7 @@ class ModelPreview:
 
 @dataclass
 class Chat:
-    """The part of a tokenizer that writes messages as one text (`data.chat_templates.ChatTokenizer`)."""
+    """The part of a tokenizer that turns messages into one text (`untrusted.chat_templates.ChatTokenizer`)."""
 
     chat_template: Any
     special_tokens_map: Mapping[str, str]
@@ -119,7 +121,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    """An object of a file; empty where there is none, since whoever loads the model says what is wrong with it."""
+    """Read a JSON object from a file. Return an empty one on any error, which loading the model will explain."""
     try:
         found = limits.read_json(folder / name) if folder is not None else {}
     except (OSError, ValueError):

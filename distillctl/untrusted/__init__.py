@@ -1,1 +1,1 @@
-"""What strangers' bytes meet first: bounds on files, JSON, templates and Parquet; text that cannot give orders."""
+"""Safe handling of untrusted input: bounds on files, JSON, templates and Parquet, and text without control codes."""

@@ -1,7 +1,7 @@
-"""Messages as the text that a model was trained on: its own chat template, a stranger's program, in our sandbox.
+"""Render messages with a model's own chat template, which is untrusted code, in a sandbox.
 
-A template may use what transformers gives it: blocks, filters, functions, variables. In the environment of transformers
-itself forty characters could fill the memory, while they are compiled or when they are rendered.
+A template may use everything that transformers offers: blocks, filters, functions and variables. In the environment of
+transformers, a template of forty characters can fill the memory, when it is compiled or rendered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from distillctl.untrusted.templates import OutputBudgetExceeded, Sandbox
 
 
 class ChatTokenizer(Protocol):
-    """The part of a transformers tokenizer that knows how messages are written."""
+    """The part of a transformers tokenizer that holds the chat template."""
 
     chat_template: Any
     special_tokens_map: Mapping[str, str]
@@ -37,9 +37,11 @@ def text(
     *,
     generation_prompt: bool = True,
 ) -> str:
-    """As `apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt, **arguments)`.
+    """Do what `apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt, **arguments)`
+    does.
 
-    Jinja's errors, or Python's, where the template fails or is wasteful; ValueError where there is none, or no message.
+    Raise Jinja's or Python's errors if the template fails or exceeds its budget, and ValueError if there is no template
+    or no message.
     """
     if not messages:
         raise ValueError("there is no message")
@@ -54,7 +56,7 @@ def _compiled(source: str) -> jinja2.Template:
 
 
 class _Generation(Extension):
-    """`{% generation %}` … `{% endgeneration %}` around what the model itself says, which matters to training alone."""
+    """Accept `{% generation %}` … `{% endgeneration %}`, which marks the model's own words for training."""
 
     tags = {"generation"}
 

@@ -1,4 +1,4 @@
-"""What foreign input may cost: bytes of a file, and processor time for work whose length a stranger decides.
+"""Limit what untrusted input may cost: the bytes of a file, and the processor time of work on it.
 
 Real recipes, templates and patterns are far below every limit here.
 """
@@ -17,29 +17,32 @@ from typing import Any, Literal
 from distillctl.untrusted import regular_files
 
 TEXT_BYTES = 16 << 20
-"""Of a template, or of one line of data: a context of a million tokens has some 4 MB."""
+"""Largest template or line of data. A context of a million tokens has about 4 MB."""
 PATTERN_CHARACTERS = 4096
 JSON_BYTES = 4 << 20
-"""Of a model's configuration."""
+"""Largest configuration of a model."""
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """A whole file; ValueError when it has more than ``most`` bytes, which are never held at once; OSError when it
-    cannot be read, or is no regular file."""
+    """Read a whole file.
+
+    Raise ValueError if it has more than ``most`` bytes, without reading them all. Raise OSError if it cannot be read or
+    is no regular file.
+    """
     with regular_files.opened(path) as file:
-        found = file.read(most + 1)
-    if len(found) > most:
+        data = file.read(most + 1)
+    if len(data) > most:
         raise ValueError(f"has more than {most:,} bytes")
-    return found
+    return data
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:
-    """What a JSON file holds; ValueError where it is none, is larger than ``most`` bytes or nested too deeply."""
+    """Read a JSON file. Raise ValueError if it is not JSON, has more than ``most`` bytes or is nested too deeply."""
     return parse_json(read_bytes(path, most))
 
 
 def parse_json(data: bytes) -> Any:
-    """What JSON in UTF-8 says; ValueError where it is none, or nested too deeply."""
+    """Parse JSON in UTF-8. Raise ValueError if it is not JSON or is nested too deeply."""
     try:
         return json.loads(data)
     except RecursionError:
@@ -47,7 +50,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def machine_bytes() -> int:
-    """The machine's memory, or what this container may take of it."""
+    """Return the machine's memory in bytes, or the part of it that this container may use."""
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         allowed = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
@@ -57,19 +60,20 @@ def machine_bytes() -> int:
 
 
 class TimeBudgetExceeded(BaseException):
-    """Raised wherever the work is when its time is over; no `except Exception` on the way may take it."""
+    """The time is used up. Raised in the middle of the work; a BaseException, so that no `except Exception` catches
+    it."""
 
 
 class TimeBudget:
-    """Processor time for many pieces of foreign work, such as rendering a template for one row after the other.
+    """A budget of processor time for many pieces of untrusted work, such as rendering a template for each row.
 
-    It begins with ``seconds`` and gets ``each`` more with every piece, so that a few slow pieces and any number of
-    fast ones are well. The piece that uses it up is ended with `TimeBudgetExceeded`, even within a regular expression:
+    It starts with ``seconds`` and grows by ``each`` with every piece, so that it covers a few slow pieces and any
+    number of fast ones. The piece that uses it up ends with `TimeBudgetExceeded`, even within a regular expression:
 
-        with allowance:
+        with budget:
             template.render(row)
 
-    Signals reach the main thread alone: in another one nothing is bounded.
+    Only the main thread receives signals: in other threads there is no limit.
     """
 
     def __init__(self, seconds: float = 1.5, each: float = 0.005) -> None:
@@ -79,7 +83,9 @@ class TimeBudget:
         self._bounded = threading.current_thread() is threading.main_thread()
         if self._bounded:
             self._before = signal.signal(signal.SIGPROF, _over)
-            signal.setitimer(signal.ITIMER_PROF, max(self._left, 1e-3), 0.1)  # again, if it was raised in a destructor
+            signal.setitimer(
+                signal.ITIMER_PROF, max(self._left, 1e-3), 0.1
+            )  # repeated, because Python drops an exception in a destructor
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -96,7 +102,7 @@ def _over(number: int, frame: FrameType | None) -> None:
 
 
 def pattern(source: str, flags: int = 0) -> re.Pattern[str]:
-    """A regular expression from a recipe; ValueError says what is wrong with it."""
+    """Compile a regular expression from a recipe. Raise ValueError that says what is wrong with it."""
     if len(source) > PATTERN_CHARACTERS:
         raise ValueError(f"has {len(source):,} characters, {PATTERN_CHARACTERS:,} are allowed")
     try:

@@ -1,7 +1,8 @@
-"""Parquet from strangers: what a file would become is worked out from its page headers before any page is unpacked.
+"""Read untrusted Parquet files: the memory that a file needs is computed from its page headers before any page is
+unpacked.
 
-The footer and the headers of pages say sizes and counts that nobody has to keep to; a few bytes can stand for gigabytes
-(a page of zeros, one long text that a million rows refer to). https://parquet.apache.org/docs/file-format/
+Sizes and counts in the footer and in page headers may be false, and a few bytes can stand for gigabytes: a page of
+zeros, or one long text to which a million rows refer. https://parquet.apache.org/docs/file-format/
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ import pyarrow.parquet as pq
 from distillctl.untrusted import regular_files
 
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, NotImplementedError)
-"""What reading one can raise when the file is not what it should be."""
+"""What reading a damaged or hostile file can raise."""
 _PAGE_BYTES = 256 << 20
-"""Of one page, unpacked; writers make pages of about 1 MB, unless single values are larger."""
+"""Largest unpacked page. Writers make pages of about 1 MB, unless single values are larger."""
 _BYTES, _RATIO = 128 << 20, 2000
-"""Of all that is read, unpacked: so many bytes in any case, and otherwise so many for each of the file's. Views share a
-long context, and are packed very well."""
+"""Largest unpacked size of all that is read: so many bytes plus so many per byte of the file. Views share a long
+context, which compresses very well."""
 _VALUES, _VALUES_PER_BYTE = 1 << 20, 16
 _BATCH_ROWS = 1024
 
 
 @contextmanager
 def checked(source: Path | pa.Buffer, columns: Collection[str] | None = None) -> Iterator[pq.ParquetFile]:
-    """The file, open, its page checksums to be looked at; one of `ERRORS` when it is none, or out of all proportion.
+    """Open a file whose size is bounded; its page checksums are verified on reading. Raise one of `ERRORS` otherwise.
 
-    columns: what will be read of it (all). Texts that are no part of lists come as dictionaries, spelt out by `plain`.
+    columns: the columns that will be read, by default all. Texts outside lists come as dictionaries, which `plain`
+    decodes.
     """
     with _open(source) as file:
         leaves = [file.schema.column(number) for number in range(len(file.schema))]
@@ -46,29 +48,29 @@ def checked(source: Path | pa.Buffer, columns: Collection[str] | None = None) ->
 
 
 def read(source: Path | pa.Buffer, columns: Collection[str] | None = None) -> pa.Table:
-    """The named columns that are there (all), in the file's order."""
+    """Read the named columns that exist, by default all, in the file's order."""
     with checked(source, columns) as file:
         wanted = [name for name in file.schema_arrow.names if columns is None or name in columns]
         return plain(file.read(wanted), most_bytes(source))
 
 
 def rows(file: pq.ParquetFile, columns: list[str], most: int) -> Iterator[dict[str, Any]]:
-    """Row by row, of a file that is `checked`. most: `most_bytes` of it."""
+    """Yield the rows of a `checked` file. most: its `most_bytes`."""
     for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
         yield from plain(pa.Table.from_batches([batch]), most).to_pylist()
 
 
 def most_bytes(source: Path | pa.Buffer) -> int:
-    """What a file may become."""
+    """Return how many bytes a file may have when it is unpacked."""
     return _BYTES + _RATIO * (source.size if isinstance(source, pa.Buffer) else source.stat().st_size)
 
 
 def plain(table: pa.Table, most: int) -> pa.Table:
-    """Texts spelt out, once it is known that they are no more than ``most`` bytes (`most_bytes`)."""
+    """Decode dictionaries of texts. Raise ValueError if the texts have more than ``most`` bytes (`most_bytes`)."""
     for index, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             column = table.column(index)
-            total = sum(_spelt(chunk) for chunk in column.chunks)
+            total = sum(_text_bytes(chunk) for chunk in column.chunks)
             if total > most:
                 raise ValueError(f"{field.name} would be {total:,} bytes of text")
             dense = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], field.type.value_type)
@@ -76,7 +78,7 @@ def plain(table: pa.Table, most: int) -> pa.Table:
     return table
 
 
-def _spelt(chunk: pa.DictionaryArray) -> int:
+def _text_bytes(chunk: pa.DictionaryArray) -> int:
     lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
     return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
 
@@ -99,20 +101,21 @@ def _bytes(source: Path | pa.Buffer) -> Iterator[tuple[IO[bytes] | pa.BufferRead
 
 
 def _is_of(leaf: str, columns: Collection[str]) -> bool:
-    """Whether a leaf is one of the table's columns, or a part of one."""
+    """Tell whether a leaf is one of the columns, or part of one."""
     return leaf in columns or any(leaf.startswith(f"{column}.") for column in columns)
 
 
 # ── pages ────────────────────────────────────────────────────────────────────────────────────────
 
 _DATA, _DICTIONARY, _DATA_V2 = 5, 7, 8
-"""Fields of a page header that say what page it is."""
+"""Fields of a page header that tell the kind of page."""
 
 
 def _check(
     metadata: pq.FileMetaData, chosen: list[int], whole: set[str], data: IO[bytes] | pa.BufferReader, size: int
 ) -> None:
-    """ValueError where the pages are not in the file, or too much for it. whole: columns that are no lists."""
+    """Raise ValueError if pages lie outside the file, or unpack to too much for its size. whole: columns without
+    lists."""
     most_bytes = _BYTES + _RATIO * size
     most_values = _VALUES + _VALUES_PER_BYTE * size
     rows = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
@@ -131,7 +134,7 @@ def _check(
                 header, length = _header(data, at, end)
                 unpacked, packed = (_number(header.get(field, -1)) for field in (2, 3))
                 if not (0 <= unpacked <= _PAGE_BYTES and 0 <= packed <= end - at - length):
-                    raise ValueError(f"a page of {chunk.path_in_schema} says sizes beyond reason")
+                    raise ValueError(f"a page of {chunk.path_in_schema} states impossible sizes")
                 inner = header.get(_DATA) or header.get(_DATA_V2) or {}
                 count = _number(inner.get(1, 0) if isinstance(inner, dict) else None)
                 values += count
@@ -153,7 +156,7 @@ def _number(value: Any) -> int:
 
 
 def _longest(page: bytes, unpacked: int, compression: str) -> int:
-    """Bytes of the longest text in a dictionary page: any number of values can refer to it."""
+    """Return the bytes of the longest text in a dictionary page, to which any number of values can refer."""
     whole = memoryview(page if compression == "UNCOMPRESSED" else pa.decompress(page, unpacked, compression.lower()))
     at = longest = 0
     while at + 4 <= len(whole):
@@ -164,7 +167,7 @@ def _longest(page: bytes, unpacked: int, compression: str) -> int:
 
 
 def _header(data: IO[bytes] | pa.BufferReader, at: int, end: int) -> tuple[dict[int, Any], int]:
-    """A page header at ``at`` and its length."""
+    """Return the page header at ``at``, and its length."""
     for length in (1 << 12, 1 << 20):
         data.seek(at)
         reader = _Thrift(data.read(min(length, end - at)))
@@ -176,7 +179,7 @@ def _header(data: IO[bytes] | pa.BufferReader, at: int, end: int) -> tuple[dict[
 
 
 class _Thrift:
-    """The compact protocol, as far as page headers need it: integers and structs are kept, all else is read past.
+    """Read Thrift's compact protocol as far as page headers need it: keep integers and structs, skip everything else.
 
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """
@@ -185,13 +188,13 @@ class _Thrift:
         self.data, self.at = data, 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Field id → value."""
-        found: dict[int, Any] = {}
+        """Return field id → value."""
+        fields: dict[int, Any] = {}
         field = 0
         while (head := self._byte()) != 0:
             field = field + (head >> 4) if head >> 4 else self._signed()
-            found[field] = self._value(head & 15, depth)
-        return found
+            fields[field] = self._value(head & 15, depth)
+        return fields
 
     def _value(self, kind: int, depth: int) -> Any:
         if depth > 8:
@@ -231,5 +234,5 @@ class _Thrift:
                 raise ValueError("a page header holds a number beyond 64 bits")
 
     def _signed(self) -> int:
-        found = self._unsigned()
-        return (found >> 1) ^ -(found & 1)
+        number = self._unsigned()
+        return (number >> 1) ^ -(number & 1)

@@ -1,5 +1,4 @@
-"""Open what has to be a regular file. A FIFO, a socket or a device is refused at once: opening one could wait for ever,
-and reading one could never end."""
+"""Open only regular files. A FIFO, a socket or a device is refused: opening or reading one could take for ever."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ _KINDS = {
 
 
 class NotRegular(OSError):
-    """The path names something else than a regular file."""
+    """The path does not name a regular file."""
 
     def __init__(self, mode: int, path: Path) -> None:
         super().__init__(errno.EINVAL, f"it is {kind(mode)}, not a regular file", str(path))
@@ -30,12 +29,12 @@ class NotRegular(OSError):
 
 
 def kind(mode: int) -> str:
-    """What a mode of `os.stat` says, in words."""
+    """Return the kind of file that a mode of `os.stat` describes, in words."""
     return _KINDS.get(stat.S_IFMT(mode), "a regular file" if stat.S_ISREG(mode) else "of an unknown kind")
 
 
 def check_regular(path: Path) -> None:
-    """NotRegular where ``path`` is there and neither a regular file nor a folder. Links are followed."""
+    """Raise NotRegular if ``path`` exists and is neither a regular file nor a folder. Follow links."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -45,17 +44,17 @@ def check_regular(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """NotRegular where anything below a folder is neither a regular file nor a folder. Links are followed, but not to
-    folders."""
+    """Raise NotRegular if anything below a folder is neither a regular file nor a folder. Follow links to files
+    only."""
     for root, _, names in os.walk(folder):
         for name in names:
             check_regular(Path(root, name))
 
 
 def opened(path: Path) -> io.BufferedReader:
-    """The file, open for reading. OSError where it cannot be opened, NotRegular where it is none."""
+    """Open a file for reading. Raise OSError if it cannot be opened, and NotRegular if it is no regular file."""
     before = os.stat(path).st_mode
-    if not stat.S_ISREG(before):  # opening a device can already do something
+    if not stat.S_ISREG(before):  # merely opening a device can have an effect
         raise NotRegular(before, path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
@@ -66,8 +65,10 @@ def opened(path: Path) -> io.BufferedReader:
 
 
 def opened_in_place(path: str | Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-    """A descriptor of a file that is changed where it is. OSError (ELOOP) where the path is a link, NotRegular where it
-    is no regular file."""
+    """Open a file to change it in place, and return its descriptor.
+
+    Raise OSError (ELOOP) if the path is a link, and NotRegular if it is no regular file.
+    """
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
