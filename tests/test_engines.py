@@ -131,8 +131,8 @@ def test_a_description_is_small_and_its_worker_answers_alike_in_any_order(tmp_pa
     tasks, answers = [], tuple((4 + k,) for k in range(3))
     for arm, shared in (("full", 20), ("simplified", 0)):
         ends = [*context, 5][20 - shared :], [*context, 6, 7, 8][20 - shared :]
-        opening = SharedPrefix(arm, shared, *ends, answers=(answers, answers))
-        tasks.append(ShardTask(arm, "eval", ["a", "b"], Views(opening, ids=[[5], [6, 7, 8]], answers=[answers] * 2)))
+        prefix = SharedPrefix(arm, shared, *ends, answers=(answers, answers))
+        tasks.append(ShardTask(arm, "eval", ["a", "b"], Views(prefix, ids=[[5], [6, 7, 8]], answers=[answers] * 2)))
     first, second = description.worker(), pickle.loads(there).worker()
     found = [first.label(task) for task in tasks]
     again = [second.label(pickle.loads(pickle.dumps(task))) for task in reversed(tasks)][::-1]

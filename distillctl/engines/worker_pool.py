@@ -57,7 +57,7 @@ class Views:
     """Some rows of one arm: ``ids`` (the token ids after the shared prefix) or ``texts``, and the ``answers`` if
     known."""
 
-    opening: SharedPrefix
+    prefix: SharedPrefix
     ids: list[list[int]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     answers: list[Answers] = field(default_factory=list)

@@ -1,9 +1,8 @@
-"""The tokens of answers in their place: a view and what follows it are tokenized together.
+"""Tokenize answers together with the views that they follow.
 
-A tokenizer makes other tokens of words alone than of words that follow a text: one of the SentencePiece kind writes
-"▁ ▁billing" for " billing" alone and "▁billing" after a view, and where a view ends in a space, the space belongs to
-the first token of the word. The model was trained on whole texts, so what it would write is what the tokenizer makes of
-the whole text.
+A tokenizer gives words alone other tokens than words after a text. SentencePiece writes "▁ ▁billing" for " billing"
+alone and "▁billing" after a view, and if a view ends in a space, the space belongs to the word's first token. A model
+is trained on whole texts, so it writes the tokens that the whole text has.
 """
 
 from __future__ import annotations
@@ -12,15 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _TAIL_CHARACTERS, _TAIL_TOKENS = 64, 8
-"""Texts that end alike have answers of the same tokens: no token of the vocabularies in use is longer."""
+"""Views with the same ending of this length give answers the same tokens: no token in use is longer."""
 
 Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
 class InPlace:
-    """view: the token ids before every answer; answers: the K answers' token ids after it, each of at least one;
-    merged: how many of the view's own last tokens the answers' first tokens have taken in."""
+    """A view and its answers as tokens.
+
+    view: the token ids before every answer. answers: the token ids of the K answers after it, at least one each.
+    merged: how many of the view's last tokens became part of the answers' first tokens.
+    """
 
     view: list[int]
     answers: tuple[tuple[int, ...], ...]
@@ -28,18 +30,18 @@ class InPlace:
 
 
 class AnswerTokenizer:
-    """Tokenizes answers after views, and remembers what it found for views that end alike."""
+    """Tokenize answers after views, and reuse the result for views with the same ending."""
 
     def __init__(self, encode: Encode) -> None:
-        """encode: text → token ids, with what the model wants to stand before them and nothing after."""
+        """encode: text → token ids, with the special tokens that the model expects before a text, and none after it."""
         self._encode = encode
         self._known: dict[tuple[object, ...], tuple[int, tuple[tuple[int, ...], ...]]] = {}
 
     def __call__(self, view: str, continuations: Sequence[str]) -> InPlace:
-        """continuations: the text of each answer, as it follows the view.
+        """Tokenize a view and its answers. continuations: the text of each answer, as it follows the view.
 
-        All answers are scored after the same tokens, or their probabilities could not be compared: the longest
-        beginning that the view and all whole texts have in common, and that leaves every answer a token.
+        All answers are scored after the same tokens, so that their probabilities can be compared: the longest prefix
+        that the view and all whole texts share and that leaves every answer a token.
         """
         own = self._encode(view)
         key = (tuple(continuations), view[-_TAIL_CHARACTERS:], tuple(own[-_TAIL_TOKENS:]))
@@ -52,6 +54,6 @@ class AnswerTokenizer:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many token ids two texts begin with in common."""
+    """Return the length of the shared prefix of two token sequences."""
     size = min(len(one), len(other))
     return next((place for place in range(size) if one[place] != other[place]), size)

@@ -1,4 +1,4 @@
-"""An arm: the teacher under one context. Its views are rendered and tokenized once, row by row, and lie in a file."""
+"""Render and tokenize one context's views of every row, and keep them on disk."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from distillctl.recipe import Recipe
 from distillctl.teachers.fitting import Fitting, StudentLength
 
 _END = -1
-"""Ends each answer where several stand one after the other: no token has this id."""
+"""Separates several answers in one array; no token has this id."""
 GROUP_ROWS = 1024
-"""Rows of views.parquet that are in memory at a time."""
+"""How many rows of views.parquet are in memory at a time."""
 
 
 class Arm:
-    """One context over the splits: the text of every row, and the token ids of those it is scored on."""
+    """One context's views of every row: their texts, and token ids for the splits that are scored."""
 
     def __init__(self, name: str, folder: Path, place: AnswerPlace) -> None:
         self.name, self.place = name, place
@@ -38,12 +38,12 @@ class Arm:
         self._shortest: View | None = None
         self._longest: View | None = None
         self.merged_rows = 0
-        """Views whose last token the answers have taken in."""
+        """Number of views whose last token is part of the answer's first token."""
         self.stripped_rows = 0
-        """Views of which the teacher does not read the final newline."""
+        """Number of views whose final newline the teacher does not read."""
 
     def append(self, split: str, view: View) -> None:
-        """The split's next row."""
+        """Add the next row of a split."""
         self._append(self._texts, split, np.frombuffer(view.text.encode(), np.uint8))
         if split not in self.scored:
             return
@@ -67,46 +67,48 @@ class Arm:
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """The splits it is scored on."""
+        """Return the splits on which the arm is scored."""
         return answered_splits(self.name)
 
     @property
     def tokenized(self) -> bool:
-        """Whether its views are token ids; otherwise a server does the tokenizing."""
+        """Tell whether views are token ids; otherwise a server tokenizes them."""
         return bool(self._ids)
 
     def text(self, split: str, row: int) -> str:
         return self._texts[split][row].tobytes().decode()
 
     def read(self, split: str, row: int) -> str:
-        """The text that a served teacher reads before its answer."""
+        """Return the text that a served teacher reads before its answer."""
         return self._read[split][row].tobytes().decode()
 
     def answers(self, split: str, row: int) -> Answers:
-        """The token ids of the answers that are scored after a row."""
+        """Return the token ids of the answers to score after a row."""
         flat = self._answers[split][row].tolist()
         ends = [place for place, token in enumerate(flat) if token == _END]
         return tuple(tuple(flat[start:end]) for start, end in zip([0, *(e + 1 for e in ends)], ends, strict=False))
 
     def seen(self, split: str, row: int) -> list[Any]:
-        """What a row's numbers come from: its token ids (the text, where a server does the tokenizing), and those of
-        its answers."""
+        """Return everything on which a row's results depend: its token ids (or text, for a server) and its answers'
+        ids."""
         view = self._ids[split][row].tolist() if self._ids else self.read(split, row)
         return [view, self._answers[split][row].tolist()]
 
     def lengths(self, split: str) -> np.ndarray:
-        """Of what the teacher sees, int [N]: tokens, or bytes of text."""
+        """Return the length of each view, int [N]: in tokens, or in bytes if a server tokenizes."""
         return (self._ids or self._read)[split].lengths
 
     @property
     def shared(self) -> int:
-        """Length of the token prefix that all views share, leaving every view at least one token of its own."""
+        """Return the length of the token prefix that all views share, which leaves every view at least one own
+        token."""
         if self._shortest is None:
             return 0
         return max(0, min(_shared(list(self._ids.values())), len(self._shortest.ids or ()) - 1))
 
     @property
-    def opening(self) -> SharedPrefix:
+    def prefix(self) -> SharedPrefix:
+        """Return what all views begin with."""
         if self._shortest is None or self._longest is None:
             return SharedPrefix(self.name, 0, place=self.place)
         ends = self._shortest, self._longest
@@ -114,27 +116,27 @@ class Arm:
         return SharedPrefix(self.name, self.shared, shortest, longest, (ends[0].answers, ends[1].answers), self.place)
 
     def views(self, split: str, rows: Iterable[int]) -> Views:
-        """Some rows, as a task carries them."""
-        opening = self.opening
+        """Return some rows' views, as a task carries them."""
+        prefix = self.prefix
         if not self._ids:
-            return Views(opening, texts=[self.read(split, row) for row in rows])
+            return Views(prefix, texts=[self.read(split, row) for row in rows])
         rows = list(rows)
         return Views(
-            opening,
-            ids=[self._ids[split][row][opening.shared :].tolist() for row in rows],
+            prefix,
+            ids=[self._ids[split][row][prefix.shared :].tolist() for row in rows],
             answers=[self.answers(split, row) for row in rows],
         )
 
     @property
     def shared_text(self) -> str:
-        """What the eval rows' texts begin with in common."""
+        """Return the text with which all eval rows' views begin."""
         texts = self._texts["eval"]
-        return texts[0][: texts.shared].tobytes().decode(errors="ignore")  # half a character is not shared
+        return texts[0][: texts.shared].tobytes().decode(errors="ignore")  # may end within a character
 
 
-def _shared(spools: list[DiskRows]) -> int:
-    first = spools[0][0]
-    return min(shared for spool in spools for shared in (spool.shared, shared_start(first, spool[0])))
+def _shared(rows: list[DiskRows]) -> int:
+    first = rows[0][0]
+    return min(shared for other in rows for shared in (other.shared, shared_start(first, other[0])))
 
 
 def arms(
@@ -147,11 +149,10 @@ def arms(
     student: StudentLength | None,
     cut: bool,
 ) -> tuple[list[Arm], Dataset]:
-    """Every context of the recipe, the ceiling first, and the rows as they were read; the views lie in ``folder``.
+    """Render all rows under every context. Return the arms, the ceiling first, and the rows with any cut inputs.
 
-    asked: the arm's name, the split and the row → what is asked of its view. student: measures a simplified view.
-    cut: whether the end of an input that is too long may be cut. DataError where a row is too long for the teacher or
-    the student and may not be cut.
+    asked: (arm, split, row) → what the teacher is asked. folder: where the views are kept. student: measures a
+    simplified view. cut: whether inputs that are too long may be cut; otherwise they raise DataError.
     """
     first = dataset.eval[0]
     found = {
@@ -169,7 +170,7 @@ def arms(
 
 
 def _notes(contexts: dict[str, Renderer], found: dict[str, Arm]) -> None:
-    """What the teacher does not read, or reads otherwise."""
+    """Tell the user where the teacher reads a view differently from its text."""
     for name, renderer in contexts.items():
         arm = found[name]
         if arm.stripped_rows:
@@ -187,7 +188,7 @@ def _notes(contexts: dict[str, Renderer], found: dict[str, Arm]) -> None:
 def write_views(
     folder: Path, dataset: Dataset, found: Sequence[Arm], kept: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """collect/views.parquet; kept: split → the rows that it has, bool [N], in place of all."""
+    """Write collect/views.parquet. kept: split → bool [N], the rows to write; by default all."""
     ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
 
     def parts() -> Iterator[tuple[str, view_table.ViewTable]]:
@@ -211,7 +212,7 @@ def write_views(
 
 
 def _tokens(reader: TeacherReader, arm: Arm) -> np.ndarray:
-    """Of each eval row's view, int [N]."""
+    """Return the tokens of each eval row's view, int [N]."""
     lengths = arm.lengths("eval")
     if arm.tokenized:
         return lengths
@@ -221,7 +222,7 @@ def _tokens(reader: TeacherReader, arm: Arm) -> np.ndarray:
 def collect_facts(
     recipe: Recipe, reader: TeacherReader, dataset: Dataset, found: Sequence[Arm], fingerprint: str
 ) -> dict[str, Any]:
-    """What collect's manifest says of the data, the contexts and the teacher, whatever is asked of it."""
+    """Return what collect's manifest records about the data, the contexts and the teacher."""
     ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
     return {
         "counts": {**dataset.counts, "cut_inputs": dataset.cut_inputs},

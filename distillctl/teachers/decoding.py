@@ -1,4 +1,4 @@
-"""A batch of rows that grow by one token per forward pass: beside a shared context, or by the model's own means."""
+"""Decode a batch of rows by one token per forward pass, with a shared context or with the model's own cache."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from distillctl.teachers.shared_context import BatchKeyValues, SharedContext
 
 
 class Batch(Protocol):
-    """Logits [B, V] of the token after each row; rows come and go between the passes."""
+    """A batch under decoding. `start` and `step` return the logits [B, V] of each row's next token."""
 
     def start(self, views: Sequence[Sequence[int]]) -> Tensor: ...
 
     def select(self, index: Tensor) -> None:
-        """Go on with these rows, int64 [B']; a row may be taken several times."""
+        """Keep only these rows, int64 [B']; a row may be repeated."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [B, 1], what each row goes on with."""
+        """Append one token to each row. tokens: int64 [B, 1]."""
 
 
 @contextmanager
 def batch(
     model: PreTrainedModel, views: Sequence[Sequence[int]], context: SharedContext | None
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """The rows of ``views`` (token ids without ``context``'s) after their first forward pass, and its logits [B, V]."""
+    """Yield the batch after its first forward pass, and the logits [B, V]. views: token ids without the context's."""
     if context is None:
         plain = _PlainBatch(model)
         yield plain, plain.start(views)
@@ -45,7 +45,7 @@ def batch(
 
 
 class _SharedBatch:
-    """Padded on the right; see `Rows`."""
+    """Padded on the right; see `BatchKeyValues`."""
 
     def __init__(self, context: SharedContext, rows: BatchKeyValues) -> None:
         self._context, self._rows = context, rows
@@ -68,7 +68,7 @@ class _SharedBatch:
 
 
 class _PlainBatch:
-    """The model's own attention and cache; padded on the left, so that all rows grow at the same slot."""
+    """The model's own attention and cache. Padded on the left, so that all rows grow at the same slot."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model

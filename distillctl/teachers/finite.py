@@ -1,4 +1,4 @@
-"""A teacher whose distributions are no numbers is told as such, before anything of it is kept."""
+"""Reject a teacher whose probabilities are not numbers, before any of them is stored."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from distillctl.errors import UnavailableError
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """Natural log-probabilities of logits [..., V], float32, on the CPU; −inf is allowed.
+    """Return natural log-probabilities of logits [..., V], float32, on the CPU. −inf is allowed.
 
-    UnavailableError where a distribution is none: NaN among its logits, an infinite one, or nothing but −inf.
+    Raise UnavailableError if logits are NaN or +inf, or all −inf.
     """
     log_probs = logits.float().log_softmax(-1).cpu()
     if log_probs[..., 0].isnan().any():  # any of these makes a distribution NaN as a whole

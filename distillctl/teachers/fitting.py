@@ -1,4 +1,4 @@
-"""Render a row under every context, with as much of its input as teacher and student can read."""
+"""Render a row under every context, and cut its input to what teacher and student can read."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from distillctl.data.views import CEILING, FLOOR, Renderer, answered_splits
 from distillctl.engines.worker_pool import Asked, TeacherReader, View
 
 StudentLength = Callable[[str], Length]
-"""A simplified view's text → how long it is to the student, and the student's limit."""
+"""Measures a simplified view's text in the student's tokens, with the student's limit."""
 SPLITS = ("train", "eval")
 
 
 def contexts_of(split: str, contexts: Mapping[str, Renderer]) -> list[str]:
-    """The contexts under which a split is seen: of the train rows, the full one's labels and the student's text."""
+    """Return the contexts for a split. Train rows need only the full one, for labels, and the simplified one."""
     return list(contexts) if split == "eval" else [name for name in contexts if name in (CEILING, FLOOR)]
 
 
 class Fitting:
-    """Renders rows so that every view fits. A row that is too long has the end of its input cut, once for all contexts
-    and the student; or, where inputs may not be cut, `dataset` refuses it."""
+    """Render rows so that every view fits.
+
+    The end of an input that is too long is cut, by the same amount for all contexts and the student. If inputs may not
+    be cut, `dataset` refuses the row.
+    """
 
     def __init__(
         self,
@@ -37,8 +40,9 @@ class Fitting:
         *,
         cut: bool,
     ) -> None:
-        """asked: the context, the split and the row → what is asked of its view. student: None where its tokenizer is
-        not there yet. folder: where cut rows are kept."""
+        """asked: (context, split, row) → what the teacher is asked. student: None if its tokenizer does not exist yet.
+        folder: where cut rows are kept.
+        """
         self._reader, self._contexts, self._asked, self._student, self._cut = reader, contexts, asked, student, cut
         self._rows = {split: ExampleWriter(folder) for split in SPLITS} if cut else {}
         self._too_long = dict.fromkeys(SPLITS, 0)
@@ -46,7 +50,7 @@ class Fitting:
         self._worst: tuple[Length, str] | None = None
 
     def views(self, split: str, example: Example) -> dict[str, View]:
-        """Context → view, of one row; a row too long is cut, or remembered."""
+        """Return context → view of one row. Cut a row that is too long, or remember it for the error."""
 
         def render(one: Example) -> dict[str, View]:
             return {name: self._view(name, split, one) for name in contexts_of(split, self._contexts)}
@@ -62,7 +66,7 @@ class Fitting:
         return found
 
     def dataset(self, dataset: Dataset) -> Dataset:
-        """The rows as they were read. DataError names the longest row where rows are too long and may not be cut."""
+        """Return the rows, cut where needed. Raise DataError, naming the longest row, if rows may not be cut."""
         if self._worst is None:
             return replace(dataset, cut_inputs=self._too_long)
         length, row = self._worst
@@ -79,7 +83,7 @@ class Fitting:
         return replace(dataset, train=train, eval=held_out, cut_inputs=self._too_long)
 
     def _view(self, name: str, split: str, example: Example) -> View:
-        """What the teacher does not answer is text alone: only the student reads it."""
+        """Render one view. A view that the teacher does not answer is text alone: only the student reads it."""
         renderer = self._contexts[name]
         if split in answered_splits(name):
             return self._reader.view(renderer, example, self._asked(name, split, example))

@@ -1,7 +1,7 @@
-"""The teacher answers: token by token, in batches of like lengths, with the shared context run once.
+"""Generate the teacher's answers in batches of similar length, with the shared context run once.
 
-A batch begins with one forward pass over its rows' own tokens; then each pass is one token of every response that has
-not ended. What is kept of the distributions is taken from them on the way.
+A batch begins with one forward pass over its rows' own tokens. Each further pass adds one token to every response that
+has not ended. Soft labels are extracted on the way.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from distillctl.teachers.shared_context import SharedContext
 Column = np.ndarray | list[np.ndarray]
 """One value, or one array of its own length, per response token."""
 Keep = Callable[[Tensor, torch.Generator], dict[str, Column]]
-"""What is kept of log-probabilities float32 [t, V] of t tokens of one response, one after the other."""
+"""Extracts soft labels from log-probabilities float32 [t, V] of t consecutive tokens of one response."""
 _HELD = 2**18
-"""Log-probabilities held per response before `Keep` takes them. Not a matter of the batch: draws depend on it."""
+"""Log-probabilities held per response before `Keep` takes them. It is fixed, because random draws depend on it."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One response: its tokens, the one that ended it included unless it was ``cut`` off, and what `Keep` kept."""
+    """One response: its tokens, including the final one unless it was ``cut`` off, and its soft labels."""
 
     token_ids: list[int]
     cut: bool
@@ -52,11 +52,11 @@ def generate(
     seeds: Sequence[int] | None = None,
     keep: Keep | None = None,
 ) -> list[list[Generated]]:
-    """Every view's response, or ``sampling.n`` of them, each drawn by a generator of its own.
+    """Generate every view's response, or ``sampling.n`` responses, each with a random generator of its own.
 
-    views: token ids, without ``context``'s tokens; stop: the ids at which a response ends; vocabulary: probabilities
-    are over the first so many ids; batch_tokens: row tokens of one forward pass at most, padding included; seeds: one
-    per view (default: its place), for what is drawn. Without ``sampling`` each token is the likeliest.
+    views: token ids without the context's. stop: ids that end a response. vocabulary: number of ids that probabilities
+    cover. batch_tokens: largest number of row tokens in one forward pass, with padding. seeds: one per view, by default
+    its index. Without ``sampling`` each token is the likeliest.
     """
     repeats = sampling.n if sampling else 1
     size = vocabulary or model.config.get_text_config().vocab_size
@@ -90,9 +90,9 @@ def _answer(
     vocabulary: int | None,
     sampling: Sampling | None,
 ) -> None:
-    """Append to ``responses`` until all have ended; those that have leave the batch.
+    """Append tokens to ``responses`` until all have ended. Those that have ended leave the batch.
 
-    logits: [B, V], what predicts their first tokens.
+    logits: [B, V], which predict the first tokens.
     """
     open_ = responses
     for step in range(1, max_new_tokens + 1):
@@ -116,8 +116,11 @@ def _answer(
 
 
 def draw(log_probs: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """One token of log-probabilities float32 [V] at ``sampling.temperature``, from the smallest set of the likeliest
-    tokens whose mass reaches ``top_p`` (nucleus sampling, Holtzman et al. 2020)."""
+    """Draw a token from log-probabilities float32 [V] at ``sampling.temperature``.
+
+    It comes from the smallest set of likeliest tokens whose mass reaches ``top_p`` (nucleus sampling, Holtzman et al.
+    2020).
+    """
     probs = (log_probs.double() / sampling.temperature).softmax(-1)
     ids = None
     if sampling.top_p < 1:
@@ -133,7 +136,7 @@ def draw(log_probs: Tensor, sampling: Sampling, generator: torch.Generator) -> i
 
 @dataclass
 class _Response:
-    """One response as it grows."""
+    """One response under generation."""
 
     row: int
     sample: int
@@ -167,14 +170,14 @@ class _Response:
 
 
 def generators(seed: int, sample: int) -> tuple[torch.Generator, torch.Generator]:
-    """For what a response says, and for what is kept of it: neither changes the other."""
+    """Return two independent generators: for the response's tokens, and for its soft labels."""
     states = np.random.SeedSequence([seed, sample]).generate_state(2, np.uint64).tolist()
-    said, kept = (torch.Generator().manual_seed(state % 2**63) for state in states)
-    return said, kept
+    tokens, labels = (torch.Generator().manual_seed(state % 2**63) for state in states)
+    return tokens, labels
 
 
 def joined(parts: Sequence[dict[str, Column]]) -> dict[str, Column]:
-    """The columns of consecutive parts of one response as one."""
+    """Concatenate the columns of consecutive parts of one response."""
     whole: dict[str, Column] = {}
     for name in parts[0] if parts else ():
         columns = [part[name] for part in parts]

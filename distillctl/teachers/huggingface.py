@@ -1,4 +1,4 @@
-"""A causal language model run here by transformers: from a hub id, a folder, or a GGUF file."""
+"""Run a causal language model with transformers as the teacher: from a hub id, a folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from distillctl.teachers.response_scoring import Use
 from distillctl.teachers.shared_context import SharedContext, UnsupportedAttention
 
 SELF_CHECK = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.03}
-"""Nats; the shortest and the longest row are scored both ways before the shared context is trusted. The half-precision
-bounds leave room for rounding in either way of computing."""
+"""Largest difference in nats when the shortest and the longest row are scored with and without the shared context. The
+half-precision bounds leave room for rounding."""
 CHECKED_TOKENS, CHECKED_TOP = 8, 32
-"""Of texts: so many tokens of the answers are compared, at each the likeliest so many."""
+"""For texts: how many tokens of the answers are compared, and how many of the likeliest tokens at each."""
 
 
 class Teacher(LocalReader):
-    """A loaded teacher: encodes views and answers, scores labels, answers with text."""
+    """A loaded teacher: it encodes views and answers, scores labels, and generates text."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, spec: HuggingFaceTeacher) -> None:
         super().__init__(tokenizer, model.config, model.generation_config, spec)
         self.model = model
 
     def facts(self) -> dict[str, Any]:
-        """Parameters and their bytes."""
+        """Return the number of parameters, and their bytes."""
         return sizes(self.model)
 
     # ── the shared context, if it can be trusted ─────────────────────────────────────────────────
 
     def prepare(self, views: Sequence[Sequence[int]], answers: Sequence[Answers], shared: int) -> SharedContext | None:
-        """Run the first ``shared`` tokens of the views once; None where it does not pay or does not hold.
+        """Run the first ``shared`` tokens of the views once. Return None if it is not worth it, or gives other results.
 
-        views: the shortest and the longest; answers: the labels' token ids after each.
+        views: the shortest and the longest. answers: the labels' token ids after each.
         """
 
         def difference(pair: Sequence[Sequence[int]], own: Sequence[Sequence[int]], context: SharedContext) -> float:
@@ -57,7 +57,8 @@ class Teacher(LocalReader):
     def prepare_to_answer(
         self, views: Sequence[Sequence[int]], shared: int, max_new_tokens: int
     ) -> SharedContext | None:
-        """As `prepare`, for answers with text: said with the context shared, and scored as they are without it."""
+        """Do what `prepare` does for generated text: generate with the shared context, and score the text without
+        it."""
 
         def difference(pair: Sequence[Sequence[int]], own: Sequence[Sequence[int]], context: SharedContext) -> float:
             steps = min(max_new_tokens, CHECKED_TOKENS)
@@ -89,26 +90,27 @@ class Teacher(LocalReader):
     ) -> SharedContext | None:
         if not self.spec.share_context or shared < label_scoring.MIN_SHARED:
             return None
-        pair = [min(views, key=len), max(views, key=len)]  # the longest may be too long for a sliding window
+        pair = [min(views, key=len), max(views, key=len)]  # the longest may exceed a sliding window
         try:
             context = SharedContext(self.model, views[0][:shared])
-            found = difference(pair, [view[shared:] for view in pair], context)
+            difference_in_nats = difference(pair, [view[shared:] for view in pair], context)
         except UnsupportedAttention as reason:
-            console.note(f"the shared context is run for every row: {reason}")
+            console.note(f"the shared context is computed again for every row: {reason}")
             return None
-        if found > SELF_CHECK[self.spec.dtype]:
+        if difference_in_nats > SELF_CHECK[self.spec.dtype]:
             console.warn(
-                f"the shared context is run for every row: sharing it changes log-probabilities by {found:.1g}"
+                "the shared context is computed again for every row: sharing it changes log-probabilities by "
+                f"{difference_in_nats:.1g}"
             )
             return None
         return context
 
-    # ── what it says ─────────────────────────────────────────────────────────────────────────────
+    # ── answers ─────────────────────────────────────────────────────────────────────────────
 
     def score(
         self, views: Sequence[Sequence[int]], answers: Sequence[Answers], context: SharedContext | None
     ) -> LabelScores:
-        """Raw log-probabilities of each view's labels; ``views`` without the tokens of ``context``."""
+        """Return raw log-probabilities of each view's labels. views: without the tokens of ``context``."""
         return label_scoring.score(
             self.model,
             views,
@@ -129,7 +131,7 @@ class Teacher(LocalReader):
         seeds: Sequence[int] | None = None,
         keep: Keep | None = None,
     ) -> list[list[Generated]]:
-        """Every view's responses (`generation.generate`); ``views`` without the tokens of ``context``."""
+        """Generate every view's responses (`generation.generate`). views: without the tokens of ``context``."""
         return generation.generate(
             self.model,
             views,
@@ -150,7 +152,7 @@ class Teacher(LocalReader):
         use: Use,
         context: SharedContext | None,
     ) -> None:
-        """Hand over the distributions along given responses (`response_scoring.score`)."""
+        """Pass the distributions along given responses to ``use`` (`response_scoring.score`)."""
         response_scoring.score(
             self.model,
             views,
@@ -163,7 +165,8 @@ class Teacher(LocalReader):
 
 
 def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
-    """Load weights (safetensors or GGUF, never pickle) and tokenizer. UnavailableError when they cannot be had."""
+    """Load tokenizer and weights, from safetensors or GGUF but never pickle. Raise UnavailableError if they cannot be
+    loaded."""
     if spec.threads:
         torch.set_num_threads(spec.threads)
     if spec.trust_remote_code:
@@ -187,7 +190,7 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise UnavailableError(
-            f"{spec.model} is no whole language model: it has no weights for {missing[0]}", where="teacher.model"
+            f"{spec.model} is not a complete language model: it has no weights for {missing[0]}", where="teacher.model"
         )
     try:
         model.to(_device(spec.device)).eval()

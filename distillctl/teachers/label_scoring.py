@@ -1,4 +1,4 @@
-"""log Pr(label words | view) for every label, batched by length, with the shared context run once."""
+"""Compute log Pr(label words | view) for every label, in batches by length, with the shared context run once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.shared_context import SharedContext
 
 MIN_SHARED = 16
-"""Shorter shared contexts are not worth a pass of their own."""
+"""Shortest shared context, in tokens, that is worth a pass of its own."""
 
 
 Answers = Sequence[Sequence[int]]
-"""The token ids of each of the K labels."""
+"""Token ids of each of the K labels."""
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """log_probs: float32 [N, K], natural logs of exclusive labels (`teachers.exclusive`), not normalised over labels.
-    mass: float32 [N], Σ_k Pr(label k). tokens: of the views, as many as were run. seen: bool [N, K], False where the
-    log-probability is an upper bound and is left out of the mass; None where all are exact. next_ids, next_log_probs:
-    int32 and float32 [N], the likeliest token after each view, whether or not a label begins with it."""
+    """Scores of the labels after each view.
+
+    log_probs: float32 [N, K], natural logs of exclusive labels (`teachers.exclusive`), not normalised over labels.
+    mass: float32 [N], Σ_k Pr(label k). tokens: number of view tokens that were computed. seen: bool [N, K], False if
+    the log-probability is an upper bound that is left out of the mass; None if all are exact. next_ids, next_log_probs:
+    int32 and float32 [N], the likeliest token after each view.
+    """
 
     log_probs: np.ndarray
     mass: np.ndarray
@@ -38,7 +41,7 @@ class LabelScores:
     next_ids: np.ndarray | None = None
     next_log_probs: np.ndarray | None = None
     next_tokens: list[str] | None = None
-    """As text."""
+    """The likeliest tokens as text."""
 
 
 @torch.inference_mode()
@@ -51,13 +54,14 @@ def score(
     vocabulary: int | None = None,
     context: SharedContext | None = None,
 ) -> LabelScores:
-    """Score each view's labels (token ids, as they follow that view) after it (token ids, without ``context``'s).
+    """Score the labels after each view. views: token ids without the context's. answers: the labels' ids after each
+    view.
 
-    Probabilities are over the first ``vocabulary`` ids: what some models pad their output with is no token.
+    Probabilities cover the first ``vocabulary`` ids: some models pad their output with ids that are no tokens.
 
-    An answer of several tokens is scored by the chain rule along its stem (all but its last token); answers that share
-    a stem, or whose stem begins another's, share a sequence. Right padding only: what pads follows every real token, so
-    causality hides it, and sliding windows stay exact.
+    An answer of several tokens is scored by the chain rule along its stem, which is all but its last token. Answers
+    that share a stem, or whose stem begins another stem, share a sequence. Padding is on the right: causal attention
+    ignores it, and sliding windows stay exact.
     """
     same = [tuple(map(tuple, row)) for row in answers]
     stems = {labels: distinct_stems(labels) for labels in set(same)}
@@ -79,7 +83,7 @@ def score(
 
 @dataclass(frozen=True)
 class _Scores:
-    """What batches fill in: log_probs [N, K], and the likeliest next token and its log-probability [N]."""
+    """Arrays that batches fill: log_probs [N, K], and the likeliest next token and its log-probability [N]."""
 
     log_probs: np.ndarray
     next_ids: np.ndarray
@@ -87,7 +91,7 @@ class _Scores:
 
 
 def distinct_stems(answers: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """The stems (answer without its last token) that begin no longer stem."""
+    """Return the stems (answers without their last tokens) that begin no longer stem."""
     stems = sorted({tuple(answer[:-1]) for answer in answers})
     return [s for s in stems if not any(len(t) > len(s) and t[: len(s)] == s for t in stems)]
 

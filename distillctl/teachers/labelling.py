@@ -1,4 +1,4 @@
-"""Workers whose teacher is a causal language model run here: one for labels, one for texts."""
+"""Workers whose teacher runs in this process: one kind scores labels, the other generates texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from distillctl.teachers.shared_context import SharedContext
 
 @dataclass(frozen=True)
 class Local:
-    """A `worker_pool.WorkerSpec` of these workers."""
+    """The `worker_pool.WorkerSpec` of these workers."""
 
     spec: HuggingFaceTeacher
     source: ModelSource
@@ -39,48 +39,48 @@ class Local:
 
 
 class LabelWorker:
-    """Scores the labels after every view."""
+    """Score the labels after every view."""
 
     def __init__(self, teacher: Teacher) -> None:
         self.reader = teacher
         self._contexts: dict[str, SharedContext | None] = {}
 
     def label(self, task: ShardTask) -> LabelScores:
-        """Raw log-probabilities of the labels, row by row."""
-        opening = task.views.opening
-        if opening.arm not in self._contexts:
-            ends = opening.shortest, opening.longest
-            self._contexts[opening.arm] = self.reader.prepare(ends, opening.answers, opening.shared)
-        context = self._contexts[opening.arm]
+        """Return raw log-probabilities of the labels for each row."""
+        prefix = task.views.prefix
+        if prefix.arm not in self._contexts:
+            ends = prefix.shortest, prefix.longest
+            self._contexts[prefix.arm] = self.reader.prepare(ends, prefix.answers, prefix.shared)
+        context = self._contexts[prefix.arm]
         found = self.reader.score(_own(task.views, context), task.views.answers, context)
         assert found.next_ids is not None
         return replace(found, next_tokens=[self.reader.tokenizer.decode([token]) for token in found.next_ids.tolist()])
 
 
 class TextWorker:
-    """Answers every view, and says of the ceiling's answers how much each token needs the full context."""
+    """Generate a text for every view, and measure how much each token of the ceiling's texts needs the full context."""
 
     def __init__(self, teacher: Teacher, task: Generate) -> None:
         self.reader = teacher
         self._task = task
         self._stop_ids = teacher.stop_ids(task.stop)
-        self._profiles = {split: implementation(spec := task.kept(split))(spec) for split in ("train", "eval")}
+        self._codecs = {split: implementation(spec := task.kept(split))(spec) for split in ("train", "eval")}
         self._contexts: dict[str, SharedContext | None] = {}
 
     def label(self, task: ShardTask) -> list[tuple[str, int, Response]]:
-        """Rows of a shard: id, sample, response."""
-        said = self._said(task)
-        needed = [None] * len(said) if task.compared is None else self._context_kl(task.views, task.compared)
+        """Return (row id, sample, response) for the rows of a shard."""
+        generated = self._generate(task)
+        needed = [None] * len(generated) if task.compared is None else self._context_kl(task.views, task.compared)
         return [
             (row, sample, self._response(one, kl))
-            for row, several, kl in zip(task.rows, said, needed, strict=True)
+            for row, several, kl in zip(task.rows, generated, needed, strict=True)
             for sample, one in enumerate(several)
         ]
 
-    def _said(self, task: ShardTask) -> list[list[Generated]]:
+    def _generate(self, task: ShardTask) -> list[list[Generated]]:
         own, context = self._own(task.views)
-        profile = self._profiles[task.split]
-        keep = profile.keep if task.arm == CEILING and profile.fields else None
+        codec = self._codecs[task.split]
+        keep = codec.keep if task.arm == CEILING and codec.fields else None
         if task.given is not None:
             labels: list[dict[str, Any]] = [{} for _ in task.given]
             if keep is not None:
@@ -120,22 +120,22 @@ class TextWorker:
         )
 
     def _own(self, views: Views) -> tuple[list[list[int]], SharedContext | None]:
-        """The rows' tokens that follow the context, and the context, run when it is first needed."""
-        opening = views.opening
-        if opening.arm not in self._contexts:
-            ends = opening.shortest, opening.longest
-            self._contexts[opening.arm] = self.reader.prepare_to_answer(ends, opening.shared, self._task.max_new_tokens)
-        context = self._contexts[opening.arm]
+        """Return the rows' tokens after the shared context, and the context, which is computed on first use."""
+        prefix = views.prefix
+        if prefix.arm not in self._contexts:
+            ends = prefix.shortest, prefix.longest
+            self._contexts[prefix.arm] = self.reader.prepare_to_answer(ends, prefix.shared, self._task.max_new_tokens)
+        context = self._contexts[prefix.arm]
         return _own(views, context), context
 
-    def _response(self, said: Generated, kl: np.ndarray | None) -> Response:
-        text = self.reader.tokenizer.decode(said.token_ids, skip_special_tokens=True)
-        return Response(said.token_ids, clean(text, self._task.stop), said.cut, said.labels, kl)
+    def _response(self, generated: Generated, kl: np.ndarray | None) -> Response:
+        text = self.reader.tokenizer.decode(generated.token_ids, skip_special_tokens=True)
+        return Response(generated.token_ids, clean(text, self._task.stop), generated.cut, generated.labels, kl)
 
 
 def _own(views: Views, context: SharedContext | None) -> list[list[int]]:
-    return views.ids if context else [_shared(views.opening) + ids for ids in views.ids]
+    return views.ids if context else [_shared(views.prefix) + ids for ids in views.ids]
 
 
-def _shared(opening: SharedPrefix) -> list[int]:
-    return opening.shortest[: opening.shared]
+def _shared(prefix: SharedPrefix) -> list[int]:
+    return prefix.shortest[: prefix.shared]

@@ -1,4 +1,4 @@
-"""What has to be known of a causal language model before it answers: tokenizer and sizes, without the weights."""
+"""Read a causal language model's tokenizer and sizes without its weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from distillctl.teachers.answer_tokens import AnswerTokenizer, InPlace
 
 
 class LocalReader:
-    """Encodes views and answers."""
+    """A local teacher without its weights: it encodes views and answers."""
 
     def __init__(self, tokenizer: Any, config: Any, generation_config: Any, spec: HuggingFaceTeacher) -> None:
         self.tokenizer = tokenizer
@@ -38,12 +38,12 @@ class LocalReader:
 
     @property
     def max_length(self) -> int:
-        """Positions the model was made for."""
+        """Return the number of positions for which the model was made."""
         return int(getattr(self._config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that exist: what some models pad their output with is none."""
+        """Return the number of tokens, without the ids with which some models pad their output."""
         return min(len(self.tokenizer), int(self._config.get_text_config().vocab_size))
 
     def facts(self) -> dict[str, Any]:
@@ -55,21 +55,23 @@ class LocalReader:
         return sizes(model)
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
-        """Token ids of a view; a chat template has written its special tokens already. What a tokenizer puts after a
-        text is left out: the answer goes on where the view ends."""
+        """Return the token ids of a view, without special tokens after it, because the answer follows.
+
+        chat: the text comes from a chat template and has its special tokens already.
+        """
         ids = self._ids(text, add_special_tokens=not chat)
         return ids if chat else ids[: len(ids) - self._behind]
 
     @cached_property
     def _behind(self) -> int:
-        """How many special tokens the tokenizer puts after a text."""
+        """Return how many special tokens the tokenizer adds after a text."""
         bare = self._ids("a", add_special_tokens=False)
         whole = self._ids("a", add_special_tokens=True)
         at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), len(whole))
         return max(0, len(whole) - at - len(bare))
 
     def tokens(self, text: str) -> int:
-        """How many there are in a text, without special ones."""
+        """Return the number of tokens of a text, without special tokens."""
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -81,17 +83,18 @@ class LocalReader:
         return ids
 
     def in_place(self, text: str, words: Sequence[str], place: AnswerPlace) -> InPlace:
-        """The tokens of a view and of each of ``words`` after it."""
+        """Return the tokens of a view and of each of ``words`` after it."""
         between, view = place.between(text), place.before(text)
         if place.prefix == "" and not place.chat and not view[-1:].isspace():
-            # The recipe says that nothing stands between: the words keep tokens of their own, and do not become the
-            # rest of the view's last word.
-            answers = tuple(tuple(self._ids(one, add_special_tokens=False)) for one in words)
+            # The recipe puts nothing between view and answer: the words keep tokens of their own, and do not continue
+            # the view's last word.
+            answers = tuple(tuple(self._ids(word, add_special_tokens=False)) for word in words)
             return InPlace(self.encode(view), answers, 0)
-        return self._in_place[place.chat](view, [between + one for one in words])
+        return self._in_place[place.chat](view, [between + word for word in words])
 
     def label_tokens(self, text: str, words: Sequence[str], place: AnswerPlace) -> InPlace:
-        """As `in_place`, of label words; RecipeError when the vocabulary cannot say them, or not tell them apart."""
+        """Do what `in_place` does for label words. Raise RecipeError if the tokenizer cannot write or distinguish
+        them."""
         found = self.in_place(text, words, place)
         if (tuple(words), found.answers) not in self._checked:
             for label, ids in zip(words, found.answers, strict=True):
@@ -100,7 +103,7 @@ class LocalReader:
         return found
 
     def _check_label(self, words: str, ids: Sequence[int], first: str) -> None:
-        """first: the first label of these tokens."""
+        """Raise RecipeError for an unusable label. first: the first label with these tokens."""
         back = self.tokenizer.decode(ids)
         if self.tokenizer.unk_token_id in {*ids} - {None} or not "".join(back.split()).endswith("".join(words.split())):
             what = f"the teacher's tokenizer cannot write {words!r} (it reads back as {back!r})"
@@ -110,23 +113,23 @@ class LocalReader:
             raise RecipeError(what, where="task.labels")
 
     def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
-        """Where an answer follows the context's views."""
+        """Return where an answer begins after the context's views."""
         if renderer.where not in self._places:
             self._places[renderer.where] = renderer.answer_place(example, prefix, self.tokenizer)
         return self._places[renderer.where]
 
     def stop_ids(self, stop: Sequence[str]) -> list[int]:
-        """The tokens at which an answer ends, sorted: the model's own, and those that contain a string of ``stop``."""
+        """Return the ids that end an answer, sorted: the model's own, and tokens that contain a string of ``stop``."""
         own = getattr(self._generation_config, "eos_token_id", None)
         eos = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
         return responses.stop_ids(self.tokenizer, eos, stop)
 
     def text(self, renderer: Renderer, example: Example) -> str:
-        """The row's text, messages as the tokenizer's own chat template writes them."""
+        """Return the row's text. Messages are rendered with the tokenizer's chat template."""
         return renderer.render(example, self.tokenizer)
 
     def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
-        """The row's text, its tokens and how long it may be."""
+        """Return the row's text, its tokens, and its length with the limit."""
         text, place = self.text(renderer, example), self.place(renderer, example, asked.prefix)
         if asked.room:
             found = self.in_place(text, asked.words, place) if asked.words else None
@@ -153,7 +156,7 @@ def sizes(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def read(spec: HuggingFaceTeacher, source: ModelSource) -> LocalReader:
-    """Tokenizer and config, of weights none. UnavailableError when they cannot be had."""
+    """Load tokenizer and config, but no weights. Raise UnavailableError if they cannot be loaded."""
     given, place = options(source, spec.revision, spec.trust_remote_code), folder(source)
     with checkpoint_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
         tokenizer = AutoTokenizer.from_pretrained(place, **given)
@@ -166,5 +169,5 @@ def read(spec: HuggingFaceTeacher, source: ModelSource) -> LocalReader:
 
 
 def unavailable(spec: HuggingFaceTeacher, error: BaseException) -> UnavailableError:
-    """That the teacher cannot be had, and why."""
+    """Return the error that the teacher cannot be loaded, with the reason."""
     return UnavailableError(f"the teacher {spec.model} cannot be loaded: {first_line(error)}", where="teacher.model")

@@ -1,4 +1,4 @@
-"""Teacher forcing: the distributions along responses that are there already, and how far two views' are apart."""
+"""Compute distributions along given responses (teacher forcing), and how much those of two contexts differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distillctl.teachers.selected_logits import AT_ONCE, logits_at
 from distillctl.teachers.shared_context import SharedContext
 
 Use = Callable[[int, Tensor], object]
-"""Takes a response's place and its log-probabilities, float32 [R, V]."""
+"""Takes a response's index and its log-probabilities, float32 [R, V]."""
 
 
 @torch.inference_mode()
@@ -32,11 +32,12 @@ def score(
     vocabulary: int | None = None,
     context: SharedContext | None = None,
 ) -> None:
-    """Hand ``use`` the place of every response and its log-probabilities, float32 [R, V]: row r is the distribution
-    that predicts its token r after the view and the response's tokens before it.
+    """Call ``use`` with the index of every response and its log-probabilities, float32 [R, V].
+
+    Row r predicts token r of the response after the view and the response's earlier tokens.
 
     views: token ids, without ``context``'s tokens; responses: token ids; vocabulary: over the first so many ids.
-    Padded on the right, where causality hides it. The order of the calls is that of the lengths.
+    Padding is on the right, where causal attention ignores it. Calls come in the order of the lengths.
     """
     sequences = [[*view, *response[:-1]] for view, response in zip(views, responses, strict=True)]
     size = vocabulary or model.config.get_text_config().vocab_size
@@ -44,7 +45,7 @@ def score(
         plan = batching.by_length(list(map(len, sequences)), max_rows=batch_tokens, max_tokens=batch_tokens)
         for batch in (part for whole in plan for part in _parts(whole, responses, size)):
             ids = pad_sequence([torch.tensor(sequences[i]) for i in batch], batch_first=True).to(model.device)
-            # The token at place L of a sequence is predicted at place L − 1.
+            # The token at position L of a sequence is predicted at position L − 1.
             places = [(row, len(views[i]) - 1 + r) for row, i in enumerate(batch) for r in range(len(responses[i]))]
             rows, columns = torch.tensor(places, device=model.device).T
             extra = {"position_ids": context.positions(*ids.shape)} if context else {}

@@ -1,9 +1,9 @@
-"""What all rows begin with is run once; every row then attends to its keys and values where they lie.
+"""Compute the context that all rows share once; every row then attends to its keys and values in place.
 
-Attention over [context, row] is split in two: all rows' queries against the one shared context, unmasked, and each
-row against itself, causal. The halves are merged by their log-sum-exp (Juravsky et al. 2024, "Hydragen"; the merge is
-that of FlashAttention, Dao et al. 2022). Nothing of the context is copied per row, which is what costs in a repeated
-cache. `Rows` keeps the rows' own keys and values while they grow token by token.
+Attention over [context, row] is split in two: all rows' queries against the one shared context, unmasked, and each row
+against itself, causal. The halves are merged by their log-sum-exp (Juravsky et al. 2024, "Hydragen"; the merge is that
+of FlashAttention, Dao et al. 2022). The context is never copied per row, which is the cost of a repeated cache.
+`BatchKeyValues` keeps the rows' own keys and values while they grow token by token.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from distillctl.data.views import shared_length
 _NAME = "distillctl_shared_context"
 _PLAIN = {"sliding_window", "position_ids", "use_cache", "cache_position", "output_attentions", "is_causal"}
 _ROOM = 32
-"""Slots that rows are given at a time to grow into."""
+"""How many slots are added at a time for rows to grow into."""
 
 
 class UnsupportedAttention(Exception):
-    """The model's attention does something the split does not know; the plain forward is right."""
+    """The model's attention does something that the split does not support; use the plain forward pass."""
 
 
 def common_prefix(views: Sequence[Sequence[int]]) -> int:
-    """Length of the token prefix that all views share, leaving every view at least one token of its own."""
+    """Return the length of the token prefix that all views share, which leaves every view at least one own token."""
     return max(0, min(shared_length(views), min(map(len, views)) - 1))
 
 
@@ -43,28 +43,28 @@ class BatchKeyValues:
     def __init__(self, lengths: Tensor) -> None:
         """lengths: int64 [B], own tokens of each row in the first forward pass."""
         self.longest = int(lengths.max())
-        """Slots in use once this forward pass is done."""
+        """Slots in use after this forward pass."""
         self.positions = torch.arange(self.longest, device=lengths.device).unsqueeze(0)
         """Places in their rows of this forward pass' tokens, int64 [1, S] in the first one, [B, 1] in the others."""
         self.grown = False
-        """Whether the first forward pass is over."""
+        """Whether the first forward pass is done."""
         self._lengths = lengths
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def grow(self) -> None:
-        """Before a forward pass with one more token for every row."""
+        """Prepare for a forward pass with one more token for every row."""
         self.grown = True
         self.positions = self._lengths.unsqueeze(1)
         self._lengths = self._lengths + 1
         self.longest = int(self._lengths.max())
 
     def select(self, index: Tensor) -> None:
-        """Go on with these rows, int64 [B']; a row may be taken several times."""
+        """Keep only these rows, int64 [B']; a row may be repeated."""
         self._lengths = self._lengths[index]
         self._layers = {layer: (key[index], value[index]) for layer, (key, value) in self._layers.items()}
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep this forward pass' keys and values; returns those of all slots in use."""
+        """Store this forward pass's keys and values, and return those of all slots in use."""
         if not self.grown:
             self._layers[layer] = key, value
             return key, value
@@ -97,9 +97,9 @@ class SharedContext:
 
     @contextmanager
     def attached(self, rows: BatchKeyValues | None = None) -> Iterator[None]:
-        """Within the block the model's attention sees the shared context before every row.
+        """Let the model's attention see the shared context before every row, within the block.
 
-        rows: what is kept of the rows from one forward pass to the next; None when each pass sees whole rows.
+        rows: keys and values to keep between forward passes. None if each pass sees whole rows.
         """
         before, self._rows = self.model.config._attn_implementation, rows
         AttentionInterface.register(_NAME, self._attend)
@@ -112,7 +112,7 @@ class SharedContext:
             self._rows = None
 
     def positions(self, rows: int, length: int) -> Tensor:
-        """Position ids [rows, length] of the tokens that follow the context."""
+        """Return position ids [rows, length] of the tokens that follow the context."""
         return (self.length + torch.arange(length, device=self.model.device)).expand(rows, -1)
 
     def _attend(
@@ -147,7 +147,7 @@ class SharedContext:
     def _context(
         self, layer: int, query: Tensor, positions: Tensor, scaling: float | None, window: int | None
     ) -> tuple[Tensor, Tensor]:
-        """Attention of all queries to the shared context, and its log-sum-exp."""
+        """Compute the attention of all queries to the shared context, and its log-sum-exp."""
         key, value = self._layers[layer]
         rows, heads, length, size = query.shape
         groups = heads // key.shape[1]
@@ -159,7 +159,7 @@ class SharedContext:
         )
         visible = blind = None
         if window is not None:
-            # A sliding layer has kept the last keys alone; a key's distance to the context's end counts down to 1.
+            # A sliding layer keeps only the last keys; a key's distance to the context's end counts down to 1.
             distance = torch.arange(key.shape[2], 0, -1, device=query.device)
             seen = distance < window - positions.expand(rows, -1).unsqueeze(-1)
             visible = seen.expand(groups, -1, -1, -1).reshape(-1, key.shape[2])
@@ -167,7 +167,7 @@ class SharedContext:
         far, mass = attention(flat, key, value, scale=scaling, mask=visible)
         far = far.view(-1, groups, rows, length, size).permute(2, 0, 1, 3, 4).reshape(query.shape)
         mass = mass.view(-1, groups, rows, length).permute(2, 0, 1, 3).reshape(query.shape[:3])
-        if blind is not None:  # far beyond the context its mass is none, whatever a kernel says of an empty sum
+        if blind is not None:  # far beyond the context its mass is 0; kernels differ for an empty sum
             far, mass = far.masked_fill(blind.unsqueeze(-1), 0.0), mass.masked_fill(blind, -torch.inf)
         return far, mass
 
@@ -175,7 +175,7 @@ class SharedContext:
 def _whole_row(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention of rows to themselves, and its log-sum-exp."""
+    """Compute the causal attention of rows to themselves, and its log-sum-exp."""
     groups, length = query.shape[1] // key.shape[1], query.shape[2]
     band = None
     if window is not None and window < length:
@@ -187,12 +187,13 @@ def _whole_row(
 def _next_token(
     query: Tensor, key: Tensor, value: Tensor, positions: Tensor, scaling: float | None, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of each row's newest token, at positions [B, 1], to its row's slots, and its log-sum-exp."""
+    """Compute the attention of each row's newest token, at positions [B, 1], to its row's slots, and its
+    log-sum-exp."""
     slots = torch.arange(key.shape[2], device=query.device)
     seen = slots <= positions
     if window is not None:
         seen &= slots > positions - window
-    # Heads that share a key head stand where a longer query would have its tokens.
+    # Heads that share a key head take the place of the tokens of a longer query.
     folded = query.view(len(query), key.shape[1], -1, query.shape[-1])
     near, mass = attention(folded, key, value, scale=scaling, mask=seen[:, None, None])
     return near.reshape(query.shape), mass.reshape(query.shape[:3])
@@ -201,7 +202,7 @@ def _next_token(
 def attention(
     query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, mask: Tensor | None = None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q kᵀ · scale) v [B, H, S, D] and its log-sum-exp [B, H, S] (float32, natural log)."""
+    """Return softmax(q kᵀ · scale) v [B, H, S, D] and its log-sum-exp [B, H, S] (float32, natural log)."""
     scale = scale if scale is not None else query.shape[-1] ** -0.5
     if query.device.type == "cpu":
         bias = None if mask is None else torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
@@ -215,7 +216,7 @@ def attention(
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, *, scale: float, mask: Tensor | None = None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `attention`, in elementary operations: for devices without a fused kernel that gives the log-sum-exp."""
+    """Do what `attention` does with elementary operations, for devices whose fused kernel gives no log-sum-exp."""
     scores = (query @ key.transpose(-1, -2)).float() * scale
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

@@ -1,4 +1,4 @@
-"""Who answers for a recipe's teacher: workers that hold its weights, or a server."""
+"""Choose who answers for a recipe's teacher: workers that load its weights, or a server."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from distillctl.teachers.openai.rows import Served
 
 
 def open_pool(recipe: Recipe, source: ModelSource, folder: Path) -> AbstractContextManager[Any]:
-    """An `engines.worker_pool.WorkerPool` while the block runs. folder: collect's, where a served teacher's answers are
-    kept."""
+    """Open an `engines.worker_pool.WorkerPool` for the block. folder: collect's, where a server's answers are kept."""
     spec = recipe.teacher
     if isinstance(spec, OpenAITeacher):
         assert isinstance(source, ServedSource)

@@ -23,27 +23,27 @@ from distillctl.teachers.openai.protocol import Answer, Impossible, Malformed, R
 from distillctl.trust import approvals, providers
 
 IMPOSSIBLE = "impossible log-probabilities"
-"""The kind of a failure whose server computes something else."""
+"""The kind of failure when another model than the expected one answers."""
 _SHOWN = 300
 _NAME_CHARACTERS = 256
-"""Of what a server calls its model, in the manifest."""
+"""Longest model name from a server that is stored, in characters."""
 _NO_KEY = "none"
 _PLACEHOLDER = re.compile(r"[A-Za-z]{1,7}|.{1,3}", re.DOTALL)
-"""Keys that are words, as servers on one's own machine are given: none, EMPTY, ollama, test, x."""
+"""Keys that are ordinary words, as local servers get them: none, EMPTY, ollama, test, x."""
 
 
 @dataclass
 class RequestFailed(Exception):
-    """A request without an answer. kind: a few words, to count by; after: seconds the server asks to be left alone."""
+    """A request that got no answer. kind: a few words to count by. after: seconds that the server asks to wait."""
 
     kind: str
     detail: str = ""
     again: bool = True
-    """Whether it is worth another try."""
+    """Whether to try again."""
     fatal: bool = False
-    """Whether every other request would fail in the same way."""
+    """Whether every other request would fail too."""
     paid: bool = False
-    """Whether the server may have done, and charged for, the work all the same."""
+    """Whether the server may have done the work and charged for it."""
     after: float | None = None
 
     def __str__(self) -> str:
@@ -69,13 +69,13 @@ class Client:
             self._client.organization = self._client.project = None
 
     async def send(self, request: Request) -> Answer:
-        """The whole answer, or RequestFailed."""
+        """Send a request and return the whole answer. Raise RequestFailed otherwise."""
         try:
             async with asyncio.timeout(self.spec.timeout_seconds) as deadline:
                 answer = protocol.parse(await self._bytes(request), request)
-                if asyncio.get_running_loop().time() > (deadline.when() or 0.0):  # parsing gives way to no timer
+                if asyncio.get_running_loop().time() > (deadline.when() or 0.0):  # a timer cannot interrupt parsing
                     raise TimeoutError
-                # These two are no part of the answer: they go into the manifest.
+                # These two are not part of the answer; they go into the manifest.
                 model, fingerprint = (
                     name and redacted(name, self._key)[:_NAME_CHARACTERS]
                     for name in (answer.model, answer.system_fingerprint)
@@ -103,7 +103,7 @@ class Client:
         await self._client.close()
 
     async def _bytes(self, request: Request) -> bytes:
-        """The answer's body."""
+        """Return the body of the answer."""
         resource: Any = self._client.chat.completions if request.api == "chat" else self._client.completions
         body = request.body
         own = {name: body.pop(name) for name in request.extra if name in body}
@@ -124,7 +124,7 @@ class Client:
         )
 
     def shown(self, text: str) -> str:
-        """A message in one line, not too long and without the key."""
+        """Return a message as one short line without the key."""
         text = " ".join(redacted(text, self._key).split())
         return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 

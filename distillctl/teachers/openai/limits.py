@@ -1,4 +1,4 @@
-"""How fast a server may be asked, and how much may be spent on it."""
+"""Limit the rate of requests to a server, and what they may cost."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import dataclass, field
 from distillctl.recipe import OpenAITeacher
 
 Tokens = tuple[int, int]
-"""Read and written."""
+"""Tokens read and written."""
 
 
 class BudgetExceeded(Exception):
-    """The next request might go beyond the budget."""
+    """The next request could exceed the budget."""
 
 
 @dataclass
 class Budget:
-    """What was used so far in tokens and money, and what requests under way may still use."""
+    """Tokens used so far, and tokens that open requests may still use, with their cost."""
 
     spec: OpenAITeacher
     used: Tokens = (0, 0)
     held: Tokens = (0, 0)
 
     def cost(self, tokens: Tokens) -> float | None:
-        """In the currency of the recipe's prices; None without any."""
+        """Return the cost in the currency of the recipe's prices, or None without prices."""
         prices = self.spec.prices
         return None if prices is None else (tokens[0] * prices.input + tokens[1] * prices.output) / 1e6
 
     def hold(self, most: Tokens) -> None:
-        """Before a request: set its tokens aside. BudgetExceeded when they might not be there."""
+        """Reserve the tokens of a request before it is sent. Raise BudgetExceeded if they could exceed the budget."""
         after = _sum(self.used, self.held, most)
         limit = self.spec.max_tokens_total
         if limit is not None and sum(after) > limit:
@@ -41,14 +41,14 @@ class Budget:
         self.held = _sum(self.held, most)
 
     def settle(self, most: Tokens, used: Tokens) -> None:
-        """After it: what it used instead of what was set aside."""
+        """Replace a request's reservation with what it used."""
         self.held = self.held[0] - most[0], self.held[1] - most[1]
         self.used = _sum(self.used, used)
 
 
 @dataclass
 class RateLimiter:
-    """When the next request may go: evenly, so that no minute holds more than the recipe allows."""
+    """Space requests evenly, so that no minute exceeds the recipe's limits."""
 
     requests_per_minute: float | None
     tokens_per_minute: float | None
@@ -56,7 +56,7 @@ class RateLimiter:
     _closed: float = field(default=0.0)
 
     def reserve(self, tokens: int, now: float) -> float:
-        """Seconds to wait before a request of so many tokens; its place is taken."""
+        """Reserve a place for a request of so many tokens. Return the seconds to wait."""
         start = max(now, self._free, self._closed)
         gaps = [60 / self.requests_per_minute] if self.requests_per_minute else []
         gaps += [60 * tokens / self.tokens_per_minute] if self.tokens_per_minute else []
@@ -64,16 +64,16 @@ class RateLimiter:
         return start - now
 
     def correct(self, estimated: int, used: int) -> None:
-        """Give back, or take, the time of tokens that were estimated wrongly."""
+        """Correct the reserved time when the number of tokens was estimated wrongly."""
         if self.tokens_per_minute:
             self._free += 60 * (used - estimated) / self.tokens_per_minute
 
     def close(self, seconds: float, now: float) -> None:
-        """The server asks for a pause: nobody goes before it is over."""
+        """Send nothing for some seconds, because the server asked for a pause."""
         self._closed = max(self._closed, now + seconds)
 
     async def turn(self, tokens: int, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Wait for one's turn."""
+        """Wait until a request may be sent."""
         wait = self.reserve(tokens, time.monotonic())
         while wait > 0:
             await sleep(wait)

@@ -1,4 +1,4 @@
-"""What has to be known of a served teacher before it answers: its views, and of its tokenizer what the recipe gives."""
+"""Render views for a teacher behind a server, and tokenize as far as the recipe names its tokenizer."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from distillctl.teachers.openai.protocol import Prompt
 from distillctl.teachers.openai.vocabulary import TokenBytes
 
 CHARACTERS_PER_TOKEN = 4.0
-"""English text under common vocabularies; used only where neither tokenizer nor server counts."""
+"""Mean for English text under common vocabularies; used only if neither tokenizer nor server counts."""
 
 
 class ServedReader:
-    """Renders views; a server does the tokenizing."""
+    """A served teacher without its weights: it renders views, and the server tokenizes them."""
 
     def __init__(self, source: ServedSource) -> None:
         self.source = source
         self._characters = self._tokens = 0
         self._places: dict[str, AnswerPlace] = {}
         self.asked: Callable[[], dict[str, Any]] = dict
-        """What the server granted and what it was asked so far; nothing where all was there already."""
+        """What the server can do, and what it was asked so far; empty if all answers were stored already."""
 
     @cached_property
     def known(self) -> TokenBytes | None:
-        """The tokenizer, where the recipe names it. UnavailableError when it cannot be had."""
+        """Return the tokenizer that the recipe names, or None. Raise UnavailableError if it cannot be loaded."""
         source = self.source.tokenizer
         if source is None:
             return None
-        from transformers import AutoTokenizer  # and with it torch, which a server's client does without
+        from transformers import AutoTokenizer  # imports torch, which a server's client does not need
 
         from distillctl.models.from_pretrained import folder
 
@@ -56,16 +56,16 @@ class ServedReader:
 
     @property
     def vocabulary(self) -> int | None:
-        """How many tokens there are, as far as that is known."""
+        """Return the size of the vocabulary, if it is known."""
         return None if self.known is None else len(self.known.tokenizer)
 
     def facts(self) -> dict[str, Any]:
-        """The weights are elsewhere; what is known is how it was asked."""
+        """Return what the manifest records: no sizes of weights, but how the server was asked."""
         address = {"base_url": self.source.base_url, "api": self.source.api}
         return {"parameters": None, "bytes": None, "served": address | self.asked()}
 
     def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
-        """Where an answer follows the context's views; in a chat it begins a message, whatever the template is like."""
+        """Return where an answer begins after the context's views. In a chat it begins a message."""
         if self.source.api == "chat":
             return AnswerPlace(prefix, chat=True)
         if renderer.where not in self._places:
@@ -73,21 +73,21 @@ class ServedReader:
         return self._places[renderer.where]
 
     def text(self, renderer: Renderer, example: Example) -> str:
-        """The row's text, or its messages as one text (`prompt` undoes it)."""
+        """Return the row's text, or its messages as one text, which `prompt` parses again."""
         text = renderer.as_text(example)
         if not text.strip():
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
         return text
 
     def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
-        """The row's text, and the tokens of a given response. How long it may be, the server knows."""
+        """Return the row's text, and the tokens of a given response. Only the server knows the limit."""
         text = self.text(renderer, example)
         place = self.place(renderer, example, asked.prefix)
         given = self._given(text, place, asked.words) if asked.room and asked.words else ()
         return View(text, place.before(text), None, given)
 
     def _given(self, text: str, place: AnswerPlace, words: Sequence[str]) -> Answers:
-        """The tokens of a response that the data give, in its place; in a chat it begins a message."""
+        """Return the tokens of a given response after the view. In a chat it begins a message."""
         view, between = ("", "") if place.chat else (place.before(text), place.between(text))
         return self._in_place(view, [between + one for one in words]).answers
 
@@ -97,19 +97,19 @@ class ServedReader:
         return AnswerTokenizer(lambda text: list(tokenizer(text, add_special_tokens=False).input_ids))
 
     def tokens(self, text: str) -> int:
-        """How many tokens a text has: counted, or estimated from what the server has counted so far."""
+        """Return the number of tokens of a text: counted, or estimated from the server's counts so far."""
         if self.known is not None:
             return len(self.known.tokenizer(text, add_special_tokens=False).input_ids)
         rate = self._characters / self._tokens if self._tokens else CHARACTERS_PER_TOKEN
         return round(len(text) / rate)
 
     def counted(self, characters: int, tokens: int) -> None:
-        """What a server has counted."""
+        """Learn from a server's count."""
         self._characters += characters
         self._tokens += tokens
 
     def stop_ids(self, stop: Sequence[str]) -> list[int]:
-        """The tokens at which an answer ends; none where they are not known."""
+        """Return the ids that end an answer; none if they are unknown."""
         if self.known is None:
             return []
         eos = self.known.tokenizer.eos_token_id
@@ -117,7 +117,7 @@ class ServedReader:
 
 
 def prompt(text: str) -> Prompt:
-    """What is sent of a view's text."""
+    """Return the prompt or the messages to send for a view's text."""
     if not text.startswith(MESSAGE):
         return text
     parts = (part.split("\n", 1) for part in text.split(MESSAGE)[1:])

@@ -1,5 +1,4 @@
-"""Asking until there is an answer: what is kept already, so many at a time, again after a failure, within the
-budget."""
+"""Send requests: reuse cached answers, limit concurrency and rate, retry after failures, and keep within the budget."""
 
 from __future__ import annotations
 
@@ -17,17 +16,17 @@ from distillctl.teachers.openai.protocol import Answer, Request
 from distillctl.teachers.openai.response_cache import ResponseCache
 
 LONGEST_WAIT = 60.0
-"""Seconds between two tries of one request, unless the server asks for more."""
+"""Most seconds between two tries of a request, unless the server asks for more."""
 LONGEST_PAUSE = 600.0
-"""Seconds of Retry-After that are waited for; who asks for more is taken to be away."""
+"""Most seconds of Retry-After to wait. A server that asks for more counts as unavailable."""
 HOPELESS = 16
-"""Requests in a row that failed for good, after which the server is taken to be away."""
+"""Requests in a row that failed for good, after which the server counts as unavailable."""
 CHARACTERS_PER_TOKEN, FRAME = 3.0, 16
-"""To estimate a request's tokens before it is sent, rather too many, with the frame of a chat."""
+"""For a high estimate of a request's tokens before it is sent, including the chat template."""
 
 
 class Stopped(Exception):
-    """No further request is sent; the reason is meant for the user."""
+    """No further request is sent. The reason is an error for the user."""
 
     def __init__(self, reason: UnavailableError) -> None:
         super().__init__(str(reason))
@@ -35,19 +34,19 @@ class Stopped(Exception):
 
 
 class RequestScheduler:
-    """All requests of a run go through here. A question under way is not asked a second time beside it."""
+    """Send all requests of a run. A request that is already open is not sent a second time."""
 
     def __init__(self, spec: OpenAITeacher, client: Client, cache: ResponseCache, again: str) -> None:
-        """again: the command that goes on after a stop."""
+        """again: the command that continues after a stop."""
         self.spec, self.client, self.cache, self._again = spec, client, cache, again
         self.budget = Budget(spec, cache.used)
         self.rate_limiter = RateLimiter(spec.requests_per_minute, spec.tokens_per_minute)
         self.failures: Counter[str] = Counter()
-        """What went wrong, retried or not."""
+        """Failures by kind, retried or not."""
         self.sent = self.reused = self.uncounted = 0
-        """uncounted: answers whose tokens the server does not count; estimates stand for them."""
+        """uncounted: answers whose tokens the server does not count, and which are estimated."""
         self.expected_model: str | None = None
-        """The model's name as the server gives it: an answer under another name is none."""
+        """The model's name as the server states it. An answer from another model is refused."""
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
         self._stopped: UnavailableError | None = None
@@ -55,8 +54,10 @@ class RequestScheduler:
         self._failed_in_a_row = 0
 
     async def ask(self, request: Request, *, retries: int | None = None) -> Answer:
-        """The answer, from the cache where it is there. RequestFailed when it cannot be had, Stopped when nothing
-        can."""
+        """Return the answer, from the cache if possible.
+
+        Raise RequestFailed if this request fails, and Stopped if no request is sent any more.
+        """
         key = digest([self.spec.base_url, request.api, request.body])
         if (kept := self.cache.get(key)) is not None:
             self.reused += 1
@@ -69,12 +70,12 @@ class RequestScheduler:
         return await asyncio.shield(self._under_way[key])
 
     def stop(self, reason: UnavailableError) -> Stopped:
-        """From now on nothing is sent; what is under way is waited for."""
+        """Send nothing from now on; wait for open requests."""
         self._stopped = self._stopped or reason
         self._halted.set()
         return Stopped(self._stopped)
 
-    # ── one question ─────────────────────────────────────────────────────────────────────────────
+    # ── one request ─────────────────────────────────────────────────────────────────────────────
 
     async def _until_answered(self, key: str, request: Request, tries: int) -> Answer:
         async with self._slots:
@@ -116,13 +117,13 @@ class RequestScheduler:
             self.rate_limiter.correct(sum(most), sum(used))
 
     def _used(self, answer: Answer, most: Tokens) -> Tokens:
-        """Tokens read and written: as the server counts them, or estimated. No request takes none."""
+        """Return tokens read and written, counted by the server or estimated, at least one each."""
         read, written = answer.usage or (0, 0)
         self.uncounted += not read
         return read or most[0], written or _written(answer)
 
     async def _turn(self, most: Tokens) -> None:
-        """Wait until the request may go. Stopped where it may not."""
+        """Wait until the request may be sent. Raise Stopped if none may."""
         self._check_stopped()
         try:
             self.budget.hold(most)
@@ -141,7 +142,7 @@ class RequestScheduler:
             raise
 
     async def _sleep(self, seconds: float) -> None:
-        """Stopped as soon as nothing more is sent."""
+        """Raise Stopped as soon as no request is sent any more."""
         try:
             async with asyncio.timeout(seconds):
                 await self._halted.wait()
@@ -160,11 +161,11 @@ class RequestScheduler:
             )
 
     def _wait(self, failure: RequestFailed, retry: int) -> float:
-        """Seconds before the next try."""
+        """Return the seconds to wait before the next try."""
         backoff = min(self.spec.backoff_seconds * 2.0**retry, LONGEST_WAIT) * random.uniform(0.75, 1.0)
         if failure.after is None:
             return backoff
-        if failure.kind == "HTTP 429":  # the limit is that of the key, not of the request
+        if failure.kind == "HTTP 429":  # the limit applies to the key, not to the request
             self.rate_limiter.close(failure.after, time.monotonic())
         return max(failure.after, backoff)
 
@@ -180,7 +181,7 @@ class RequestScheduler:
             )
 
     def _refused(self, failure: RequestFailed) -> UnavailableError:
-        """What a failure that concerns all requests means to the user."""
+        """Return the user's error for a failure that affects all requests."""
         key = self.spec.api_key_env
         if failure.kind == IMPOSSIBLE:
             return UnavailableError(
@@ -208,11 +209,11 @@ class RequestScheduler:
 
 
 def estimate(request: Request) -> Tokens:
-    """The most tokens a request may take, by its length."""
+    """Return an upper bound of a request's tokens, from its length."""
     frame = FRAME * (1 if isinstance(request.prompt, str) else len(request.prompt))
     return round(request.characters / CHARACTERS_PER_TOKEN) + frame, request.n * request.max_tokens
 
 
 def _written(answer: Answer) -> int:
-    """Tokens of an answer whose server does not count them."""
+    """Estimate the tokens of an answer that the server does not count."""
     return sum(len(choice.positions) or 1 + round(len(choice.text) / CHARACTERS_PER_TOKEN) for choice in answer.choices)

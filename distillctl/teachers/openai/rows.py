@@ -1,4 +1,4 @@
-"""What a row asks a server, and what is made of the answers: labels by their tokens, texts as they are said."""
+"""Turn rows into requests, and answers into labels or texts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _DRAWS = 8
 
 @dataclass(frozen=True)
 class Served:
-    """folder: where the cache lies; again: the command that goes on."""
+    """A teacher behind a server. folder: where its answers are cached. again: the command that continues."""
 
     spec: OpenAITeacher
     source: ServedSource
@@ -45,7 +45,7 @@ class Served:
 
 
 async def open_rows(served: Served, reader: ServedReader) -> ShardRequests:
-    """Client, cache and grants. UnavailableError when the server cannot be used, or does not grant what is needed."""
+    """Connect to the server and find its capabilities. Raise UnavailableError if it cannot do what is needed."""
     spec, task = served.spec, served.task
     client = Client(spec)
     scheduler = RequestScheduler(spec, client, ResponseCache(served.folder / ANSWERS), served.again)
@@ -86,7 +86,7 @@ async def open_rows(served: Served, reader: ServedReader) -> ShardRequests:
 
 
 class ShardRequests:
-    """Answers shards; ``_row`` says what one row asks."""
+    """Answer shards by requests. Subclasses say in ``_row`` what one row asks."""
 
     def __init__(
         self, served: Served, reader: ServedReader, scheduler: RequestScheduler, capabilities: ServerCapabilities
@@ -95,12 +95,12 @@ class ShardRequests:
         self.fingerprints: Counter[str] = Counter()
 
     async def shard(self, task: ShardTask) -> list[Any]:
-        """An answer for each row, or what went wrong."""
+        """Return an answer or an exception for each row."""
         rows = (self._row(task, place) for place in range(len(task.rows)))
         return await asyncio.gather(*rows, return_exceptions=True)
 
     def joined(self, task: ShardTask, found: list[Any]) -> Any:
-        """What the stage commits, of all rows' answers."""
+        """Combine all rows' answers into what the stage commits."""
         raise NotImplementedError
 
     async def _row(self, task: ShardTask, place: int) -> Any:
@@ -127,7 +127,7 @@ class ShardRequests:
         )
 
     def doubts(self) -> None:
-        """Cautions about what the server said of itself."""
+        """Add cautions about the server and its answers."""
         spec, uncounted = self.spec, self.scheduler.uncounted
         limits = [name for name in ("max_cost", "max_tokens_total") if getattr(spec, name) is not None]
         if uncounted and limits:
@@ -138,7 +138,8 @@ class ShardRequests:
             )
 
     def facts(self) -> dict[str, Any]:
-        """tokens, cost and milliseconds are of this run directory, the others of this run."""
+        """Return the facts for the manifest. tokens, cost and milliseconds cover the run directory, the others this
+        run."""
         scheduler = self.scheduler
         read, written = scheduler.budget.used
         times = scheduler.cache.milliseconds
@@ -158,8 +159,11 @@ class ShardRequests:
 
 @dataclass(frozen=True)
 class Labelled:
-    """log_probs: float32 [N, K], natural logs, not normalised over labels; seen: bool [N, K], False where one is an
-    upper bound; mass: float32 [N], Σ Pr over the labels seen; tokens: of the views."""
+    """Labels of a shard.
+
+    log_probs: float32 [N, K], natural logs, not normalised over labels. seen: bool [N, K], False for upper bounds.
+    mass: float32 [N], Σ Pr over the labels seen. tokens: number of tokens of the views.
+    """
 
     log_probs: np.ndarray
     mass: np.ndarray
@@ -167,20 +171,23 @@ class Labelled:
     seen: np.ndarray
     next_tokens: list[str] | None = None
     next_log_probs: np.ndarray | None = None
-    """As `teachers.label_scoring.LabelScores` has them."""
+    """As in `teachers.label_scoring.LabelScores`."""
 
 
 @dataclass(frozen=True)
 class _RowLabels:
-    """A row's labels, and the likeliest token after its view with its log-probability."""
+    """A row's label scores, and the likeliest token after its view with its log-probability."""
 
     scores: labels.RowScores
     next: tuple[bytes, float]
 
 
 class _LabelRequests(ShardRequests):
-    """A row whose likeliest label is not among the tokens shown is asked for in other ways, as far as the server has
-    any: for more of the likeliest tokens, and for the log-probabilities of the labels' own tokens in a prompt."""
+    """Ask for labels.
+
+    If a row's likeliest label is not among the tokens shown, ask in other ways that the server supports: for more of
+    the likeliest tokens, or for the log-probabilities of the labels' own tokens in a prompt.
+    """
 
     def __init__(
         self,
@@ -195,7 +202,7 @@ class _LabelRequests(ShardRequests):
         self._probes: dict[str, asyncio.Task[int]] = {}
 
     async def _row(self, task: ShardTask, place: int) -> _RowLabels:
-        sent = self._labels.after(task.views.texts[place], task.views.opening.place)
+        sent = self._labels.after(task.views.texts[place], task.views.prefix.place)
         found, likeliest = await self._shown(sent, self.capabilities.top_logprobs)
         scores = labels.scores(found)
         if not scores.measured and (more := await self._probed("more", server_capabilities.more)):
@@ -208,13 +215,13 @@ class _LabelRequests(ShardRequests):
         return _RowLabels(scores, likeliest)
 
     async def _probed(self, name: str, probe: Callable[[RequestScheduler, ServerCapabilities], Awaitable[int]]) -> int:
-        """What a probe of the server finds; it is asked when a row first needs it."""
+        """Return the result of a probe of the server, which is sent when a row first needs it."""
         if name not in self._probes:
             self._probes[name] = asyncio.ensure_future(probe(self.scheduler, self.capabilities))
         return await asyncio.shield(self._probes[name])
 
     async def _shown(self, sent: Sent, top_logprobs: int) -> tuple[list[labels.Begun], tuple[bytes, float]]:
-        """The labels by the likeliest tokens, and the likeliest token of all."""
+        """Score the labels by the likeliest tokens; return also the likeliest token."""
         seen: dict[labels.Path, Position | None] = {}
 
         async def following(path: labels.Path) -> Position | None:
@@ -231,8 +238,11 @@ class _LabelRequests(ShardRequests):
         return found, first.top[0]
 
     async def _next(self, request: Request) -> Position:
-        """The likeliest tokens after a text. Where the model would end there, most servers show nothing: another token
-        is drawn then, whose own choice changes nothing of the probabilities."""
+        """Return the likeliest tokens after a text.
+
+        If the model would end there, most servers show nothing. Another request then draws a token; which one is drawn
+        does not affect the probabilities.
+        """
         for seed in range(_DRAWS + 1):
             drawn = replace(request, temperature=1.0, seed=seed) if seed else request
             positions = (await self._ask(drawn)).choices[0].positions
@@ -243,8 +253,8 @@ class _LabelRequests(ShardRequests):
         )
 
     async def _echoed(self, text: str, label: labels.Label, shown: labels.Begun) -> labels.Begun:
-        """The label by its own tokens' log-probabilities in a prompt, where it is not known; as it was where the server
-        does not give them."""
+        """Score an unseen label by its tokens' log-probabilities in a prompt; leave it unseen if the server gives
+        none."""
         if shown.seen:
             return shown
         request = replace(self._request(text + label.words.decode(), 1, 1), echo=len(label.words))
@@ -296,7 +306,7 @@ class _TextRequests(ShardRequests):
             raise RequestFailed("unknown token", self.scheduler.client.shown(str(error)), again=False) from None
 
     def _requests(self, base: Request, task: ShardTask, place: int) -> list[Request]:
-        """Those for one row: its samples in one request where the server can do that."""
+        """Return the requests for one row: one for all samples if the server supports it."""
         base = replace(base, stop=self._task.stop)
         how = self._task.responses
         if task.split != "train" or not isinstance(how, Sampling):

@@ -1,7 +1,7 @@
-"""Rows answered by a server, many at a time: the worker pool that collect uses where `teacher.kind` is openai.
+"""The worker pool for a teacher behind a server, which answers many rows at a time (`teacher.kind: openai`).
 
-An answer is in the cache before it is used. A shard is handed over when all its rows have one; rows that could not be
-answered are written to failed.jsonl, with why, and only they are asked for the next time.
+An answer is cached before it is used. A shard is yielded when all its rows are answered. Rows that failed are written
+to failed.jsonl with the reason, and only they are asked again the next time.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from distillctl.teachers.openai.rows import Served, ShardRequests
 
 FAILED = "failed.jsonl"
 _LOOK = 0.2
-"""Seconds between two looks for a signal."""
+"""Seconds between two checks for a signal."""
 
 
 @contextmanager
 def open_pool(served: Served) -> Iterator[ServedWorkerPool]:
-    """The server is asked for nothing before the first task. When the block ends well, rows that could not be answered
-    are UnavailableError."""
+    """Yield the pool. The first task opens the connection. Raise UnavailableError after the block if rows failed."""
     found = ServedWorkerPool(served)
     try:
         yield found
@@ -42,7 +41,7 @@ def open_pool(served: Served) -> Iterator[ServedWorkerPool]:
 
 
 class ServedWorkerPool:
-    """As many requests at a time as the recipe allows, over the rows of several shards."""
+    """A `WorkerPool` that sends as many requests at a time as the recipe allows, for rows of several shards."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
@@ -54,7 +53,7 @@ class ServedWorkerPool:
         (served.folder / FAILED).unlink(missing_ok=True)
 
     def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
-        """Each shard that could be answered whole, as it is finished."""
+        """Yield each shard whose rows were all answered, in the order in which they finish."""
         waiting, under_way = iter(tasks), dict[asyncio.Task[Any], tuple[Key, ShardTask]]()
         more = True
         ended: BaseException | None = None
@@ -72,7 +71,7 @@ class ServedWorkerPool:
                 found = done.result()
                 end = self._end(task, found)
                 ended = ended or end
-                if ended is not None:  # what was sent is paid for: its answers are waited for and kept
+                if ended is not None:  # open requests are paid for: wait for their answers and keep them
                     more = False
                     self._open().scheduler.stop(UnavailableError(str(ended)))
                 if not any(isinstance(one, BaseException) for one in found):
@@ -82,7 +81,7 @@ class ServedWorkerPool:
             raise ended
 
     def finish(self) -> None:
-        """Say what is doubtful. UnavailableError when rows could not be answered; they are in failed.jsonl."""
+        """Show cautions. Raise UnavailableError if rows failed; they are listed in failed.jsonl."""
         if self._rows is not None:
             self._rows.doubts()
         if not self._failed:
@@ -105,14 +104,14 @@ class ServedWorkerPool:
     # ── the event loop ───────────────────────────────────────────────────────────────────────────
 
     def _open(self) -> ShardRequests:
-        """Connect, when there is something to ask."""
+        """Connect on first use."""
         if self._rows is None:
             self._rows = self._runner.run(rows.open_rows(self._served, self.reader))
             self.reader.asked = self._rows.facts
         return self._rows
 
     async def _some(self, under_way: list[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
-        """Wait until a shard is done. When a signal comes, no more is asked, and what is under way is waited for."""
+        """Wait until a shard is done. After a signal, send nothing more and wait for the open requests."""
         while True:
             done, _ = await asyncio.wait(under_way, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
             if interrupts.pending():
@@ -123,7 +122,7 @@ class ServedWorkerPool:
                 return [task for task in under_way if task in done]
 
     def _end(self, task: ShardTask, found: list[Any]) -> BaseException | None:
-        """What ends the work, among a shard's rows; rows that could not be answered do not, and are noted."""
+        """Return the error that ends the work, if any. Rows that failed are recorded and do not end it."""
         for row, one in zip(task.rows, found, strict=True):
             if isinstance(one, RequestFailed):
                 where = {"id": row, "split": task.split, "context": task.arm}
