@@ -53,6 +53,7 @@ def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
 
 
 def is_json() -> bool:
+    """Return whether stdout takes one JSON object."""
     return bool(_state["json"])
 
 
@@ -70,6 +71,7 @@ def from_handler(message: str) -> None:
 
 
 def warn(message: str) -> None:
+    """Print a warning on stderr, even with -q; only the first rank does."""
     if ranks.is_first():
         _err.print(f"[yellow]warning:[/yellow] {_quoted(message)}", soft_wrap=True)
 

@@ -26,6 +26,7 @@ def number() -> int:
 
 
 def is_first() -> bool:
+    """Return whether this process is the rank that writes and prints."""
     return number() == 0
 
 

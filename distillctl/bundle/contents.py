@@ -103,6 +103,7 @@ def _what(name: str) -> str:
 
 
 def sizes(listed: Mapping[str, File]) -> dict[str, int]:
+    """Return the bytes of each listed file."""
     return {name: one.bytes for name, one in listed.items()}
 
 

@@ -60,6 +60,8 @@ class GoldenExample(_ManifestPart):
 
 
 class BundleManifest(_ManifestPart):
+    """bundle.json: what the bundle holds, where it comes from and how it is used."""
+
     format: Literal["distillctl bundle 2"] = "distillctl bundle 2"
     name: str
     task: Literal["classify", "generate"]

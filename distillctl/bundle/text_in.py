@@ -62,6 +62,7 @@ def library() -> str:
 
 
 def is_installed() -> bool:
+    """Return whether onnxruntime-extensions is installed, without importing it."""
     return importlib.util.find_spec("onnxruntime_extensions") is not None
 
 

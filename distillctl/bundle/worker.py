@@ -23,6 +23,7 @@ from distillctl.runtimes import confined
 
 
 def main() -> None:
+    """Check each graph that stdin names against the bundle's example; answer one JSON line each."""
     told = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not stand between the answers
     job = json.loads(sys.stdin.readline())

@@ -25,6 +25,7 @@ def as_json(ran: StageResult) -> dict[str, Any]:
 
 
 def brief(ran: StageResult) -> dict[str, Any]:
+    """Return what --json says of a stage that `run` passed."""
     return {"fresh": ran.reused, "seconds": round(ran.seconds, 2), "fingerprint": ran.manifest.fingerprint}
 
 
@@ -44,6 +45,7 @@ def readable(ran: StageResult) -> Iterator[Any]:
 
 
 def report_path(workspace: Workspace) -> str:
+    """Return the line that says where the report is."""
     return f"report: {workspace.folder('report') / 'report.html'}"
 
 
@@ -410,6 +412,7 @@ _READABLE = {
 
 
 def states(found: Sequence[State]) -> Iterator[Any]:
+    """Yield `status`, readable: a table of the stages, and what to type for those that are not fresh."""
     table = TextTable(("stage", "state", "why"), text=(0, 1, 2))
     for state in found:
         table.add_row(state.stage, Text(state.state, COLOURS[state.state]), "; ".join(state.why))
@@ -498,6 +501,7 @@ def _flop(count: float | None) -> str:
 
 
 def diagnosis(found: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield `doctor`, readable."""
     yield "  ".join(f"{name} {version}" for name, version in found["versions"].items())
     host = found["machine"]
     yield f"{host['cpu']}, {host['usable_cores']} cores, {size(host['memory_bytes'])}: {' '.join(host['flags'])}"

@@ -20,6 +20,8 @@ _BATCH, _PAST, _NEW = 2, 3, 4
 
 
 class CausalDecoder(Part):
+    """A decoder-only model as one graph for the view and for each further token."""
+
     def forward(
         self,
         input_ids: Tensor,

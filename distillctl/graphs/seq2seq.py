@@ -25,6 +25,8 @@ _BATCH, _ENCODER, _PAST_ENCODER, _PAST, _NEW = 2, 9, 5, 3, 4
 
 
 class Encoder(Part):
+    """The encoder as a graph."""
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """int64 [B, S] → states float32 [B, S, D]."""
         states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -32,6 +34,8 @@ class Encoder(Part):
 
 
 class Seq2SeqDecoder(Part):
+    """The decoder as one graph for the first token and for each further one."""
+
     def forward(
         self,
         input_ids: Tensor,

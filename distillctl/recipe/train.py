@@ -10,6 +10,8 @@ from distillctl.recipe.base import Count, Fraction, Positive, Section, Seed, Spe
 
 
 class LossTerm(Spec):
+    """What all terms of the training loss have."""
+
     squared_temperature: ClassVar[bool] = True
     """Whether the term is multiplied by T², which keeps gradients of one size (Hinton et al. 2015, section 2)."""
     needs_distribution: ClassVar[bool] = True

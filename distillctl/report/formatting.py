@@ -54,10 +54,12 @@ def times(ratio: float | None) -> str:
 
 
 def count(number: float | None) -> str:
+    """Format a count with thousands separators."""
     return UNKNOWN if number is None else f"{number:,.0f}"
 
 
 def nats(value: float | None) -> str:
+    """Format a divergence in nats."""
     return UNKNOWN if value is None else f"{value:.4f}"
 
 

@@ -84,6 +84,7 @@ def name_row(ax: Axes, row: int, item: str, main: str, more: str, wide: bool) ->
 
 
 def title(ax: Axes, text: str) -> None:
+    """Write a chart's title above its left edge."""
     ax.set_title(text, loc="left", fontsize=13, weight="bold")
 
 
@@ -109,6 +110,7 @@ def colour(item: str) -> str:
 
 
 def named(item: str) -> str:
+    """Return an arm's or model's name as readers know it."""
     return NAMES.get(item, (item,))[0]
 
 

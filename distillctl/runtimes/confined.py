@@ -26,6 +26,7 @@ took to start, on machines that are slow."""
 
 
 def main() -> None:
+    """Run a module as a program that ends with its parent."""
     parent, module = int(sys.argv[1]), sys.argv[2]
     end_with(parent)
     del sys.argv[1:]

@@ -65,6 +65,7 @@ class GenerativeModel(Protocol):
 
 
 def main() -> None:
+    """Load one model and answer timing requests, one JSON line each, until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not stand between the answers
     job = json.loads(sys.stdin.readline())

@@ -14,11 +14,13 @@ def javascript(text: str) -> str:
 
 
 def kotlin(text: str) -> str:
+    """Return the text as a Kotlin string literal."""
     short = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "$": "\\$"}
     return _quoted(text, short, lambda character: "".join(f"\\u{unit:04x}" for unit in _utf16(character)))
 
 
 def swift(text: str) -> str:
+    """Return the text as a Swift string literal."""
     return _quoted(text, {"\n": "\\n", "\t": "\\t", "\r": "\\r"}, lambda character: f"\\u{{{ord(character):x}}}")
 
 

@@ -31,6 +31,8 @@ Batch = Sequence[int] | np.ndarray
 
 
 class Loss(Protocol):
+    """What is trained on: a sum that can be differentiated."""
+
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The SUM of the loss over the positions of some train rows, in nats; a scalar to differentiate."""
 

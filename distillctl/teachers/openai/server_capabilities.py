@@ -150,6 +150,7 @@ def read(path: Path, asked: str) -> ServerCapabilities | None:
 
 
 def write(path: Path, capabilities: ServerCapabilities) -> None:
+    """Keep what the server granted, with a checksum."""
     write_text(path, checksums.put(capabilities.model_dump_json(indent=2)))
 
 
