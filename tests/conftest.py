@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from tests import shared
+
 # The machine may be busy: a slow example is no failure.
 settings.register_profile("busy", deadline=None, print_blob=True)
 settings.load_profile("busy")
@@ -44,6 +46,11 @@ def pytest_runtest_setup() -> None:
     np.random.seed(0)
     if "torch" in sys.modules:  # tests that need no torch do not wait for its import
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_folders(tmp_path_factory, request):
+    shared.use(tmp_path_factory, is_worker=hasattr(request.config, "workerinput"))
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
-"""Tiny models that write, exported once per test run, and run directories as export finds them."""
+"""Tiny models that write, exported, and run directories as export finds them."""
 
 from __future__ import annotations
 
 import functools
-import tempfile
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,12 @@ from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.shards import Shard
 from distillctl.soft_labels.text import TextLabels
 from distillctl.tasks.generate.objective import greedy_config
-from tests import tiny, tiny_text
+from tests import shared, tiny, tiny_text
 
 BUILDERS = {"genai": None, "trace": decoder_trace, "seq2seq": seq2seq}
 STOP_IDS = [tiny_text.EOS_ID, 40, 41]
 """The end token, and two that a random model comes upon now and then."""
 MAX_LENGTH, MAX_NEW_TOKENS = 96, 24
-
-_folders = tempfile.TemporaryDirectory()
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,21 @@ def save(student: PreTrainedModel, folder: Path) -> None:
 
 @functools.cache
 def exported(kind: str, builder: str) -> Exported:
-    root = Path(_folders.name) / f"{kind}-{builder}"
-    source, folder = root / "source", root / "graph"
-    folder.mkdir(parents=True)
+    """Export the model once per test run; read only."""
     student = model(kind, builder)
-    save(student, source)
-    graph = export(student, builder, source, folder)
-    sidecar_files.copy(source, folder, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
-    return Exported(student, source, folder, graph)
+    student.generation_config = greedy_config(student, STOP_IDS, MAX_NEW_TOKENS)
+
+    def make(root: Path) -> None:
+        source, folder = root / "source", root / "graph"
+        folder.mkdir()
+        save(student, source)
+        graph = export(student, builder, source, folder)
+        sidecar_files.copy(source, folder, ["input_ids", "attention_mask"], max_length=MAX_LENGTH)
+        (root / "graph.json").write_text(json.dumps(asdict(graph)))
+
+    root = shared.folder(f"{kind}-{builder}", make)
+    graph = ExportedGraph(**json.loads((root / "graph.json").read_text()))
+    return Exported(student, root / "source", root / "graph", graph)
 
 
 def export(student: PreTrainedModel, builder: str, source: Path, folder: Path) -> ExportedGraph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from tests import tiny
+from tests import forked_commands, tiny
 
 LABELS = {"number": "many", "person": "who", "place": "where"}
 CONTEXT = "book river king city live old long far of in a the " * 3
@@ -73,14 +74,23 @@ def environment(**extra: str) -> Mapping[str, str]:
     return {**os.environ, "CI": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "NO_COLOR": "1", **extra}
 
 
-def run(*args: Any, limit: Callable[[], None] | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own; ``limit`` runs in it before it starts."""
+def run(
+    *args: Any, limit: Callable[[], None] | None = None, forked: bool = True, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own.
+
+    forked: a fork of a process that has imported what commands need will do, if ``extra`` has none of the variables
+    that are read only when an interpreter starts or a library is imported. limit: called before the command starts.
+    """
+    env, words = environment(**extra), tuple(map(str, args))
+    if forked and forked_commands.takes(env):
+        return forked_commands.run(words, env, limit)
     return subprocess.run(
-        command(*args),
+        command(*words),
         capture_output=True,
         text=True,
-        timeout=900,  # of a machine with other things to do
-        env=environment(**extra),
+        timeout=forked_commands.SECONDS,
+        env=env,
         preexec_fn=limit,
         check=False,
     )
@@ -88,11 +98,11 @@ def run(*args: Any, limit: Callable[[], None] | None = None, **extra: str) -> su
 
 def small_files(size: int) -> Callable[[], None]:
     """No file may grow beyond ``size`` bytes: what a full disk looks like, by the kernel itself."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    return functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 
 def without_root_rights() -> None:
-    """Drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, so that file permissions bind even root."""
+    """Drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, so that file permissions bind even root after the next exec."""
     import ctypes
 
     if os.geteuid() == 0:

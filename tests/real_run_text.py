@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Workspace
-from tests import tiny_text
+from tests import shared, tiny_text
 
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
 MAX_NEW_TOKENS, ROWS = 12, 10
-
-_folders = tempfile.TemporaryDirectory()
 
 
 def recipe(root: Path, kind: str = "llama", **config: Any) -> Recipe:
@@ -51,8 +48,11 @@ def recipe(root: Path, kind: str = "llama", **config: Any) -> Recipe:
 @functools.cache
 def finished() -> tuple[Recipe, Workspace]:
     """Every stage, the report among them; made once per test run, and read only."""
-    root = Path(_folders.name)
-    made, workspace = recipe(root), Workspace(root / "run")
-    for stage in pipeline.STAGES:
-        pipeline.stage(stage, made, workspace)
-    return made, workspace
+
+    def make(root: Path) -> None:
+        made = recipe(root)
+        for stage in pipeline.STAGES:
+            pipeline.stage(stage, made, Workspace(root / "run"))
+
+    root = shared.folder("texts", make)
+    return recipes.load(root / "recipe.yaml"), Workspace(root / "run")

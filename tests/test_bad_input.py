@@ -113,9 +113,8 @@ def test_a_run_directory_that_cannot_be_written(copy):
     before = project.contents(copy / "run")
     for item in [copy / "run", *(copy / "run").rglob("*")]:
         item.chmod(0o555 if item.is_dir() else 0o444)
-    done = project.run(
-        "collect", copy / "recipe.yaml", "--run-dir", copy / "run", "--force", limit=project.without_root_rights
-    )
+    words = ("collect", copy / "recipe.yaml", "--run-dir", copy / "run", "--force")
+    done = project.run(*words, limit=project.without_root_rights, forked=False)
     fails(done, 5, "cannot be written: Permission denied", "--run-dir")
     assert project.contents(copy / "run") == before
 

@@ -37,13 +37,15 @@ class Ended:
     cpu_seconds: float
 
 
-def preload() -> None:
+def preload(*more: str) -> None:
     """Import what stages import. Descendants whose parent is killed become ours."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.environ.update(project.environment())
     for module in pkgutil.walk_packages(distillctl.__path__, "distillctl."):
         if ".benchmarks" not in module.name and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    for name in more:
+        importlib.import_module(name)
 
 
 def learn(run: Callable[[Callable[[], None]], Any]) -> None:
