@@ -49,7 +49,7 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_folders(tmp_path_factory, request):
+def _shared_folders(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
     shared.use(tmp_path_factory, is_worker=hasattr(request.config, "workerinput"))
 
 

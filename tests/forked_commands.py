@@ -35,7 +35,7 @@ class _Request:
     args: tuple[str, ...]
     environment: Mapping[str, str]
     folder: str
-    limit: Callable[[], None] | None
+    prepare: Callable[[], None] | None
 
 
 def takes(environment: Mapping[str, str]) -> bool:
@@ -44,13 +44,13 @@ def takes(environment: Mapping[str, str]) -> bool:
 
 
 def run(
-    args: tuple[str, ...], environment: Mapping[str, str], limit: Callable[[], None] | None
+    args: tuple[str, ...], environment: Mapping[str, str], prepare: Callable[[], None] | None
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``distillctl *args`` to its end. limit: called in the fork before the command starts; it can be pickled."""
+    """Run ``distillctl *args`` to its end. prepare: called in the fork before the command starts; it can be pickled."""
     server, _ = _server()
     assert server.stdin is not None
     assert server.stdout is not None
-    pickle.dump(_Request(args, dict(environment), os.getcwd(), limit), server.stdin)
+    pickle.dump(_Request(args, dict(environment), os.getcwd(), prepare), server.stdin)
     server.stdin.flush()
     code, out, err = pickle.load(server.stdout)
     return subprocess.CompletedProcess(args, code, out, err)
@@ -98,8 +98,8 @@ def _prepare(request: _Request) -> None:
     os.environ.update(request.environment)
     os.chdir(request.folder)
     signal.alarm(SECONDS)
-    if request.limit is not None:
-        request.limit()
+    if request.prepare is not None:
+        request.prepare()
 
 
 if __name__ == "__main__":

@@ -75,23 +75,23 @@ def environment(**extra: str) -> Mapping[str, str]:
 
 
 def run(
-    *args: Any, limit: Callable[[], None] | None = None, forked: bool = True, **extra: str
+    *args: Any, prepare: Callable[[], None] | None = None, forked: bool = True, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own.
 
     forked: a fork of a process that has imported what commands need will do, if ``extra`` has none of the variables
-    that are read only when an interpreter starts or a library is imported. limit: called before the command starts.
+    that are read only when an interpreter starts or a library is imported. prepare: called before the command starts.
     """
     env, words = environment(**extra), tuple(map(str, args))
     if forked and forked_commands.takes(env):
-        return forked_commands.run(words, env, limit)
+        return forked_commands.run(words, env, prepare)
     return subprocess.run(
         command(*words),
         capture_output=True,
         text=True,
         timeout=forked_commands.SECONDS,
         env=env,
-        preexec_fn=limit,
+        preexec_fn=prepare,
         check=False,
     )
 

@@ -114,7 +114,7 @@ def test_a_run_directory_that_cannot_be_written(copy):
     for item in [copy / "run", *(copy / "run").rglob("*")]:
         item.chmod(0o555 if item.is_dir() else 0o444)
     words = ("collect", copy / "recipe.yaml", "--run-dir", copy / "run", "--force")
-    done = project.run(*words, limit=project.without_root_rights, forked=False)
+    done = project.run(*words, prepare=project.without_root_rights, forked=False)
     fails(done, 5, "cannot be written: Permission denied", "--run-dir")
     assert project.contents(copy / "run") == before
 
@@ -128,7 +128,7 @@ def test_a_file_in_the_place_of_the_run_directory(copy):
 def test_a_full_disk_loses_nothing(copy, stage, limit):
     recipe, run = copy / "recipe.yaml", copy / "run"
     before = project.contents(run)
-    done = project.run(stage, recipe, "--run-dir", run, "--force", limit=project.small_files(limit))
+    done = project.run(stage, recipe, "--run-dir", run, "--force", prepare=project.small_files(limit))
     fails(done, 5, "cannot be written: ", "what was committed is kept")
     assert project.contents(run) == before
     again = project.run(stage, recipe, "--run-dir", run)

@@ -331,7 +331,7 @@ def test_what_cannot_be_read_is_told(folder):
 
 
 def test_a_full_disk_is_told(packed):
-    done = project.run("bundle", "verify", packed, limit=project.small_files(1000))
+    done = project.run("bundle", "verify", packed, prepare=project.small_files(1000))
     assert done.returncode == 5, done.stderr
     assert "cannot be written" in done.stderr
     assert os.fspath(packed.parent) not in done.stderr  # it is the scratch folder's disk

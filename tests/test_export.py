@@ -43,14 +43,9 @@ KINDS = {
 @pytest.fixture(
     scope="module", params=["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])]
 )
-def exported(request, tmp_path_factory) -> tuple[str, PreTrainedModel, Path]:
+def exported(request) -> tuple[str, PreTrainedModel, Path]:
     """An architecture's name, its PyTorch model, and the folder with its graph."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = tiny.model(request.param)
-    exporter.export(model, folder)
-    model.config.save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return request.param, model, folder
+    return request.param, tiny.model(request.param), tiny.exported(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -247,20 +242,17 @@ def test_attention_is_one_operator_a_layer_and_norms_stay_apart(kind, tmp_path):
     assert model.config._attn_implementation == before  # it is compared with the graph afterwards
 
 
-def test_without_fusion_only_standard_operators_and_the_same_answers(exported, tmp_path):
-    _, model, folder = exported
-    exporter.export(model, tmp_path, fuse=False)
-    assert {entry.domain for entry in onnx.load(tmp_path / "model.onnx").opset_import} == {""}
-    for name in ("config.json", "tokenizer.json"):
-        shutil.copyfile(folder / name, tmp_path / name)
+def test_without_fusion_only_standard_operators_and_the_same_answers(exported):
+    kind, _, folder = exported
+    standard = tiny.exported(kind, fuse=False)
+    assert {entry.domain for entry in onnx.load(standard / "model.onnx").opset_import} == {""}
     texts = tiny.texts(5)
-    fused, plain = (OnnxClassifier(path).logits(texts, batch_size=5) for path in (folder, tmp_path))
+    fused, plain = (OnnxClassifier(path).logits(texts, batch_size=5) for path in (folder, standard))
     np.testing.assert_allclose(fused, plain, atol=1e-5)
 
 
 def test_what_is_masked_in_another_way_is_traced_as_it_is(tmp_path):
-    exporter.export(tiny.model("llama"), tmp_path)
-    assert "MultiHeadAttention" not in _loaded(tmp_path / "model.onnx", tmp_path)
+    assert "MultiHeadAttention" not in _loaded(tiny.exported("llama") / "model.onnx", tmp_path)
 
 
 def test_a_graph_that_is_wrong_commits_nothing(committed, tmp_path, monkeypatch):

@@ -75,19 +75,17 @@ def test_the_answers_are_the_same_and_one_row_is_computed(body, more, alone, at)
 @pytest.mark.parametrize("kind", ["bert", pytest.param("distilbert", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fuse", [True, False])
 def test_of_an_encoders_last_layer_one_row(kind, fuse, tmp_path, monkeypatch):
-    model = tiny.model(kind)
-    exporter.export(model, tmp_path, fuse=fuse)
-    alone = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "model.onnx")).graph
+    pruned = tiny.exported(kind, fuse)
+    alone = onnx.shape_inference.infer_shapes(onnx.load(pruned / "model.onnx")).graph
     rows = {v.name for v in alone.value_info if [d.dim_value for d in v.type.tensor_type.shape.dim][1:2] == [1]}
     products = [node for node in alone.node if node.op_type == "MatMul" and node.output[0] in rows]
     assert len(products) == (4 if fuse else 3)  # query, output, and the two of the feed-forward block
-    (tmp_path / "whole").mkdir()
     monkeypatch.setattr(last_layer_pruning, "compute_alone", lambda graph: None)
-    exporter.export(model, tmp_path / "whole", fuse=fuse)
+    exporter.export(tiny.model(kind), tmp_path, fuse=fuse)
     ids = np.random.default_rng(0).integers(4, tiny.VOCABULARY, (3, 9))
     feed = {"input_ids": ids, "attention_mask": np.arange(9) < [[9], [4], [1]], "token_type_ids": ids % 2}
     answers = []
-    for folder in (tmp_path, tmp_path / "whole"):
+    for folder in (pruned, tmp_path):
         opened = session(folder / "model.onnx", threads=1)
         answers.append(
             opened.run(["logits"], {value.name: feed[value.name].astype(np.int64) for value in opened.get_inputs()})[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -142,37 +143,35 @@ def test_a_device_is_never_replaced_by_a_file(here, place):
 
 # ── folders that go ──────────────────────────────────────────────────────────────────────────────
 
-GOING = """
-import os, shutil, sys
-from distillctl.teachers import label_scoring
-from distillctl import cli
-score, told = label_scoring.score, []
-def going(*args, **kwargs):
-    told or (told.append(1), {action})
-    return score(*args, **kwargs)
-label_scoring.score = going
-sys.argv = ["distillctl", "collect", {recipe}, "--run-dir", {run}]
-cli.main()
-"""
+ACTIONS = {
+    "the run directory is removed": lambda: shutil.rmtree("run"),
+    "it is moved": lambda: os.rename("run", "moved"),
+    "it is empty again": lambda: (shutil.rmtree("run"), os.mkdir("run")),
+    "it is a copy": lambda: (os.rename("run", "moved"), shutil.copytree("moved", "run")),
+    "the working directory is removed": lambda: shutil.rmtree(os.getcwd()),
+    "the working directory was another one": lambda: (os.mkdir("gone"), os.chdir("gone"), os.rmdir("../gone")),
+}
 
 
-@pytest.mark.parametrize(
-    ("action", "is_relative"),
-    [
-        ("shutil.rmtree('run')", True),
-        ("os.rename('run', 'moved')", True),
-        ("(shutil.rmtree('run'), os.mkdir('run'))", True),
-        ("(os.rename('run', 'moved'), shutil.copytree('moved', 'run'))", True),
-        ("shutil.rmtree(os.getcwd())", True),
-        ("(os.mkdir('gone'), os.chdir('gone'), os.rmdir('../gone'))", False),
-    ],
-)
-def test_a_folder_that_goes_while_a_stage_runs(here, action, is_relative):
-    recipe, run = ("recipe.yaml", "run") if is_relative else (str(here / "recipe.yaml"), str(here / "run"))
-    script = GOING.format(action=action, recipe=repr(recipe), run=repr(run))
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=here, env=project.environment(), check=False
-    )
+def _act_while_rows_are_scored(action: str) -> None:
+    from distillctl.teachers import label_scoring
+
+    score, acted = label_scoring.score, []
+
+    def acting(*args, **kwargs):
+        if not acted:
+            acted.append(ACTIONS[action]())
+        return score(*args, **kwargs)
+
+    label_scoring.score = acting
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_folder_that_goes_while_a_stage_runs(here, action):
+    is_relative = action != "the working directory was another one"
+    recipe, run = ("recipe.yaml", "run") if is_relative else (here / "recipe.yaml", here / "run")
+    prepare = functools.partial(_act_while_rows_are_scored, action)
+    done = project.run("collect", recipe, "--run-dir", run, prepare=prepare)
     assert "Traceback" not in done.stderr, done.stderr
     if done.returncode == 0:  # what it needs of the working directory it had read before
         assert not is_relative

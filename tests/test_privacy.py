@@ -21,12 +21,8 @@ session(Path(sys.argv[1]), 1)
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory) -> Path:
-    from distillctl.graphs import exporter
-
-    folder = tmp_path_factory.mktemp("graph")
-    exporter.export(tiny.model(), folder)
-    return folder / "model.onnx"
+def graph() -> Path:
+    return tiny.exported() / "model.onnx"
 
 
 def test_a_session_leaves_nothing_in_the_users_home(graph, tmp_path):

@@ -13,7 +13,6 @@ from onnx import numpy_helper
 from pydantic import ValidationError
 from scipy.special import log_softmax
 
-from distillctl.graphs import exporter
 from distillctl.quantizers import weight_only
 from distillctl.quantizers.sensitivity import Cost, costliest
 from distillctl.recipe import WeightOnly
@@ -27,12 +26,8 @@ TEXTS = tiny.texts(24)
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory):
-    folder, model = tmp_path_factory.mktemp("export"), tiny.model()
-    exporter.export(model, folder)
-    model.config.save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return folder
+def graphs():
+    return tiny.exported()
 
 
 def _weights(folder) -> dict[str, np.ndarray]:

@@ -9,7 +9,6 @@ from onnx import TensorProto, numpy_helper
 from pydantic import ValidationError
 from scipy.special import log_softmax
 
-from distillctl.graphs import exporter
 from distillctl.quantizers import float16, static_int8
 from distillctl.recipe import Float16, StaticInt8
 from distillctl.run_dir.workspace import tree_digest
@@ -24,12 +23,8 @@ STATIC = [StaticInt8(method=method) for method in ("minmax", "entropy", "percent
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["fused", "standard"])
-def graphs(request, tmp_path_factory):
-    folder, model = tmp_path_factory.mktemp("export"), tiny.model()
-    exporter.export(model, folder, fuse=request.param)
-    model.config.save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return folder
+def graphs(request):
+    return tiny.exported(fuse=request.param)
 
 
 def _kl(graphs, folder) -> float:

@@ -18,6 +18,7 @@ from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.shards import Shard
+from tests import shared
 
 LABELS = ["number", "person", "place"]
 TEXT = "who wrote where is how many when did the a river king book city live old long far of in"
@@ -69,6 +70,20 @@ def model(kind: str = "bert", seed: int = 0) -> PreTrainedModel:
     )
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config).eval()
     return model
+
+
+def exported(kind: str = "bert", fuse: bool = True) -> Path:
+    """Return a folder with the model's graph, config and tokenizer; made once per test run, and read only."""
+
+    def make(folder: Path) -> None:
+        from distillctl.graphs import exporter
+
+        student = model(kind)
+        exporter.export(student, folder, fuse=fuse)
+        student.config.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+
+    return shared.folder(f"labels-{kind}-{'fused' if fuse else 'standard'}", make)
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
