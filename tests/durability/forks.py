@@ -48,7 +48,7 @@ def preload(*more: str) -> None:
         importlib.import_module(name)
 
 
-def learn(run: Callable[[Callable[[], None]], Any]) -> None:
+def learn(run: Callable[[Callable[[], object]], Any]) -> None:
     """Import what ``run`` imports besides; it calls what it is given in the process that has imported it."""
     with tempfile.NamedTemporaryFile("r") as file:
         run(lambda: Path(file.name).write_text("\n".join(sys.modules)))
@@ -85,7 +85,7 @@ class Victim:
             texts.append(file.read().decode(errors="replace"))
             file.close()
         cpu = usage.ru_utime + usage.ru_stime
-        return Ended(os.waitstatus_to_exitcode(status), *texts, seconds, cpu)
+        return Ended(os.waitstatus_to_exitcode(status), texts[0], texts[1], seconds, cpu)
 
 
 def run(*args: Any, **hooks: Any) -> Ended:
@@ -188,7 +188,7 @@ def _command(args: tuple[Any, ...], prepare: Callable[[], None]) -> None:
     class Forking:
         PIPE, Popen = subprocess.PIPE, ForkedWorker
 
-    process.subprocess = Forking  # type: ignore[assignment]
+    process.subprocess = Forking  # type: ignore[assignment, attr-defined]
     sys.argv = ["distillctl", *map(str, args)]
     prepare()
     cli.main()
