@@ -217,7 +217,7 @@ def test_killed_and_resumed_gives_the_same_shards_bit_for_bit(folder, tmp_path, 
     assert _shards(resumed) == _shards(unbroken)
     assert facts["reused_rows"] + facts["scored_rows"] == whole["scored_rows"]
     assert 0 < facts["reused_rows"] <= 4 * killed_at
-    assert "rows of full are there already" in capsys.readouterr().err
+    assert "rows of full are already there" in capsys.readouterr().err
     same = {"scored_rows", "reused_rows", "tokens_per_second"}
     assert {k: v for k, v in facts.items() if k not in same} == {k: v for k, v in whole.items() if k not in same}
 

@@ -194,15 +194,15 @@ def test_a_pause_the_server_asks_for_holds_for_all():
 
 def test_the_budget_counts_what_is_under_way():
     budget = Budget(_spec(max_tokens_total=100, prices={"input": 1e6, "output": 2e6}, max_cost=150.0))
-    budget.hold((40, 20))
+    budget.reserve((40, 20))
     with pytest.raises(BudgetExceeded, match="max_tokens_total"):
-        budget.hold((40, 20))
-    budget.settle((40, 20), (10, 5))
-    budget.hold((20, 5))
-    budget.settle((20, 5), (20, 5))
+        budget.reserve((40, 20))
+    budget.charge((40, 20), (10, 5))
+    budget.reserve((20, 5))
+    budget.charge((20, 5), (20, 5))
     assert budget.cost(budget.used) == 50.0
     with pytest.raises(BudgetExceeded, match="max_cost"):
-        budget.hold((1, 55))
+        budget.reserve((1, 55))
 
 
 def test_an_estimate_is_rather_too_high():

@@ -1,1 +1,1 @@
-"""What an app gets: one folder (and .zip) with graphs, tokenizer, labels, licences and code, and proof of its state."""
+"""Build and verify bundles: one folder and .zip with graphs, tokenizer, labels, licences, code and checksums."""

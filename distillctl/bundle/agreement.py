@@ -1,4 +1,4 @@
-"""The bundle's other graphs against the one that quantize measured, on every held-out row."""
+"""Compare a bundle's other graphs with the one that quantize measured, on every held-out row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The .zip: its bytes follow from the files in it, so that the same run gives the same archive.
+"""Write and unpack the .zip. Its bytes depend only on the files, so the same run gives the same archive.
 
 Sorted names, one fixed time, nothing compressed: weights hardly are, and what is stored cannot blow up when it is read.
 """
@@ -21,7 +21,7 @@ _UNIX = 3
 _CHUNK = 1 << 20
 _MAX_FILES = 10_000
 _MAX_NAME = 255
-"""Bytes, of a file's name without its folders: what file systems take."""
+"""Longest file name in bytes that file systems accept."""
 _MAX_FOLDERS = 8
 
 
@@ -38,7 +38,7 @@ def files(folder: Path) -> Iterator[str]:
 
 
 def write(folder: Path, target: Path) -> None:
-    """All files of ``folder`` as ``target``."""
+    """Write all files of ``folder`` to the archive ``target``."""
     with target.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in files(folder):
             entry = zipfile.ZipInfo(name, _TIME)
@@ -81,7 +81,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def check_name(name: str) -> str | None:
-    """What is wrong with the name of a file in a bundle, or None."""
+    """Return what is wrong with a file name in a bundle, or None."""
     parts = name.split("/")
     if any(len(part.encode()) > _MAX_NAME for part in parts):
         return "a name that is too long"

@@ -1,4 +1,4 @@
-"""A bundle in the making: what bundles of either kind of task have in common."""
+"""Build a bundle: the steps that all task kinds share."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ SCORING = {
     "because the student learned the teacher's distribution with any prior taken into account",
     "generate": "the likeliest token at each step, until one that ends the answer; no temperature",
 }
-"""How a graph's output is read."""
+"""Task kind → how to read a graph's output."""
 
 
 @dataclass(frozen=True)
 class BundleBuilder:
-    """folder: where it is made, quantize's files in it; manifests: of the stages it is made from."""
+    """A bundle under construction.
+
+    folder: the bundle's folder, which holds quantize's files. manifests: of the stages from which it is made.
+    """
 
     recipe: Recipe
     workspace: Workspace
@@ -48,16 +51,16 @@ class BundleBuilder:
 
     @property
     def bench(self) -> dict[str, Any] | None:
-        """bench's facts, where it measured this graph."""
+        """Return bench's facts if it measured this graph."""
         found = figures.bench(self.workspace)
         return found.facts if found else None
 
     def figures(self, unit: str) -> tuple[list[dict[str, str]], str]:
-        """The card's table, and where its latencies come from."""
+        """Return the card's table, and a sentence about its latencies."""
         return figures.measured(self.facts("quantize"), self.bench, unit), figures.machine(self.bench)
 
     def verdicts(self) -> dict[str, Any]:
-        """onnxruntime's check for phones, of every graph that takes ids, told as it comes."""
+        """Run onnxruntime's mobile usability check on every graph that takes token ids, and note the result."""
         found = {}
         for path in sorted(self.folder.glob("*.onnx")):
             interrupts.raise_if_pending()
@@ -78,7 +81,7 @@ class BundleBuilder:
         example: GoldenExample,
         verdicts: dict[str, Any],
     ) -> dict[str, Any]:
-        """Write bundle.json, last; returns the stage's facts."""
+        """Write bundle.json last, and return the stage's facts."""
         kept = ("chosen", "bytes", "kl", "same_top", "score", "fp32")
         inputs = self.manifests["collect"].inputs | self.manifests["train"].inputs
         manifest = BundleManifest(
@@ -114,7 +117,7 @@ class BundleBuilder:
 
 
 def outcome(workspace: Workspace, facts: dict[str, Any]) -> StageOutput:
-    """The finished folder's archive, and what the stage hands over."""
+    """Archive the finished folder, and return the stage's output."""
     folder, target = workspace.folder("bundle"), workspace.root / ARCHIVE
     with replacing(target) as temporary:
         archive.write(folder, temporary)

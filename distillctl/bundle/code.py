@@ -1,4 +1,4 @@
-"""A bundle's snippets folder: code that loads exactly the files of the bundle."""
+"""Render a bundle's snippets, which load exactly the files of the bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into a bundle, and what each file is."""
+"""Collect a bundle's files, and describe each of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distillctl.run_dir.workspace import file_digest
 from distillctl.untrusted import limits, markdown
 
 _OF_THE_STAGE = {"README.md", "candidates.json", "eval.parquet"}
-"""quantize's own, and what is said of single rows."""
+"""Files of quantize that are not for apps."""
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying|terms)([._-].*)?", re.IGNORECASE)
 _LICENCE_BYTES = 1 << 20
 _WHAT = {
@@ -40,13 +40,13 @@ _WHAT = {
 
 
 def copy(deployed: Path, committed: Iterable[str], target: Path) -> None:
-    """Copy quantize's graphs, tokenizer and configurations. committed: the files that its manifest names, no others."""
+    """Copy quantize's graphs, tokenizer and configurations. committed: the only files that are copied."""
     for name in sorted(set(committed) - _OF_THE_STAGE):
         shutil.copyfile(deployed / name, target / name)
 
 
 def licences(recipe: Recipe, target: Path) -> None:
-    """The licence texts that lie beside teacher and student, as `licences/teacher-LICENSE` …"""
+    """Copy the licences of teacher and student to `licences/teacher-LICENSE` and so on."""
     for name, find in (("teacher", model_source.teacher), ("student", model_source.student)):
         try:
             source = find(recipe)
@@ -64,7 +64,7 @@ def licences(recipe: Recipe, target: Path) -> None:
 
 
 def provenance(recipe: Recipe, inputs: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The card's table with what was read. inputs: fingerprints in the manifests of collect and train."""
+    """Return the provenance of teacher, student and data. inputs: fingerprints from collect's and train's manifests."""
     kinds = {"student": "student.", "teacher": "teacher.", "data": "data."}
     rows = []
     for source in frame.sources(recipe):
@@ -75,7 +75,7 @@ def provenance(recipe: Recipe, inputs: Mapping[str, str]) -> list[dict[str, Any]
 
 
 def files(folder: Path) -> dict[str, File]:
-    """Every file but bundle.json itself."""
+    """Return every file but bundle.json."""
     return {
         name: File(bytes=(folder / name).stat().st_size, sha256=file_digest(folder / name), what=_what(name))
         for name in archive.files(folder)
@@ -84,7 +84,7 @@ def files(folder: Path) -> dict[str, File]:
 
 
 def shown(listed: Mapping[str, File]) -> str:
-    """The files as the card's list."""
+    """Return file sizes for the card's list."""
     return "\n".join(f"- {markdown.code(name)} ({one.bytes:,} bytes): {one.what}" for name, one in listed.items())
 
 

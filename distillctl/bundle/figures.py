@@ -1,4 +1,4 @@
-"""What was measured of the deployed graph: by quantize, and by bench where bench measured this very graph."""
+"""Return what quantize measured of the deployed graph, and what bench measured if it was the same graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distillctl.run_dir.workspace import Manifest, Workspace
 
 
 def bench(workspace: Workspace) -> Manifest | None:
-    """bench's manifest, where the graph that it measured is the one that quantize committed."""
+    """Return bench's manifest if it measured the graph that quantize committed, else None."""
     with contextlib.suppress(UpstreamError):
         measured, quantize = workspace.manifest("bench"), workspace.manifest("quantize")
         if measured and quantize and measured.inputs.get("quantize") == quantize.fingerprint:
@@ -20,7 +20,7 @@ def bench(workspace: Workspace) -> Manifest | None:
 
 
 def bench_fingerprint(workspace: Workspace) -> dict[str, str]:
-    """For the pipeline: a bundle is stale once there are new latencies for its card."""
+    """Return bench's fingerprint for the pipeline: new latencies make a bundle stale."""
     found = bench(workspace)
     return {"bench": found.fingerprint} if found else {}
 
@@ -50,7 +50,7 @@ def measured(quantize: dict[str, Any], bench: dict[str, Any] | None, unit: str) 
 
 
 def machine(bench: dict[str, Any] | None) -> str:
-    """Where the latencies come from, in a sentence; empty without any."""
+    """Say in a sentence where the latencies were measured; empty without any."""
     if bench is None:
         return ""
     host = bench["machine"]

@@ -1,4 +1,4 @@
-"""One text through every graph of a bundle: recorded when it is built, asked again by `bundle verify`. No torch."""
+"""Record one example's answer from every graph when a bundle is built, and repeat it in `bundle verify`. No torch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TEXTS = (
     "Who?",
     "I",
 )
-"""No row of anybody's data: a bundle is there to be published. The short ones are for models that take no more."""
+"""Candidates for the example. They are not from anyone's data, because bundles are published. Short ones suit small
+models."""
 TOKENS = 16
-"""Of an answer."""
+"""Largest number of tokens of an answer."""
 ALLOWED = 0.05
-"""Difference of a logit, as a share of the distance between the largest and the smallest: another CPU rounds int8
-otherwise."""
+"""Allowed difference of a logit, as a share of the range of all logits: CPUs round int8 differently."""
 
 
 def asked(recipe: Recipe, reading: Reading) -> list[tuple[str | None, str]]:
@@ -57,7 +57,7 @@ def _views(recipe: Recipe, template: ViewTemplate) -> list[tuple[str | None, str
 def surest(
     reading: Reading, labels: Sequence[str], asked: Sequence[tuple[str | None, str]], max_length: int
 ) -> GoldenExample:
-    """The example: of some inputs with their views, the one whose label is the clearest to `model.onnx`."""
+    """Return the example: the input whose label is clearest to `model.onnx`. asked: inputs with their views."""
     texts, views = zip(*asked, strict=True)
     logits = OnnxClassifier(reading.folder, max_length=max_length).logits(views)
     second, first = np.sort(logits, axis=-1)[:, -2:].T
@@ -84,17 +84,17 @@ def label_logits(folder: Path, name: str, graph: Graph, example: GoldenExample, 
 
 
 def written(folder: Path, text: str | None, view: str, suffix: str = ".onnx") -> GoldenExample:
-    """The example of a model that writes: its answer's first tokens, by the graphs with this ending."""
+    """Return the example for a model that generates: its answer's first tokens, from the graphs with this suffix."""
     generator = open_generator(folder, suffix=suffix)
     ids = generator.encode(view)
     return GoldenExample(input=text, view=view, ids=ids, answer_ids=generator.generate(ids, TOKENS))
 
 
-# ── the same again ───────────────────────────────────────────────────────────────────────────────
+# ── comparison ───────────────────────────────────────────────────────────────────────────────
 
 
 def difference(example: GoldenExample, labels: Sequence[str], logits: np.ndarray) -> str | None:
-    """How a graph's logits [K] differ from the recorded ones, or None."""
+    """Return how a graph's logits [K] differ from the recorded ones, or None."""
     recorded = np.array(example.logits, np.float32)
     if logits.shape != recorded.shape or not np.isfinite(logits).all():
         return f"gives logits {logits.tolist()}, {recorded.tolist()} are recorded"

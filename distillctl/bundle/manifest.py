@@ -16,7 +16,7 @@ from distillctl.run_dir.workspace import digest
 NAME = "bundle.json"
 OLD_FORMAT = b'"distillctl bundle 1"'
 MAX_BYTES = 16 * 1024 * 1024
-"""Of bundle.json itself; a bundle has some twenty files."""
+"""Largest bundle.json; a bundle has about twenty files."""
 
 
 class _ManifestPart(BaseModel):
@@ -32,7 +32,7 @@ class File(_ManifestPart):
 
 
 class Graph(_ManifestPart):
-    """A graph that can be opened. takes: ids of tokens, or the text itself; libraries: what has to be registered."""
+    """A graph. takes: token ids or text. libraries: operator libraries that must be registered."""
 
     takes: Literal["ids", "text"]
     format: Literal["onnx", "ort"]
@@ -45,18 +45,18 @@ class Graph(_ManifestPart):
 
 
 class GoldenExample(_ManifestPart):
-    """An input, and what the graphs made of it when the bundle was built."""
+    """An input, and the graphs' answer to it when the bundle was built."""
 
     input: str | None
-    """As an app gets it; null where a view takes more than an input."""
+    """The input as an app gets it; null if a view needs more than an input."""
     view: str
-    """What `template` makes of the input."""
+    """The input rendered with `template`."""
     ids: list[int]
-    """The view's tokens."""
+    """Token ids of the view."""
     label: str | None = None
     logits: list[float] | None = None
     answer_ids: list[int] | None = None
-    """Of a model that writes: the first tokens of its answer, greedily."""
+    """For a model that generates: the first tokens of its greedy answer."""
 
 
 class BundleManifest(_ManifestPart):

@@ -1,7 +1,7 @@
-"""`distillctl bundle verify`: a bundle is whole, its graphs open, and they answer as they did when it was built.
+"""Verify a bundle: it is complete, its graphs open, and they answer as they did when it was built.
 
-Nothing of it is believed: no graph is opened before every name, size and hash has been found right, and then only in
-a process with limits. Imports no torch.
+The bundle is untrusted: no graph is opened before every name, size and hash is verified, and then only in a process
+with limits. No torch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ _NEXT = "distillctl export RECIPE --bundle  builds it again"
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """What was found; DataError where ``path`` is no bundle, UnavailableError where it cannot be read, GateFailed with
-    all that differs where it is not as it was made."""
+    """Verify a bundle, and return what it holds.
+
+    Raise DataError if ``path`` is no bundle, UnavailableError if it cannot be read, and GateFailed with all differences
+    if it was changed.
+    """
     try:
         return _verify(path)
     except OSError as error:
@@ -37,7 +40,9 @@ def verify(path: Path) -> dict[str, Any]:
 
 def _verify(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        return {"path": str(path)} | _folder(path, {MANIFEST})  # the run directory's own record, where it was made
+        return {"path": str(path)} | _folder(
+            path, {MANIFEST}
+        )  # the stage's manifest, if the bundle is still in its run directory
     if not path.is_file():
         raise DataError("no such bundle", where=str(path), next="distillctl export RECIPE --bundle")
     with writable(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="distillctl-") as scratch:
@@ -96,7 +101,7 @@ def _manifest(folder: Path) -> BundleManifest:
 
 
 def _differences(folder: Path, manifest: BundleManifest, besides: set[str]) -> list[str]:
-    """Names, then sizes, then hashes: what is cheap to look at first, and nothing read that is larger than it says."""
+    """Compare names, then sizes, then hashes, so that no file is read that is larger than it should be."""
     problems = [f"{name!r}: {problem}" for name in manifest.files if (problem := archive.check_name(name))]
     if problems:
         return problems
@@ -115,7 +120,7 @@ def _differences(folder: Path, manifest: BundleManifest, besides: set[str]) -> l
 
 
 def _outside(folder: Path, name: str, manifest: BundleManifest) -> list[str]:
-    """Weights that a graph would read from elsewhere."""
+    """Return the problem if a graph would read weights from elsewhere."""
     if name not in manifest.files:
         return [f"the graph {name} is not among the files"]
     if not name.endswith(".onnx"):
@@ -131,7 +136,7 @@ def _outside(folder: Path, name: str, manifest: BundleManifest) -> list[str]:
 
 
 def _answers(folder: Path, manifest: BundleManifest) -> dict[str, str]:
-    """Graph → "answers as recorded", or why it was not asked."""
+    """Return graph → "answers as recorded", or why it was not opened."""
     found: dict[str, str] = {}
     problems: list[str] = []
     job = {"folder": str(folder), "threads": 1, **trial.limits(folder)}

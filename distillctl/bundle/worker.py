@@ -2,9 +2,9 @@
 
 `verify` is the other end.
 
-JSON lines. First the job on stdin: ``folder`` of a bundle whose files and manifest have been found right,
-``data_bytes`` and ``cpu_seconds`` (`distillctl.runtimes.trial`); then one ``{"graph": name}`` after the other, each
-answered with ``problem``: how it does not answer as recorded, or null.
+It reads JSON lines from stdin. The first one is the job: ``folder`` of a bundle whose files and manifest were verified,
+``data_bytes`` and ``cpu_seconds`` (`distillctl.runtimes.trial`). Each further line ``{"graph": name}`` is answered with
+``problem``: how the graph's answer differs from the recorded one, or null.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distillctl.runtimes import confined
 def main() -> None:
     """Check each graph that stdin names against the bundle's example; answer one JSON line each."""
     told = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print must not stand between the answers
+    os.dup2(2, 1)  # keep what libraries print out of the answers
     job = json.loads(sys.stdin.readline())
     folder = Path(job["folder"])
     confined.limit(job["data_bytes"], job["cpu_seconds"])
@@ -35,7 +35,7 @@ def main() -> None:
         name = json.loads(line)["graph"]
         try:
             problem = _problem(folder, manifest, name, manifest.graphs[name])
-        except Exception as error:  # of any kind: ONNX Runtime's, the tokenizers', Python's
+        except Exception as error:  # of any kind: ONNX Runtime's, the tokenizers' or Python's
             problem = f"does not open or run: {first_line(error)}"
         told.write(json.dumps({"problem": problem}) + "\n")
 

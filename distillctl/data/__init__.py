@@ -1,1 +1,1 @@
-"""Rows, views of them, and batches."""
+"""Read rows, render views of them, and plan batches."""

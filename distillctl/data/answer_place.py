@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _INPUT = "\ue000"
-"""Stands for the input while a context is looked at: a private character, which no template's own text has."""
+"""Stands for the input while a context is analysed: a private character, which no template contains."""
 _WORD = "answer"
 _SHORTEST_CUE = 2
-"""Characters: a shorter one, such as a colon, stands in any text."""
+"""Least length in characters. Shorter strings, such as a colon, occur in any text."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class AnswerPlace:
         return view.removesuffix("\n").removesuffix("\r") if view.endswith("\n") else view
 
     def between(self, view: str) -> str:
-        """What stands between `before` of a view and the answer's words."""
+        """Return the text between `before` of a view and the answer's words."""
         if self.prefix is not None:
             return self.prefix
         text = self.before(view)
@@ -61,7 +61,7 @@ def of_template(render: Callable[[str], str], prefix: str | None, *, strip_newli
     try:
         _, at, cue = render(_INPUT).rpartition(_INPUT)
         earlier = render(_INPUT)[: -len(cue)] if cue else ""
-    except Exception:  # a template that fails on this input fails on real ones too, with their names
+    except Exception:  # a template that fails here also fails on real rows, with a better error
         at = cue = earlier = ""
     cue = cue.rstrip()
     gaps = (
@@ -82,7 +82,7 @@ def of_chat(render: Callable[[Sequence[dict[str, str]]], str], prompt: str, pref
     gap = ""
     try:
         whole = render([{"role": "assistant", "content": _WORD}])
-    except Exception:  # some templates refuse what they have not foreseen; an answer then follows the view at once
+    except Exception:  # some templates refuse unusual messages; an answer then follows the view directly
         whole = ""
     if whole.startswith(prompt):
         lead, found, _ = whole[len(prompt) :].partition(_WORD)

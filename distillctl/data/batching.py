@@ -1,4 +1,4 @@
-"""Batches of like lengths under a token budget. A plan depends on the lengths and the seed alone."""
+"""Plan batches of similar lengths under a token budget. A plan depends only on the lengths and the seed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def by_length(lengths: Sequence[int] | np.ndarray, *, max_rows: int, max_tokens: int) -> list[list[int]]:
-    """Row indices in batches, shortest first; rows × longest ≤ max_tokens unless a single row is longer than that."""
+    """Return row indices in batches, shortest first, with rows × longest ≤ max_tokens unless a single row is longer."""
     known = np.asarray(lengths).tolist()
     order = sorted(range(len(known)), key=lambda index: (known[index], index))
     return list(_cut(order, known, max_rows, max_tokens))
@@ -18,7 +18,7 @@ def by_length(lengths: Sequence[int] | np.ndarray, *, max_rows: int, max_tokens:
 def shuffled(
     lengths: Sequence[int] | np.ndarray, *, max_rows: int, max_tokens: int, seed: int, epoch: int, pool: int = 50
 ) -> list[list[int]]:
-    """As `by_length`, but rows meet new neighbours every epoch: shuffle, sort inside pools, cut, shuffle batches."""
+    """Plan like `by_length`, but with new neighbours every epoch: shuffle, sort inside pools, cut, shuffle batches."""
     known = np.asarray(lengths).tolist()
     generator = random.Random(f"{seed}:{epoch}")
     order = list(range(len(known)))

@@ -1,7 +1,7 @@
-"""Rows kept in a file and not in memory: of each row, 12 bytes stay.
+"""An append-only sequence of arrays on disk; 12 bytes per row stay in memory.
 
-The file has no name (it is unlinked as soon as it is open), so whatever ends the process also frees the disk. It is
-read by position: what was read is the system's page cache, not the process's memory.
+The file is unlinked when it is opened, so the disk is freed however the process ends. It is read by position, so its
+contents are in the system's page cache and not in the process's memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ _BUFFER = 2**16
 
 
 class DiskRows(Sequence[np.ndarray]):
-    """Rows of numbers of one type, in the order they came; of each the file holds what comes after the numbers that it
-    begins with in common with the first row: views that share a long context take little."""
+    """Arrays of one type in the order in which they were appended.
+
+    The file omits the prefix that a row shares with the first row, so views with a long shared context take little.
+    """
 
     def __init__(self, folder: Path, kind: type[np.generic]) -> None:
-        """folder: where the file lies, which needs the room; kind: int32 of token ids, uint8 of text in UTF-8."""
+        """folder: where the file is created. kind: int32 for token ids, uint8 for text in UTF-8."""
         self._kind = np.dtype(kind)
         self._folder = folder
         with writable(folder):
@@ -39,7 +41,7 @@ class DiskRows(Sequence[np.ndarray]):
         self._unread = False
 
     def append(self, row: np.ndarray | Sequence[int]) -> None:
-        """UnavailableError when the disk is full."""
+        """Append a row. Raise UnavailableError if the disk is full."""
         values = np.ascontiguousarray(row, self._kind)
         if not self._common:
             self._first = values.copy()
@@ -77,12 +79,12 @@ class DiskRows(Sequence[np.ndarray]):
 
     @property
     def shared(self) -> int:
-        """How many numbers all rows begin with in common."""
+        """Return the length of the prefix that all rows share."""
         return min(self._common, default=0)
 
 
 class Subset(Sequence[Any]):
-    """Some rows of a sequence, in an order of their own; each as ``made`` of it."""
+    """Some rows of a sequence in a chosen order, each converted by ``made`` if given."""
 
     def __init__(self, of: Sequence[Any], rows: Sequence[int] | np.ndarray, made: Callable[[Any], Any] | None = None):
         self._of, self._rows, self._made = of, np.asarray(rows, np.int64), made
@@ -101,13 +103,13 @@ class Subset(Sequence[Any]):
 
 
 def lengths(rows: Sequence[Sized]) -> np.ndarray:
-    """Of each row, int64 [N]; of those in a file without reading it."""
+    """Return the length of each row, int64 [N], without reading rows on disk."""
     known = getattr(rows, "lengths", None)
     return np.fromiter(map(len, rows), np.int64, len(rows)) if known is None else np.asarray(known)
 
 
 def shared_start(a: np.ndarray, b: np.ndarray) -> int:
-    """How many numbers two rows begin with in common."""
+    """Return the length of the prefix that two rows share."""
     size = min(len(a), len(b))
     unlike = np.flatnonzero(a[:size] != b[:size])
     return int(unlike[0]) if len(unlike) else size

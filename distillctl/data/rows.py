@@ -1,4 +1,4 @@
-"""Examples, kept in a file: of each row its id stays in memory, and some bytes of where the rest is."""
+"""Keep examples on disk; only ids and a few bytes per row stay in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distillctl.recipe import Shot
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row. ``reference`` is a label name, or the text wanted; it is used to evaluate, and in few-shot examples."""
+    """One row. reference: the right label's name or the right text, used to evaluate and in few-shot examples."""
 
     id: str
     input: str
@@ -27,10 +27,10 @@ class Example:
 
 
 class DiskExamples(Sequence[Example]):
-    """Examples in a file that goes with the last of those who read it; read one at a time."""
+    """Examples on disk, read one at a time. The file is freed with the last object that reads it."""
 
     def __init__(self, rows: DiskRows, ids: Sequence[str], places: np.ndarray) -> None:
-        """places: int [N], where in ``rows`` each row is; ids: the rows' own."""
+        """places: int [N], the index of each example in ``rows``. ids: the examples' ids."""
         self._rows, self.ids, self._places = rows, ids, places
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class DiskExamples(Sequence[Example]):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Bytes of each row's record, int [N]."""
+        """Return the bytes of each row's record, int [N]."""
         sizes: np.ndarray = self._rows.lengths[self._places]
         return sizes
 
@@ -61,15 +61,15 @@ class DiskExamples(Sequence[Example]):
     __hash__ = None  # type: ignore[assignment]
 
     def take(self, rows: Sequence[int]) -> DiskExamples:
-        """These rows, in this order."""
+        """Return these rows, in this order."""
         return DiskExamples(self._rows, [self.ids[row] for row in rows], self._places[np.asarray(rows, np.int64)])
 
 
 class ExampleWriter:
-    """Rows as they come."""
+    """Write examples to disk one by one."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: where the file lies."""
+        """folder: where the file is created."""
         self._rows = DiskRows(folder, np.uint8)
         self._ids: list[str] = []
 
@@ -80,7 +80,7 @@ class ExampleWriter:
 
     @property
     def rows(self) -> DiskExamples:
-        """All of them, in the order they came."""
+        """Return all examples, in the order in which they were appended."""
         return DiskExamples(self._rows, self._ids, np.arange(len(self._ids)))
 
 
@@ -96,7 +96,7 @@ class Dataset:
     """Rows of each kind: ``train``, ``eval`` and ``shots`` are kept, `LEFT_OUT` names what is not; ``contradictory``
     counts inputs that stand there with several references, of which the first is kept."""
     cut_inputs: dict[str, int] = field(default_factory=dict)
-    """Split → rows whose input lost its end, because a view was too long."""
+    """Split → number of rows whose input was cut because a view was too long."""
 
     @property
     def splits(self) -> dict[str, DiskExamples]:
@@ -110,11 +110,11 @@ LEFT_OUT = {
     "blank": "blank",
     "excluded": "by data.exclude",
 }
-"""Why a row was left out, and how that is said after its count."""
+"""Reason why rows are left out → its description after their count."""
 
 
 def left_out(counts: Mapping[str, int]) -> str:
-    """What was left out and why, in words. counts: those of a `Dataset`; earlier versions counted fewer kinds."""
+    """Describe which rows were left out and why. counts: those of a `Dataset`; earlier versions counted fewer kinds."""
     always = ("duplicates", "overlap")
     rows = ", ".join(f"{counts[kind]:,} {why}" for kind, why in LEFT_OUT.items() if kind in always or counts.get(kind))
     doubtful = counts.get("contradictory")

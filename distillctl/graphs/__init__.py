@@ -1,1 +1,1 @@
-"""From PyTorch to ONNX, and the proof that both say the same."""
+"""Export models from PyTorch to ONNX, and check that both agree."""

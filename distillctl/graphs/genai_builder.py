@@ -1,4 +1,4 @@
-"""A decoder as onnxruntime-genai builds it: GroupQueryAttention, past and present in one buffer, genai_config.json."""
+"""Build a decoder with onnxruntime-genai's builder: GroupQueryAttention, one buffer for past and present."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PACKAGE = "onnxruntime-genai"
 
 
 class UnsupportedByBuilder(UnavailableError):
-    """The builder does not know the architecture, or something about it; or it is not installed."""
+    """The builder is not installed, or does not support the architecture."""
 
 
 def export(

@@ -1,4 +1,4 @@
-"""What is computed for every token though one token's row is all that is read: a classifier's last layer.
+"""Prune a classifier's last layer, which is computed for every token although only one token's row is read.
 
 An encoder is pooled at its first token. Of the last layer then only that row's query, attention output, feed-forward
 block and norms matter; keys and values are still of all tokens. The traced graph computes the layer whole and takes the
@@ -16,7 +16,7 @@ ROW_BY_ROW = {"Add", "Sum", "Sub", "Mul", "Div", "Gelu", "Erf", "Tanh", "Relu", 
 
 
 def compute_alone(graph: onnx_ir.Graph) -> None:
-    """Move every Gather of one row of axis 1, of [B, T, D], up to where another row is needed."""
+    """Move every Gather of one row of axis 1 of [B, T, D] upwards, until other rows are needed too."""
     for gather in [node for node in graph if node.op_type == "Gather"]:
         row = _row(gather)
         if row is not None:
@@ -24,7 +24,7 @@ def compute_alone(graph: onnx_ir.Graph) -> None:
 
 
 def _row(gather: onnx_ir.Node) -> onnx_ir.Value | None:
-    """The constant scalar index of a Gather of axis 1 of [B, T, D]."""
+    """Return the constant scalar index of a Gather on axis 1 of [B, T, D]."""
     data, index = gather.inputs
     axis = gather.attributes.get("axis")
     constant = index.const_value if index is not None else None
@@ -92,7 +92,7 @@ def _only_for(node: onnx_ir.Node, above: dict[onnx_ir.Node, list[int]]) -> bool:
 
 
 def _is_row(value: onnx_ir.Value) -> bool:
-    """A bias: the same for all rows."""
+    """Tell whether an input is a bias, which is the same for all rows."""
     return value.is_initializer() and _rank(value) == 1
 
 

@@ -1,4 +1,4 @@
-"""What lies beside a graph: config and tokenizer, in words that other tools know too; and weights, if anywhere."""
+"""Copy and validate an exported graph's config, tokenizer and external weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TOKENIZER_KEYS = (
 GENAI_CONFIG = "genai_config.json"
 _GENAI_BYTES = 1 << 20
 _PROVIDERS = ("provider_options", "providers")
-"""Other devices than the CPU; some of them load what their options name."""
+"""Execution providers besides the CPU. Some load files that their options name."""
 
 
 def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int | None = None) -> None:
@@ -60,11 +60,11 @@ def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int |
 # ── weights in files of their own ────────────────────────────────────────────────────────────────
 
 _ENDLESS = ("Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")
-"""Operators of ONNX and ONNX Runtime that repeat a subgraph, perhaps without end."""
+"""Operators that repeat a subgraph, perhaps endlessly."""
 
 
 def check_folder(folder: Path, next: str) -> None:
-    """UpstreamError unless every graph of a folder is one, and reads nothing but regular files that lie beside it.
+    """Raise UpstreamError unless every graph of a folder is valid and reads only regular files beside it.
 
     next: the command that builds the folder again.
     """
@@ -94,7 +94,7 @@ def try_out(folder: Path, runtime: str, next: str) -> None:
 
 @contextmanager
 def sound(folder: Path, runtime: str, next: str) -> Iterator[None]:
-    """`try_out`; and within the block, that a graph does not run is an UpstreamError, too."""
+    """Call `try_out`, and raise UpstreamError if a graph does not run within the block."""
     try_out(folder, runtime, next)
     try:
         yield
@@ -103,7 +103,7 @@ def sound(folder: Path, runtime: str, next: str) -> Iterator[None]:
 
 
 def problem_of(path: Path) -> str | None:
-    """What is wrong with what a graph would read or do, or None; some exception where it is no graph."""
+    """Return what is unsafe about a graph, or None. Raise some exception if it is no graph."""
     model = onnx.load(path, load_external_data=False)
     for tensor in _get_all_tensors(model):
         if uses_external_data(tensor):
@@ -118,7 +118,7 @@ def problem_of(path: Path) -> str | None:
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a model: of its graph and its functions, and of the graphs within their nodes."""
+    """Yield every node of a model: in its graph, its functions, and the graphs within their nodes."""
     left: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
     while left:
         for node in left.pop().node:
@@ -128,7 +128,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def _foreign_settings(folder: Path) -> str | None:
-    """What genai_config.json would have onnxruntime-genai load besides the graph beside it: programs, other files."""
+    """Return what genai_config.json would make onnxruntime-genai load besides the graph: programs or other files."""
     if not (folder / GENAI_CONFIG).exists():
         return None
     try:
@@ -175,11 +175,11 @@ def _outside(tensor: onnx.TensorProto, folder: Path) -> str | None:
 
 
 _PACKED = {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}
-"""Values in a byte."""
+"""Number of values in a byte."""
 
 
 def _too_many(tensor: onnx.TensorProto, length: int) -> str | None:
-    """Whether a tensor's values take another number of bytes than are there."""
+    """Return the problem if a tensor's values do not match its number of bytes."""
     kind, values = onnx.TensorProto.DataType.Name(tensor.data_type), math.prod(tensor.dims)
     if kind in _PACKED:
         needed = -(-values // _PACKED[kind])

@@ -1,4 +1,4 @@
-"""The teacher's graph for onnxruntime-genai, its weights in int4: built once, kept in the user's cache."""
+"""Build the teacher's int4 graph for onnxruntime-genai once, and keep it in the user's cache."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _build(spec: HuggingFaceTeacher, source: ModelSource, cache: Path) -> None:
 
 
 def _folder(source: ModelSource) -> Path:
-    """Where its weights lie as safetensors."""
+    """Return the folder with its weights as safetensors."""
     if source.path is not None:
         return Path(from_pretrained.folder(source))
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Where the server listens, and by which names a device may ask for it."""
+"""Choose the server's address, and the names under which a device may request it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOCAL = frozenset({"localhost", LOOPBACK, "[::1]"})
 
 
 def resolve(host: str) -> str:
-    """The IP address a --host means; UsageError when it is none of this machine's names."""
+    """Resolve --host to an IP address. Raise UsageError if it is not a name of this machine."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -35,7 +35,7 @@ def names(host: str, address: str) -> frozenset[str]:
 
 
 def shown(host: str, address: str) -> str:
-    """What stands in the URL: of all addresses, the one that other machines reach this one by."""
+    """Return the host in the URL: if the server listens on all addresses, the one that other machines can reach."""
     if not ipaddress.ip_address(address).is_unspecified:
         return _bracketed(host)
     family, far = (socket.AF_INET6, "2001:db8::1") if ":" in address else (socket.AF_INET, "192.0.2.1")
@@ -49,7 +49,7 @@ def shown(host: str, address: str) -> str:
 
 
 def _addresses() -> list[str]:
-    """Of this machine, on all its networks."""
+    """Return this machine's addresses on all its networks."""
     return [
         entry.address.partition("%")[0]
         for entries in psutil.net_if_addrs().values()

@@ -40,7 +40,7 @@ OFFLINE = (
 
 
 def cache() -> Path:
-    """Where the files are kept, for every run directory."""
+    """Return the folder that keeps the files for all run directories."""
     return hash_cache.root() / "onnxruntime-web" / VERSION
 
 
@@ -61,7 +61,7 @@ def find(given: Path | None = None) -> Path:
 
 
 def _problem(folder: Path) -> str | None:
-    """The first file that is not as pinned."""
+    """Return the first file whose hash differs from the pinned one, or None."""
     for name, sha256 in FILES.items():
         path = folder / name
         if not path.is_file():
@@ -92,7 +92,7 @@ def _next(error: UnavailableError) -> str:
 
 
 def _unpack(tarball: bytes, folder: Path) -> None:
-    """Only the files by name, never a path the archive chooses."""
+    """Unpack only the files that are known by name, never a path from the archive."""
     with tarfile.open(fileobj=io.BytesIO(tarball)) as archive, replacing_folder(folder) as staged:
         for name, sha256 in FILES.items():
             member = archive.extractfile(f"package/dist/{name}")

@@ -1,4 +1,4 @@
-"""What devices found, kept in the run directory: one file each, vouched for by a manifest like a stage's."""
+"""Store devices' results in the run directory: one file per device, and a manifest like a stage's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Check(BaseModel):
 
 
 class BackendRun(BaseModel):
-    """One way in which a device ran the graph."""
+    """The measurement of one backend on a device."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     backend: Literal["wasm", "webgpu"]
@@ -59,25 +59,25 @@ class BackendRun(BaseModel):
     check: Check
 
     def figures(self) -> dict[str, Any]:
-        """As the report shows it: the samples as percentiles."""
+        """Return the facts for the report, with the samples as percentiles."""
         p50, p90 = (float(p) for p in np.percentile(self.milliseconds, (50, 90)))
         found = self.model_dump(exclude={"milliseconds"})
         return found | {"p50_ms": p50, "p90_ms": p90, "n": len(self.milliseconds)}
 
 
 class DeviceResult(BaseModel):
-    """All of one device: devices/<id>.json."""
+    """All results of one device: devices/<id>.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: Word
-    """The session's."""
+    """Id of the session."""
     name: Word
     created: Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e11)]
     """Unix time."""
     onnxruntime_web: Word
     device: Device
     graph_sha256: Word
-    """Of the graph it ran."""
+    """SHA-256 of the graph that it ran."""
     download_ms: Milliseconds
     timer_ms: Milliseconds
     hidden: bool
@@ -85,19 +85,19 @@ class DeviceResult(BaseModel):
     failures: list[Failure]
 
     def figures(self) -> dict[str, Any]:
-        """As commands print it and the report shows it."""
+        """Return the facts for commands and the report."""
         return self.model_dump(mode="json", exclude={"runs"}) | {"runs": [run.figures() for run in self.runs]}
 
 
 def name(device: Device) -> str:
-    """A few words for people: Pixel 7, Chrome 130."""
+    """Describe a device in a few words, such as Pixel 7, Chrome 130."""
     browser = next((f"{b} {m[1]}" for b, p in _BROWSERS.items() if (m := re.search(p, device.user_agent))), "browser")
     system = next((name for mark, name in _SYSTEMS.items() if mark in device.user_agent), "device")
     return f"{device.model or system}, {browser}"
 
 
 def read(workspace: Workspace) -> list[DeviceResult]:
-    """All that was measured, the oldest first; UpstreamError when it is not what was committed."""
+    """Read all results, the oldest first. Raise UpstreamError if they were changed."""
     folder = workspace.folder(STAGE)
     next = f"rm -r {folder}, and measure again: distillctl bench RECIPE --serve"
     try:
@@ -115,7 +115,7 @@ def read(workspace: Workspace) -> list[DeviceResult]:
 
 
 def add(workspace: Workspace, measured: DeviceResult, inputs: Mapping[str, str], seed: int, seconds: float) -> None:
-    """Commit one more. inputs: fingerprints of what it ran; seconds: what it took."""
+    """Commit one more result. inputs: fingerprints of what the device ran. seconds: duration."""
     everything = [*read(workspace), measured]
     write_text(workspace.folder(STAGE) / f"{measured.id}.json", measured.model_dump_json(indent=1) + "\n")
     workspace.commit(

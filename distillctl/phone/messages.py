@@ -1,4 +1,4 @@
-"""What a page sends to the server. It comes from a device nobody vouches for: closed, bounded, finite."""
+"""Define what a page may send to the server. Devices are untrusted: no unknown keys, bounded sizes, finite numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_BYTES = 4 << 20
-"""Of a message."""
+"""Largest message in bytes."""
 MAX_ROWS, MAX_LABELS, MAX_QUERIES = 100, 1000, 200
 
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
@@ -15,7 +15,7 @@ Milliseconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e7)]
 
 
 def _printable(text: str) -> str:
-    """A terminal takes orders from control characters."""
+    """Refuse control characters, which could control a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -25,13 +25,13 @@ Pixels = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e5)]
 
 
 class PageMessage(BaseModel):
-    """Unknown keys are errors; a string is no number."""
+    """A message. Unknown keys are errors, and strings are not converted to numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Screen(PageMessage):
-    """CSS pixels, and how many of the screen's own there are to each."""
+    """Size in CSS pixels, and device pixels per CSS pixel."""
 
     width: Pixels
     height: Pixels
@@ -39,7 +39,7 @@ class Screen(PageMessage):
 
 
 class Device(PageMessage):
-    """What the browser says of itself and of what it runs on; None where it does not say."""
+    """What the browser states about itself and its device; None if it does not."""
 
     user_agent: Text
     model: Word | None = None
@@ -58,7 +58,7 @@ class Device(PageMessage):
 
 
 class Measurement(PageMessage):
-    """One way of running the graph, in a fresh worker."""
+    """One backend's measurement, in a fresh worker."""
 
     backend: Literal["wasm", "webgpu"]
     threads: Annotated[int, Field(ge=1, le=64)]
@@ -75,7 +75,7 @@ class Measurement(PageMessage):
 
 
 class Failure(PageMessage):
-    """A way of running the graph that did not work."""
+    """A backend that failed."""
 
     backend: Literal["wasm", "webgpu"]
     threads: Annotated[int, Field(ge=1, le=64)]
@@ -83,7 +83,7 @@ class Failure(PageMessage):
 
 
 class Results(PageMessage):
-    """All that a device found."""
+    """All results of a device."""
 
     download_ms: Milliseconds
     """Fetching the graph from the server."""

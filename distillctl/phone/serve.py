@@ -1,4 +1,4 @@
-"""bench --serve: wait for devices, and keep what they find."""
+"""Serve the page for bench --serve, wait for devices, and store their results."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from distillctl.run_dir.workspace import Workspace
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """Options of the command line."""
 
     host: str = addresses.LOOPBACK
     port: int = 0
-    """0: any that is free."""
+    """0 stands for any free port."""
     assets: Path | None = None
     devices: int = 1
-    """Stop after the results of so many."""
+    """Stop after this many devices."""
     idle_seconds: float = 600.0
-    """Or after so many seconds without a request."""
+    """Stop after this many seconds without a request."""
 
 
 class _Visits:
-    """Who came, what was stored, who could not run the graph."""
+    """The devices that came, the stored results, and the failures."""
 
     def __init__(self, recipe: Recipe, workspace: Workspace, given: task.PhoneTask, inputs: Mapping[str, str]) -> None:
         self._recipe, self._workspace, self._task, self._inputs = recipe, workspace, given, inputs
@@ -44,7 +44,7 @@ class _Visits:
         self.failed: list[tuple[str, Failure]] = []
 
     def store(self, session: str, device: Device, results: Results) -> dict[str, Any]:
-        """Judge and commit what one device found. A ValueError: it does not fit the task."""
+        """Check and commit one device's results. Raise ValueError if they do not fit the task."""
         name = devices.name(device)
         runs = [
             devices.BackendRun(
@@ -104,7 +104,7 @@ def serve(recipe: Recipe, workspace: Workspace, options: Options, inputs: Mappin
 def _listening(
     options: Options, address: str, files: Mapping[str, Path], description: Mapping[str, Any], visits: _Visits
 ) -> Iterator[PhoneServer]:
-    """The server at work in threads of its own, and its address made known."""
+    """Run the server in its own threads, and show its address."""
     try:
         names = addresses.names(options.host, address)
         server = PhoneServer((address, options.port), names, files, description, visits.store)

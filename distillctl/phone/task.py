@@ -1,4 +1,4 @@
-"""What a device is asked to do, and whether what it answered is what was recorded."""
+"""Define what a device runs, and compare its answers with the recorded ones."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ TOLERANCE = 0.05
 fp32 graph differs by nothing, its int4 and int8 weights by 0.016 and its dynamic int8 graphs by 0.043 at most, 0.016 at
 p99 (1,000 rows): that rounds every activation to one of 256 steps, and a last bit decides which."""
 SECONDS = 20.0
-"""A way of running the graph is timed for so long at most."""
+"""Most seconds for which one backend is timed."""
 SHOWN = 4
-"""Inputs that the page shows with their answers."""
+"""How many inputs the page shows with their answers."""
 MAX_GRAPH_BYTES = 1 << 30
-"""WebAssembly has 4 GB of addresses, and the graph is there twice while it is loaded."""
+"""Largest graph: WebAssembly addresses 4 GB, and loading holds the graph twice."""
 
 
 @dataclass(frozen=True)
 class PhoneTask:
-    """A graph, and held-out rows with the answers on record."""
+    """A graph, and held-out rows with their recorded answers."""
 
     title: str
     graph: Path
     sha256: str
-    """Of the graph."""
+    """SHA-256 of the graph."""
     labels: list[str]
     texts: list[str]
     """The rows' inputs, as the page shows them."""
@@ -45,7 +45,7 @@ class PhoneTask:
     """Normalised log-probabilities, float32 [N, K]."""
 
     def describe(self) -> dict[str, Any]:
-        """As the page reads it."""
+        """Return the task as JSON for the page."""
         return {
             "title": self.title,
             "labels": self.labels,
@@ -81,7 +81,7 @@ class PhoneTask:
 
 
 def prepare(recipe: Recipe, workspace: Workspace) -> PhoneTask:
-    """The first rows of the sample that bench times too, and what quantize recorded of them."""
+    """Load the first rows of bench's sample, with the answers that quantize recorded."""
     if recipe.task.kind != "classify":
         raise RecipeError("the page measures models that choose labels; this one writes", where="task.kind")
     folder = workspace.folder("quantize")

@@ -1,1 +1,1 @@
-"""Smaller ONNX graphs."""
+"""Quantize ONNX graphs, and choose one."""

@@ -1,4 +1,4 @@
-"""Weights as small whole numbers in blocks, each with a scale of its own: the arithmetic, in numpy.
+"""Round weights to small integers in blocks with one scale each, in numpy.
 
 ONNX Runtime has both ways of rounding too. Its `k_quant` looks for zero points that are fractions, and rounds them at
 the end: at 4 bits in blocks of 32 SmolLM2-135M is then 0.335 nats per token from fp32 on its own answers and 0.479 on
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 SMALLEST = 16
-"""The shortest block that ONNX Runtime's operators know."""
+"""Shortest block that ONNX Runtime's operators support."""
 _ROWS = 4_000_000
-"""Weights looked at in one go: a vocabulary's embedding at once would take gigabytes."""
+"""Weights processed at once: a whole embedding would take gigabytes."""
 _SHRINK = np.linspace(0.8, 1.05, 8, dtype=np.float32)
-"""Of a block's range: its outermost weights may be clipped for the sake of the others."""
+"""Candidate ranges of a block: clipping its largest weights can help the others."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def k_quant(weight: np.ndarray, bits: int, block_size: int) -> Blocks:
 
 
 def dequantize(blocks: Blocks, k: int) -> np.ndarray:
-    """The weights [N, K] that the blocks stand for, float32."""
+    """Return the weights [N, K] that the blocks represent, float32."""
     n = len(blocks.packed)
     numbers = _unpacked(blocks.packed.reshape(n, -1), blocks.bits).reshape(n, -1, blocks.block_size).astype(np.float32)
     zero = np.full((1, 1, 1), 2 ** (blocks.bits - 1), np.float32)
@@ -108,7 +108,7 @@ def _k_quant(x: np.ndarray, bits: int) -> _Rounded:
 
 
 def _or_one(scale: np.ndarray) -> np.ndarray:
-    """A block of zeros has no scale."""
+    """Avoid a scale of 0 for a block of zeros."""
     return np.where(scale == 0, np.float32(1), scale).astype(np.float32)
 
 
@@ -133,7 +133,7 @@ def _in_parts(round_: Callable[[np.ndarray, int], _Rounded], weight: np.ndarray,
 
 
 def _packed(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 […, n] → uint8 […, n · bits / 8]."""
+    """Pack uint8 […, n] into uint8 […, n · bits / 8]."""
     return numbers if bits == 8 else numbers[..., ::2] | (numbers[..., 1::2] << 4)
 
 

@@ -1,4 +1,4 @@
-"""A smaller graph with its figures; and how people read them, in the card and where none is good enough."""
+"""Describe candidate graphs with their figures, for the card and for the error if none is good enough."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Candidate:
 def measured(
     candidates: Sequence[Candidate], chosen: Candidate, fp32: Mapping[str, Any], unit: Unit, metric: str
 ) -> list[dict[str, str]]:
-    """The card's table; this folder's graph in bold. metric: of the scores."""
+    """Return the card's table, with this folder's graph in bold. metric: name of the scores."""
     shown = [
         _figures(one, unit, metric)
         | {"graph": f"**{one.name}** (here)" if one is chosen else one.name, "gate": one.why or "inside"}
@@ -54,14 +54,14 @@ def measured(
 
 
 def nearest(candidates: Sequence[Candidate]) -> Candidate:
-    """The one that breaks the gate by the least, as a share of what is allowed."""
+    """Return the candidate that exceeds the gate by the smallest ratio."""
     return min(candidates, key=lambda one: math.inf if one.excess is None else one.excess)
 
 
 def none_inside(
     candidates: Sequence[Candidate], fp32: Mapping[str, Any], unit: Unit, metric: str, facts: Mapping[str, Any]
 ) -> GateFailed:
-    """The error that lists them all, the nearest first. facts: of the search, for the report."""
+    """Return the error that lists all candidates, the nearest first. facts: of the search, for the report."""
     lines = [
         "  " + ", ".join(f"{key} {value}" for key, value in _figures(one, unit, metric).items()) + f": {one.why}"
         for one in candidates

@@ -1,5 +1,6 @@
-"""Which smaller graph to deploy: all are built, measured on the same rows and gated; of those inside, the recipe's
-objective says which is kept."""
+"""Choose the graph to deploy: build all candidates, measure them on the same rows, apply the gate, and pick by the
+recipe's objective.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from distillctl.runtimes.onnxruntime import graph_bytes
 
 FP32 = "fp32"
 BLOCK = 20
-"""Rows one graph answers before the next has its turn, so that a machine's changing speed is shared."""
+"""Rows of a turn, after which the next graph answers, so that drift of the machine's speed affects all."""
 SAME_SIZE = 0.01
 """Files whose sizes differ by less than this share tie. Per-channel weights carry a scale and a zero point per output,
 5 bytes beside some hundreds of weights (0.45 % of MiniLM's file): a difference no phone notices."""
@@ -95,7 +96,7 @@ def build(
 
 
 def _beside(source: Path) -> list[Path]:
-    """Configs and tokenizer. The card says what was measured of its own graph, the manifest is its stage's."""
+    """Return configs and tokenizer, but not the card and the manifest, which belong to export."""
     own = {"README.md", "manifest.json"}
     return [
         path
@@ -108,7 +109,7 @@ def _beside(source: Path) -> list[Path]:
 
 
 def turns(names: Sequence[str], rows: int) -> Iterator[tuple[list[str], range]]:
-    """Blocks of rows, each with the order in which the graphs answer it: another one is first each time."""
+    """Yield blocks of rows with the order in which the graphs answer them; each time another graph is first."""
     for turn, start in enumerate(range(0, rows, BLOCK)):
         interrupts.raise_if_pending()
         first = turn % len(names)
@@ -116,8 +117,8 @@ def turns(names: Sequence[str], rows: int) -> Iterator[tuple[list[str], range]]:
 
 
 def judge(name: str, size: int, found: Figures, fp32_score: float | None, gate: Gate) -> Candidate:
-    """A candidate of ``size`` bytes with its figures, and whether they are inside the gate."""
-    broken: dict[str, float] = {}  # what is told of each bound → the ratio of the figure to what it allows
+    """Build a candidate of ``size`` bytes with its figures, and check them against the gate."""
+    broken: dict[str, float] = {}  # description of a broken bound → figure / bound
     if not found.kl <= gate.max_kl:  # NaN too
         broken[f"kl {found.kl:.4f} > {gate.max_kl} (quantize.gate.max_kl)"] = _ratio(found.kl, gate.max_kl)
     if found.same_top < gate.min_same_top:
@@ -137,7 +138,7 @@ def judge(name: str, size: int, found: Figures, fp32_score: float | None, gate: 
 
 
 def choose(candidates: Sequence[Candidate], objective: Objective = "smallest") -> Candidate | None:
-    """Of those inside the gate the smallest, the fastest, or the closest to fp32; None when none is inside.
+    """Return the smallest, fastest or closest candidate inside the gate, or None if none is inside.
 
     Who ties with the first (`SAME_SIZE`, `SAME_SPEED`) is compared by the other figures: size before KL before speed.
     """
@@ -169,7 +170,7 @@ def front(candidates: Sequence[Candidate]) -> list[str]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The candidate whose files were kept; facts, as the manifest has them; shown: the rows of the card's table."""
+    """The chosen candidate. facts: for the manifest. shown: the rows of the card's table."""
 
     chosen: Candidate
     facts: dict[str, Any]
@@ -185,7 +186,7 @@ def select_candidate(
     unit: Unit,
     metric: str,
 ) -> Selection:
-    """Judge all, move the chosen one's files to ``staged`` and write candidates.json there.
+    """Judge all candidates, move the chosen one's files to ``staged`` and write candidates.json there.
 
     fp32: bytes, score and p50_ms of the fp32 graph; metric: of the scores. GateFailed with every candidate's figures
     when none is inside.

@@ -1,4 +1,4 @@
-"""Which matrices a graph can least do without: each is rounded alone, and what that costs is measured.
+"""Measure which matrices a graph needs most, by rounding each alone.
 
 A trial changes one constant in a copy of the fp32 graph and asks it the same rows again. The cost is KL(fp32 ‖ trial),
 mean nats per answer, on rows of the train split: the held-out ones judge the candidate afterwards. Costs are taken to
@@ -25,14 +25,14 @@ from distillctl.metrics import scores
 
 @dataclass(frozen=True)
 class Cost:
-    """kl: nats per answer; weights: how many the matrix has."""
+    """The cost of rounding a matrix. kl: nats per answer. weights: number of its weights."""
 
     kl: float
     weights: int
 
 
 class Calibration(ABC):
-    """Some rows of the train split, and what the fp32 graph says to them."""
+    """Some train rows, and the fp32 graph's answers."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
@@ -41,7 +41,7 @@ class Calibration(ABC):
 
     @abstractmethod
     def log_probs(self, folder: Path) -> np.ndarray:
-        """What the graph in ``folder`` says to the rows: normalised, float32 [N, K]."""
+        """Return the normalised answers of the graph in ``folder``, float32 [N, K]."""
 
     def feeds(self) -> Iterator[dict[str, np.ndarray]]:
         """The graph's inputs for each row, by name; only where a graph answers a row in one run."""
@@ -73,7 +73,7 @@ class Calibration(ABC):
 
 
 def costliest(costs: Mapping[str, Cost], share: float) -> set[str]:
-    """Of those that cost most per weight, as many as make up ``share`` of all weights, one at least."""
+    """Return the matrices that cost most per weight, up to ``share`` of all weights, at least one."""
     order = sorted(costs, key=lambda name: (-costs[name].kl / costs[name].weights, name))
     room = share * sum(cost.weights for cost in costs.values())
     kept: set[str] = set()
@@ -102,7 +102,7 @@ class _Weights:
 
     @contextmanager
     def replaced(self, name: str, array: np.ndarray) -> Iterator[None]:
-        """Another array of the same shape in place of one, for as long as it lasts."""
+        """Replace an array by another of the same shape within the block."""
         path, offset = self._where[name]
         before = _exchanged(path, offset, np.ascontiguousarray(array, np.float32).tobytes())
         try:
@@ -112,7 +112,7 @@ class _Weights:
 
 
 def _exchanged(path: Path, offset: int, data: bytes) -> bytes:
-    """Write into the middle of a file; what stood there."""
+    """Overwrite part of a file, and return its former bytes."""
     with path.open("r+b") as file:
         file.seek(offset)
         before = file.read(len(data))

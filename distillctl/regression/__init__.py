@@ -1,1 +1,1 @@
-"""Is one deployed graph slower or larger than another? A paired measurement with a sequential test."""
+"""Test whether one deployed graph is slower or larger than another, by paired measurements and a sequential test."""

@@ -26,12 +26,12 @@ from distillctl.runtimes import machine
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 NEEDED = ("collect", "quantize")
-"""The stages whose files are read: the texts, and the graph."""
+"""The stages whose files are read, for the texts and the graph."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """max_slowdown, max_size_growth: shares, 0.05 for 5 %. max_seconds: of measuring."""
+    """The largest differences that pass, as shares (0.05 for 5 %), and the most seconds to measure."""
 
     max_slowdown: float = 0.05
     max_size_growth: float = 0.02
@@ -39,7 +39,7 @@ class Bounds:
 
 
 def bounds(max_slowdown: str | None, max_size_growth: str | None, max_seconds: float | None) -> Bounds:
-    """Of the command's options; those left out are `Bounds`' own."""
+    """Build bounds from the command's options; missing ones keep their defaults."""
     given: dict[str, float | None] = {
         "max_slowdown": None if max_slowdown is None else share(max_slowdown, "--max-slowdown"),
         "max_size_growth": None if max_size_growth is None else share(max_size_growth, "--max-size-growth"),
@@ -49,7 +49,7 @@ def bounds(max_slowdown: str | None, max_size_growth: str | None, max_seconds: f
 
 
 def share(text: str, option: str) -> float:
-    """ "5%" or "0.05" → 0.05. UsageError otherwise."""
+    """Parse "5%" or "0.05" as 0.05. Raise UsageError otherwise."""
     try:
         value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
@@ -122,7 +122,7 @@ def _whole(recipe: Recipe, other: Workspace) -> None:
 
 
 def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[BenchTarget, BenchTarget, str]:
-    """Both jobs on the held-out rows that both runs know, each with the text its own student sees."""
+    """Return both jobs for the held-out rows that both runs share, each with the text of its own student."""
     known = [view_table.read(one.folder("collect") / "views.parquet", "eval") for one in (own, other)]
     texts = [dict(zip(zip(v.id, v.input, strict=True), v.simplified, strict=True)) for v in known]
     rows = [row for row in texts[0] if row in texts[1]]

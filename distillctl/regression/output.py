@@ -1,4 +1,4 @@
-"""What `bench --against` says: lines for people, Markdown for a CI job's summary, JUnit for its list of tests."""
+"""Report the result of `bench --against`: as lines, as Markdown for a CI job's summary, and as JUnit XML."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ JUNIT_OUTCOME = {"failed": "failure", "undecided": "skipped"}
 def emit(
     found: Mapping[str, Any], *, undecided_fails: bool, junit: Path | None = None, summary: Path | None = None
 ) -> None:
-    """Say it everywhere it is wanted. GateFailed where the run is slower or larger than allowed, or, where
-    ``undecided_fails``, where it cannot be told."""
+    """Write the result to stdout and to the files that were asked for.
+
+    Raise GateFailed if the run is slower or larger than allowed, and with ``undecided_fails`` also if that is
+    undecided.
+    """
     if junit is not None:
         write_junit(junit, found, undecided_fails=undecided_fails)
     if summary is None and (step := os.environ.get("GITHUB_STEP_SUMMARY")):
@@ -39,7 +42,7 @@ def emit(
 
 
 def readable(found: Mapping[str, Any]) -> Iterator[str]:
-    """Two checks, a line each, and what they were measured on."""
+    """Yield one line for each of the two checks, and the conditions of the measurement."""
     yield f"{found['run_dir']} against {found['against']}"
     for name in ("latency", "size"):
         yield f"{name:8} {found[name]['verdict']:10} {_told(found, name)}"
@@ -55,7 +58,7 @@ def readable(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def reason(found: Mapping[str, Any]) -> str:
-    """Why it failed, or what is not decided."""
+    """Return why the comparison failed, or what is undecided."""
     wrong = [name for name in ("latency", "size") if found[name]["verdict"] != "passed"]
     return "; ".join(f"{name} {found[name]['verdict']}: {_told(found, name)}" for name in wrong)
 
@@ -83,7 +86,7 @@ def _more(latency: Mapping[str, Any]) -> str:
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """A section of a GitHub step summary."""
+    """Return a section of a GitHub step summary."""
     mark = {"passed": "✅", "failed": "❌", "undecided": "⚠️"}
     lines = [f"### {mark[found['verdict']]} distillctl bench: {found['verdict']}", ""]
     lines += ["| check | verdict | measured |", "|---|---|---|"]
@@ -92,7 +95,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def append_summary(path: Path, found: Mapping[str, Any]) -> None:
-    """GitHub's file collects what every step appends. UnavailableError where it cannot be written."""
+    """Append to the file that collects all steps' summaries. Raise UnavailableError if it cannot be written."""
     with writable(path):
         regular_files.check_regular(path)  # a FIFO would be waited for
     with writable(path), path.open("a", encoding="utf-8") as file:
@@ -100,7 +103,7 @@ def append_summary(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def write_junit(path: Path, found: Mapping[str, Any], *, undecided_fails: bool) -> None:
-    """A test suite of two cases; undecided latency is a skipped one, or failed where that is asked for."""
+    """Write a test suite of two cases. Undecided latency is skipped, or failed with ``undecided_fails``."""
     outcomes = {
         name: "failure"
         if undecided_fails and found[name]["verdict"] == "undecided"

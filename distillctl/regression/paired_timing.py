@@ -1,13 +1,14 @@
-"""Is one graph slower than another? Pairs of fresh processes, in turns, until it is decided.
+"""Compare the latency of two graphs by pairs of fresh processes, until the difference is decided.
 
-A pair is one process of each graph, both on the same CPUs. Both answer the same rows in blocks of a few, in the order
-ABBA, then BAAB, so that what the machine does meanwhile happens to both; every row is answered twice by each. The
-pair's difference is the median over its rows of the logarithm of one time over the other, and is one sample: queries of
-one process share what its memory happens to look like, and are no samples of each other. What is concluded from how
-many pairs: `distillctl.regression.sequential_test`.
+A pair is one process of each graph, both on the same CPUs. Both answer the same rows in small blocks, in the order
+ABBA, then BAAB, so that other load on the machine affects both; each answers every row twice. The pair's difference is
+the median over its rows of log(time of one / time of the other). It counts as one sample: queries of one process share
+the layout of its memory and are not independent. `distillctl.regression.sequential_test` decides how many pairs are
+enough.
 
-The heap lies in huge pages where the system allows it. How the small ones fall is drawn anew in each process, and on
-the demo's int8 graph made pairs of equal processes differ by 5.6 % (standard deviation) where huge ones leave 1.2 %.
+The heap uses huge pages if the system allows it. The placement of small pages differs in each process: on the demo's
+int8 graph, pairs of equal processes differed by 5.6 % (standard deviation) with small pages and by 1.2 % with huge
+ones.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import MODULE, WorkerProcess
 
 BLOCK, ROUNDS = 5, 10
-"""Rows of a turn, and turns of ABBA in a pair, of models that are fast."""
+"""For fast models: rows of a block, and ABBA rounds in a pair."""
 PAIR_SECONDS = 1.0
-"""A pair's timed queries take about so long at most, but answer `LEAST_ROWS`."""
+"""About the longest time of a pair's timed queries, which still answer at least `LEAST_ROWS`."""
 LEAST_ROWS = 3
 WARM_QUERIES, WARM_SECONDS = 12, 0.5
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -40,7 +41,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 @dataclass(frozen=True)
 class BenchTarget:
-    """One of the two: what its worker runs, and which module that is."""
+    """One of the two graphs: the worker's job, and the worker's module."""
 
     job: Job
     module: str = MODULE
@@ -48,17 +49,17 @@ class BenchTarget:
 
 @dataclass
 class PairedTiming:
-    """What the pairs of processes said. Times in milliseconds per query."""
+    """The measurements of all pairs. Times are in milliseconds per query."""
 
     bound: float
-    """log of the largest ratio that passes."""
+    """Log of the largest ratio that passes."""
     differences: list[float] = field(default_factory=list)
-    """log(own / other), one per pair."""
+    """log(own / other) of each pair."""
     own_ms: list[float] = field(default_factory=list)
-    """The pairs' medians."""
+    """Median of each pair."""
     other_ms: list[float] = field(default_factory=list)
     queries: int = 0
-    """Of each side."""
+    """Number of queries to each graph."""
     seconds: float = 0.0
 
     @property
@@ -67,12 +68,13 @@ class PairedTiming:
 
     @property
     def verdict(self) -> str:
-        """ "slower" than the bound, "fine", or "undecided"."""
+        """Return "slower" (than the bound), "fine" or "undecided"."""
         found = self.centre
         return "slower" if found.low > self.bound else "fine" if found.high < self.bound else "undecided"
 
     def facts(self) -> dict[str, Any]:
-        """ratio: own time over the other's, with its interval; None where there is no interval yet."""
+        """Return the facts. ratio: own time over the other's, with its interval, whose ends are None before the first
+        look."""
         found, undecided = self.centre, self.verdict == "undecided"
         return {
             "verdict": self.verdict,
@@ -102,27 +104,28 @@ def compare_latency(
     max_seconds: float = math.inf,
     advance: Callable[[], None] = lambda: None,
 ) -> PairedTiming:
-    """Run pairs until a look decides, the last look is done, or ``max_seconds`` would not hold another pair.
+    """Run pairs until an interim look decides, the last look is done, or ``max_seconds`` leave no time for another
+    pair.
 
-    The texts of both jobs are the same rows, from which every pair takes the next ones. UnavailableError when a model
-    cannot be run.
+    The texts of both jobs are the same rows; every pair takes the next ones. Raise UnavailableError if a model cannot
+    run.
     """
-    duel, began, longest = PairedTiming(math.log(max_ratio)), time.perf_counter(), 0.0
+    timing, began, longest = PairedTiming(math.log(max_ratio)), time.perf_counter(), 0.0
     for pair in range(max(LOOKS)):
         interrupts.raise_if_pending()
         started = time.perf_counter()
-        if duel.differences and started - began + longest > max_seconds:
+        if timing.differences and started - began + longest > max_seconds:
             break
-        _run_pair(duel, own, other, pair)
+        _run_pair(timing, own, other, pair)
         advance()
-        duel.seconds = time.perf_counter() - began
+        timing.seconds = time.perf_counter() - began
         longest = max(longest, time.perf_counter() - started)
-        if len(duel.differences) in LOOKS and duel.verdict != "undecided":
+        if len(timing.differences) in LOOKS and timing.verdict != "undecided":
             break
-    return duel
+    return timing
 
 
-def _run_pair(duel: PairedTiming, own: BenchTarget, other: BenchTarget, pair: int) -> None:
+def _run_pair(timing: PairedTiming, own: BenchTarget, other: BenchTarget, pair: int) -> None:
     sides = {"own": own, "other": other}
     names = list(sides)[:: -1 if pair % 2 else 1]
     with ExitStack() as stack:
@@ -152,21 +155,21 @@ def _run_pair(duel: PairedTiming, own: BenchTarget, other: BenchTarget, pair: in
                 times[name].append(np.stack(blocks[name]))
             start = (start + block) % (rows - block + 1)
     ours, theirs = (np.concatenate(times[name], axis=1) for name in ("own", "other"))
-    duel.differences.append(float(np.median(np.log(ours) - np.log(theirs))))
-    duel.own_ms.append(float(np.median(ours)))
-    duel.other_ms.append(float(np.median(theirs)))
-    duel.queries += ours.size
+    timing.differences.append(float(np.median(np.log(ours) - np.log(theirs))))
+    timing.own_ms.append(float(np.median(ours)))
+    timing.other_ms.append(float(np.median(theirs)))
+    timing.queries += ours.size
 
 
 def _warm(worker: WorkerProcess, rows: int) -> float:
-    """Median milliseconds of a query, after the first one."""
+    """Return the median milliseconds of a query, after the first one."""
     worker.run(0, 1)
     answer = worker.run(0, min(WARM_QUERIES, rows), WARM_SECONDS)
     return statistics.median(map(sum, answer["token_ms"]))
 
 
 def _shape(query_ms: float, rows: int) -> tuple[int, int]:
-    """Rows of a block, and rounds of four blocks."""
+    """Return the rows of a block, and the rounds of four blocks."""
     fit = max(LEAST_ROWS, min(BLOCK * ROUNDS, int(1e3 * PAIR_SECONDS / (4 * query_ms)), rows))
     block = min(BLOCK, max(1, fit // 2), rows)
     return block, max(1, fit // block)

@@ -1,4 +1,4 @@
-"""Intervals one may look at while the sample grows: Wilcoxon's signed ranks at a few fixed looks.
+"""Compute intervals that stay valid while the sample grows: Wilcoxon's signed ranks at a few fixed interim looks.
 
 The sample is paired differences, independent, each as likely to lie so far above their centre as below it. That holds
 of the logarithm of a ratio between two processes that differ in nothing but what they run, whatever its spread and
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 LOOKS = {6: 0, 8: 1, 11: 5, 15: 14, 20: 30, 28: 77, 40: 192, 56: 438}
-"""Pairs at a look → the largest sum of negative ranks at which it decides. Of samples whose centre is 0, 2.5 % reach
-that at any of the looks (400,000 simulated; 1.5 % at the first one, where all six differences lie on one side)."""
+"""Pairs at a look → the largest sum of negative ranks that decides. Of samples with centre 0, 2.5 % decide at any look
+(400,000 simulated; 1.5 % at the first look, where all six differences have one sign)."""
 LEVEL = 0.975
 """Of each end of the interval, over all looks together."""
 
@@ -33,7 +33,7 @@ class Centre:
 
 
 def centre(differences: list[float]) -> Centre:
-    """Of any number of pairs; what is said is what they said at the last look they reach."""
+    """Estimate the centre. Uses only the pairs up to the last scheduled interim look."""
     values = np.asarray(differences, dtype=np.float64)
     looked = max((n for n in LOOKS if n <= len(values)), default=None)
     if looked is None:
@@ -45,7 +45,7 @@ def centre(differences: list[float]) -> Centre:
 
 
 def _walsh(values: np.ndarray) -> np.ndarray:
-    """Means of all pairs of values, each with itself too: float64 [n (n + 1) / 2]."""
+    """Return the means of all pairs of values, including each with itself: float64 [n (n + 1) / 2]."""
     first, second = np.triu_indices(len(values))
     averages: np.ndarray = (values[first] + values[second]) / 2
     return averages

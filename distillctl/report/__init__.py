@@ -1,1 +1,1 @@
-"""The page, the summary and the contract that CI reads."""
+"""Make the report: the page, the CI summary, and the JSON contract."""

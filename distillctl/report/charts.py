@@ -1,4 +1,4 @@
-"""The report's charts: what each of them shows. How they become part of the page: `svg`."""
+"""Draw the report's charts. `svg` embeds them in the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEAST_KL = 1e-6  # less is the rounding of float32, and has no place on a logar
 
 
 def arms(facts: Mapping[str, Any]) -> Markup:
-    """Every arm's score with its interval, over the band between floor and ceiling."""
+    """Draw every arm's score with its interval, over the band between floor and ceiling."""
     found = facts["arms"]
     floor, ceiling = (found[arm]["score"] for arm in ("floor", "ceiling"))
 
@@ -154,7 +154,7 @@ def front(facts: Mapping[str, Any]) -> Markup:
 
 
 def latencies(facts: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Markup:
-    """Every model's timed queries on one logarithmic axis: quantiles as dots, the median as a bar."""
+    """Draw every model's latencies on one logarithmic axis: quantiles as dots, the median as a bar."""
     models = facts["models"]
 
     def draw(wide: bool) -> Figure:
@@ -187,7 +187,7 @@ def latencies(facts: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Ma
 
 
 def speeds(models: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """How long the first token takes, and how fast the others follow, one row per model."""
+    """Draw the latency of the first token and the speed of the others, one row per model."""
     figures = (
         ("first_token_ms", "Time to the first token, p50", formatting.duration),
         ("decode_tokens_per_second", "Tokens per second after it", formatting.count),

@@ -27,15 +27,15 @@ from distillctl.untrusted import parquet
 
 UPSTREAM = ("collect", "train", "export", "quantize", "bench")
 OWN = ("deployed", "student", "control")
-"""The arms that are not the teacher's."""
+"""The arms of the student."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """What the page draws beside the facts."""
+    """Series and texts for the page, besides the facts."""
 
     context: str
-    """The text that all the teacher's views share."""
+    """Text that all the teacher's views share."""
     training: list[dict[str, Any]]
     """The lines of train/metrics.jsonl."""
     latencies: dict[str, np.ndarray]
@@ -179,7 +179,7 @@ def _milliseconds(path: Path) -> np.ndarray:
 
 
 def headline(facts: dict[str, Any]) -> str:
-    """The whole run in one sentence, good or bad."""
+    """Summarise the whole run in one sentence, good or bad."""
     tokens, kept = facts["context_tokens"]["teacher"], verdict.kept(facts)
     if facts["failed_gate"]:
         return f"No smaller model passed the gate. The student does without a prompt of {tokens:,} tokens: {kept}"
@@ -194,13 +194,13 @@ def _manifests(workspace: Workspace) -> dict[str, Manifest]:
 
 
 def _cautions(manifests: dict[str, Manifest], failed: Manifest | None) -> list[dict[str, str]]:
-    """Every stage's doubts, in the stages' order."""
+    """Return every stage's cautions, in the stages' order."""
     manifests = manifests | ({"quantize": failed} if failed else {})
     return [{"stage": name, **one} for name, m in manifests.items() for one in m.facts.get("cautions", ())]
 
 
 def _place(arm: str) -> int:
-    """From the ceiling down, the recipe's own arms before the floor."""
+    """Order the arms: the ceiling first, the recipe's own arms before the floor."""
     order = ("ceiling", *OWN, *controls.EVERY)
     return order.index(arm) if arm in order else len(order) + (arm == "floor")
 

@@ -1,4 +1,4 @@
-"""What the report says of phones that ran the deployed graph in their browsers."""
+"""Report the phones that ran the deployed graph in their browsers."""
 
 from __future__ import annotations
 

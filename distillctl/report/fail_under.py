@@ -1,4 +1,4 @@
-"""`report --fail-under NAME=VALUE`: figures that a CI job insists on."""
+"""Check `report --fail-under NAME=VALUE`, the least figures that a CI job accepts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from distillctl.recipe import Generate, Recipe
 
 @dataclass(frozen=True)
 class Bound:
-    """The least that a figure may be. name: an arm, whose score it is, or `recovered.ARM`."""
+    """The least value of a figure. name: an arm, for its score, or `recovered.ARM`."""
 
     name: str
     least: float
 
 
 def parse(options: Sequence[str], recipe: Recipe) -> list[Bound]:
-    """Read NAME=VALUE; `recovered` alone is the deployed model's. UsageError where either is none."""
+    """Parse NAME=VALUE; `recovered` alone stands for the deployed model. Raise UsageError if either is invalid."""
     own = ["deployed", "student", *(["control"] if recipe.train.control else [])]
     own += TEXTS if isinstance(recipe.task, Generate) else LABELS
     known = ["recovered", *(f"recovered.{arm}" for arm in own), "ceiling", "floor", *own, *recipe.contexts.arms]
@@ -42,7 +42,7 @@ def parse(options: Sequence[str], recipe: Recipe) -> list[Bound]:
 
 
 def check_bounds(bounds: Sequence[Bound], facts: Mapping[str, Any]) -> None:
-    """GateFailed with the figures of every bound that does not hold; a figure that is not known holds none."""
+    """Raise GateFailed with the figure of every bound that fails. An unknown figure fails every bound."""
     failed = []
     for bound in bounds:
         value, told = _figure(bound.name, facts)
@@ -53,7 +53,7 @@ def check_bounds(bounds: Sequence[Bound], facts: Mapping[str, Any]) -> None:
 
 
 def _figure(name: str, facts: Mapping[str, Any]) -> tuple[float | None, str]:
-    """The value and how it is told."""
+    """Return the value, and its text."""
     kind, _, arm = name.rpartition(".")
     found = facts["recovered" if kind else "arms"].get(arm)
     if found is None:

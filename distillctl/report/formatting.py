@@ -1,4 +1,4 @@
-"""How figures are written for people; a no-break space keeps a number and its unit together."""
+"""Format figures for people. A no-break space keeps a number and its unit together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as a CI summary in GitHub's Markdown, from the contract alone."""
+"""Write the report as a CI summary in GitHub's Markdown, from the contract alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no script, no network, every text escaped."""
+"""Render the report as one self-contained HTML page: no scripts, no network, all text escaped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPEAKERS = {
 
 
 def render(facts: dict[str, Any], series: Series) -> str:
-    """The page of a contract (`contract.build`) and the series behind its charts."""
+    """Render the page from a contract (`contract.build`) and the series for its charts."""
     return (
         _environment()
         .get_template(f"{'texts' if facts['task'] == 'generate' else 'labels'}.html.jinja")

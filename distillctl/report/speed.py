@@ -1,4 +1,4 @@
-"""How fast the deployed model is, in words: against the teacher as it would be served."""
+"""Describe the deployed model's speed in words, compared with the teacher as it would be served."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What runs a model to measure it."""
+"""Run models to measure them."""

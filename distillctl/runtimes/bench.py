@@ -28,14 +28,14 @@ from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.runtimes.process import WorkerProcess
 
 FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
-"""The student's graphs → the stage that wrote them."""
+"""Model → the stage that wrote its graph."""
 TEACHER_PROCESSES = {"teacher": 3, "teacher_cached": 3, "teacher_genai": 3}
 LOGS = "loadgen"
 PASSES = 15
-"""Over the large array whose reading tells how fast memory is."""
+"""Passes over the large array that measures the speed of memory."""
 LEAST_AGREEMENT = 0.99
 Answers = Mapping[str, list[int]]
-"""Row id → the answer's tokens, or its label's index as the only one."""
+"""Row id → the answer's token ids, or a single label index."""
 
 
 class BenchSession:
@@ -67,11 +67,11 @@ class BenchSession:
 
     @property
     def rows(self) -> list[str]:
-        """Query → the id of its row."""
+        """Row id of each query."""
         return [self._views.id[row] for row in self._sample]
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What the manifest of a stage before says."""
+        """Return the facts of an earlier stage."""
         manifest = self.workspace.manifest(stage)
         assert manifest is not None
         return manifest.facts
@@ -147,7 +147,7 @@ class BenchSession:
         more: Callable[[list[ProcessRun]], dict[str, Any]] = lambda runs: {},
         reads: Mapping[str, int] | None = None,
     ) -> StageOutput:
-        """Time all models, and commit what was found.
+        """Time all models, and return the result to commit.
 
         expected: model → the answers on record; the cached teacher has to answer as the uncached one does, where both
         did. columns: what the samples keep of the answers. more: figures of a model besides those every task has.
@@ -200,7 +200,7 @@ class BenchSession:
             return [answer for [answer] in worker.run(0, PASSES)["answers"]]
 
     def _share(self, models: Mapping[str, dict[str, Any]], reads: Mapping[str, int], speed: float) -> None:
-        """Each model's share of what memory can do becomes one of its figures."""
+        """Add to each model's figures its share of the memory bandwidth."""
         for name, weights in reads.items():
             model = models[name]
             view, answer = model["view_tokens"], model["answer_tokens"]
@@ -210,7 +210,7 @@ class BenchSession:
             model["bytes_per_token"], model["bandwidth_share"] = each, rate and rate * each / speed
 
     def _loadgen(self, deployed: Job, facts: dict[str, Any], folder: Path) -> Path | None:
-        """What MLPerf LoadGen says of the deployed graph becomes part of the facts; its logs are left in ``folder``."""
+        """Add MLPerf LoadGen's result on the deployed graph to the facts; leave its logs in ``folder``."""
         rules = self.recipe.bench.loadgen
         if rules is None:
             return None
@@ -237,7 +237,7 @@ class BenchSession:
         }
 
     def _agreement(self, runs: dict[str, list[ProcessRun]], expected: Mapping[str, Answers]) -> dict[str, float | None]:
-        """The share of each model's timed queries with the answer that is expected."""
+        """Add to each model the share of timed queries with the expected answer."""
         shares: dict[str, float | None] = {}
         if "teacher" in runs:
             shares["teacher_cached"] = agreement(runs["teacher_cached"], _by_query(runs["teacher"]))
@@ -290,5 +290,5 @@ class BenchSession:
 
 
 def _by_query(runs: Sequence[ProcessRun]) -> dict[int, Any]:
-    """What was answered to each query."""
+    """Return the answer to each query."""
     return {query: answer for run in runs for query, answer in zip(run.queries, run.answers, strict=True)}

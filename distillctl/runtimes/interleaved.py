@@ -1,4 +1,4 @@
-"""How models are timed against each other: single stream, fresh processes, in turns.
+"""Time models against each other: one query at a time, in fresh processes that take turns.
 
 A round starts one fresh process per model, each loading while the others wait. All are warmed up, then take turns in
 small blocks of queries, so that a machine that grows slower or faster does so for all of them. The rounds' rows differ;
@@ -20,16 +20,16 @@ from distillctl import interrupts
 from distillctl.runtimes.process import WorkerProcess
 
 Job = dict[str, Any]
-"""What a `worker` is to load and run."""
+"""What a `worker` loads and runs."""
 
 BLOCK = 5
-"""Queries of a model before the next has its turn: few, so that drift is shared; not one, or caches are always cold."""
+"""Queries of a turn: few, so that drift affects all models; more than one, so that caches are warm."""
 WARM_SECONDS = 1.0
-"""A model whose first queries took so long is warm: a second of work has long filled caches and allocators."""
+"""A model is warm after so many seconds of queries, which fill caches and allocators."""
 MEMORY = ("peak_rss_bytes", "anonymous_bytes", "mapped_bytes")
-"""As the worker names them."""
+"""Keys of the worker's answers."""
 LEAST = 2
-"""Timed queries per process, however little time there is."""
+"""Least timed queries per process, even without time."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Plan:
         return math.ceil(self.queries / BLOCK)
 
     def rounds(self, name: str) -> int:
-        """Processes of a model."""
+        """Return the number of processes of a model."""
         return min(self.processes, self.fewer.get(name, self.processes))
 
 
 @dataclass
 class ProcessRun:
-    """One process of one model. Times in milliseconds; ``loaded`` is the worker's first answer."""
+    """One process of one model. Times are in milliseconds. loaded: the worker's first answer."""
 
     process: int
     loaded: dict[str, Any]
@@ -67,16 +67,16 @@ class ProcessRun:
     warmup_ms: list[float]
     queries: list[int] = field(default_factory=list)
     answers: list[list[int]] = field(default_factory=list)
-    """Their tokens, or their labels' indices, one each."""
+    """Token ids of each answer, or one label index."""
     token_ms: list[list[float]] = field(default_factory=list)
-    """What each of these took, the first one since its text came in."""
+    """Milliseconds of each token; the first one counts from the arrival of its text."""
     peak_rss_bytes: int = 0
     anonymous_bytes: int | None = None
     mapped_bytes: int | None = None
 
     @property
     def milliseconds(self) -> list[float]:
-        """The whole of each query."""
+        """Return the milliseconds of each whole query."""
         return list(map(sum, self.token_ms))
 
 
@@ -103,7 +103,7 @@ def measure(
 
 
 def rotated(names: list[str], by: int) -> list[str]:
-    """Who goes first changes from turn to turn."""
+    """Rotate which model goes first in each turn."""
     by %= len(names)
     return names[by:] + names[:by]
 

@@ -1,4 +1,4 @@
-"""What longer inputs cost: the deployed graph on texts of given lengths."""
+"""Time the deployed graph on texts of given lengths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import WorkerProcess
 
 QUERIES, SECONDS = 30, 5.0
-"""Timed at each length: so many, or so long."""
+"""Limits at each length: number of queries, and seconds."""
 
 
 def measure(job: Job, lengths: Sequence[int]) -> list[dict[str, Any]]:

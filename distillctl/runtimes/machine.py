@@ -1,4 +1,4 @@
-"""What a measurement ran on: the facts that decide how fast a model is."""
+"""Describe the machine of a measurement: the facts that decide how fast a model is."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ VECTOR_FLAGS = (
     *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "neon", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
 )
-"""As Linux names them; asimd is NEON, asimddp its int8 dot product."""
+"""CPU flags by Linux's names; asimd is NEON, asimddp its int8 dot product."""
 
 
 def describe() -> dict[str, Any]:
-    """CPU, memory, operating system, and how busy the machine is; null where it cannot be known."""
+    """Return CPU, memory, operating system and load; None for what is unknown."""
     cpu = _cpuinfo()
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
@@ -61,7 +61,7 @@ def cpus(threads: int, seconds: float = 0.2) -> list[int]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo."""
+    """Return the first processor's lines of /proc/cpuinfo."""
     first = (_read("/proc/cpuinfo") or "").split("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}

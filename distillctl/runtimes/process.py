@@ -1,4 +1,4 @@
-"""The parent's end of a `worker`: start it, ask it, and never leave it behind."""
+"""Start a `worker` process, send it jobs, and always end it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMAND = (sys.executable, "-P", "-m", "distillctl.runtimes.confined")  # -P: no
 MODULE = "distillctl.runtimes.worker"
 LOAD_SECONDS = 1800.0
 QUERY_SECONDS = 600.0
-"""A worker that takes longer than this to load, or for one query, hangs."""
+"""A worker hangs if loading or one query takes longer than this."""
 
 _SHOWN = 300
 
@@ -28,17 +28,17 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class WorkerFailed(UnavailableError):
-    """A worker that died or hangs. reason: of that process, in a line."""
+    """A worker died or hangs. reason: one line."""
 
     def __init__(self, name: str, reason: str, said: Sequence[str]) -> None:
-        """said: the last lines of its stderr."""
+        """said: the last lines of the worker's stderr."""
         super().__init__("\n".join([f"the process that measures it {reason}", *said]), where=name)
         last = said[-1].partition(": ")[2] if said else ""  # of a traceback, behind the exception's name
         self.reason = last.strip()[:_SHOWN] or f"its process {reason}"
 
 
 class WorkerProcess:
-    """A fresh process that holds one model. Use it in a ``with``: its end is the process's end.
+    """A fresh process that holds one model. Use it in a ``with`` block, which ends the process.
 
     The process also ends when this one dies, however that happens (`confined`).
     """
@@ -81,15 +81,16 @@ class WorkerProcess:
             raise
 
     def load(self) -> None:
-        """Wait until the model is ready, and keep what loading it took in ``loaded``."""
+        """Wait until the model is ready. ``loaded`` then holds the cost of loading."""
         self.loaded = self._answer(self._load_seconds)
 
     def run(self, start: int, count: int, seconds: float | None = None) -> dict[str, Any]:
-        """Run up to ``count`` texts from ``start`` on, until ``seconds`` are spent; see `worker` for the answer."""
+        """Run up to ``count`` texts from ``start`` until ``seconds`` are spent. Return the worker's answer (see
+        `worker`)."""
         return self.ask({"start": start, "count": count, "seconds": seconds}, QUERY_SECONDS * count)
 
     def pin(self, cpus: Iterable[int]) -> None:
-        """Keep all threads it has on these CPUs, where the system can (Linux). Loading takes any."""
+        """Pin all threads of the worker to these CPUs, if the system can (Linux)."""
         for task in Path(f"/proc/{self._process.pid}/task").glob("*"):
             os.sched_setaffinity(int(task.name), cpus)
 
@@ -105,7 +106,8 @@ class WorkerProcess:
         self.close()
 
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """What the worker answers to one line, within ``seconds``. UnavailableError when it dies or hangs."""
+        """Send one line, and return the answer within ``seconds``. Raise UnavailableError if the worker dies or
+        hangs."""
         self._send(message)
         return self._answer(seconds)
 

@@ -1,4 +1,4 @@
-"""How fast the memory can be read, which is what bounds a decoder that reads all its weights for every token."""
+"""Measure how fast memory can be read, which bounds a decoder that reads all its weights for every token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 FLOATS = 64 * 1024**2
-"""256 MB: no cache holds a share of it that matters."""
+"""256 MB, of which no cache holds a significant share."""
 _READERS = ("MatMulNBits", "MatMul", "FusedMatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul")
 
 
@@ -19,7 +19,7 @@ class Memory:
         self._array = np.ones(FLOATS, np.float32)
 
     def bytes_per_second(self) -> float:
-        """Of one pass over it."""
+        """Time one pass over it."""
         start = time.perf_counter()
         self._array.dot(self._array)
         return self._array.nbytes / (time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Does a model keep its speed? The first part of a long run against the last: what heats up is slowed down."""
+"""Compare the first part of a long run with the last, because a device that heats up slows down."""
 
 from __future__ import annotations
 

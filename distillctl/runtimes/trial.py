@@ -14,7 +14,7 @@ from distillctl.errors import UpstreamError
 from distillctl.runtimes.process import WorkerFailed, WorkerProcess
 
 TEXT, TOKENS = "I", 2
-"""What is asked, and how much of an answer is waited for."""
+"""The text to answer, and how many tokens of an answer to wait for."""
 _LEAST_BYTES, _COPIES = 1 << 30, 6
 """Memory: of any runtime, and of the weights as they are read, unpacked and put in order."""
 _BYTES_PER_SECOND = 20e6
@@ -30,7 +30,7 @@ def limits(folder: Path) -> dict[str, Any]:
 
 
 def patience(job: Mapping[str, Any]) -> float:
-    """Seconds on a clock after which a job within `limits` hangs."""
+    """Return the seconds after which a job within `limits` counts as hanging."""
     return 60.0 + _PATIENCE * float(job["cpu_seconds"])
 
 

@@ -1,8 +1,8 @@
-"""A checksum of a whole Parquet file, inside its own footer.
+"""Store the checksum of a whole Parquet file in its own footer.
 
-Parquet's page checksums leave page headers and the footer unguarded: a flipped bit there can change what is read
-without being noticed. The seal is a metadata entry that was written as zeros, and then overwritten with the SHA-256 of
-the file as it was with the zeros.
+Parquet's page checksums do not cover page headers and the footer, where a flipped bit can change what is read
+unnoticed. The checksum is a metadata entry named "seal". It is written as zeros first, and then replaced by the SHA-256
+of the file with the zeros.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from distillctl.untrusted import regular_files
 _MARK = b"sha256:"
 _ZEROS = b"0" * 64
 METADATA = {"seal": (_MARK + _ZEROS).decode()}
-"""The entry of a file that will be sealed."""
+"""Metadata of a file that will get a checksum."""
 
 
 def write_checksum(path: Path) -> None:
-    """Put the checksum in."""
+    """Write the checksum into the file."""
     with path.open("r+b") as file:
         whole = file.read()
         start, digest = _digest(whole)
@@ -28,9 +28,9 @@ def write_checksum(path: Path) -> None:
 
 
 def read_checked(path: Path, *, required: bool = True) -> bytes:
-    """The file's bytes; ValueError when any of them is not what it was when it was sealed.
+    """Return the file's bytes. Raise ValueError if any byte differs from the file whose checksum was written.
 
-    required: False for files that older versions wrote without a seal: their page checksums have to do.
+    required: False accepts files without a checksum, which older versions wrote; only their pages are verified.
     """
     with regular_files.opened(path) as file:
         whole = file.read()
@@ -43,7 +43,7 @@ def read_checked(path: Path, *, required: bool = True) -> bytes:
 
 
 def _digest(whole: bytes) -> tuple[int, bytes]:
-    """Where the checksum stands (the footer is last, so the last mark is ours), and what it has to be."""
+    """Return the offset of the checksum and its right value. The footer is last, so the last mark is the checksum's."""
     mark = whole.rfind(_MARK)
     if mark < 0:
         raise ValueError("it has no checksum")

@@ -1,4 +1,4 @@
-"""Columns of response tokens on disk: Arrow lists, floats of few significant bits, and the encoding that packs best.
+"""Store columns of response tokens: as Arrow lists, with few significant bits, in the encoding that is smallest.
 
 Only encodings that every common reader knows are used (DuckDB knows no byte-stream-split integers and half floats
 before 2.0): that is why a log-probability is a float32 with zeroed low bits, and not a float16.
@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 from distillctl.soft_labels.ragged import Ragged
 
 SIGNIFICANT_BITS = 11
-"""As float16 has: a stored value is within a factor 1 ± 2^−11 of the true one."""
+"""As many as in float16: a stored value is within a factor 1 ± 2^−11 of the true one."""
 PER_TOKEN = pa.list_(pa.float32())
 """One value per response token."""
 _LEVEL = 9
-"""Of zstd: packed once and read often."""
+"""Compression level of zstd: files are written once and read often."""
 
 
 def short(values: np.ndarray, bits: int = SIGNIFICANT_BITS) -> np.ndarray:
-    """Round float32 to ``bits`` significant bits: the others are zero and cost nothing on disk. −inf stays."""
+    """Round float32 to ``bits`` significant bits. The other bits are zero and cost nothing on disk. −inf stays."""
     dropped = 24 - bits
     whole = np.ascontiguousarray(values, np.float32).view(np.uint32)
     half_to_even = np.uint32((1 << (dropped - 1)) - 1) + ((whole >> dropped) & 1)
@@ -33,17 +33,18 @@ def short(values: np.ndarray, bits: int = SIGNIFICANT_BITS) -> np.ndarray:
 
 
 def per_token(name: str) -> pa.Field:
-    """A float for each response token."""
+    """Return a field with one float per response token."""
     return pa.field(name, PER_TOKEN)
 
 
 def per_kept_token(name: str, kind: pa.DataType) -> pa.Field:
-    """Several values for each response token."""
+    """Return a field with several values per response token."""
     return pa.field(name, pa.list_(pa.list_(kind)))
 
 
 def array(field: pa.Field, rows: Sequence[Any]) -> pa.Array:
-    """A response's values in each of ``rows``: [T], or for a nested field `Ragged`, arrays, or [T, n]."""
+    """Convert responses to an Arrow array. rows: one response each, as [T]; for a nested field, `Ragged`, arrays or [T,
+    n]."""
     inner = field.type.value_type
     if pa.types.is_list(inner):
         whole = Ragged.joined(rows)
@@ -53,7 +54,7 @@ def array(field: pa.Field, rows: Sequence[Any]) -> pa.Array:
 
 
 def rows_of(column: pa.ChunkedArray) -> list[Any]:
-    """The inverse of `array`, as views: arrays [T], or of a nested column `Ragged`."""
+    """Invert `array` without copying: return arrays [T], or `Ragged` for a nested column."""
     found = column.combine_chunks()
     lengths, inner = _lengths(found), found.flatten()
     if pa.types.is_list(inner.type):
@@ -65,13 +66,13 @@ def rows_of(column: pa.ChunkedArray) -> list[Any]:
 
 
 def write(path: Path, table: pa.Table, metadata: dict[str, str]) -> None:
-    """As Parquet with page checksums, each column in the encoding in which it is smallest."""
+    """Write Parquet with page checksums, each column in the encoding in which it is smallest."""
     leaves = [_smallest(table.select([name])) for name in table.column_names]
     _write(path, table, leaves, metadata)
 
 
 def _smallest(column: pa.Table) -> tuple[str, str]:
-    """(path of the leaf, its best encoding)."""
+    """Return (path of the leaf, its smallest encoding)."""
     leaf, kind = column.column_names[0], column.schema.field(0).type
     while pa.types.is_list(kind):
         leaf, kind = f"{leaf}.list.element", kind.value_type
@@ -91,7 +92,7 @@ _DICTIONARY = "RLE_DICTIONARY"
 
 
 def _write(where: Any, table: pa.Table, leaves: list[tuple[str, str]], metadata: dict[str, str]) -> None:
-    """leaves: (path, encoding) of every column."""
+    """Write a file. leaves: (path, encoding) of every column."""
     with pq.ParquetWriter(
         where, table.schema, compression="zstd", compression_level=_LEVEL,
         write_page_checksum=True, write_statistics=False, store_schema=False,

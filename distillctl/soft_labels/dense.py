@@ -1,4 +1,4 @@
-"""Soft labels: the whole distribution, float32 and exact. For tests and small vocabularies."""
+"""Store the whole distribution as soft labels, in exact float32. For tests and small vocabularies."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from distillctl.soft_labels.text import flat_token_ids
 
 
 class DenseLabels:
-    """Per response token: `log_probs` of all V tokens, by id."""
+    """Keep per response token the `log_probs` of all V tokens, by id."""
 
     def __init__(self, spec: Dense) -> None:
         self.fields = [per_kept_token("log_probs", pa.float32())]
 
     def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
-        """Log-probabilities [T, V] as they are."""
+        """Keep log-probabilities [T, V] unchanged."""
         return {"log_probs": log_probs.float().cpu().numpy()}
 
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> DenseTargets:
-        """The rows' positions in order. Ids that ``remap`` drops leave, and the rest is normalised again."""
+        """Return targets for the rows' positions in order. Ids that ``remap`` drops are removed, and the rest
+        renormalised."""
         log_probs = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(-np.inf))
         if remap is not None:
             old = torch.from_numpy(np.flatnonzero(remap >= 0))
@@ -43,10 +44,10 @@ class DenseLabels:
         return DenseTargets(flat_token_ids(token_ids, remap), log_probs)
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> np.ndarray:
-        """Σ p over the kept ids: all of it, float32 [N]."""
+        """Return Σ p over the kept ids, which is 1, float32 [N]."""
         return np.ones(sum(map(len, labels["log_probs"])), np.float32)
 
     def entropy(self, labels: dict[str, list[Any]]) -> np.ndarray:
-        """H(P) in nats at each response token, float32 [N]."""
+        """Return H(P) in nats at each response token, float32 [N]."""
         whole = Ragged.joined(labels["log_probs"]).padded(-np.inf)
         return np.asarray(-(np.exp(whole) * np.where(np.isneginf(whole), 0, whole)).sum(-1))

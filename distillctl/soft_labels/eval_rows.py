@@ -1,9 +1,9 @@
-"""Soft labels of eval rows: so much of the distribution that KL from the teacher is exact for any student.
+"""Store enough of the distribution on eval rows that KL from the teacher can be measured for any student.
 
-Which tokens a student will have is not known when the teacher answers, so it is not enough to keep what a loss needs:
-the k likeliest tokens and a lumped tail say nothing of the tail's part in a trimmed vocabulary. The last thousandth of
-a language model's mass lies on tens of thousands of tokens; a few hundred draws tell their part in the KL, without
-bias, to less than 1e-4 nats for a response.
+The student's vocabulary is unknown when the teacher answers. The k likeliest tokens and the total of the rest suffice
+for a loss, but do not tell how much of the rest a trimmed vocabulary keeps. The last thousandth of a language model's
+mass lies on tens of thousands of tokens. A few hundred draws estimate their part of the KL without bias, to less than
+1e-4 nats for a response.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from distillctl.soft_labels.text import flat_token_ids
 BITS = 18
 """Significant bits of a log-probability."""
 _ENTRIES = 2**29
-"""Named tokens of all eval rows at most: 2 GiB of log-probabilities, were every row as long as it may be."""
+"""Most named tokens in all eval rows together: 2 GiB of log-probabilities if every row has its largest length."""
 
 
 def rows_measured(spec: EvalSoftLabels, vocabulary: int, max_new_tokens: int, rows: int) -> int:
-    """Of how many of the eval rows, from the first, so much is kept: what they take is bounded, whatever they say."""
+    """Return how many of the first eval rows are stored in full, so that their size is bounded."""
     return min(rows, max(1, _ENTRIES // (min(vocabulary, spec.most) * max_new_tokens)))
 
 
@@ -51,7 +51,7 @@ class EvalLabels:
         ]
 
     def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
-        """Of normalised log-probabilities [T, V]; tokens that cannot come (−inf) are not named."""
+        """Extract the columns from normalised log-probabilities [T, V]. Impossible tokens (−inf) are not named."""
         log_p, spec = log_probs.float(), self.spec
         ordered, order = log_p.sort(-1, descending=True)
         most = min(spec.most, log_p.shape[-1])
@@ -74,7 +74,7 @@ class EvalLabels:
         }
 
     def nothing(self, tokens: int) -> dict[str, Any]:
-        """The columns of a response of so many tokens that is not measured."""
+        """Return the columns of a response that is not measured."""
         ids, values = ([np.empty(0, kind)] * tokens for kind in (np.int32, np.float32))
         tail = np.full(tokens, np.nan, np.float32)
         return {"ids": ids, "log_probs": values, "log_tail": tail, "tail_ids": ids, "tail_log_probs": values}
@@ -82,8 +82,11 @@ class EvalLabels:
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> MeasuredTargets:
-        """The rows' positions in order. Tokens that ``remap`` drops leave, and the rest is normalised again; how much
-        of the tail stays is told by the draws. NaN where a row is not measured."""
+        """Return targets for the rows' positions in order; NaN if a row is not measured.
+
+        Tokens that ``remap`` drops are removed, and the rest is renormalised. The draws estimate how much of the tail
+        stays.
+        """
         said, named = flat_token_ids(token_ids, remap), Ragged.joined(labels["ids"])
         places = torch.from_numpy(np.repeat(np.arange(len(named)), named.lengths))
         values = torch.from_numpy(Ragged.joined(labels["log_probs"]).values).double()
@@ -103,7 +106,7 @@ class EvalLabels:
         return MeasuredTargets(said, log_probs, tail - kept, sampling.divided(drawn, kept), dropped)
 
     def _draws(self, labels: dict[str, list[Any]], said: Tensor, tail: Tensor) -> SampledTargets:
-        """tail: log of the mass [N] that they were drawn from."""
+        """Return the stored draws. tail: log of the mass [N] from which they were drawn."""
         ids = torch.from_numpy(Ragged.joined(labels["tail_ids"]).padded(-1)).long()
         there = ids >= 0
         weights = (tail.exp() / there.sum(-1).clamp_min(1)).unsqueeze(-1) * there

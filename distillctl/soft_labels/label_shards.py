@@ -51,7 +51,7 @@ def write(folder: Path, shard: Shard, labels: SoftLabels) -> None:
 
 
 def present(folder: Path, shard: Shard) -> bool:
-    """Whether a whole, undamaged shard of exactly these rows is there."""
+    """Tell whether a whole, undamaged shard of exactly these rows exists."""
     try:
         return _read(folder / shard.file).ids == shard.ids
     except UpstreamError:
@@ -59,19 +59,19 @@ def present(folder: Path, shard: Shard) -> bool:
 
 
 def read(workspace: Workspace, arm: str, split: str) -> SoftLabels:
-    """All rows of an arm in the order of views.parquet, from the shards that collect's manifest names."""
+    """Read all rows of an arm, in the order of views.parquet, from the shards that collect's manifest names."""
     parts = [_read(path) for path in shards.files(workspace, arm, split)]
     path = workspace.folder("collect") / "views.parquet"
     return in_order(parts, view_table.column(path, split, "id"))
 
 
 def read_each(workspace: Workspace, arm: str, split: str) -> Iterator[SoftLabels]:
-    """All rows of an arm, a shard at a time."""
+    """Read all rows of an arm, one shard at a time."""
     return (_read(path) for path in shards.files(workspace, arm, split))
 
 
 def read_shards(folder: Path, parts: Sequence[Shard]) -> SoftLabels:
-    """All rows of a finished plan, in the order of its split."""
+    """Read all rows of a finished plan, in the order of its split."""
     found = [_read(folder / shard.file) for shard in parts]
     for shard, part in zip(parts, found, strict=True):
         if part.ids != shard.ids:
@@ -81,7 +81,7 @@ def read_shards(folder: Path, parts: Sequence[Shard]) -> SoftLabels:
 
 
 def likeliest(labels: SoftLabels, rows: int) -> list[tuple[str, str, float]]:
-    """Of a few rows: id, the teacher's likeliest token after the view, and its probability."""
+    """Return for a few rows the id, the teacher's likeliest token after the view, and its probability."""
     if labels.next_token is None or labels.next_log_prob is None:
         return []
     probs = np.exp(labels.next_log_prob[:rows].astype(np.float64)).tolist()
@@ -89,7 +89,7 @@ def likeliest(labels: SoftLabels, rows: int) -> list[tuple[str, str, float]]:
 
 
 def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
-    """One table of several, its rows in the order of ``ids``."""
+    """Join several tables into one, with its rows in the order of ``ids``."""
     place = {row: index for index, row in enumerate(row for part in parts for row in part.ids)}
     if missing := [row for row in ids if row not in place]:
         raise UpstreamError(f"row {missing[0]} has no soft labels", next=AGAIN)
@@ -127,7 +127,8 @@ def _read(path: Path) -> SoftLabels:
 
 
 def _table(path: Path) -> pa.Table:
-    """The shard's columns. Older versions wrote lists of a fixed size, and at first no checksum of the whole file."""
+    """Read the shard's columns. Older versions wrote lists of a fixed size, and at first no checksum of the whole
+    file."""
     try:
         return shard_files.read(path, _COLUMNS)
     except UpstreamError:
@@ -138,7 +139,7 @@ def _table(path: Path) -> pa.Table:
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """[N, K] of one list per row. ValueError where they are of unlike lengths."""
+    """Return [N, K] from one list per row. Raise ValueError if their lengths differ."""
     lists = column.combine_chunks()
     if len(pc.unique(pc.list_value_length(lists))) != 1:
         raise ValueError("its rows are not of as many labels")

@@ -1,4 +1,4 @@
-"""From raw label log-probabilities to soft labels, with or without the prior."""
+"""Turn raw label log-probabilities into soft labels, with or without the prior."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distillctl.errors import UpstreamError
 
 
 def calibrate(log_probs: np.ndarray, log_prior: np.ndarray | list[float] | None) -> np.ndarray:
-    """Normalised label log-probabilities [N, K] of raw ones [N, K]; the prior [K] is divided out first."""
+    """Return normalised label log-probabilities [N, K] from raw ones, after dividing by the prior [K]."""
     if log_prior is not None:
         if len(log_prior) != log_probs.shape[-1]:
             what = f"a prior of {len(log_prior)} labels for {log_probs.shape[-1]}"
@@ -19,6 +19,7 @@ def calibrate(log_probs: np.ndarray, log_prior: np.ndarray | list[float] | None)
 
 
 def batch_prior(log_probs: np.ndarray) -> np.ndarray:
-    """log of the mean label distribution over rows, float32 [K] (Batch Calibration, Zhou et al. 2023, eq. 5)."""
+    """Return the log of the mean label distribution over rows, float32 [K] (Batch Calibration, Zhou et al. 2023, eq.
+    5)."""
     normalised = log_softmax(log_probs.astype(np.float64), axis=-1)
     return np.asarray(logsumexp(normalised, axis=0) - np.log(len(log_probs)), dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Which rows of a served teacher have a number at all, and what is said and done about the others.
+"""Find the rows that a served teacher measured, leave out the others, and caution about them.
 
-A server shows only its likeliest tokens. Where they do not tell which label is the likeliest, nothing was measured: the
-row is left out of the scores of every arm, which stay paired, and out of training.
+A server shows only its likeliest tokens. If they do not tell which label is likeliest, the row was not measured. It is
+left out of training and of the scores of every arm, so that arms stay paired.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from distillctl.metrics import scores
 from distillctl.soft_labels.label_shards import SoftLabels
 
 MAY_BE_UNMEASURED = 0.05
-"""Share of a split's rows that may be left out. Above it, what is left may be the easy rows: the recipe is refused."""
+"""Largest share of a split's rows that may be left out. Beyond it the recipe is refused: the rest may be the easy
+rows."""
 MAY_BE_UNKNOWN = 0.02
-"""Mean share of a row's label mass that may be upper bounds before it is said."""
+"""Mean share of a row's label mass in upper bounds, from which a caution is given."""
 _THINKS = "<think"
-"""What a reasoning model begins with instead of an answer."""
+"""The beginning of a reasoning model's thoughts, which come before its answer."""
 _EXAMPLES = 3
 
 Labels = Mapping[tuple[str, str], SoftLabels]
-"""Of each arm and split, all rows."""
+"""(arm, split) → all rows."""
 
 
 def rows(found: Labels, log_prior: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Split → its rows that are measured in all arms, bool [N]."""
+    """Return split → bool [N], the rows that are measured in all arms."""
     measured: dict[str, np.ndarray] = {}
     for (_, split), labels in found.items():
         own = _measured(labels, log_prior)
@@ -44,13 +45,13 @@ def _measured(labels: SoftLabels, log_prior: np.ndarray | None) -> np.ndarray:
 
 
 def _thinks(labels: SoftLabels) -> np.ndarray:
-    """Rows that a served teacher would answer with its thoughts, bool [N]: labels are then no answer of its."""
+    """Return bool [N], the rows that the teacher would answer with its thoughts, so that its labels mean nothing."""
     tokens = (labels.next_token if labels.seen is not None else None) or [""] * len(labels.ids)
     return np.array([token.lstrip().startswith(_THINKS) for token in tokens], bool)
 
 
 def check_coverage(found: Labels, measured: Mapping[str, np.ndarray], log_prior: np.ndarray | None = None) -> None:
-    """RecipeError where so many rows of a split are not measured that the others do not stand for all of them."""
+    """Raise RecipeError if too many rows of a split are not measured."""
     for split, kept in measured.items():
         if (~kept).mean() <= MAY_BE_UNMEASURED:
             continue
@@ -80,11 +81,11 @@ _ADVICE = (
 
 
 def coverage_facts(found: Labels, measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What the manifest says of it, with cautions.
+    """Return what the manifest records about unmeasured rows, and give cautions.
 
-    unmeasured: split → how many rows were left out, and their share; unseen: arm → of the eval rows, the share of the
-    (row, label) pairs that were not among the tokens shown, whose probabilities are upper bounds, and the mean share
-    that these have of a row's label mass. Both None where all are exact.
+    unmeasured: split → number and share of rows left out. unseen: arm → for the eval rows, the share of (row, label)
+    pairs that the server did not show, and their mean share of a row's label mass, as upper bounds. Both are None if
+    all are exact.
     """
     if all(labels.seen is None for labels in found.values()):
         return {"unmeasured": None, "unseen": None}

@@ -1,4 +1,4 @@
-"""Rows of unlike lengths in two flat arrays: the tokens kept at each position of a response."""
+"""Hold rows of different lengths in two flat arrays, such as the tokens kept at each position of a response."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Ragged(Sequence[np.ndarray]):
-    """values [Σ lengths]: all rows' entries, one row after the other; lengths int64 [N]."""
+    """Rows of different lengths. values [Σ lengths]: all rows' entries in order. lengths: int64 [N]."""
 
     values: np.ndarray
     lengths: np.ndarray
 
     @classmethod
     def of(cls, rows: Ragged | np.ndarray | Sequence[np.ndarray]) -> Ragged:
-        """From arrays of any lengths, or from one array [N, M]."""
+        """Convert arrays of any lengths, or one array [N, M]."""
         if isinstance(rows, Ragged):
             return rows
         if isinstance(rows, np.ndarray):
@@ -29,14 +29,14 @@ class Ragged(Sequence[np.ndarray]):
 
     @classmethod
     def joined(cls, parts: Iterable[Ragged | np.ndarray | Sequence[np.ndarray]]) -> Ragged:
-        """All parts' rows as one."""
+        """Concatenate the rows of all parts."""
         whole = [cls.of(part) for part in parts]
         if not whole:
             return cls(np.empty(0), np.empty(0, np.int64))
         return cls(np.concatenate([part.values for part in whole]), np.concatenate([part.lengths for part in whole]))
 
     def padded(self, fill: float) -> np.ndarray:
-        """[N, M], M the longest row's length; ``fill`` where a row is shorter."""
+        """Return [N, M], where M is the longest row's length. Shorter rows end in ``fill``."""
         width = int(self.lengths.max(initial=0))
         out = np.full((len(self), width), fill, self.values.dtype)
         out[np.arange(width) < self.lengths[:, None]] = self.values

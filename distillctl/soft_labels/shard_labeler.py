@@ -1,4 +1,4 @@
-"""collect's loop: what is missing of a plan is labelled by a pool and committed shard by shard, by one writer."""
+"""Label the missing shards of a plan with a worker pool, and commit them one by one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from distillctl.terminal.progress import Progress
 
 @dataclass
 class ShardLabeler:
-    """Counts what was done and what was there.
+    """Label and commit shards, and count rows, tokens and seconds.
 
-    present: whether a shard is there, whole; commit: writes a shard and says how many tokens it took.
+    present: tells whether a shard is stored, whole. commit: writes a shard and returns how many tokens it took.
     """
 
     pool: WorkerPool
@@ -31,7 +31,8 @@ class ShardLabeler:
     seconds: float = 0.0
 
     def label(self, plan: Sequence[Shard], task: Callable[[Shard], ShardTask]) -> None:
-        """Have these shards labelled and commit each as it comes. task: what a shard asks, made when it can begin."""
+        """Label the missing shards of ``plan`` and commit each as it comes. task: makes a shard's task when a worker is
+        free."""
         missing = [shard for shard in plan if not self.present(shard)]
         self._reuse(plan, missing)
         start = time.perf_counter()
@@ -51,7 +52,7 @@ class ShardLabeler:
                 rows[shard.arm] += sign * len(shard.ids)
         for arm, count in rows.items():
             if count:
-                console.note(f"collect: {count} rows of {arm} are there already")
+                console.note(f"collect: {count} rows of {arm} are already there")
         self.reused += rows.total()
         self.bar.skip(rows.total())
 

@@ -1,4 +1,4 @@
-"""What soft labels will take on disk, before any are there: for --dry-run, without torch."""
+"""Estimate the size of soft labels on disk for --dry-run. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from distillctl.recipe import Dense, Sampled, SoftLabels, TopK
 
 _TEXT = 3.3
-"""Bytes of a response token's id and text, its share of the file's frame included."""
+"""Bytes of a response token's id and text, with its share of the file's overhead."""
 _VALUE = 1.8
 """A float of 11 significant bits for each response token."""
 _KEPT = 2.4
@@ -23,7 +23,7 @@ _DENSE = 3.7
 
 
 def bytes_per_token(spec: SoftLabels, vocabulary: int | None) -> float | None:
-    """Bytes per response token; None where they depend on the vocabulary and that is not known.
+    """Return the bytes per response token, or None if they depend on an unknown vocabulary.
 
     How many of N draws are distinct depends on the text, too: √(2.9 N) is taken, 12 of 50 as in the paper (Anshumann et
     al. 2025); 5 were measured on a fixed format, 24 on free text.

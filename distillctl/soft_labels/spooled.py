@@ -1,4 +1,4 @@
-"""What a profile keeps of responses, in files of numbers and not in memory."""
+"""Keep soft labels of responses in files instead of memory."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from distillctl.soft_labels.ragged import Ragged
 
 
 class SpooledLabels:
-    """Each of a profile's columns, a value per response: arrays [T], or of a nested column `Ragged`."""
+    """A codec's columns on disk, one value per response: arrays [T], or `Ragged` in a nested column."""
 
     def __init__(self, folder: Path, fields: Iterable[pa.Field]) -> None:
         self._columns = {field.name: _column(folder, field) for field in fields}
 
     def append(self, labels: Mapping[str, Any]) -> None:
-        """One response's."""
+        """Add the soft labels of one response."""
         for name, column in self._columns.items():
             column.append(labels[name])
 
     def some(self, rows: Sequence[int]) -> dict[str, list[Any]]:
-        """Of some responses, by their numbers: as `SoftLabelCodec.targets` takes it."""
+        """Return the columns of some responses, for `SoftLabelCodec.targets`."""
         return {name: [column[row] for row in rows] for name, column in self._columns.items()}
 
 

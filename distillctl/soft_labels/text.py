@@ -1,4 +1,4 @@
-"""Soft labels: none. The response alone (sequence-level distillation, Kim & Rush 2016)."""
+"""Store no soft labels, only the response (sequence-level distillation, Kim & Rush 2016)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from distillctl.recipe import Text
 
 
 class TextLabels:
-    """Nothing per response token but the token, which every profile keeps."""
+    """Keep nothing per response token but the token, which every codec keeps."""
 
     def __init__(self, spec: Text) -> None:
         self.fields: list[pa.Field] = []
 
     def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
-        """Nothing."""
+        """Keep nothing."""
         return {}
 
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> Targets:
-        """The rows' response tokens in order."""
+        """Return the rows' response tokens in order."""
         return Targets(flat_token_ids(token_ids, remap))
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> None:
@@ -38,7 +38,7 @@ class TextLabels:
 
 
 def flat_token_ids(token_ids: Sequence[np.ndarray], remap: np.ndarray | None) -> Tensor:
-    """The responses' tokens one after the other, int64 [N], under the student's ids; −1 where it has no such token."""
+    """Concatenate the responses' tokens, int64 [N], as the student's ids; −1 if it has no such token."""
     parts = [np.asarray(ids, np.int64) for ids in token_ids]
     whole = np.concatenate(parts) if parts else np.empty(0, np.int64)
     return torch.from_numpy(whole if remap is None else remap[whole])

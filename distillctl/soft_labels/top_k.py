@@ -1,7 +1,7 @@
-"""Soft labels: the k likeliest tokens with their probabilities, the mass of all others, and draws from these.
+"""Store the k likeliest tokens with their probabilities, the total of all others (the tail), and draws from the tail.
 
-A tail of a twentieth of the mass can hold half of the entropy (an answer may begin with one of thousands of words), and
-a student that is only told how large it is learns nothing of it. Drawn tokens tell it, without bias.
+A tail with a twentieth of the mass can hold half of the entropy, because an answer may begin with thousands of words. A
+student that only learns the tail's total learns nothing about it. Draws represent it without bias.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TopKLabels:
             self.fields += [per_kept_token("tail_ids", pa.int32()), per_kept_token("tail_log_probs", pa.float32())]
 
     def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
-        """Of normalised log-probabilities [T, V]; tokens that cannot come (−inf) are no rank."""
+        """Extract the columns from normalised log-probabilities [T, V]. Impossible tokens (−inf) have no rank."""
         values, ids = log_probs.float().topk(min(self.k, log_probs.shape[-1]))
         others = log_probs.float().scatter(-1, ids, -torch.inf)
         ends = (~values.isneginf()).sum(-1).cumsum(0)[:-1].cpu().numpy()
@@ -59,8 +59,11 @@ class TopKLabels:
         return kept | self._drawn(others, generator) if self.draws else kept
 
     def of_shown(self, positions: Sequence[Sequence[tuple[int, float]]]) -> dict[str, Any]:
-        """Of the likeliest tokens that are shown at each position, the likeliest first, as (id, log-probability): all
-        others are the tail. Nothing can be drawn from it, nor its mass told at another temperature."""
+        """Build the columns from the tokens that a server shows at each position, as (id, log-probability), likeliest
+        first.
+
+        All other tokens are the tail. It cannot be drawn from, and its mass at other temperatures is unknown.
+        """
         kept = [shown[: self.k] for shown in positions]
         left = [1.0 - math.fsum(math.exp(value) for _, value in shown) for shown in kept]
         tails = [math.log(mass) if mass > 0 else -math.inf for mass in left]
@@ -71,7 +74,7 @@ class TopKLabels:
         }
 
     def _drawn(self, others: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        """Of log-probabilities [T, V] of the tail alone."""
+        """Draw from log-probabilities [T, V] of the tail alone."""
         found = sampling.draw(sampling.mass(others), 1.0, self.draws, generator)
         there = found < others.shape[-1]
         ends = there.sum(-1).cumsum(0)[:-1].cpu().numpy()
@@ -84,10 +87,11 @@ class TopKLabels:
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> TopKTargets:
-        """The rows' positions in order. Ids and draws that ``remap`` drops leave, and the rest is normalised again.
+        """Return targets for the rows' positions in order. Ids and draws that ``remap`` drops go, and the rest is
+        renormalised.
 
-        How much of the tail stays is told by the draws that fell on it: their share, with one more counted as kept, so
-        that it is never none; without draws it is all of it.
+        The share of draws that stay estimates how much of the tail stays. One more is counted as kept, so that it is
+        never zero. Without draws the whole tail stays.
         """
         ids = torch.from_numpy(Ragged.joined(labels["ids"]).padded(-1)).long()
         head = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(-np.inf))
@@ -116,19 +120,19 @@ class TopKLabels:
         return TopKTargets(said, ids, head, tails[1.0], sums, drawn, dropped)
 
     def _draws(self, labels: dict[str, list[Any]], said: Tensor, whole: Tensor) -> SampledTargets:
-        """whole: log of the mass [N] that the stored logarithms have, 0 but for their rounding."""
+        """Return the stored draws. whole: log of the stored total mass [N], which is 0 but for rounding."""
         ids = torch.from_numpy(Ragged.joined(labels["tail_ids"]).padded(-1)).long()
         log_probs = torch.from_numpy(Ragged.joined(labels["tail_log_probs"]).padded(0)) - whole[:, None]
         return SampledTargets(said, ids, (ids >= 0).float() / self.draws, log_probs.where(ids >= 0, 0))
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> np.ndarray:
-        """Σ p over the kept ids at each response token, float32 [N]."""
+        """Return Σ p over the kept ids at each response token, float32 [N]."""
         return np.asarray(-np.expm1(np.concatenate(labels["log_tail"])))
 
     def entropy(self, labels: dict[str, list[Any]]) -> None:
-        """H(P) is not known from a head and a lumped tail."""
+        """Return None: H(P) cannot be computed from a head and the total of a tail."""
 
 
 def _total(head: Tensor, tail: Tensor) -> Tensor:
-    """log of the mass of head [N, k] and tail [N] together."""
+    """Return the log of the total mass of head [N, k] and tail [N]."""
     return torch.cat([head, tail[:, None]], -1).logsumexp(-1)

@@ -1,1 +1,1 @@
-"""Where the student comes from."""
+"""Build the student: from a pretrained model, from some of its layers, or from a configuration."""

@@ -1,4 +1,4 @@
-"""The end of every kind of student: tokenizer framed, vocabulary trimmed, lengths agreed upon."""
+"""Finish every kind of student: set the tokenizer's special tokens, trim the vocabulary, and set the lengths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def assemble(
     max_length: int | None,
     vocabulary: TrimmedVocabulary | None = None,
 ) -> Student:
-    """The student from its parts. ``model`` is changed in place."""
+    """Build the student from its parts. ``model`` is changed in place."""
     digest, response_length = vocabulary_digest(tokenizer), 0
     kept_ids = facts = None
     if writes_on(recipe, model.config):

@@ -1,4 +1,4 @@
-"""A trained student as later stages need it: its model; or all but the weights, to tell what its tokens are."""
+"""Load a trained student for later stages: its model, or everything but the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distillctl.students.student import Student
 
 
 def model(recipe: Recipe, folder: Path) -> PreTrainedModel:
-    """What train saved in ``folder``, in float32."""
+    """Load the model that train saved in ``folder``, in float32."""
     trust = trusted(recipe)
     checkpoint_files.check_size(folder)
     with console.libraries_quiet():
@@ -30,7 +30,7 @@ def model(recipe: Recipe, folder: Path) -> PreTrainedModel:
 
 
 def trusted(recipe: Recipe) -> bool:
-    """Whether code that comes with the model is run; train has said what that means."""
+    """Tell whether code that comes with the model is run; train has warned about it."""
     return bool(getattr(recipe.student, "trust_remote_code", False))
 
 

@@ -1,4 +1,4 @@
-"""What a recipe's student gets wrong that its files can show before torch is imported and collect is paid for."""
+"""Check a recipe's student by its files alone, before torch is imported and before collect is paid for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def check_student(recipe: Recipe) -> None:
-    """RecipeError for layers that the model does not have, or a decoder whose response leaves no room for a view."""
+    """Raise RecipeError if the model lacks the layers, or if a decoder's response leaves no room for a view."""
     spec, source = recipe.student, model_source.student(recipe)
     if isinstance(spec, FromConfigStudent):
         check_sizes(spec)
@@ -32,14 +32,14 @@ def check_student(recipe: Recipe) -> None:
 
 
 def check_sizes(spec: FromConfigStudent) -> None:
-    """RecipeError for a new model that no machine could hold, or this one cannot."""
+    """Raise RecipeError for a new model that does not fit into this machine's memory."""
     if problem := checkpoint_files.too_large(spec.config, ()):
         raise RecipeError(f"it {problem}", where="student.config")
     check_memory(checkpoint_files.weights_of(spec.config))
 
 
 def check_memory(weights: int) -> None:
-    """RecipeError where so many weights, in float32, are more than the machine's memory."""
+    """Raise RecipeError if so many weights in float32 exceed the machine's memory."""
     there = limits.machine_bytes()
     if _WEIGHT_BYTES * weights > there:
         raise RecipeError(
@@ -66,7 +66,7 @@ def no_room(longest: int, response: int) -> RecipeError:
 
 
 def view_limit(max_length: int, response_length: int) -> Limit:
-    """How long a student's simplified views may be, in tokens."""
+    """Return how many tokens a student's simplified views may have."""
     room = f" and keeps {response_length:,} of them for the response" if response_length else ""
     return Limit(
         "the student",

@@ -1,4 +1,4 @@
-"""How long a student's views are and how long they may be: its tokenizer and its sizes, without the weights."""
+"""Measure a student's views with its tokenizer and sizes, without its weights."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from distillctl.students.preflight import check_sizes, longest_view, view_limit
 
 @dataclass(frozen=True)
 class StudentReader:
-    """What a student makes of a simplified view before it is trained."""
+    """A student without its weights, which measures simplified views before training."""
 
     tokenizer: Any
     limit: Limit
 
     def length(self, text: str) -> Length:
-        """The tokens of a simplified view, as training will count them. A trimmed vocabulary changes none of them."""
+        """Return the tokens of a simplified view as training counts them. Trimming the vocabulary does not change
+        them."""
         tokens = len(self.tokenizer(text).input_ids)
         return Length(tokens, self.limit, "contexts.simplified", "simplified view")
 

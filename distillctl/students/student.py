@@ -1,4 +1,4 @@
-"""A student: a model that classifies or writes, its tokenizer, and how long its views may be."""
+"""The student: a model that classifies or generates, its tokenizer, and the limit of its views."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Reiterable(Iterable[T], Generic[T]):
-    """What is read from its files again each time somebody iterates."""
+    """An iterable that calls ``start`` for each iteration, to read its files again."""
 
     start: Callable[[], Iterator[T]]
 
@@ -120,7 +120,7 @@ _LONGER = (
 
 
 def finish(model: PreTrainedModel, tokenizer: Any, max_length: int | None, response_length: int = 0) -> Student:
-    """Agree on the padding token and on the longest view. RecipeError when the response leaves no room for one."""
+    """Set the padding token and the longest view. Raise RecipeError if the response leaves no room for a view."""
     pad(tokenizer)
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:

@@ -1,4 +1,4 @@
-"""A student's tokenizer: found, framed for its task, rebuilt around another backend."""
+"""Load a student's tokenizer, set its special tokens for the task, or rebuild it around another backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 
 def of(source: ModelSource, revision: str | None, trust_remote_code: bool = False) -> Any:
-    """The model's fast tokenizer; UnavailableError when there is none."""
+    """Load the model's fast tokenizer. Raise UnavailableError if there is none."""
     with checkpoint_files.loading(lambda error: loading.unavailable(source, error)), console.libraries_quiet():
         return AutoTokenizer.from_pretrained(
             from_pretrained.folder(source), **from_pretrained.options(source, revision, trust_remote_code)
@@ -40,7 +40,7 @@ def for_writing_on(tokenizer: Any, *, chat: bool) -> Any:
 
 
 def with_backend(tokenizer: Any, backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """The same tokenizer around another backend, as the class that takes tokenizer.json as it stands."""
+    """Rebuild a tokenizer around another backend, with the class that uses tokenizer.json unchanged."""
     vocabulary = backend.get_vocab()
     names = {name: token for name in _NAMES if (token := getattr(tokenizer, name, None)) in vocabulary}
     return PreTrainedTokenizerFast(

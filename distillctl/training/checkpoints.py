@@ -31,7 +31,7 @@ _DAMAGED = "-damaged"
 
 @dataclass
 class TrainingProgress:
-    """Where a run stands. Lower ``best`` is better."""
+    """How far a run is. A lower ``best`` is better."""
 
     step: int = 0
     best: float = float("inf")
@@ -57,14 +57,14 @@ class _SavedState(BaseModel):
     """Name → SHA-256."""
 
     def check(self, step: int) -> None:
-        """ValueError unless it is that of a checkpoint after ``step``."""
+        """Raise ValueError unless this belongs to a checkpoint after ``step``."""
         needed = {"model.safetensors", "optimizer.safetensors", *(["best.safetensors"] * self.progress.has_best)}
         if self.progress.step != step or self.progress.best_step > step or not needed <= self.files.keys():
-            raise ValueError("it is that of another checkpoint")
+            raise ValueError("it belongs to another checkpoint")
 
 
 def forget(folder: Path, run: str, but: str | None = None) -> None:
-    """Remove a run's checkpoints, but for those whose names start with ``but``; not what else lies beside them."""
+    """Remove a run's checkpoints, except those whose names start with ``but``, and nothing else."""
     for stale in folder.glob(f"{run}-*"):
         if SCRATCH.fullmatch(f"checkpoints/{stale.name}") and (but is None or not stale.name.startswith(but)):
             shutil.rmtree(stale, ignore_errors=True)
@@ -84,7 +84,7 @@ class Checkpoints:
         return max(found, default=None, key=_step)
 
     def save(self, learner: Learner, progress: TrainingProgress, best: dict[str, Tensor] | None) -> None:
-        """Commit a checkpoint, then drop those before."""
+        """Commit a checkpoint, then remove earlier ones."""
         weights, optimizer, schedule = learner.state()
         if not ranks.is_first():
             return
@@ -99,7 +99,7 @@ class Checkpoints:
         self._drop_others(target)
 
     def _drop_others(self, kept: Path) -> None:
-        """Also what a killed process had begun to drop."""
+        """Remove all other checkpoints, including those that a killed process had begun to remove."""
         for other in self.folder.glob(f"{self.prefix}-step-*"):
             if other != kept and re.search(r"step-\d+$", other.name):
                 shutil.rmtree(other, ignore_errors=True)
@@ -121,7 +121,7 @@ class Checkpoints:
             if best is not None and {name: one.shape for name, one in best.items()} != {
                 name: one.shape for name, one in weights.items()
             }:
-                raise ValueError("the best weights are those of another model")
+                raise ValueError("the best weights belong to another model")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise UpstreamError(
                 f"the checkpoint is not one of this run: {first_line(error)}",
@@ -131,7 +131,7 @@ class Checkpoints:
         return progress, best
 
     def _sound(self) -> Path | None:
-        """The latest checkpoint, unless it is damaged."""
+        """Return the latest checkpoint; set it aside and return None if it is damaged."""
         folder = self.latest()
         if folder is None:
             return None

@@ -31,26 +31,26 @@ from distillctl.training.learner import Batch, Learner, Loss, put
 
 
 class TrainingObjective(Loss, Protocol):
-    """What is learnt: the train rows with their loss, and the held-out rows with their figures.
+    """What a model learns: the loss of the train rows, and the figures of the held-out rows.
 
     A step minimises one mean over all positions of its batches, however the rows are batched.
     """
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each train row, int64 [N], for batching."""
+        """Return the tokens of each train row, int64 [N], for batching."""
 
     @property
     def positions(self) -> np.ndarray:
-        """Of each train row, the positions that the mean is over, int64 [N]."""
+        """Return how many positions of each train row the mean covers, int64 [N]."""
 
     def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
-        """Of the held-out rows: what the best weights have least of, and figures for the log; the same on all ranks."""
+        """Return (criterion to minimise, metrics to log) on the held-out rows, identical on every rank."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a run went."""
+    """The result of a training run."""
 
     steps: int
     best_step: int
@@ -61,12 +61,12 @@ class Fit:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Return the facts for the manifest."""
         return asdict(self)
 
 
 def hold_out(of: Iterable[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Row numbers to train on, and those held out for early stopping; both in order.
+    """Return row numbers to train on, and those held out for early stopping; both in order.
 
     ``of``: what each row belongs to; a seeded share of that is held out with all its rows. DataError where that is all.
     """
@@ -82,7 +82,7 @@ def hold_out(of: Iterable[Any], share: float, seed: int) -> tuple[list[int], lis
 
 
 class TrainingRun:
-    """A model under training."""
+    """One training run of a model."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class TrainingRun:
         self.learner = Learner(model, problem, spec, len(self.plan))
 
     def fit(self, metrics: Path) -> Fit:
-        """Train until the epochs are done or patience is out; the model is left with its best weights."""
+        """Train until the epochs are done or patience runs out. The model then has its best weights."""
         spec, lengths, plan = self.spec, self.problem.lengths, self.plan
         split_checks.check_steps(len(plan))
         steps_per_epoch = math.ceil(len(plan) / spec.epochs)
@@ -132,7 +132,7 @@ class TrainingRun:
                     learning_rate=rate, tokens_per_second=round(speed, 1),
                 )  # fmt: skip
                 if progress.step % every == 0 or progress.step == len(plan):
-                    best, fields = self._look(progress, best, log)
+                    best, fields = self._evaluate(progress, best, log)
                     if progress.evals_without_improvement >= spec.patience:
                         stopped = "patience"
                         break
@@ -150,7 +150,7 @@ class TrainingRun:
         return Fit(progress.step, progress.best_step, resumed, stopped, speed_or_none, ranks.count())
 
     def _step(self, batches: Sequence[Batch]) -> tuple[float, float]:
-        """Gradients of one optimizer step: one mean over all its positions, however they are batched."""
+        """Compute the gradients of one optimizer step: one mean over all its positions, however they are batched."""
         count = sum(int(self.problem.positions[row]) for batch in batches for row in batch)
         loss, norm = self.learner.gradients(batches, count)
         return float(collectives.summed(np.array(loss))), norm
@@ -173,10 +173,10 @@ class TrainingRun:
             next="lower train.learning_rate or train.clip_norm, or lengthen train.warmup",
         )
 
-    def _look(
+    def _evaluate(
         self, progress: TrainingProgress, best: dict[str, Tensor] | None, log: TextIO
     ) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-        """Measure the held-out rows; keep the weights if they are the best so far."""
+        """Evaluate the held-out rows, and keep the weights if they are the best so far."""
         with self.learner.measured() as model:
             criterion, figures = self.problem.held_out(model)
         if criterion < progress.best:
@@ -205,5 +205,5 @@ def _plan(lengths: np.ndarray, spec: Train, seed: int) -> Plan:
 
 
 def _seed(seed: int, step: int) -> int:
-    """Of what a step draws on this rank: nothing of the generators' states has to be kept."""
+    """Return the random seed of a step on this rank, so that no generator state must be saved."""
     return int(np.random.SeedSequence([seed, step, ranks.number()]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line for every step and every look at the held-out rows, of all runs."""
+"""Write metrics.jsonl: one JSON object per line for every step and every evaluation, of all runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distillctl.run_dir.workspace import open_to_append, writable, write_text
 
 @contextlib.contextmanager
 def opened(metrics: Path, run: str, step: int) -> Iterator[TextIO]:
-    """To go on after ``step`` of a run; of several ranks the first writes."""
+    """Open the log to continue a run after ``step``. Only the first rank writes."""
     if not ranks.is_first():
         with open(os.devnull, "a", encoding="utf-8") as log:
             yield log
@@ -29,19 +29,19 @@ def opened(metrics: Path, run: str, step: int) -> Iterator[TextIO]:
 
 
 def flush_to_disk(log: TextIO) -> None:
-    """Before a checkpoint says that these steps were done: their lines are on the disk."""
+    """Write the lines to disk, before a checkpoint says that these steps are done."""
     log.flush()
     if ranks.is_first():
         os.fsync(log.fileno())
 
 
 def write(log: TextIO, **line: Any) -> None:
-    """Add a line; it has at least ``run`` and ``step``."""
+    """Add a line, which has at least ``run`` and ``step``."""
     log.write(json.dumps(line) + "\n")
 
 
 def parsed(text: str) -> dict[str, Any] | None:
-    """A line that `write` has written, or None: a kill can tear one."""
+    """Parse a line that `write` wrote. Return None for an incomplete one, which a kill can leave."""
     try:
         line = from_json(text)
     except ValueError:
@@ -55,7 +55,7 @@ def _is_number(value: Any) -> bool:
 
 
 def keep_lines(metrics: Path, run: str, step: int) -> None:
-    """Drop the run's lines after ``step``, which will be written again."""
+    """Remove the run's lines after ``step``, which will be written again."""
     if not metrics.exists():
         return
     kept = []

@@ -1,4 +1,4 @@
-"""train's folder: made ready for a run, the key of its checkpoints, and the trained student saved."""
+"""Prepare train's folder, compute the key of its checkpoints, and save the trained student."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distillctl.training.checkpoints import Checkpoints, forget
 
 
 def prepare(recipe: Recipe, workspace: Workspace) -> Path:
-    """The folder, there and no longer committed; and torch set up so that a run can be repeated."""
+    """Create train/, invalidate its manifest and make torch deterministic."""
     folder = workspace.folder("train")
     if ranks.is_first():
         workspace.invalidate("train")

@@ -29,7 +29,7 @@ class Budget:
         prices = self.spec.prices
         return None if prices is None else (tokens[0] * prices.input + tokens[1] * prices.output) / 1e6
 
-    def hold(self, most: Tokens) -> None:
+    def reserve(self, most: Tokens) -> None:
         """Reserve the tokens of a request before it is sent. Raise BudgetExceeded if they could exceed the budget."""
         after = _sum(self.used, self.held, most)
         limit = self.spec.max_tokens_total
@@ -40,7 +40,7 @@ class Budget:
             raise BudgetExceeded(f"max_cost ({limit_cost:g}): {self.cost(self.used):.4g} is spent")
         self.held = _sum(self.held, most)
 
-    def settle(self, most: Tokens, used: Tokens) -> None:
+    def charge(self, most: Tokens, used: Tokens) -> None:
         """Replace a request's reservation with what it used."""
         self.held = self.held[0] - most[0], self.held[1] - most[1]
         self.used = _sum(self.used, used)

@@ -113,7 +113,7 @@ class RequestScheduler:
             self.cache.keep(key, answer, used, 1000 * (time.perf_counter() - start))
             return answer
         finally:
-            self.budget.settle(most, used)
+            self.budget.charge(most, used)
             self.rate_limiter.correct(sum(most), sum(used))
 
     def _used(self, answer: Answer, most: Tokens) -> Tokens:
@@ -126,7 +126,7 @@ class RequestScheduler:
         """Wait until the request may be sent. Raise Stopped if none may."""
         self._check_stopped()
         try:
-            self.budget.hold(most)
+            self.budget.reserve(most)
         except BudgetExceeded as reason:
             raise self.stop(
                 UnavailableError(
@@ -138,7 +138,7 @@ class RequestScheduler:
             await self.rate_limiter.turn(sum(most), self._sleep)
             self._check_stopped()
         except BaseException:
-            self.budget.settle(most, (0, 0))
+            self.budget.charge(most, (0, 0))
             raise
 
     async def _sleep(self, seconds: float) -> None:
