@@ -1,5 +1,16 @@
-"""`python -m distillctl`."""
+"""The console script, and `python -m distillctl`."""
 
-from distillctl.cli import main
+import signal
 
-main()
+
+def main() -> None:
+    """Run the command line. A Ctrl-C while it is being imported ends the process as it ends any program."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from distillctl import cli
+
+    signal.signal(signal.SIGINT, before)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

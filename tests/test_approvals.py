@@ -376,6 +376,27 @@ def test_rows_from_outside_the_recipes_folder_go_out_only_if_the_user_says_so(tm
     approvals.check_sending(recipe.teacher, recipe_access.outside(recipe))
 
 
+@pytest.mark.parametrize(("address", "variable"), [("https://api.openai.com/v1", "OPENAI_API_KEY"),
+                                                  (f"https://{NOWHERE}/v1", "MY_KEY")])  # fmt: skip
+def test_a_key_that_may_go_to_a_host_takes_no_files_along(tmp_path, diary, monkeypatch, address, variable):
+    """Not even to the host of the key's own provider: the files are the user's, whoever owns the host."""
+    monkeypatch.setenv(variable, "sk-of-nobody")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    recipe = served_project.recipe(
+        folder, address, teacher={"api_key_env": variable}, data={"source": str(diary), "eval_rows": 20}
+    )
+    host = recipe.teacher.host
+    approvals.configure([f"{variable}@{host}"])
+    with pytest.raises(RecipeError, match=re.escape(str(diary))) as refused:
+        approvals.check_sending(recipe.teacher, recipe_access.outside(recipe))
+    assert f"--trust files@{host}" in str(refused.value.next)
+    assert recipe_access.describe(recipe)["sends"]["wants_approval"] == f"files@{host}"
+    approvals.configure([f"{variable}@{host}", f"files@{host}"])
+    approvals.check_sending(recipe.teacher, recipe_access.outside(recipe))
+
+
 def test_rows_of_the_recipes_own_folder_need_no_word(tmp_path):
     recipe = served_project.recipe(tmp_path, "http://gpu.example.invalid:8000/v1", teacher={"api_key_env": None})
     approvals.check_sending(recipe.teacher, recipe_access.outside(recipe))

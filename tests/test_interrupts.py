@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +133,14 @@ def test_what_python_drops_is_not_shown() -> None:
         say("dropped" if interrupts.pending() else "raised")
 """
     assert ended(body, {}) == (0, ["dropped"])
+
+
+def test_a_signal_while_the_command_line_is_imported_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    """The import is held up by a module of typer's name that sends the signal."""
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "distillctl", "--help"],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

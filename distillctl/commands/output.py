@@ -461,7 +461,11 @@ def _reach(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"reads outside the recipe's folder: {named}"
     if sends := found["sends"]:
         key = f"with the key in {sends['key']}" if sends["key"] else "without a key"
-        wants = f"; collect needs your approval: --trust {sends['wants_approval']}" if sends["wants_approval"] else ""
+        wants = (
+            f"; collect needs your approval: --trust {sends['wants_approval'].replace(', ', ' --trust ')}"
+            if sends["wants_approval"]
+            else ""
+        )
         yield f"sends its rows to {sends['host']}, {key}{wants}"
     if found["runs_code"]:
         named = ", ".join(f"{whose} ({key})" for key, whose in found["runs_code"].items())

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from distillctl import console
 from distillctl.commands.output import size
-from distillctl.errors import GateFailed
+from distillctl.errors import GateFailed, UnavailableError
 from distillctl.run_dir.workspace import writable, write_text
 from distillctl.untrusted import regular_files
 from distillctl.untrusted.markdown import plain
@@ -26,12 +26,16 @@ def emit(
     Raise GateFailed if the run is slower or larger than allowed, and with ``undecided_fails`` also if that is
     undecided.
     """
-    if junit is not None:
-        write_junit(junit, found, undecided_fails=undecided_fails)
     if summary is None and (step := os.environ.get("GITHUB_STEP_SUMMARY")):
         summary = Path(step)
-    if summary is not None:
-        append_summary(summary, found)
+    try:
+        if junit is not None:
+            write_junit(junit, found, undecided_fails=undecided_fails)
+        if summary is not None:
+            append_summary(summary, found)
+    except UnavailableError:
+        console.readable(*readable(found))  # what took long to measure is not lost with a file
+        raise
     failed = found["verdict"] == "failed" or (undecided_fails and found["verdict"] == "undecided")
     if not failed and found["verdict"] == "undecided":
         console.warn(reason(found))

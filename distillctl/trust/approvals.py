@@ -23,7 +23,7 @@ from distillctl.untrusted import limits
 
 ENVIRONMENT = "DISTILLCTL_TRUST"
 FILES = "files"
-"""What an approval names where no key goes out, but rows of files from outside the recipe's folder do."""
+"""What an approval names where rows of files from outside the recipe's folder go out."""
 _FORM = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)@([^\s/?#@]+)")
 _HEADER = "# Keys that distillctl may send, as VARIABLE@HOST; take a line out to take the approval back.\n"
 _MOST_BYTES = 1 << 20
@@ -70,16 +70,16 @@ def _parse(entry: str, where: str) -> Approval:
 # ── keys and rows ────────────────────────────────────────────────────────────────────────────────
 
 
-def wanted(teacher: OpenAITeacher, outside: Mapping[str, Path]) -> Approval | None:
-    """Return the approval that sending to this teacher needs, or None if it needs none.
+def wanted(teacher: OpenAITeacher, outside: Mapping[str, Path]) -> list[Approval]:
+    """Return the approvals that sending to this teacher needs. A provider's own host may have its key, but no files.
 
     outside: recipe key → file from outside the recipe's folder whose rows or text the requests carry.
     """
     if teacher.is_local:
-        return None
-    if (variable := teacher.api_key_env) is None:
-        return Approval(FILES, teacher.host) if outside else None
-    return None if providers.owns(teacher.host, variable) else Approval(variable, teacher.host)
+        return []
+    variable = teacher.api_key_env
+    keys = [] if variable is None or providers.owns(teacher.host, variable) else [variable]
+    return [Approval(what, teacher.host) for what in (*keys, *([FILES] if outside else []))]
 
 
 def is_approved(approval: Approval) -> bool:
@@ -94,19 +94,19 @@ def is_approved(approval: Approval) -> bool:
 
 def check_sending(teacher: OpenAITeacher, outside: Mapping[str, Path]) -> None:
     """Ask the user where there is a terminal, and remember what was approved. RecipeError where it was not."""
-    approval = wanted(teacher, outside)
-    if approval is None or not (approval.what == FILES or os.environ.get(approval.what)):
-        return  # without a key there is nothing to send: the client says so
-    if not is_approved(approval):
-        allowed = console.ask(
-            f"{_told(approval, outside)}. The recipe asks for this, and you have not approved it yet.\n"
-            "Allow it, now and from now on?"
-        )
-        if not allowed:
-            raise _refusal(approval, outside)
-        _command.approved.add(approval)
-    if approval in _command.approved:
-        _remember(approval)
+    if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env):
+        return  # without its key nothing is sent: the client says so
+    for approval in wanted(teacher, outside):
+        if not is_approved(approval):
+            allowed = console.ask(
+                f"{_told(approval, outside)}. The recipe asks for this, and you have not approved it yet.\n"
+                "Allow it, now and from now on?"
+            )
+            if not allowed:
+                raise _refusal(approval, outside)
+            _command.approved.add(approval)
+        if approval in _command.approved:
+            _remember(approval)
 
 
 def require_key(teacher: OpenAITeacher) -> None:
@@ -117,9 +117,9 @@ def require_key(teacher: OpenAITeacher) -> None:
             where="teacher.base_url",
             next="write 127.0.0.1 for this machine, or look at what the resolver makes of the name (/etc/hosts)",
         )
-    approval = wanted(teacher, {})
-    if approval is not None and not is_approved(approval):
-        raise _refusal(approval, {})
+    for approval in wanted(teacher, {}):
+        if not is_approved(approval):
+            raise _refusal(approval, {})
 
 
 def _told(approval: Approval, outside: Mapping[str, Path]) -> str:

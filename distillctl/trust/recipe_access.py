@@ -44,11 +44,11 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     read = outside(recipe)
     sends = None
     if isinstance(teacher := recipe.teacher, OpenAITeacher):
-        wanted = approvals.wanted(teacher, read)
+        wanted = [approval for approval in approvals.wanted(teacher, read) if not approvals.is_approved(approval)]
         sends = {
             "host": teacher.host,
             "key": teacher.api_key_env,
-            "wants_approval": None if wanted is None or approvals.is_approved(wanted) else str(wanted),
+            "wants_approval": ", ".join(map(str, wanted)) or None,
         }
     return {
         "reads": {key: str(path) for key, path in {**read, **_models(recipe)}.items()},
