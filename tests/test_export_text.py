@@ -29,7 +29,7 @@ from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.snippets.reading import Reading
 from distillctl.stages import export
 from distillctl.tasks.generate import card, parity
-from distillctl.tasks.generate.parity import Rows
+from distillctl.tasks.generate.parity import ParityRows
 from tests import exported_text, tiny_text
 from tests.exported_text import MAX_LENGTH, MAX_NEW_TOKENS, STOP_IDS, exported, plain_answer
 
@@ -56,11 +56,11 @@ def of_kind(request):
     return exported(*request.param)
 
 
-def _rows(graph, count: int = 50) -> Rows:
+def _rows(graph, count: int = 50) -> ParityRows:
     """Views, and for each the tokens of another text as its response."""
     texts, said = tiny_text.texts(count), tiny_text.texts(count, seed=1)
     ends = [[*graph.encode(text), tiny_text.EOS_ID] for text in said]
-    return Rows([f"row-{index}" for index in range(count)], [graph.encode(text) for text in texts], ends)
+    return ParityRows([f"row-{index}" for index in range(count)], [graph.encode(text) for text in texts], ends)
 
 
 def _check(model, graph, rows, **options):

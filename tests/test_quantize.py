@@ -27,7 +27,7 @@ from distillctl.run_dir.workspace import Workspace, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.stages import export, quantize
 from distillctl.tasks.classify import quantization
-from distillctl.tasks.classify.quantization import Answers, HeldOut
+from distillctl.tasks.classify.quantization import ClassifyAnswers, EvalRows
 from tests import tiny
 from tests.quantized import same_bytes_each_time
 
@@ -163,21 +163,23 @@ def test_who_is_not_on_the_front_is_beaten_by_one_who_is(figures):
 def test_a_size_target_is_a_bound_like_the_others():
     rows = _rows()
     assert _judge(rows.student, rows, max_bytes=1).inside
-    found = search.judge("one", 2_000, Answers(rows.student, np.ones(100)).figures(rows), None, Gate(max_bytes=1_000))
+    found = search.judge(
+        "one", 2_000, ClassifyAnswers(rows.student, np.ones(100)).figures(rows), None, Gate(max_bytes=1_000)
+    )
     assert found.why == "2,000 bytes > 1,000 (quantize.gate.max_bytes)"
     assert found.excess == 2
 
 
-def _rows(n: int = 100, truth: bool = True) -> HeldOut:
+def _rows(n: int = 100, truth: bool = True) -> EvalRows:
     """A student that is sure of its label, and right on all rows but ten."""
     top = np.arange(n) % 3
     student = log_softmax(4.0 * np.eye(3, dtype=np.float32)[top], axis=-1)
     right = np.where(np.arange(n) < 10, (top + 1) % 3, top)
-    return HeldOut([""] * n, student, student, right if truth else None)
+    return EvalRows([""] * n, student, student, right if truth else None)
 
 
-def _judge(log_probs: np.ndarray, rows: HeldOut, **gate: float) -> Candidate:
-    found = Answers(log_probs, np.ones(len(log_probs))).figures(rows)
+def _judge(log_probs: np.ndarray, rows: EvalRows, **gate: float) -> Candidate:
+    found = ClassifyAnswers(log_probs, np.ones(len(log_probs))).figures(rows)
     return search.judge("one", 1, found, rows.score(rows.student), Gate(**gate))
 
 

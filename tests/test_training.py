@@ -15,7 +15,7 @@ from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, Train, implementation
 from distillctl.students.student import Corpus, Student, finish
 from distillctl.students.truncated import keep_layers
-from distillctl.tasks.classify.objective import Classification, Rows, predict
+from distillctl.tasks.classify.objective import Classification, LabelRows, predict
 from distillctl.training.checkpoints import Checkpoints, forget
 from distillctl.training.loop import TrainingRun, hold_out
 from tests import tiny
@@ -27,7 +27,7 @@ def rows(count, seed=0):
     generator = np.random.default_rng(seed)
     ids = tiny.tokenizer()(tiny.texts(count, seed)).input_ids
     logits = torch.from_numpy(generator.normal(size=(count, 3)).astype(np.float32)) * 2
-    return Rows(ids, logits.log_softmax(-1).numpy())
+    return LabelRows(ids, logits.log_softmax(-1).numpy())
 
 
 def student(kind="bert"):

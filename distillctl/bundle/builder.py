@@ -52,8 +52,8 @@ class BundleBuilder:
     @property
     def bench(self) -> dict[str, Any] | None:
         """Return bench's facts if it measured this graph."""
-        found = figures.bench(self.workspace)
-        return found.facts if found else None
+        measured = figures.bench(self.workspace)
+        return measured.facts if measured else None
 
     def figures(self, unit: str) -> tuple[list[dict[str, str]], str]:
         """Return the card's table, and a sentence about its latencies."""
@@ -61,13 +61,13 @@ class BundleBuilder:
 
     def verdicts(self) -> dict[str, Any]:
         """Run onnxruntime's mobile usability check on every graph that takes token ids, and note the result."""
-        found = {}
+        by_graph = {}
         for path in sorted(self.folder.glob("*.onnx")):
             interrupts.raise_if_pending()
             if path.name != text_in.FILE:
-                found[path.name] = mobile.check_usability(path)
-                console.note(f"bundle: {path.name}: {mobile.advice(found[path.name])}")
-        return found
+                by_graph[path.name] = mobile.check_usability(path)
+                console.note(f"bundle: {path.name}: {mobile.advice(by_graph[path.name])}")
+        return by_graph
 
     def files(self) -> dict[str, File]:
         return contents.files(self.folder)

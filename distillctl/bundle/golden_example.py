@@ -36,8 +36,8 @@ ALLOWED = 0.05
 def asked(recipe: Recipe, reading: Reading) -> list[tuple[str | None, str]]:
     """Some of `TEXTS` as (input, view), those that need not be cut; where a view takes more than an input, they stand
     as views without an input."""
-    found = [(text, view) for text, view in _views(recipe, reading.template) if reading.takes(view)]
-    return found[:3] or [(None, TEXTS[-1])]
+    pairs = [(text, view) for text, view in _views(recipe, reading.template) if reading.takes(view)]
+    return pairs[:3] or [(None, TEXTS[-1])]
 
 
 def _views(recipe: Recipe, template: ViewTemplate) -> list[tuple[str | None, str]]:

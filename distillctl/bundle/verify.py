@@ -49,7 +49,7 @@ def _verify(path: Path) -> dict[str, Any]:
         folder, again = Path(scratch) / "bundle", Path(scratch) / "again.zip"
         folder.mkdir()
         archive.unpack(path, folder)
-        found = _folder(folder, set())
+        facts = _folder(folder, set())
         archive.write(folder, again)
         if file_digest(again) != file_digest(path):
             raise GateFailed(
@@ -57,7 +57,7 @@ def _verify(path: Path) -> dict[str, Any]:
                 where=str(path),
                 next="unpack it, and verify the folder",
             )
-        return {"path": str(path)} | found
+        return {"path": str(path)} | facts
 
 
 def _folder(folder: Path, besides: set[str]) -> dict[str, Any]:
@@ -137,23 +137,23 @@ def _outside(folder: Path, name: str, manifest: BundleManifest) -> list[str]:
 
 def _answers(folder: Path, manifest: BundleManifest) -> dict[str, str]:
     """Return graph → "answers as recorded", or why it was not opened."""
-    found: dict[str, str] = {}
+    results: dict[str, str] = {}
     problems: list[str] = []
     job = {"folder": str(folder), "threads": 1, **trial.limits(folder)}
     with WorkerProcess("bundle", job, module=_WORKER, load_seconds=trial.patience(job)) as worker:
         for name, graph in manifest.graphs.items():
             if graph.takes == "text" and not text_in.is_installed():
-                found[name] = f"not opened: {text_in.EXTENSIONS} is not installed (pip install 'distillctl[text-in]')"
+                results[name] = f"not opened: {text_in.EXTENSIONS} is not installed (pip install 'distillctl[text-in]')"
                 continue
             try:
                 problem = worker.ask({"graph": name}, trial.patience(job))["problem"]
             except WorkerFailed as error:
                 raise _failed(folder, [*problems, f"{name} does not open or run: {error.reason}"]) from error
-            found[name] = problem or "answers as recorded"
+            results[name] = problem or "answers as recorded"
             problems += [f"{name} {problem}"] if problem else []
     if problems:
         raise _failed(folder, problems)
-    return found
+    return results
 
 
 def _failed(folder: Path, problems: list[str]) -> GateFailed:

@@ -24,20 +24,20 @@ from distillctl.runtimes import confined
 
 def main() -> None:
     """Check each graph that stdin names against the bundle's example; answer one JSON line each."""
-    told = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # keep what libraries print out of the answers
     job = json.loads(sys.stdin.readline())
     folder = Path(job["folder"])
     confined.limit(job["data_bytes"], job["cpu_seconds"])
     manifest = BundleManifest.model_validate(from_json((folder / NAME).read_bytes()))
-    told.write("{}\n")
+    replies.write("{}\n")
     for line in iter(sys.stdin.readline, ""):
         name = json.loads(line)["graph"]
         try:
             problem = _problem(folder, manifest, name, manifest.graphs[name])
         except Exception as error:  # of any kind: ONNX Runtime's, the tokenizers' or Python's
             problem = f"does not open or run: {first_line(error)}"
-        told.write(json.dumps({"problem": problem}) + "\n")
+        replies.write(json.dumps({"problem": problem}) + "\n")
 
 
 def _problem(folder: Path, manifest: BundleManifest, name: str, graph: Graph) -> str | None:

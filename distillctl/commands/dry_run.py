@@ -134,14 +134,14 @@ def _answers(
     task = recipe.task
     if not isinstance(task, Generate):
         return _Answers(0, rows * (4 * len(task.labels) + 24), len(dataset.train))
-    longest, said = task.max_new_tokens, len(dataset.train)
-    in_train, told = longest, f"; responses by their upper bound, {longest} tokens (task.max_new_tokens)"
+    longest, responses_count = task.max_new_tokens, len(dataset.train)
+    in_train, note = longest, f"; responses by their upper bound, {longest} tokens (task.max_new_tokens)"
     if isinstance(task.responses, Sampling):
-        said *= task.responses.n
+        responses_count *= task.responses.n
     if isinstance(task.responses, Given):
         given = [count(example.reference or "") + 1 for example in dataset.train[:SAMPLE]]
         in_train = min(longest, round(sum(given) / len(given)))
-        told = f"; the teacher's responses by their upper bound, {longest} tokens (task.max_new_tokens)"
+        note = f"; the teacher's responses by their upper bound, {longest} tokens (task.max_new_tokens)"
     full, floor = arms["full"], arms["simplified"]
     # The ceiling's eval answers are also scored under both contexts, to measure how much each token needs the full
     # one. A server does not do that.
@@ -149,15 +149,15 @@ def _answers(
     again *= not isinstance(recipe.teacher, OpenAITeacher)
     others = rows - len(dataset.train)
     kept, text = (size.bytes_per_token(labels, vocabulary) for labels in (task.soft_labels, Text()))
-    in_ceiling = said * in_train + len(dataset.eval) * longest
+    in_ceiling = responses_count * in_train + len(dataset.eval) * longest
     return _Answers(
-        forward=said * in_train + others * longest + len(dataset.eval) * again,
+        forward=responses_count * in_train + others * longest + len(dataset.eval) * again,
         bytes=None
         if kept is None or text is None
         else round(in_ceiling * kept + (others - len(dataset.eval)) * longest * text),
-        train_rows=said,
+        train_rows=responses_count,
         train_tokens=in_train,
-        told=told,
+        told=note,
     )
 
 

@@ -256,8 +256,8 @@ def beside(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield what else bench measured about the deployed graph, if the recipe asked for it."""
     deployed = facts["models"]["deployed"]
     if deployed.get("anonymous_bytes"):
-        own, mapped = size(deployed["anonymous_bytes"]), size(deployed["mapped_bytes"])
-        yield f"deployed: {own} of memory of its own, {mapped} of mapped files"
+        own_memory, mapped = size(deployed["anonymous_bytes"]), size(deployed["mapped_bytes"])
+        yield f"deployed: {own_memory} of memory of its own, {mapped} of mapped files"
     if share := deployed.get("bandwidth_share"):
         yield (
             f"deployed: decodes at {share:.0%} of what memory allows ({size(deployed['bytes_per_token'])} a token, "
@@ -344,10 +344,10 @@ def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield _arms(facts)
     for name, recovered in facts["recovered"].items():
         no_lead = "unknown: the ceiling has no measurable lead over the floor"
-        told = no_lead if recovered is None else _interval(recovered)
+        described = no_lead if recovered is None else _interval(recovered)
         if not names.measures_content(facts["metric"]):
-            told = "unknown: the content of the answers was not measured"
-        yield f"recovered by {name}: {told}"
+            described = "unknown: the content of the answers was not measured"
+        yield f"recovered by {name}: {described}"
     for control, leads in facts["controls"]["leads"].items():
         yield "; ".join(f"{arm} − {control}: {_interval(lead)}" for arm, lead in leads.items())
     if like := facts.get("like_ceiling"):
@@ -361,12 +361,12 @@ def _report(facts: Mapping[str, Any]) -> Iterator[Any]:
             f"{leakage['own'][facts['subject']]} answers of the {facts['subject']} model do"
         )
     for key, shares in facts.get("fields", {}).items():
-        told = ", ".join(f"{arm} {share:.3f}" for arm, share in shares.items() if arm != "ceiling")
-        yield f"{key}, equal to the teacher's: {told}"
+        described = ", ".join(f"{arm} {share:.3f}" for arm, share in shares.items() if arm != "ceiling")
+        yield f"{key}, equal to the teacher's: {described}"
     for key, found in facts.get("fields_by_reference", {}).items():
-        told = ", ".join(f"{arm} {share['value']:.3f}" for arm, share in found.items())
+        described = ", ".join(f"{arm} {share['value']:.3f}" for arm, share in found.items())
         rows = found["ceiling"]["n"] if found else 0
-        yield f"{key}, as the data have it on {rows} rows: {told}" if rows else f"{key}: no row has a reference"
+        yield f"{key}, as the data have it on {rows} rows: {described}" if rows else f"{key}: no row has a reference"
     if facts["failed_gate"]:
         yield f"quantize failed, so there is no deployed model and nothing is timed: {facts['failed_gate']['why']}"
     else:
@@ -457,8 +457,8 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
 def _reach(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the recipe reads outside its folder, what it sends and what code it runs, if anything."""
     if found["reads"]:
-        named = ", ".join(f"{path} ({key})" for key, path in found["reads"].items())
-        yield f"reads outside the recipe's folder: {named}"
+        listed = ", ".join(f"{path} ({key})" for key, path in found["reads"].items())
+        yield f"reads outside the recipe's folder: {listed}"
     if sends := found["sends"]:
         key = f"with the key in {sends['key']}" if sends["key"] else "without a key"
         wants = (
@@ -468,8 +468,8 @@ def _reach(found: Mapping[str, Any]) -> Iterator[str]:
         )
         yield f"sends its rows to {sends['host']}, {key}{wants}"
     if found["runs_code"]:
-        named = ", ".join(f"{whose} ({key})" for key, whose in found["runs_code"].items())
-        yield f"runs {named}: needs --trust-remote-code"
+        listed = ", ".join(f"{whose} ({key})" for key, whose in found["runs_code"].items())
+        yield f"runs {listed}: needs --trust-remote-code"
 
 
 def _lengths(found: Mapping[str, Any]) -> Iterator[Any]:

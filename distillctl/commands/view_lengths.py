@@ -73,8 +73,8 @@ def student(recipe: Recipe, preview: ModelPreview) -> ModelSide:
         return ModelSide(preview, None, _unknown(recipe, preview))
     limit = view_limit(longest, response)
     if isinstance(spec, FromConfigStudent) and isinstance(spec.tokenizer, NewTokenizer):
-        told = "its tokenizer is trained in train, which refuses a view that is too long then; tokens are estimated"
-        return ModelSide(preview, limit, told)
+        note = "its tokenizer is trained in train, which refuses a view that is too long then; tokens are estimated"
+        return ModelSide(preview, limit, note)
     return ModelSide(preview, limit, preview.unknown)
 
 
@@ -161,11 +161,11 @@ def _rows(
             continue
         has_special = {name: contexts[name].is_chat and reads.preview.chat is not None for name in names}
         tokens = {name: reads.preview.tokens(views[name], special=not has_special[name]) for name in names}
-        own = takes.preview.tokens(views[FLOOR])
+        student_tokens = takes.preview.tokens(views[FLOOR])
         most = max(tokens[name] for name in names if split in answered_splits(name))
-        sides = (("teacher", reads, most), ("student", takes, own))
+        sides = (("teacher", reads, most), ("student", takes, student_tokens))
         too_long = [name for name, side, long in sides if side.limit is not None and long > side.limit.tokens]
-        yield _RowLengths(example.id, split, {**tokens, "student": own}, tuple(too_long))
+        yield _RowLengths(example.id, split, {**tokens, "student": student_tokens}, tuple(too_long))
 
 
 def _may_be_long(side: ModelSide, view: str) -> bool:

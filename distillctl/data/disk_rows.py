@@ -93,8 +93,8 @@ class Subset(Sequence[Any]):
         return len(self._rows)
 
     def __getitem__(self, row: int) -> Any:  # type: ignore[override]
-        found = self._of[self._rows[row]]
-        return found if self._made is None else self._made(found)
+        item = self._of[self._rows[row]]
+        return item if self._made is None else self._made(item)
 
     @property
     def lengths(self) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""eval.parquet: what the student (train) and the deployed graph (quantize) gave for each held-out row."""
+"""Read and write eval.parquet: the answers of the student (train) and the deployed graph (quantize) per held-out
+row."""
 
 from __future__ import annotations
 

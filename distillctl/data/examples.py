@@ -1,4 +1,4 @@
-"""The recipe's data: read, checked line by line and split by a seed; and the files that they come from."""
+"""Read the recipe's data, check them line by line, and split them by a seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A response: where it ends, and what of its tokens is the answer's text."""
+"""Find where a response ends, and which part of its text is the answer."""
 
 from __future__ import annotations
 

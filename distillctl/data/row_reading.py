@@ -1,4 +1,5 @@
-"""From a row of the user's files to an example: its input, reference, documents, and the columns that templates use."""
+"""Turn a row of the user's files into an example: its input, reference, documents, and the columns that templates
+use."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from distillctl.recipe import Data, Generate, Recipe
 from distillctl.untrusted import limits
 
 MISSING = object()
-"""What `value` gives for a column that a row does not have."""
+"""The result of `value` for a missing column."""
 _STEP = re.compile(r"([^.\[\]]+)|\[(-?\d+)\]")
 _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[-?\d+\])*")
 _COLUMNS_NAMED = 30
-"""Of the data's columns that are listed in an error."""
+"""How many columns an error lists."""
 _ROWS_LOOKED_AT = 100
 """For the names of their columns."""
 
@@ -49,7 +50,7 @@ def value(row: Mapping[str, Any], path: str) -> Any:
 
 
 def normal(text: str) -> str:
-    """A text without what does not tell two rows apart."""
+    """Normalise a text, so that equal inputs compare equal."""
     return " ".join(text.split())
 
 
@@ -72,7 +73,7 @@ class RowReader:
 
     def __init__(self, recipe: Recipe) -> None:
         self.counts: Counter[str] = Counter()
-        """``excluded`` and ``blank`` rows."""
+        """Numbers of ``excluded`` and ``blank`` rows."""
         self._recipe, self._data = recipe, recipe.data
         self._excluded = limits.pattern(recipe.data.exclude, re.DOTALL) if recipe.data.exclude else None
         self._time = limits.TimeBudget()
@@ -111,7 +112,7 @@ class RowReader:
         return str(path or source)
 
     def _names(self, source: str, where: str) -> list[str]:
-        """The columns that a source's first rows have."""
+        """Return the columns of a source's first rows."""
         first = islice(raw_rows(self._recipe, source, where, None), _ROWS_LOOKED_AT)
         return list(dict.fromkeys(str(name) for _, row in first for name in row))
 
@@ -138,7 +139,7 @@ class RowReader:
                 )
 
     def _example(self, place: str, row: dict[str, Any]) -> Example | None:
-        """The row as an example; None where it is left out."""
+        """Convert a row to an example, or return None if it is left out."""
         data = self._data
         text = value(row, data.input)
         blank = text is MISSING or text is None or (isinstance(text, str) and not text.strip())
@@ -196,7 +197,7 @@ def plain(cell: Any) -> Any:
     if cell is None or isinstance(cell, (str, bool, int, float)):
         return whole(cell) if isinstance(cell, str) else cell
     found = json.loads(json.dumps(cell, ensure_ascii=False, default=_as_text))
-    json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    json.dumps(found, ensure_ascii=False).encode()  # raises for half a surrogate pair
     return found
 
 

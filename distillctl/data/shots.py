@@ -1,4 +1,4 @@
-"""Few-shot examples of every context: those that the recipe or a file gives, and those that are drawn from train."""
+"""Collect the few-shot examples of every context: from the recipe, from a file, or drawn from the train rows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from distillctl.recipe import Data, Generate, Recipe, Shot, Shots
 
 
 def rank(seed: int, identifier: str) -> bytes:
-    """A seeded order that a row keeps when others come or go."""
+    """Return a seeded sort key, which does not depend on other rows."""
     return hashlib.sha256(f"{seed}:{identifier}".encode()).digest()
 
 
 def given(recipe: Recipe, reader: RowReader) -> dict[str, list[Shot]]:
-    """Context name → the few-shot examples that stand in the recipe or in a file it names."""
+    """Return context name → the few-shot examples from the recipe or from a file that it names."""
     found = {}
     for name, (where, context) in template_sources.contexts(recipe).items():
         if (spec := context.examples) is not None and spec.train is None:
@@ -51,7 +51,7 @@ def _rows(path: Path, reference: str, where: str) -> Iterator[tuple[str, dict[st
 
 
 def drawn(recipe: Recipe, train: DiskExamples) -> tuple[dict[str, list[Shot]], set[int]]:
-    """Context name → the few-shot examples that it takes from train, and the places of all of them there."""
+    """Return context name → its few-shot examples from the train rows, and the indices of all of them."""
     found, taken = {}, set[int]()
     words = {} if isinstance(recipe.task, Generate) else recipe.classify.labels
     for name, (where, context) in template_sources.contexts(recipe).items():

@@ -1,4 +1,4 @@
-"""What recipe and data show to be wrong or doubtful about the splits, before any work is paid for."""
+"""Find what is wrong or doubtful about the splits before any work is paid for."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from distillctl.errors import DataError
 from distillctl.recipe import Classify, Recipe
 
 FEW_TRAIN_ROWS, FEW_EVAL_ROWS, FEW_STEPS = 50, 100, 30
-"""Below so many, figures say little."""
+"""Number of eval rows below which figures mean little."""
 _LOOKED_AT = 1000
-"""Rows that are searched for a column of label names."""
+"""How many rows are searched for a column of label names."""
 _COPIED = 20
-"""Characters from which an input that stands in a template is no accident."""
+"""Length in characters from which an input in a template is no coincidence."""
 
 
 def check_splits(recipe: Recipe, dataset: Dataset) -> None:
-    """DataError where training would have no row; cautions for splits that are small, one-sided or unreferenced."""
+    """Raise DataError if training would have no row. Caution about splits that are small, one-sided or without
+    references."""
     check_train_rows(recipe, len(dataset.train))
     if len(dataset.train) < FEW_TRAIN_ROWS:
         cautions.add(
@@ -50,13 +51,13 @@ def check_splits(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def check_train_rows(recipe: Recipe, rows: int) -> None:
-    """DataError where no row is left to train on, once some are held out for early stopping."""
+    """Raise DataError if early stopping leaves no row to train on."""
     if recipe.train.held_out(rows) >= rows:
         raise no_train_rows(rows, recipe.train.validation)
 
 
 def no_train_rows(rows: int, validation: float) -> DataError:
-    """That early stopping takes all rows there are to train on."""
+    """Return the error that early stopping takes all train rows."""
     there = "there is one train row, which" if rows == 1 else f"there are {rows} train rows, all of which"
     return DataError(
         f"nothing is left to train on: {there} early stopping holds out (train.validation: {validation:g})",
@@ -66,7 +67,7 @@ def no_train_rows(rows: int, validation: float) -> DataError:
 
 
 def check_steps(steps: int) -> None:
-    """A caution where training has too few optimizer steps to move a model."""
+    """Caution if training has too few optimizer steps to change a model."""
     if steps < FEW_STEPS:
         cautions.add(
             "few-steps",
@@ -92,7 +93,7 @@ def _check_references(recipe: Recipe, references: dict[str, list[str | None]]) -
 
 
 def _likely(recipe: Recipe) -> str:
-    """Which column the references may stand in, as a further sentence."""
+    """Return a sentence that names a column which may hold the references."""
     rows = list(_first_rows(recipe))
     found = _columns_of_labels(recipe, rows) if isinstance(recipe.task, Classify) else []
     if found:
@@ -109,7 +110,7 @@ def _first_rows(recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def _columns_of_labels(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Columns, or paths into nested ones, whose values are all label names, or keys of `data.label_map`."""
+    """Return columns, or paths into nested ones, whose values are all label names or keys of `data.label_map`."""
     known = {*recipe.classify.labels, *recipe.data.label_map}
     seen: dict[str, set[str]] = {}
     for row in rows:
@@ -130,7 +131,7 @@ def _leaves(row: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_labels(recipe: Recipe, references: dict[str, list[str | None]]) -> None:
-    """A caution for each split that lacks a label, as far as its references tell."""
+    """Caution about each split whose references lack a label."""
     if not isinstance(recipe.task, Classify):
         return
     for split, found in references.items():
@@ -149,7 +150,7 @@ def _check_labels(recipe: Recipe, references: dict[str, list[str | None]]) -> No
 
 
 def _check_leaks(recipe: Recipe, held_out: DiskExamples) -> None:
-    """Cautions where a context shows the reference, or an eval row's input stands in its text."""
+    """Caution if a context shows the reference, or if its text contains an eval row's input."""
     column = re.split(r"[.\[]", recipe.data.reference or "reference")[0]
     has_reference = any(example.reference is not None for example in held_out)
     used = template_sources.columns(recipe)

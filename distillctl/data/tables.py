@@ -1,4 +1,4 @@
-"""Tables as spreadsheets write them: cells between commas or tabs, some in quotes, under a header."""
+"""Read tables as spreadsheets write them: cells between commas or tabs, some in quotes, under a header."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distillctl.untrusted import limits
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 _OTHERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 _QUOTED_SHARE = 0.2
-"""Share of a table's rows with a whole cell in quotes, from which quotes that were read as text are pointed out."""
+"""Share of rows with a whole cell in quotes, from which the user is told that quotes were read as text."""
 
 
 def rows(path: Path, lines: Iterable[str], kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -65,7 +65,7 @@ class _Record:
 
 
 class _Records:
-    """(line number, row) pairs, without empty lines."""
+    """Yield (line number, row) pairs, without empty lines."""
 
     def __init__(self, path: Path, lines: Iterable[str], delimiter: str, quoting: bool) -> None:
         self._path, self._lines, self._quoting = path, iter(lines), quoting
@@ -96,7 +96,7 @@ class _Records:
         while True:
             self._taken, self._size = [], 0
             try:
-                # The limit belongs to the whole process: it is raised for one row at a time.
+                # The limit belongs to the whole process, so raise it for one row at a time.
                 before = csv.field_size_limit(limits.TEXT_BYTES)
                 try:
                     cells = next(reader, None)
@@ -119,7 +119,7 @@ class _Records:
             yield line
 
     def _broken(self, what: str) -> DataError:
-        """A row that cannot be read. A quote that is never closed takes all that follows it."""
+        """Return the error for a row that cannot be read. An unclosed quote swallows the rest of the file."""
         first = self._number - len(self._taken) + 1
         if len(self._taken) < 2:
             mend = "set data.quoting: off if double quotes are only text" if '"' in "".join(self._taken) else None
@@ -137,7 +137,7 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _header(path: Path, records: _Records, data: Data) -> list[str] | None:
-    """The columns' names, without spaces around them; one that has none is empty."""
+    """Return the columns' names without surrounding spaces; a missing name is empty."""
     cells = records.header()
     if cells is None:
         return None
@@ -166,7 +166,7 @@ def _mend(record: _Record, quoting: bool, data: Data) -> str | None:
     return None
 
 
-# ── what is odd about a table ────────────────────────────────────────────────────────────────────
+# ── warnings ────────────────────────────────────────────────────────────────────
 
 
 class _Unnamed:
@@ -220,7 +220,7 @@ class _Swallowed:
             self._first_whole = self._first_whole or (number, record)
 
     def check(self) -> None:
-        """DataError for the first such row."""
+        """Raise DataError for the first such row."""
         if self._first is None:
             return
         few = 2 * self._joined <= self._rows or self._rows == 1

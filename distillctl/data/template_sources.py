@@ -1,4 +1,4 @@
-"""The templates of every context as they are written, and the columns of the data that they use."""
+"""Read every context's templates, and find the columns of the data that they use."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SANDBOX = Sandbox(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-"""Renders contexts. A null is written as nothing, as an empty cell of a table is."""
+"""Renders contexts. A null becomes an empty text, like an empty cell of a table."""
 
 FAILURES = (
     jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError,
     MemoryError, SyntaxError, AssertionError,
 )  # fmt: skip
-"""What Jinja lets through of a template's own mistakes."""
+"""Errors that a template's own mistakes can raise through Jinja."""
 
 BUILT_IN = frozenset({"input", "examples", "documents", "labels", "row"})
 """Variables that every template has; a column of such a name is found in `row`."""
@@ -45,7 +45,7 @@ class Source:
 
 
 def contexts(recipe: Recipe) -> dict[str, tuple[str, Context]]:
-    """Every context by its name: its key in the recipe, and itself."""
+    """Yield each context's name, its key in the recipe, and the context."""
     found = recipe.contexts
     named = {"full": found.full, "simplified": found.simplified}
     return {name: (f"contexts.{name}", context) for name, context in named.items()} | {
@@ -54,7 +54,7 @@ def contexts(recipe: Recipe) -> dict[str, tuple[str, Context]]:
 
 
 def sources(recipe: Recipe, where: str, context: Context) -> list[Source]:
-    """A context's template, or one for each message; DataError where its file cannot be read."""
+    """Return a context's template, or one per message. Raise DataError if its file cannot be read."""
     if context.template is not None:
         return [Source(where, context.template)]
     if context.template_file is not None:
@@ -72,14 +72,14 @@ def sources(recipe: Recipe, where: str, context: Context) -> list[Source]:
 
 
 def refused(error: BaseException, source: Source) -> RecipeError:
-    """That a template cannot be compiled, and why."""
+    """Return the error that a template cannot be compiled, with the reason."""
     if isinstance(error, jinja2.TemplateSyntaxError):
         return RecipeError(f"line {error.lineno} of the template: {error.message}", where=source.where)
     return RecipeError(f"the template cannot be compiled: {reason(error)}", where=source.where)
 
 
 def reason(error: BaseException) -> str:
-    """What is wrong with a template, in one line."""
+    """Return what is wrong with a template, in one line."""
     if isinstance(error, limits.TimeBudgetExceeded):
         return "it takes too long"
     return first_line(error)[:300]  # a template may raise a text of any length
@@ -100,24 +100,24 @@ class UsedColumns:
     needed: Mapping[str, str] = field(default_factory=dict)
     """Name → key of a template that fails without it."""
     optional: frozenset[str] = frozenset()
-    """Those a template asks for before it uses them."""
+    """Columns whose existence a template tests before it uses them."""
     all: bool = False
     """Whether a template uses `row` as a whole."""
     of_examples: frozenset[str] = frozenset()
-    """Those of few-shot examples alone."""
+    """Columns that only few-shot examples use."""
     all_of_examples: bool = False
 
     def shows(self, name: str) -> bool:
-        """Whether a view may show this column of its own row."""
+        """Tell whether a view may show this column of its own row."""
         return self.all or name in self.needed or name in self.optional
 
     def wants(self, name: str) -> bool:
-        """Whether a column has to be kept, be it for few-shot examples."""
+        """Tell whether a column must be kept, for views or for few-shot examples."""
         return self.shows(name) or self.all_of_examples or name in self.of_examples
 
     @property
     def wanted(self) -> frozenset[str] | None:
-        """The columns that have to be kept; None for all."""
+        """Return the columns that must be kept, or None for all."""
         known = self.optional | self.of_examples | frozenset(self.needed)
         return None if self.all or self.all_of_examples else known
 

@@ -45,11 +45,11 @@ class Length:
 
     @property
     def excess(self) -> int:
-        """Tokens beyond the limit; not positive where the view fits."""
+        """Return the tokens beyond the limit; not positive if the view fits."""
         return self.tokens - self.limit.tokens
 
     def error(self, row: str, others: int = 0) -> DataError:
-        """The error for a row that may not be cut. others: further rows that are too long."""
+        """Return the error for a row that may not be cut. others: number of further rows that are too long."""
         more = "1 more row is" if others == 1 else f"{others:,} more rows are"
         also = f" ({more} too long)" if others else ""
         return DataError(
@@ -60,7 +60,7 @@ class Length:
 
 
 def longest(lengths: Sequence[Length]) -> Length | None:
-    """The view that is furthest beyond its limit; None where all views fit."""
+    """Return the view that is furthest beyond its limit, or None if all views fit."""
     found = max(lengths, key=lambda one: one.excess, default=None)
     return found if found is not None and found.excess > 0 else None
 
@@ -109,7 +109,7 @@ def fit(
 
 
 def _with_input(example: Example, text: str) -> Example:
-    """The example with another input, under the input's own column name too."""
+    """Return the example with another input, also in the input's column."""
     columns = {name: text if value == example.input else value for name, value in example.columns.items()}
     return replace(example, input=text, columns=columns)
 

@@ -1,4 +1,4 @@
-"""collect/views.parquet: every row with the text each side sees."""
+"""Read and write collect/views.parquet: every row with the texts that teacher and student see."""
 
 from __future__ import annotations
 
@@ -86,5 +86,5 @@ def parts(path: Path, split: str, *columns: str) -> Iterator[tuple[list[Any], ..
 
 
 def column(path: Path, split: str, name: str) -> list[Any]:
-    """One column of a split."""
+    """Read one column of a split."""
     return [value for (part,) in parts(path, split, name) for value in part]

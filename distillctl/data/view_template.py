@@ -1,4 +1,4 @@
-"""The simplified context as an app has to apply it: what stands around the input of every view."""
+"""Describe the simplified context so that an app can apply it: the text around the input of every view."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHITESPACE = (
     + "".join(map(chr, range(0x2000, 0x200B)))
     + ("\u2028\u2029\u202f\u205f\u3000")
 )
-"""What Python's `str.strip` removes: the ends of every input, before the template gets it."""
+"""The whitespace that Python's `str.strip` removes from every input before it is rendered."""
 
 
 class ViewTemplate(BaseModel):
@@ -48,7 +48,7 @@ class ViewTemplate(BaseModel):
 
 
 BARE = ViewTemplate(form="text", prefix="", suffix="", source="{{ input }}")
-"""Nothing around the input."""
+"""A template without text around the input."""
 
 
 def of(recipe: Recipe, rows: ViewTable) -> ViewTemplate:

@@ -1,4 +1,4 @@
-"""Views: an example rendered inside a context, as the text one side sees."""
+"""Render examples inside a context to views: the texts that teacher and student see."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from distillctl.untrusted.templates import RowColumns
 CEILING, FLOOR = "full", "simplified"
 """The contexts that every recipe has."""
 PUBLIC = {CEILING: "ceiling", FLOOR: "floor"}
-"""Their arms' names in reports."""
+"""Context → the name of its arm in reports."""
 
 
 def answered_splits(context: str) -> tuple[str, ...]:
@@ -37,14 +37,14 @@ MESSAGE = "\x1e"
 
 
 def shared_length(views: Sequence[Any]) -> int:
-    """How many characters (or token ids) all views begin with in common."""
+    """Return the length of the prefix, in characters or token ids, that all views share."""
     low, high = min(views), max(views)
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """Renders one context; made once, since templates compile once."""
+    """Render one context. Make it once, because it compiles the templates."""
 
     where: str
     template: jinja2.Template | None
@@ -55,7 +55,7 @@ class Renderer:
     time: limits.TimeBudget
     """Of this and all other contexts together."""
     strip_newline: bool = True
-    """Whether the teacher reads a template's view without its final newline."""
+    """Whether the teacher reads the view without its final newline."""
     chat_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the chat template."""
 
@@ -111,7 +111,7 @@ class Renderer:
         return "".join(f"{MESSAGE}{one['role']}\n{one['content'].replace(MESSAGE, ' ')}\n" for one in content)
 
     def _content(self, example: Example) -> str | list[dict[str, str]]:
-        """The rendered template, or the rendered messages."""
+        """Return the rendered template, or the rendered messages."""
         variables = {
             **template_sources.by_name(example.columns),
             "row": RowColumns(example.columns),

@@ -90,10 +90,10 @@ class _Actors:
         batches = iter(answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         while (batch := _following(batches)) is not None:
             for row in batch.to_pylist():
-                found = pickle.loads(row["pickled"])
-                if isinstance(found, UserFacingError):
-                    raise found
-                yield keys[row["number"]], found
+                answer = pickle.loads(row["pickled"])
+                if isinstance(answer, UserFacingError):
+                    raise answer
+                yield keys[row["number"]], answer
 
     def _start(self) -> None:
         if ray.is_initialized():
@@ -167,7 +167,7 @@ class _Labeller:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the answer to one task, or the UserFacingError to raise instead."""
         try:
-            found = self._worker.label(pickle.loads(batch["pickled"][0].as_buffer()))
+            answer = self._worker.label(pickle.loads(batch["pickled"][0].as_buffer()))
         except UserFacingError as problem:
-            found = problem
-        return pa.table({"number": batch["number"], "pickled": [pickle.dumps(found)]})
+            answer = problem
+        return pa.table({"number": batch["number"], "pickled": [pickle.dumps(answer)]})

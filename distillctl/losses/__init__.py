@@ -1,1 +1,1 @@
-"""Distances between teacher and student; the one implementation of the mathematics."""
+"""Measure distances between teacher and student. This is the only implementation of the mathematics."""

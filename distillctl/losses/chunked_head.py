@@ -1,4 +1,4 @@
-"""Head and loss in one, a few rows at a time: no [N, V] tensor is ever whole.
+"""Compute head and loss together, a few rows at a time, so that no [N, V] tensor is ever whole.
 
 With a vocabulary of 150 000 the logits of one batch outweigh the student, and the plain way keeps several tensors of
 their size for the backward pass. Here each chunk of rows makes its logits, its loss and, while they are there, its

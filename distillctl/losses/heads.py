@@ -1,4 +1,4 @@
-"""A text model in two parts: hidden states, and the head that makes logits of them."""
+"""Split a text model into its hidden states and the head that turns them into logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from distillctl.errors import RecipeError
 
 TOLERANCE = 1e-4
-"""Of the largest logit."""
+"""Tolerance, relative to the largest logit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tenso
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
-    """RecipeError unless the head on the hidden states gives the model's own logits."""
+    """Raise RecipeError unless the head on the hidden states gives the model's own logits."""
     training = model.training
     model.train(False)
     try:

@@ -1,4 +1,4 @@
-"""The student's log-probabilities of a few named tokens and of all the others together, from whole rows of logits.
+"""Compute the student's log-probabilities of a few named tokens, and of all others together, from whole rows of logits.
 
 The others are summed on their own: 1 − Σ q would lose them in float32 where the named tokens have nearly all the mass,
 and with them the gradient that matters most, that of a student too sure of itself.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 LOG_ZERO = -1e30
-"""Stands for log 0 where both sides have no such outcome: finite, so that it takes part in sums and gives no NaN."""
+"""Stands for log 0 of an outcome that neither side has. It is finite, so that sums give no NaN."""
 
 
 class SubsetLogProbs(NamedTuple):
@@ -26,7 +26,8 @@ class SubsetLogProbs(NamedTuple):
 
 
 def subset_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> SubsetLogProbs:
-    """From logits [N, V], any float dtype, and ids int64 [N, m], −1 = none. float32, or float64 for float64 logits."""
+    """Compute from logits [N, V] and ids int64 [N, m], where −1 is none. Returns float32, or float64 for float64
+    logits."""
     logits = precise(logits)
     named, rest = _SplitLogits.apply(logits if temperature == 1 else logits / temperature, ids)  # type: ignore[no-untyped-call]
     earlier = (ids.unsqueeze(-1) == ids.unsqueeze(-2)).tril(-1).any(-1)
@@ -41,7 +42,7 @@ def subset_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> S
 
 
 def precise(logits: Tensor) -> Tensor:
-    """float32 at least."""
+    """Convert to float32 at least."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -61,15 +61,15 @@ def _problem(folder: Path) -> str | None:
     there = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     if unlike := sorted(there.keys() ^ recorded.keys()):
         return f"{unlike[0]} is {'not recorded' if unlike[0] in there else 'gone'}"
-    found = hash_cache.file_digests(there.values())
-    return next((f"{name} has changed" for name, path in there.items() if found[path] != recorded[name]), None)
+    digests = hash_cache.file_digests(there.values())
+    return next((f"{name} has changed" for name, path in there.items() if digests[path] != recorded[name]), None)
 
 
 def _files(folder: Path) -> list[Path]:
     """Return all files but the record, in order. Raise OSError if one is no regular file."""
-    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    for path in found:
+    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    for path in files:
         state = path.lstat()
         if path.is_symlink() or not path.is_file():
             raise regular_files.NotRegular(state.st_mode, path)
-    return [path for path in found if path != folder / RECORD]
+    return [path for path in files if path != folder / RECORD]

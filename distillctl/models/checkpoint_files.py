@@ -107,8 +107,8 @@ def too_many(wanted: int, folder: Path) -> UnavailableError | None:
     held = sum(math.prod(shape) for _, shape in shapes(folder))
     if not held or wanted <= max(_HARMLESS_WEIGHTS, _PACKED * held):
         return None
-    what = f"config.json asks for {wanted:,} weights, the files hold {held:,}"
-    return UnavailableError(what, where=str(folder), next="look at config.json, or at its weights")
+    problem = f"config.json asks for {wanted:,} weights, the files hold {held:,}"
+    return UnavailableError(problem, where=str(folder), next="look at config.json, or at its weights")
 
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_source_positions", "max_target_positions")

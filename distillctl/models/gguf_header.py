@@ -78,8 +78,8 @@ def general(path: Path) -> dict[str, str]:
         if file.read(4) != b"GGUF":
             raise ValueError("not a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = _Reader(data, 4).keys(group="general.")
-    return {name.removeprefix("general."): value for name, value in found.items() if isinstance(value, str)}
+            keys = _Reader(data, 4).keys(group="general.")
+    return {name.removeprefix("general."): value for name, value in keys.items() if isinstance(value, str)}
 
 
 def cache_key(path: Path) -> str:
@@ -98,15 +98,15 @@ class _Reader:
     def keys(self, group: str = "") -> dict[str, Any]:
         """Return all keys, or those up to the first that is not in ``group``."""
         self._room(self.key_count, 13, "keys")
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for _ in range(self.key_count):
             name = self._text(_MAX_NAME)
             if not name.startswith(group):
                 break
-            if name in found:
+            if name in values:
                 raise ValueError(f"the key {name} is given twice")
-            found[name] = self._value(self._number("I"), 0)
-        return found
+            values[name] = self._value(self._number("I"), 0)
+        return values
 
     def tensors(self, keys: dict[str, Any]) -> list[Tensor]:
         """Return the tensors, which follow the keys."""
@@ -114,7 +114,7 @@ class _Reader:
 
         sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
         self._room(self.tensor_count, 32, "tensors")
-        found = []
+        entries = []
         for _ in range(self.tensor_count):
             name, dimensions = self._text(_MAX_NAME), self._number("I")
             if not 1 <= dimensions <= _MAX_DIMENSIONS:
@@ -124,19 +124,19 @@ class _Reader:
             block, block_bytes = sizes.get(kind, (0, 0))
             if not block or not all(shape) or shape[0] % block:
                 raise ValueError(f"the tensor {name} has the shape {list(shape)} and the unfit type {kind}")
-            found.append(Tensor(name, shape, kind, offset, math.prod(shape) // block * block_bytes))
+            entries.append(Tensor(name, shape, kind, offset, math.prod(shape) // block * block_bytes))
         alignment = keys.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
             raise ValueError(f"an alignment of {alignment!r}")
         start = -(-self.at // alignment) * alignment
         end = start
-        for tensor in sorted(found, key=lambda tensor: tensor.at):
+        for tensor in sorted(entries, key=lambda tensor: tensor.at):
             if tensor.at % alignment or start + tensor.at < end:
                 raise ValueError(f"the tensor {tensor.name} lies at an impossible place")
             end = start + tensor.at + tensor.bytes
             if end > len(self.data):
                 raise ValueError(f"the tensor {tensor.name} ends outside the file")
-        return found
+        return entries
 
     def _value(self, kind: int, depth: int) -> Any:
         """Read a number or text; skip an array."""
@@ -181,11 +181,11 @@ class _Reader:
 
     def _number(self, form: str) -> Any:
         try:
-            (found,) = struct.unpack_from(f"<{form}", self.data, self.at)
+            (number,) = struct.unpack_from(f"<{form}", self.data, self.at)
         except struct.error:
             raise ValueError("the file ends within its header") from None
         self.at += struct.calcsize(f"<{form}")
-        return found
+        return number
 
     def _room(self, count: int, least: int, what: str) -> None:
         """Raise ValueError if the rest of the file is too short for ``count`` items of ``least`` bytes."""

@@ -40,28 +40,28 @@ def tree_digest(path: Path) -> str:
     if path.is_file():
         return file_digests([path])[path]
     files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    found = file_digests(files)
-    return digest({str(file.relative_to(path)): found[file] for file in files})
+    digests = file_digests(files)
+    return digest({str(file.relative_to(path)): digests[file] for file in files})
 
 
 def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
     """Return each file's SHA-256 (hex). OSError where one cannot be read, or is no regular file."""
     memory = root() / "hashes.json"
     known = _read(memory)
-    found: dict[Path, str] = {}
+    digests: dict[Path, str] = {}
     fresh: dict[str, list[Any]] = {}
     for path in paths:
         state = _state(path)
         kept = known.get(str(path), [])
-        found[path] = kept[-1] if kept[:-1] == state else file_digest(path)
+        digests[path] = kept[-1] if kept[:-1] == state else file_digest(path)
         if kept[:-1] != state and _may_be_kept(path, state):
-            fresh[str(path)] = [*state, found[path]]
+            fresh[str(path)] = [*state, digests[path]]
     if fresh:
         others = {path: entry for path, entry in known.items() if path not in fresh}
         last = dict(list((others | fresh).items())[-_MOST_FILES:])
         with contextlib.suppress(UnavailableError):  # without a cache that can be written, files are read again
             write_text(memory, checksums.put(json.dumps({"files": last})))
-    return found
+    return digests
 
 
 def _state(path: Path) -> list[int]:

@@ -49,8 +49,8 @@ def no_data_set(name: str, error: BaseException, where: str) -> UnavailableError
     reason = unreachable()
     if reason is None:
         return UnavailableError(f"no data set {name!r}: {first_line(error)}", where=where)
-    what = f"the data set {name!r} is not on this machine, and {reason}"
-    return UnavailableError(what, where=where, next=f"set {where} to a file that is here; {_ACCESS}")
+    problem = f"the data set {name!r} is not on this machine, and {reason}"
+    return UnavailableError(problem, where=where, next=f"set {where} to a file that is here; {_ACCESS}")
 
 
 @functools.cache

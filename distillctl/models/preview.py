@@ -69,18 +69,18 @@ class ModelPreview:
     def positions(self) -> int | None:
         """Return the number of positions for which the model was made, or None if it is unknown or unbounded."""
         text = self.config.get("text_config") or self.config
-        found = text.get("max_position_embeddings")
+        positions = text.get("max_position_embeddings")
         if text.get("model_type") in _POSITIONS_ALIAS:
-            found = found or text.get("n_positions")
-        if found is None and self._source is not None and self._source.is_gguf:
-            found = _gguf_positions(self._source)
-        return found if isinstance(found, int) and found > 0 else None
+            positions = positions or text.get("n_positions")
+        if positions is None and self._source is not None and self._source.is_gguf:
+            positions = _gguf_positions(self._source)
+        return positions if isinstance(positions, int) and positions > 0 else None
 
     @property
     def tokenizer_limit(self) -> int:
         """Return the tokenizer's own limit; very large if it states none, as in transformers."""
-        found = self._tokenizer_config.get("model_max_length")
-        return int(found) if isinstance(found, int | float) and 0 < found < 2**31 else 2**31
+        limit = self._tokenizer_config.get("model_max_length")
+        return int(limit) if isinstance(limit, int | float) and 0 < limit < 2**31 else 2**31
 
     @property
     def unknown(self) -> str | None:
@@ -115,18 +115,18 @@ class Chat:
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    found = {key: value for key, value in config.items() if key.endswith("_token")}
-    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in found.items()}
+    tokens = {key: value for key, value in config.items() if key.endswith("_token")}
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
     return {key: value for key, value in texts.items() if isinstance(value, str)}
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:
     """Read a JSON object from a file. Return an empty one on any error, which loading the model will explain."""
     try:
-        found = limits.read_json(folder / name) if folder is not None else {}
+        document = limits.read_json(folder / name) if folder is not None else {}
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def _template(file: Path) -> str | None:
@@ -140,10 +140,10 @@ def _gguf_positions(source: ModelSource) -> int | None:
     assert source.path is not None
     try:
         header = gguf_header.read(source.path)
-        found: int | None = header.keys.get(f"{header.architecture}.context_length")
+        positions: int | None = header.keys.get(f"{header.architecture}.context_length")
     except (OSError, ValueError, KeyError):
         return None
-    return found
+    return positions
 
 
 def _unreadable(error: BaseException, file: Path) -> UnavailableError:

@@ -122,15 +122,15 @@ def judge(name: str, size: int, found: Figures, fp32_score: float | None, gate: 
     if not found.kl <= gate.max_kl:  # NaN too
         broken[f"kl {found.kl:.4f} > {gate.max_kl} (quantize.gate.max_kl)"] = _ratio(found.kl, gate.max_kl)
     if found.same_top < gate.min_same_top:
-        told = f"same_top {found.same_top:.4f} < {gate.min_same_top} (quantize.gate.min_same_top)"
-        broken[told] = _ratio(1 - found.same_top, 1 - gate.min_same_top)
+        bound = f"same_top {found.same_top:.4f} < {gate.min_same_top} (quantize.gate.min_same_top)"
+        broken[bound] = _ratio(1 - found.same_top, 1 - gate.min_same_top)
     if gate.max_bytes is not None and size > gate.max_bytes:
         broken[f"{size:,} bytes > {gate.max_bytes:,} (quantize.gate.max_bytes)"] = _ratio(size, gate.max_bytes)
     if found.score is not None and fp32_score is not None:
         drop = fp32_score - found.score
         if drop > gate.max_score_drop + _ROUNDING:
-            told = f"score {found.score:.4f}, a drop of {drop:.4f} > {gate.max_score_drop}"
-            broken[f"{told} (quantize.gate.max_score_drop)"] = _ratio(drop, gate.max_score_drop)
+            bound = f"score {found.score:.4f}, a drop of {drop:.4f} > {gate.max_score_drop}"
+            broken[f"{bound} (quantize.gate.max_score_drop)"] = _ratio(drop, gate.max_score_drop)
     excess = _finite(max(broken.values(), default=None))
     figures = asdict(found) | {"kl": _finite(found.kl), "kl_teacher": _finite(found.kl_teacher)}
     figures["kl_percentiles"] = [_finite(value) for value in found.kl_percentiles]
@@ -202,8 +202,8 @@ def select_candidate(
         raise none_inside(judged, fp32, unit, metric, {FP32: dict(fp32), **searched})
     for path in sorted(built.folders[chosen.name].iterdir()):
         path.replace(staged / path.name)
-    told = {"gate": spec.gate.model_dump(), "objective": spec.objective, FP32: fp32, **searched}
-    text = json.dumps(told, indent=2)
+    document = {"gate": spec.gate.model_dump(), "objective": spec.objective, FP32: fp32, **searched}
+    text = json.dumps(document, indent=2)
     (staged / "candidates.json").write_text(text + "\n", encoding="utf-8")
     facts = {key: getattr(chosen, key) for key in ("bytes", "kl", "same_top", "score")}
     facts = {"chosen": chosen.name, **facts, FP32: dict(fp32), **searched}

@@ -56,9 +56,9 @@ def readable(found: Mapping[str, Any]) -> Iterator[str]:
         f"{latency['queries']:,} queries each; measured: {latency['measured']}"
     )
     if recorded := found["recorded"]:
-        told = f"{recorded['own_p50_ms']:.2f} ms against {recorded['other_p50_ms']:.2f} ms"
+        times = f"{recorded['own_p50_ms']:.2f} ms against {recorded['other_p50_ms']:.2f} ms"
         unlike = recorded.get("unlike")
-        yield f"recorded by bench: {told}" if unlike is None else f"recorded by bench, not comparable: {unlike}"
+        yield f"recorded by bench: {times}" if unlike is None else f"recorded by bench, not comparable: {unlike}"
 
 
 def reason(found: Mapping[str, Any]) -> str:
@@ -68,18 +68,18 @@ def reason(found: Mapping[str, Any]) -> str:
 
 
 def _told(found: Mapping[str, Any], name: str) -> str:
-    one = found[name]
+    check = found[name]
     if name == "size":
         return (
-            f"{size(one['bytes'])}, {one['growth']:+.1%} to {size(one['other_bytes'])} "
-            f"(at most {one['max_growth']:+.1%})"
+            f"{size(check['bytes'])}, {check['growth']:+.1%} to {size(check['other_bytes'])} "
+            f"(at most {check['max_growth']:+.1%})"
         )
-    bounds = "no interval yet" if one["low"] is None else f"{one['low'] - 1:+.1%} … {one['high'] - 1:+.1%}"
-    told = (
-        f"p50 {one['own_p50_ms']:.2f} ms, {one['ratio'] - 1:+.1%} ({bounds}) to {one['other_p50_ms']:.2f} ms "
-        f"(at most {one['max_slowdown']:+.1%})"
+    bounds = "no interval yet" if check["low"] is None else f"{check['low'] - 1:+.1%} … {check['high'] - 1:+.1%}"
+    described = (
+        f"p50 {check['own_p50_ms']:.2f} ms, {check['ratio'] - 1:+.1%} ({bounds}) to {check['other_p50_ms']:.2f} ms "
+        f"(at most {check['max_slowdown']:+.1%})"
     )
-    return f"{told}; {_more(one)}" if one["verdict"] == "undecided" else told
+    return f"{described}; {_more(check)}" if check["verdict"] == "undecided" else described
 
 
 def _more(latency: Mapping[str, Any]) -> str:

@@ -69,18 +69,18 @@ class PairedTiming:
     @property
     def verdict(self) -> str:
         """Return "slower" (than the bound), "fine" or "undecided"."""
-        found = self.centre
-        return "slower" if found.low > self.bound else "fine" if found.high < self.bound else "undecided"
+        centre = self.centre
+        return "slower" if centre.low > self.bound else "fine" if centre.high < self.bound else "undecided"
 
     def facts(self) -> dict[str, Any]:
         """Return the facts. ratio: own time over the other's, with its interval, whose ends are None before the first
         look."""
-        found, undecided = self.centre, self.verdict == "undecided"
+        centre, undecided = self.centre, self.verdict == "undecided"
         return {
             "verdict": self.verdict,
-            "ratio": math.exp(found.value),
-            "low": _ratio(found.low),
-            "high": _ratio(found.high),
+            "ratio": math.exp(centre.value),
+            "low": _ratio(centre.low),
+            "high": _ratio(centre.high),
             "max_ratio": math.exp(self.bound),
             "own_p50_ms": statistics.median(self.own_ms),
             "other_p50_ms": statistics.median(self.other_ms),

@@ -54,8 +54,8 @@ def is_temporary(name: str, token: str) -> bool:
 
 def was_set_aside(name: str, token: str) -> str | None:
     """Return the name that a folder had before it was set aside, or None if this is no such name."""
-    found = re.fullmatch(rf"\.(.+)\.{token}\.aside", name)
-    return found[1] if found else None
+    match = re.fullmatch(rf"\.(.+)\.{token}\.aside", name)
+    return match[1] if match else None
 
 
 def temporary_prefix(path: Path) -> str:
@@ -227,8 +227,8 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        is_of_place = error.errno in _OF_PLACE and named.is_relative_to(path.parent)
+        failed_path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        is_of_place = error.errno in _OF_PLACE and failed_path.is_relative_to(path.parent)
         if isinstance(error, regular_files.NotRegular) or error.errno in _WRITE_ERRORS or is_of_place:
             raise _unwritable(path, error) from error
         raise
@@ -266,13 +266,13 @@ _OF_PLACE = (errno.ENOENT, errno.EINVAL)
 
 def _unwritable(path: Path, error: Exception) -> UnavailableError:
     reason, where, next = str(error), path, "free some space or choose another place with --run-dir"
-    if told := re.search(r"\(os error (\d+)\)", reason):  # the rest of safetensors' message adds nothing
-        reason = os.strerror(int(told[1]))
+    if os_error := re.search(r"\(os error (\d+)\)", reason):  # the rest of safetensors' message adds nothing
+        reason = os.strerror(int(os_error[1]))
     if isinstance(error, OSError):
         reason = error.strerror or reason
-        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        if not named.is_relative_to(path.parent):  # a scratch file elsewhere
-            where, next = named, "free some space there, or set TMPDIR"
+        failed_path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        if not failed_path.is_relative_to(path.parent):  # a scratch file elsewhere
+            where, next = failed_path, "free some space there, or set TMPDIR"
     return UnavailableError(
         f"cannot be written: {reason}", where=str(where), next=f"{next}; what was committed is kept"
     )

@@ -43,9 +43,9 @@ def token(root: Path) -> str:
 
     The caller holds the lock.
     """
-    found = _read(root)
-    if found is not None:
-        return found
+    known = _read(root)
+    if known is not None:
+        return known
     made = secrets.token_hex(8)
     temporary = root / _IN_MAKING
     temporary.unlink(missing_ok=True)
@@ -74,9 +74,9 @@ def _read(root: Path) -> str | None:
         document, checksum = checksums.read(limits.read_bytes(root / MARKER, 4096))
     except (OSError, ValueError):
         return None
-    found = document.get("token")
-    is_whole = checksum is not None and isinstance(found, str) and re.fullmatch("[0-9a-f]{16}", found)
-    return str(found) if is_whole else None
+    token = document.get("token")
+    is_whole = checksum is not None and isinstance(token, str) and re.fullmatch("[0-9a-f]{16}", token)
+    return str(token) if is_whole else None
 
 
 def refuse_others(root: Path) -> None:
@@ -101,12 +101,12 @@ def refuse_others(root: Path) -> None:
 def _is_lock(path: Path) -> bool:
     """Tell whether the file is missing, or says only who holds the lock."""
     try:
-        found = limits.read_bytes(path, 300)
+        content = limits.read_bytes(path, 300)
     except FileNotFoundError:
         return True
     except (OSError, ValueError):
         return False
-    return not found or found.startswith(b"process ")
+    return not content or content.startswith(b"process ")
 
 
 def _has_manifest(folder: Path, stage: str) -> bool:
@@ -137,9 +137,9 @@ def refuse_links(root: Path) -> None:
     """Raise UnavailableError if a place that is written is a link or a special file, which could lead outside."""
     for path, mode in _entries(root):
         if not stat.S_ISREG(mode):
-            what = f"a link to {os.readlink(path)}" if stat.S_ISLNK(mode) else regular_files.kind(mode)
+            kind = f"a link to {os.readlink(path)}" if stat.S_ISLNK(mode) else regular_files.kind(mode)
             raise UnavailableError(
-                f"it is {what}; a run directory holds only folders and regular files of its own",
+                f"it is {kind}; a run directory holds only folders and regular files of its own",
                 where=str(path),
                 next=f"remove it, or replace it with a copy of its target: rm {path}",
             )

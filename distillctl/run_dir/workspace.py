@@ -66,8 +66,8 @@ class StageOutput:
 
 def _below(folder: Path, names: Iterable[str]) -> list[Path]:
     """Return the files of these names, and all files in the folders among them, in order."""
-    named = (folder / name for name in names)
-    return sorted(f for path in named for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
+    paths = (folder / name for name in names)
+    return sorted(f for path in paths for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
 
 
 def _names(folder: Path, pattern: str) -> list[str]:
@@ -143,21 +143,21 @@ class Workspace:
         record."""
         if manifest.checksum is None:
             return []
-        found = []
+        foreign = []
         for path in sorted(self.folder(stage).rglob("*")):
             name = path.relative_to(self.folder(stage)).as_posix()
             known = name in manifest.files or name == MANIFEST or f"{stage}/{name}" in NOT_LOAD_BEARING
             is_scratch = any(name.startswith(f"{folder}/") for folder in manifest.scratch)
             is_hidden = any(part.startswith(".") for part in name.split("/"))
             if path.is_file() and not (known or is_scratch or is_hidden):
-                found.append(f"{stage}/{name}")
-        return found
+                foreign.append(f"{stage}/{name}")
+        return foreign
 
     def located(self, manifest: Manifest) -> Manifest:
         """Return the manifest with paths that the caller can open. Older versions stored paths as they were at that
         time."""
-        named = {key: Path(manifest.facts[key]).parts[-count:] for key, count in PATHS.items() if key in manifest.facts}
-        paths = {key: str(self.root.joinpath(*names)) for key, names in named.items()}
+        parts = {key: Path(manifest.facts[key]).parts[-count:] for key, count in PATHS.items() if key in manifest.facts}
+        paths = {key: str(self.root.joinpath(*names)) for key, names in parts.items()}
         return manifest.model_copy(update={"facts": type(manifest.facts)({**manifest.facts, **paths})})
 
     def invalidate(self, stage: str) -> None:

@@ -55,8 +55,8 @@ def array(field: pa.Field, rows: Sequence[Any]) -> pa.Array:
 
 def rows_of(column: pa.ChunkedArray) -> list[Any]:
     """Invert `array` without copying: return arrays [T], or `Ragged` for a nested column."""
-    found = column.combine_chunks()
-    lengths, inner = _lengths(found), found.flatten()
+    lists = column.combine_chunks()
+    lengths, inner = _lengths(lists), lists.flatten()
     if pa.types.is_list(inner.type):
         whole: Any = Ragged(inner.flatten().to_numpy(), _lengths(inner))
     else:

@@ -87,7 +87,7 @@ class EvalLabels:
         Tokens that ``remap`` drops are removed, and the rest is renormalised. The draws estimate how much of the tail
         stays.
         """
-        said, named = flat_token_ids(token_ids, remap), Ragged.joined(labels["ids"])
+        flat_ids, named = flat_token_ids(token_ids, remap), Ragged.joined(labels["ids"])
         places = torch.from_numpy(np.repeat(np.arange(len(named)), named.lengths))
         values = torch.from_numpy(Ragged.joined(labels["log_probs"]).values).double()
         tail = torch.from_numpy(np.concatenate(labels["log_tail"])).double()
@@ -96,14 +96,14 @@ class EvalLabels:
         ids = torch.from_numpy(new[named.values.astype(np.int64)])
         stay = ids >= 0
         places, ids, values = places[stay], ids[stay], values[stay]
-        drawn = sampling.renamed(self._draws(labels, said, tail), remap)
+        drawn = sampling.renamed(self._draws(labels, flat_ids, tail), remap)
         if remap is not None:
             tail = drawn.weights.sum(-1).log().where(~tail.isnan(), tail)
         kept = torch.logaddexp(_log_mass(places, values, len(named)), tail)
         log_probs = torch.full((len(named), int(new.max()) + 1), -torch.inf)
         log_probs[places, ids] = (values - kept[places]).float()
         dropped = None if remap is None else sampling.missing(kept - whole)
-        return MeasuredTargets(said, log_probs, tail - kept, sampling.divided(drawn, kept), dropped)
+        return MeasuredTargets(flat_ids, log_probs, tail - kept, sampling.divided(drawn, kept), dropped)
 
     def _draws(self, labels: dict[str, list[Any]], said: Tensor, tail: Tensor) -> SampledTargets:
         """Return the stored draws. tail: log of the mass [N] from which they were drawn."""

@@ -72,12 +72,12 @@ def read_each(workspace: Workspace, arm: str, split: str) -> Iterator[SoftLabels
 
 def read_shards(folder: Path, parts: Sequence[Shard]) -> SoftLabels:
     """Read all rows of a finished plan, in the order of its split."""
-    found = [_read(folder / shard.file) for shard in parts]
-    for shard, part in zip(parts, found, strict=True):
+    read = [_read(folder / shard.file) for shard in parts]
+    for shard, part in zip(parts, read, strict=True):
         if part.ids != shard.ids:
             raise UpstreamError("the shard is of other rows", where=str(folder / shard.file), next=AGAIN)
     ids = [row for shard in parts for row in shard.ids]
-    return in_order(found, [ids[at] for at in np.argsort(np.concatenate([shard.places for shard in parts]))])
+    return in_order(read, [ids[at] for at in np.argsort(np.concatenate([shard.places for shard in parts]))])
 
 
 def likeliest(labels: SoftLabels, rows: int) -> list[tuple[str, str, float]]:
@@ -111,7 +111,7 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
 def _read(path: Path) -> SoftLabels:
     try:
         table = _table(path)
-        found = SoftLabels(
+        labels = SoftLabels(
             table["id"].to_pylist(),
             _matrix(table["label_log_probs"]),
             table["label_mass"].to_numpy().copy(),
@@ -119,9 +119,9 @@ def _read(path: Path) -> SoftLabels:
             table["next_token"].to_pylist() if "next_token" in table.column_names else None,
             table["next_log_prob"].to_numpy().copy() if "next_log_prob" in table.column_names else None,
         )
-        if len(found.log_probs) != len(found.ids) or np.isnan(found.log_probs).any():
+        if len(labels.log_probs) != len(labels.ids) or np.isnan(labels.log_probs).any():
             raise ValueError("not a log-probability for each row and label")
-        return found
+        return labels
     except (*parquet.ERRORS, AttributeError, TypeError) as error:
         raise shard_files.damaged(path, error) from None
 

@@ -33,8 +33,8 @@ def rows(found: Labels, log_prior: np.ndarray | None = None) -> dict[str, np.nda
     """Return split → bool [N], the rows that are measured in all arms."""
     measured: dict[str, np.ndarray] = {}
     for (_, split), labels in found.items():
-        own = _measured(labels, log_prior)
-        measured[split] = measured[split] & own if split in measured else own
+        kept = _measured(labels, log_prior)
+        measured[split] = measured[split] & kept if split in measured else kept
     return measured
 
 
@@ -91,11 +91,13 @@ def coverage_facts(found: Labels, measured: Mapping[str, np.ndarray]) -> dict[st
         return {"unmeasured": None, "unseen": None}
     left_out = {split: int((~kept).sum()) for split, kept in measured.items()}
     if any(left_out.values()):
-        told = " and ".join(f"{count:,} of {len(measured[split]):,} {split} rows" for split, count in left_out.items())
+        described = " and ".join(
+            f"{count:,} of {len(measured[split]):,} {split} rows" for split, count in left_out.items()
+        )
         cautions.add(
             "rows-not-measured",
-            f"{told} were left out, of every arm alike: the tokens that the server showed do not tell which label the "
-            "teacher finds likeliest there. The scores are those of the other rows.",
+            f"{described} were left out, of every arm alike: the tokens that the server showed do not tell which label "
+            "the teacher finds likeliest there. The scores are those of the other rows.",
         )
     unseen = dict(_bounds(found, measured))
     pairs, mass = (

@@ -75,12 +75,12 @@ class TopKLabels:
 
     def _drawn(self, others: Tensor, generator: torch.Generator) -> dict[str, Any]:
         """Draw from log-probabilities [T, V] of the tail alone."""
-        found = sampling.draw(sampling.mass(others), 1.0, self.draws, generator)
-        there = found < others.shape[-1]
+        drawn = sampling.draw(sampling.mass(others), 1.0, self.draws, generator)
+        there = drawn < others.shape[-1]
         ends = there.sum(-1).cumsum(0)[:-1].cpu().numpy()
-        log_probs = others.gather(-1, found.clamp_max(others.shape[-1] - 1))[there]
+        log_probs = others.gather(-1, drawn.clamp_max(others.shape[-1] - 1))[there]
         return {
-            "tail_ids": np.split(found[there].cpu().numpy().astype(np.int32), ends),
+            "tail_ids": np.split(drawn[there].cpu().numpy().astype(np.int32), ends),
             "tail_log_probs": np.split(short(log_probs.cpu().numpy()), ends),
         }
 
@@ -97,9 +97,9 @@ class TopKLabels:
         head = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(-np.inf))
         tails = {T: torch.from_numpy(np.concatenate(labels[name])) for T, name in self.tails.items()}
         whole = stays = _total(head, tails[1.0])
-        said, drawn, dropped = flat_token_ids(token_ids, remap), None, None
+        flat_ids, drawn, dropped = flat_token_ids(token_ids, remap), None, None
         if self.draws:
-            drawn = self._draws(labels, said, whole)
+            drawn = self._draws(labels, flat_ids, whole)
         if remap is not None:
             ids = torch.from_numpy(remap)[ids].where(ids >= 0, -1)
             head = head.where(ids >= 0, -torch.inf)
@@ -117,7 +117,7 @@ class TopKLabels:
                 drawn = sampling.divided(drawn, stays - whole)
         head, tails = head - stays[:, None], {T: tail - stays / T for T, tail in tails.items()}
         sums = {T: _total(head / T, tail) for T, tail in tails.items() if T != 1}
-        return TopKTargets(said, ids, head, tails[1.0], sums, drawn, dropped)
+        return TopKTargets(flat_ids, ids, head, tails[1.0], sums, drawn, dropped)
 
     def _draws(self, labels: dict[str, list[Any]], said: Tensor, whole: Tensor) -> SampledTargets:
         """Return the stored draws. whole: log of the stored total mass [N], which is 0 but for rounding."""

@@ -61,7 +61,7 @@ def generate(
     repeats = sampling.n if sampling else 1
     size = vocabulary or model.config.get_text_config().vocab_size
     ends, held = frozenset(stop), max(1, _HELD // size)
-    found: list[list[Generated]] = [[] for _ in views]
+    responses_by_view: list[list[Generated]] = [[] for _ in views]
     most = max(1, min(batch_tokens, AT_ONCE // size) // repeats)
     plan = batching.by_length(list(map(len, views)), max_rows=most, max_tokens=batch_tokens)
     for batch in plan:
@@ -77,8 +77,8 @@ def generate(
                 logits = logits[index]
             _answer(rows, logits, responses, ends, max_new_tokens, vocabulary, sampling)
         for response in responses:
-            found[response.row].append(response.finished(ends))
-    return found
+            responses_by_view[response.row].append(response.finished(ends))
+    return responses_by_view
 
 
 def _answer(

@@ -171,21 +171,21 @@ def load(spec: HuggingFaceTeacher, source: ModelSource) -> Teacher:
         torch.set_num_threads(spec.threads)
     if spec.trust_remote_code:
         console.warn(f"teacher.trust_remote_code: Python code that comes with {spec.model} is run on this machine")
-    given, place = (
+    arguments, place = (
         from_pretrained.options(source, spec.revision, spec.trust_remote_code),
         from_pretrained.folder(source),
     )
     with checkpoint_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
-        tokenizer = AutoTokenizer.from_pretrained(place, **given)
+        tokenizer = AutoTokenizer.from_pretrained(place, **arguments)
         if source.path is not None and not spec.trust_remote_code:
-            config = AutoConfig.from_pretrained(place, **given)
+            config = AutoConfig.from_pretrained(place, **arguments)
             from_pretrained.check_size(AutoModelForCausalLM, config, Path(place))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=getattr(torch, spec.dtype),
             use_safetensors=True,
             output_loading_info=True,
-            **given,
+            **arguments,
         )
     model, info = loaded
     if missing := sorted(info["missing_keys"]):

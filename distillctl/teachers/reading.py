@@ -95,12 +95,12 @@ class LocalReader:
     def label_tokens(self, text: str, words: Sequence[str], place: AnswerPlace) -> InPlace:
         """Do what `in_place` does for label words. Raise RecipeError if the tokenizer cannot write or distinguish
         them."""
-        found = self.in_place(text, words, place)
-        if (tuple(words), found.answers) not in self._checked:
-            for label, ids in zip(words, found.answers, strict=True):
-                self._check_label(label, ids, list(words)[found.answers.index(ids)])
-            self._checked.add((tuple(words), found.answers))
-        return found
+        in_place = self.in_place(text, words, place)
+        if (tuple(words), in_place.answers) not in self._checked:
+            for label, ids in zip(words, in_place.answers, strict=True):
+                self._check_label(label, ids, list(words)[in_place.answers.index(ids)])
+            self._checked.add((tuple(words), in_place.answers))
+        return in_place
 
     def _check_label(self, words: str, ids: Sequence[int], first: str) -> None:
         """Raise RecipeError for an unusable label. first: the first label with these tokens."""
@@ -132,18 +132,18 @@ class LocalReader:
         """Return the row's text, its tokens, and its length with the limit."""
         text, place = self.text(renderer, example), self.place(renderer, example, asked.prefix)
         if asked.room:
-            found = self.in_place(text, asked.words, place) if asked.words else None
+            in_place = self.in_place(text, asked.words, place) if asked.words else None
         else:
-            found = self.label_tokens(text, asked.words, place)
-        ids = self.encode(place.before(text), chat=renderer.is_chat) if found is None else found.view
-        answers = () if found is None else found.answers
+            in_place = self.label_tokens(text, asked.words, place)
+        ids = self.encode(place.before(text), chat=renderer.is_chat) if in_place is None else in_place.view
+        answers = () if in_place is None else in_place.answers
         limit = self.max_length - max([asked.room, *map(len, answers)])
         if not ids:
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
         length = Length(
             len(ids), Limit("the teacher", limit, f"the teacher takes {limit:,} before the answer"), renderer.where
         )
-        return View(text, place.before(text), ids, answers, 0 if found is None else found.merged, length)
+        return View(text, place.before(text), ids, answers, 0 if in_place is None else in_place.merged, length)
 
 
 def sizes(model: torch.nn.Module) -> dict[str, Any]:
@@ -157,10 +157,10 @@ def sizes(model: torch.nn.Module) -> dict[str, Any]:
 
 def read(spec: HuggingFaceTeacher, source: ModelSource) -> LocalReader:
     """Load tokenizer and config, but no weights. Raise UnavailableError if they cannot be loaded."""
-    given, place = options(source, spec.revision, spec.trust_remote_code), folder(source)
+    arguments, place = options(source, spec.revision, spec.trust_remote_code), folder(source)
     with checkpoint_files.loading(lambda error: unavailable(spec, error)), console.libraries_quiet():
-        tokenizer = AutoTokenizer.from_pretrained(place, **given)
-        config = AutoConfig.from_pretrained(place, **given)
+        tokenizer = AutoTokenizer.from_pretrained(place, **arguments)
+        config = AutoConfig.from_pretrained(place, **arguments)
         try:
             generation_config = GenerationConfig.from_pretrained(place)
         except OSError:

@@ -1,1 +1,1 @@
-"""The optimizer loop and its checkpoints."""
+"""Train models: the optimizer loop and its checkpoints."""

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other. With one rank everything here is the identity, and costs nothing.
+"""Communicate between the ranks of a run. With one rank everything here is the identity and costs nothing.
 
 Figures and decisions go through a gloo group of their own, in the main memory, whatever the gradients take.
 """
@@ -26,7 +26,7 @@ _group: Any = None
 
 
 def join() -> None:
-    """Meet the other ranks; only the first call does anything.
+    """Join the other ranks; only the first call does anything.
 
     A rank that waits for others has nothing to lose, and Python cannot interrupt it there: a signal just ends it.
     Models are loaded whole on every rank, whatever the launcher asks transformers for.
@@ -68,7 +68,7 @@ def on_cpu() -> bool:
 
 
 def broadcast(value: Any = None) -> Any:
-    """The first rank's ``value``, on all ranks."""
+    """Return the first rank's ``value`` on all ranks."""
     if ranks.count() == 1:
         return value
     join()
@@ -78,12 +78,12 @@ def broadcast(value: Any = None) -> Any:
 
 
 def barrier() -> None:
-    """Go on when all ranks are here."""
+    """Wait for all ranks."""
     broadcast()
 
 
 def summed(values: np.ndarray) -> np.ndarray:
-    """The sum over ranks, on all ranks; exact where no two ranks have an entry that is not 0."""
+    """Return the sum over ranks on all ranks. It is exact if at most one rank has a nonzero entry."""
     if ranks.count() == 1:
         return values
     total = torch.from_numpy(np.array(values, np.float64))
@@ -92,12 +92,12 @@ def summed(values: np.ndarray) -> np.ndarray:
 
 
 def any_of(here: bool) -> bool:
-    """Whether it is so on any rank."""
+    """Tell whether the value is true on any rank."""
     return bool(summed(np.array(float(here))) > 0)
 
 
 def gathered(values: dict[int, Any]) -> dict[int, Any]:
-    """All ranks' entries (their keys differ), on all ranks."""
+    """Return all ranks' entries, whose keys differ, on all ranks."""
     if ranks.count() == 1:
         return values
     parts: list[Any] = [None] * ranks.count()

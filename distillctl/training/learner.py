@@ -1,4 +1,4 @@
-"""The model under training with its optimizer, on one rank or on many: whole on each (DDP), or in shards (FSDP2).
+"""Hold a model and its optimizer during training, on one rank or many: whole on each (DDP), or in shards (FSDP2).
 
 Ranks share the rows of every batch. The loss is a sum over positions divided by the step's whole count, while DDP and
 FSDP average gradients over ranks: each rank's loss is multiplied by their number, which makes sums of averages.
@@ -90,19 +90,19 @@ class Learner:
         return total, float(_whole(norm))
 
     def update(self) -> None:
-        """Take the step."""
+        """Take the optimizer step."""
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad()
 
     @property
     def rate(self) -> float:
-        """Of learning, in the step to come."""
+        """Return the learning rate of the next step."""
         return float(self._schedule.get_last_lr()[0])
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[PreTrainedModel]:
-        """The whole model as it is now, to measure."""
+        """Yield the whole model as it is now, to evaluate it."""
         if self.in_shards:
             put(self.weights(), self.model)
         self.model.eval()
@@ -136,7 +136,7 @@ class Learner:
         return weights, optimizer, self._schedule.state_dict()
 
     def restore(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], schedule: dict[str, Any]) -> None:
-        """What `state` gave, on however many ranks."""
+        """Load what `state` returned, on any number of ranks."""
         put(weights, self._trained)
         tensors = _tensors(self._trained)
         for name, value in optimizer.items():
@@ -165,7 +165,7 @@ class _Step(nn.Module):
 
 
 def put(weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Weights by `Learner.weights` into a model, whole or in shards."""
+    """Load weights from `Learner.weights` into a model, whole or in shards."""
     for name, tensor in _tensors(model).items():
         _put(weights[name], tensor)
 
@@ -200,7 +200,7 @@ def _on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices, none on biases and norms."""
+    """Return parameter groups with weight decay on matrices and none on biases and norms."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -195,10 +195,10 @@ Plan = list[tuple[float, list[np.ndarray]]]
 def _plan(lengths: np.ndarray, spec: Train, seed: int) -> Plan:
     plan: Plan = []
     for epoch in range(spec.epochs):
-        found = batching.shuffled(
+        indices = batching.shuffled(
             lengths, max_rows=spec.batch_rows, max_tokens=spec.batch_tokens, seed=seed, epoch=epoch
         )  # fmt: skip
-        batches = [np.array(batch, np.int32) for batch in found]
+        batches = [np.array(batch, np.int32) for batch in indices]
         groups = [batches[i : i + spec.accumulate] for i in range(0, len(batches), spec.accumulate)]
         plan += [(epoch + (number + 1) / len(groups), group) for number, group in enumerate(groups)]
     return plan

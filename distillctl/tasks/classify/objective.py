@@ -22,14 +22,14 @@ from distillctl.training.learner import Batch
 
 
 @dataclass(frozen=True)
-class Rows:
+class LabelRows:
     """ids: token ids per row; teacher: normalised label log-probabilities, float32 [N, K]. In memory or in files."""
 
     ids: Sequence[Sequence[int]] | Sequence[np.ndarray]
     teacher: Sequence[np.ndarray] | np.ndarray
 
-    def take(self, rows: Sequence[int]) -> Rows:
-        return Rows(Subset(self.ids, rows), Subset(self.teacher, rows))  # type: ignore[arg-type]
+    def take(self, rows: Sequence[int]) -> LabelRows:
+        return LabelRows(Subset(self.ids, rows), Subset(self.teacher, rows))  # type: ignore[arg-type]
 
     def distributions(self, rows: Iterable[int] | None = None) -> np.ndarray:
         """The teacher's of some rows, or of all, float32 [N, K]."""
@@ -39,7 +39,9 @@ class Rows:
 class Classification:
     """A `TrainingObjective` of the loop."""
 
-    def __init__(self, train: Rows, validation: Rows, terms: Sequence[LossTerm], tokenizer: Any, spec: Train) -> None:
+    def __init__(
+        self, train: LabelRows, validation: LabelRows, terms: Sequence[LossTerm], tokenizer: Any, spec: Train
+    ) -> None:
         self.train, self.validation, self.terms = train, validation, terms
         self.tokenizer, self.spec = tokenizer, spec
         self.lengths = lengths(train.ids)
@@ -59,7 +61,7 @@ class Classification:
 
 
 @torch.inference_mode()
-def predict(model: PreTrainedModel, tokenizer: Any, rows: Rows, spec: Train) -> np.ndarray:
+def predict(model: PreTrainedModel, tokenizer: Any, rows: LabelRows, spec: Train) -> np.ndarray:
     """Normalised label log-probabilities float32 [N, K]; batches by length, results in the order of ``rows``.
 
     Ranks share the batches, and all get all results.
@@ -73,7 +75,7 @@ def predict(model: PreTrainedModel, tokenizer: Any, rows: Rows, spec: Train) -> 
     return collectives.summed(out)
 
 
-def collate(tokenizer: Any, rows: Rows, batch: Batch, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+def collate(tokenizer: Any, rows: LabelRows, batch: Batch, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """Right-padded model inputs, int64 [B, T], and the teacher's log-probabilities [B, K]."""
     padded = tokenizer.pad({"input_ids": [np.asarray(rows.ids[row]).tolist() for row in batch]}, return_tensors="pt")
     teacher = torch.from_numpy(rows.distributions(batch))

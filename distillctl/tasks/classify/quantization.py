@@ -18,7 +18,7 @@ from distillctl.runtimes.onnxruntime import OnnxClassifier
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvalRows:
     """The eval rows: texts, normalised log-probabilities [N, K] of the fp32 student and of the calibrated teacher, and
     the index of the right label, int [N] (None without references)."""
 
@@ -33,13 +33,13 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ClassifyAnswers:
     """One graph on all rows: normalised log-probabilities float32 [N, K], milliseconds [N]."""
 
     log_probs: np.ndarray
     milliseconds: np.ndarray
 
-    def figures(self, rows: HeldOut) -> Figures:
+    def figures(self, rows: EvalRows) -> Figures:
         """Against the fp32 student, the teacher, and the references if any."""
         kl = scores.row_kl(rows.student, self.log_probs)
         return Figures(
@@ -76,7 +76,7 @@ def check_graph(folder: Path, text: str, labels: int, next: str) -> None:
 
 def measure(
     graphs: Mapping[str, OnnxClassifier], texts: Sequence[str], advance: Callable[[int], None] = lambda rows: None
-) -> dict[str, Answers]:
+) -> dict[str, ClassifyAnswers]:
     """Every graph on every text, one at a time from text to logits, in turns; ``advance`` is told the rows of each
     block done by all."""
     logits: dict[str, list[np.ndarray]] = {name: [] for name in graphs}
@@ -90,7 +90,7 @@ def measure(
                 logits[name].append(answer)
         advance(len(rows))
     return {
-        name: Answers(log_softmax(np.concatenate(logits[name]), axis=-1), np.array(seconds[name]) * 1e3)
+        name: ClassifyAnswers(log_softmax(np.concatenate(logits[name]), axis=-1), np.array(seconds[name]) * 1e3)
         for name in graphs
     }
 

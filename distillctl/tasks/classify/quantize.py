@@ -20,7 +20,7 @@ from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
 from distillctl.tasks.classify import quantization
-from distillctl.tasks.classify.quantization import Answers, HeldOut, LabelCalibration
+from distillctl.tasks.classify.quantization import ClassifyAnswers, EvalRows, LabelCalibration
 
 CALIBRATION_ROWS = 128
 """Enough train rows to tell a small cost of quantization from none, few enough to measure quickly."""
@@ -35,7 +35,7 @@ class ClassifyHeldOut:
     def __init__(self, recipe: Recipe, workspace: Workspace, views: ViewTable) -> None:
         self.recipe, self.workspace, self.views = recipe, workspace, views
         self._rows = _held_out(recipe, workspace, views)
-        self._answers: dict[str, Answers] = {}
+        self._answers: dict[str, ClassifyAnswers] = {}
 
     def check(self, exported: Path) -> None:
         labels = len(self.recipe.task.names)
@@ -67,7 +67,7 @@ class ClassifyHeldOut:
         return {}
 
 
-def _held_out(recipe: Recipe, workspace: Workspace, views: ViewTable) -> HeldOut:
+def _held_out(recipe: Recipe, workspace: Workspace, views: ViewTable) -> EvalRows:
     collect = workspace.manifest("collect")
     assert collect is not None
     teacher = calibrate(label_shards.read(workspace, "full", "eval").log_probs, collect.facts["log_prior"])
@@ -76,4 +76,4 @@ def _held_out(recipe: Recipe, workspace: Workspace, views: ViewTable) -> HeldOut
     truth = None
     if views.has_references:
         truth = np.array([recipe.task.names.index(label) for label in views.labels(recipe.task.names)])
-    return HeldOut(views.simplified, student, teacher, truth)
+    return EvalRows(views.simplified, student, teacher, truth)

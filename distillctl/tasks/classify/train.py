@@ -26,7 +26,7 @@ from distillctl.soft_labels import labels as soft_labels
 from distillctl.students.student import Corpus, Reiterable, Student
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.classify import controls
-from distillctl.tasks.classify.objective import Classification, Rows, predict
+from distillctl.tasks.classify.objective import Classification, LabelRows, predict
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class ClassifyTraining(BoundTask):
     def _texts(self, split: str) -> Iterator[str]:
         return (text for (part,) in view_table.parts(self.views_path, split, "simplified") for text in part)
 
-    def rows(self, student: Student) -> tuple[Student, dict[str, Rows]]:
+    def rows(self, student: Student) -> tuple[Student, dict[str, LabelRows]]:
         return student, {split: self._rows(student, split) for split in SPLITS}
 
-    def _rows(self, student: Student, split: str) -> Rows:
+    def _rows(self, student: Student, split: str) -> LabelRows:
         """Return a split's rows in the views' order, whatever order the shards have. They are kept in files."""
         log_prior = self.stage_facts("collect")["log_prior"]
         folder, number = self.workspace.folder("train"), dict[str, int]()
@@ -70,18 +70,20 @@ class ClassifyTraining(BoundTask):
                 teacher.append(row)
         if missing := next((name for name, place in number.items() if places[place] < 0), None):
             raise UpstreamError(f"row {missing} has no soft label", where=str(folder), next="distillctl collect RECIPE")
-        return Rows(ids, Subset(teacher, places))
+        return LabelRows(ids, Subset(teacher, places))
 
-    def examples(self, rows: Rows) -> Iterable[int]:
+    def examples(self, rows: LabelRows) -> Iterable[int]:
         return range(len(rows.ids))
 
-    def take(self, rows: Rows, places: Sequence[int]) -> Rows:
+    def take(self, rows: LabelRows, places: Sequence[int]) -> LabelRows:
         return rows.take(places)
 
-    def objective(self, student: Student, train: Rows, validation: Rows, terms: tuple[LossTerm, ...]) -> Classification:
+    def objective(
+        self, student: Student, train: LabelRows, validation: LabelRows, terms: tuple[LossTerm, ...]
+    ) -> Classification:
         return Classification(train, validation, terms, student.tokenizer, self.recipe.train)
 
-    def measure(self, student: Student, held_out: Rows) -> ClassifyTrained:
+    def measure(self, student: Student, held_out: LabelRows) -> ClassifyTrained:
         log_probs = predict(student.model, student.tokenizer, held_out, self.recipe.train)
         teacher = held_out.distributions()
         figures = {"kl": scores.kl(teacher, log_probs), "agreement": scores.same_top(teacher, log_probs)}
@@ -100,7 +102,7 @@ class ClassifyTraining(BoundTask):
         with replacing(path) as temporary:
             pq.write_table(pa.table({"id": list(ids), **columns}), temporary)
 
-    def controls(self, ids: Sequence[str], train: Rows) -> int:
+    def controls(self, ids: Sequence[str], train: LabelRows) -> int:
         rows = range(min(len(train.ids), MOST_ROWS))
         texts = view_table.column(self.views_path, "train", "simplified")[: len(rows)]
         held_out = view_table.column(self.views_path, "eval", "simplified")

@@ -21,7 +21,7 @@ from distillctl.soft_labels import response_shards
 from distillctl.students import load_trained
 from distillctl.tasks.base import BoundTask, Exported
 from distillctl.tasks.generate import parity
-from distillctl.tasks.generate.parity import Rows
+from distillctl.tasks.generate.parity import ParityRows
 
 
 def export(task: BoundTask, source: Path, staged: Path, table: ViewTable) -> Exported:
@@ -85,11 +85,11 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any])
     return graph
 
 
-def _rows(recipe: Recipe, workspace: Workspace, table: ViewTable, source: Path, graph: OnnxGenerator) -> Rows:
+def _rows(recipe: Recipe, workspace: Workspace, table: ViewTable, source: Path, graph: OnnxGenerator) -> ParityRows:
     """The eval rows: simplified views, and the teacher's responses in the student's tokens."""
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=load_trained.trusted(recipe))
     views = parity.views(graph, tokenizer, table.id, table.simplified)
     said = response_shards.read(workspace, "full", "eval", implementation(Text())(Text()))
     stop, limit = min(graph.stop_ids), recipe.generate.max_new_tokens
     encoded = [[*graph.tokenizer.encode(text, add_special_tokens=False).ids, stop][:limit] for text in said.text]
-    return Rows(table.id, views, encoded)
+    return ParityRows(table.id, views, encoded)

@@ -17,7 +17,7 @@ from distillctl.tasks.generate.objective import start_token
 
 
 @dataclass(frozen=True)
-class Rows:
+class ParityRows:
     """ids: the rows' names; views, responses: token ids, the responses' with the one that ends them."""
 
     ids: Sequence[str]
@@ -54,7 +54,7 @@ def views(graph: OnnxGenerator, tokenizer: Any, ids: Sequence[str], texts: Seque
 
 
 def check_parity(
-    model: PreTrainedModel, graph: OnnxGenerator, rows: Rows, *, allowed: float, prompts: int, max_new_tokens: int
+    model: PreTrainedModel, graph: OnnxGenerator, rows: ParityRows, *, allowed: float, prompts: int, max_new_tokens: int
 ) -> TextParity:
     """Logits of every response token under teacher forcing, and greedy answers to the first ``prompts`` views.
 
@@ -76,7 +76,7 @@ def check_parity(
 # ── logits ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _logits(model: PreTrainedModel, graph: OnnxGenerator, rows: Rows, allowed: float) -> float:
+def _logits(model: PreTrainedModel, graph: OnnxGenerator, rows: ParityRows, allowed: float) -> float:
     differences = []
     with console.progress("parity: logits", len(rows.ids)) as bar:
         for view, response in zip(rows.views, rows.responses, strict=True):

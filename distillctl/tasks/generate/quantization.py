@@ -45,7 +45,7 @@ class TeacherForcedMetrics:
 
 
 @dataclass(frozen=True)
-class Answers:
+class GenerateAnswers:
     """One graph on all rows: its greedy answers' token ids, the milliseconds each took [N], and
     `TeacherForcedMetrics`."""
 
@@ -75,7 +75,7 @@ def measure(
     rows: ResponseRows,
     max_new_tokens: int,
     advance: Callable[[int], None] = lambda rows: None,
-) -> dict[str, Answers]:
+) -> dict[str, GenerateAnswers]:
     """Every graph, `FP32` among them, on every row: an answer from view to last token, one row at a time, in turns; and
     the teacher's response in one pass. ``advance`` is told the rows of each block done by all.
 
@@ -97,7 +97,7 @@ def measure(
                 forced[name].append(figures)
         advance(len(block))
     return {
-        name: Answers(ids[name], np.array(seconds[name]) * 1e3, _columns(forced[name], rows.positions))
+        name: GenerateAnswers(ids[name], np.array(seconds[name]) * 1e3, _columns(forced[name], rows.positions))
         for name in graphs
     }
 

@@ -26,7 +26,7 @@ from distillctl.soft_labels.text import TextLabels
 from distillctl.students.load_trained import without_weights
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.generate import quantization
-from distillctl.tasks.generate.quantization import Answers, TextCalibration
+from distillctl.tasks.generate.quantization import GenerateAnswers, TextCalibration
 from distillctl.tasks.generate.response_rows import ResponseRows, kept, rows
 
 CALIBRATION_ROWS = 16
@@ -47,7 +47,7 @@ class GenerateHeldOut(BoundTask):
         self._responses = response_shards.read(workspace, "full", "eval", TextLabels(Text())).text
         profile = kept(recipe, "eval", shared_tokenizer=train["shared_tokenizer"])
         self._rows = _rows(recipe, workspace, train, "eval", profile)
-        self._answers: dict[str, Answers] = {}
+        self._answers: dict[str, GenerateAnswers] = {}
         self._texts: dict[str, list[str]] = {}
         self._scores: dict[str, float] = {}
 

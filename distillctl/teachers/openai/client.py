@@ -158,11 +158,11 @@ def key(spec: OpenAITeacher) -> str | None:
     it may not go to the server's host. Nothing else reads it."""
     if spec.api_key_env is None:
         return None
-    found = os.environ.get(spec.api_key_env, "").strip()
-    if found:
+    key = os.environ.get(spec.api_key_env, "").strip()
+    if key:
         approvals.require_key(spec)
-    if found or spec.is_local:
-        return found or None
+    if key or spec.is_local:
+        return key or None
     raise UnavailableError(
         f"no key in the environment variable {spec.api_key_env}",
         where="teacher.api_key_env",

@@ -84,23 +84,23 @@ async def _whole(response: Any) -> Any:
     """The same response with its body read and unpacked. Of an error no more than its beginning."""
     is_error = response.status_code >= 400
     most = ERROR_BYTES if is_error else _most.get()
-    found = bytearray()
+    body = bytearray()
     unpack = _unpacker(response.headers.get("content-encoding", ""))
     async for part in response.aiter_raw():
         for piece in unpack(part, most):
-            found += piece
-            if len(found) > most:
+            body += piece
+            if len(body) > most:
                 break
-        if len(found) > most:
+        if len(body) > most:
             if not is_error:
                 raise Unbounded(f"more than {most:,} bytes")
-            del found[most:]
+            del body[most:]
             break
     headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _OF_THE_BODY]
     return type(response)(
         response.status_code,
         headers=[*headers, ("content-type", "application/json; charset=utf-8")],
-        content=bytes(found),
+        content=bytes(body),
         request=response.request,
     )
 

@@ -54,10 +54,10 @@ class LabelsInPlace:
             if view.endswith(" ") and not between:
                 view, between = view[:-1], " "
             return Sent(view, [Label(name, (between + said).encode()) for name, said in self.words.items()])
-        found = self._tokenize(view, [between + said for said in self.words.values()])
-        labels = self._known(found.answers)
-        text = self._text(view, len(found.view)) if found.merged else view
-        return Sent(text, labels, found.view)
+        in_place = self._tokenize(view, [between + said for said in self.words.values()])
+        labels = self._known(in_place.answers)
+        text = self._text(view, len(in_place.view)) if in_place.merged else view
+        return Sent(text, labels, in_place.view)
 
     def can_ask(self, sent: Sent, path: Path) -> bool:
         """Whether the server reads these first tokens of a label, after the view, as these tokens: a text that ends
@@ -96,8 +96,8 @@ class LabelsInPlace:
         tokenizer, words = self.vocabulary.tokenizer, self.words[name]
         back = tokenizer.decode(ids)
         if tokenizer.unk_token_id in {*ids} - {None} or not "".join(back.split()).endswith("".join(words.split())):
-            what = f"teacher.tokenizer cannot write {words!r} (it reads back as {back!r})"
-            raise RecipeError(what, where="task.labels")
+            problem = f"teacher.tokenizer cannot write {words!r} (it reads back as {back!r})"
+            raise RecipeError(problem, where="task.labels")
         tokens = tuple(self.vocabulary.tokens[i] for i in ids)
         return Label(name, b"".join(tokens), tokens)
 

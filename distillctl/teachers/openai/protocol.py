@@ -213,16 +213,16 @@ _ANSWER = TypeAdapter(_Answer)
 def parse(body: bytes, request: Request) -> Answer:
     """The answer to ``request``. Malformed where it is no JSON, lacks a choice, an end or log-probabilities."""
     try:
-        found = _ANSWER.validate_json(body)
+        answer = _ANSWER.validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise Malformed(f"bad JSON ({f'{where}: ' if where else ''}{first['msg']})") from None
-    if len(found.choices) < request.n:
-        raise Malformed("no choices" if not found.choices else f"{len(found.choices)} of {request.n} choices")
-    choices = tuple(_choice(one, request) for one in sorted(found.choices, key=lambda one: one.index)[: request.n])
-    usage = None if found.usage is None else (found.usage.prompt_tokens, found.usage.completion_tokens)
-    return Answer(choices, found.model, found.system_fingerprint, usage)
+    if len(answer.choices) < request.n:
+        raise Malformed("no choices" if not answer.choices else f"{len(answer.choices)} of {request.n} choices")
+    choices = tuple(_choice(one, request) for one in sorted(answer.choices, key=lambda one: one.index)[: request.n])
+    usage = None if answer.usage is None else (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    return Answer(choices, answer.model, answer.system_fingerprint, usage)
 
 
 def _choice(found: _Choice, request: Request) -> Choice:

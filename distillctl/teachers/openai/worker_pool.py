@@ -32,12 +32,12 @@ _LOOK = 0.2
 @contextmanager
 def open_pool(served: Served) -> Iterator[ServedWorkerPool]:
     """Yield the pool. The first task opens the connection. Raise UnavailableError after the block if rows failed."""
-    found = ServedWorkerPool(served)
+    pool = ServedWorkerPool(served)
     try:
-        yield found
-        found.finish()
+        yield pool
+        pool.finish()
     finally:
-        found.close()
+        pool.close()
 
 
 class ServedWorkerPool:
@@ -68,14 +68,14 @@ class ServedWorkerPool:
                 break
             for done in self._runner.run(self._some(list(under_way))):
                 key, task = under_way.pop(done)
-                found = done.result()
-                end = self._end(task, found)
+                answers = done.result()
+                end = self._end(task, answers)
                 ended = ended or end
                 if ended is not None:  # open requests are paid for: wait for their answers and keep them
                     more = False
                     self._open().scheduler.stop(UnavailableError(str(ended)))
-                if not any(isinstance(one, BaseException) for one in found):
-                    yield key, self._open().joined(task, found)
+                if not any(isinstance(one, BaseException) for one in answers):
+                    yield key, self._open().joined(task, answers)
         if ended is not None:
             self._write_failed()
             raise ended
@@ -88,9 +88,9 @@ class ServedWorkerPool:
             return
         path = self._write_failed()
         kinds = Counter(row["error"] for row in self._failed).most_common()
-        told = ", ".join(f"{count} × {kind}" for kind, count in kinds)
+        summary = ", ".join(f"{count} × {kind}" for kind, count in kinds)
         raise UnavailableError(
-            f"{len(self._failed):,} of {self._asked:,} rows could not be answered: {told}",
+            f"{len(self._failed):,} of {self._asked:,} rows could not be answered: {summary}",
             where=str(path),
             next=f"ask for these rows again, the others are kept: {self._served.again}",
         )
