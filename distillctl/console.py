@@ -24,14 +24,17 @@ from distillctl.terminal.progress import LiveProgress, LoggedProgress, Progress
 from distillctl.untrusted.printable import printable
 
 _PLAIN: dict[str, Any] = {"highlight": False, "emoji": False}
-"""Of both consoles: a text such as `:warning:` is what it says."""
+"""Options of both consoles. Texts such as `:warning:` are shown as they are."""
 _out = Console(**_PLAIN)
 _err = Console(stderr=True, **_PLAIN)
 _state: dict[str, Any] = {"json": False, "verbosity": 0}
 
 
 def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
-    """as_json: stdout carries one JSON object; verbosity: -1 quiet, 0, 1 verbose. Of several ranks the first speaks."""
+    """Set up the console.
+
+    as_json: stdout carries one JSON object. verbosity: -1 quiet, 0, 1 verbose. Only the first of several ranks prints.
+    """
     global _out, _err
     if not ranks.is_first():
         verbosity = -1
@@ -58,16 +61,16 @@ def is_json() -> bool:
 
 
 def note(message: str) -> None:
-    """One line about what goes on; not shown with -q."""
+    """Print a line about progress on stderr; nothing with -q."""
     if _state["verbosity"] >= 0:
         _err.print(f"[dim]{_quoted(message)}[/dim]", soft_wrap=True)
 
 
 def from_handler(message: str) -> None:
-    """A note from within a signal handler, which may have come in the middle of a write: past all buffers."""
+    """Print a note from a signal handler, without buffers, because it may interrupt another write."""
     if _state["verbosity"] >= 0:
         with suppress(OSError):
-            os.write(2, f"{chr(10) * os.isatty(2)}{message}\n".encode())  # on a terminal a bar stands in this line
+            os.write(2, f"{chr(10) * os.isatty(2)}{message}\n".encode())  # on a terminal this line holds a progress bar
 
 
 def warn(message: str) -> None:
@@ -77,14 +80,13 @@ def warn(message: str) -> None:
 
 
 def caution(message: str) -> None:
-    """A doubt about the user's data or numbers (`distillctl.cautions`), shown even with -q."""
+    """Print a caution about the user's data or numbers (`distillctl.cautions`), even with -q."""
     if ranks.is_first():
         _err.print(f"[yellow]caution:[/yellow] {_quoted(message)}", soft_wrap=True)
 
 
 def ask(question: str) -> bool:
-    """A yes-or-no question on the terminal; no where there is nobody to answer it. What was typed before it was asked
-    is no answer."""
+    """Ask a yes-or-no question on the terminal. Return False without a terminal. Earlier input is discarded."""
     stdin = sys.stdin
     if os.environ.get("CI") or stdin is None or stdin.closed or not (stdin.isatty() and _err.is_terminal):
         return False
@@ -95,7 +97,7 @@ def ask(question: str) -> bool:
 
 
 def error(problem: UserFacingError) -> None:
-    """A user's mistake or a refused gate: what, where, and the next command."""
+    """Print a user's error or a failed gate: what, where, and the next command."""
     _err.print(f"[bold red]error:[/bold red] {_quoted(str(problem))}", soft_wrap=True)
     if problem.next:
         _err.print(f"[dim]next:[/dim]  {_quoted(problem.next)}", soft_wrap=True)
@@ -107,18 +109,18 @@ def error(problem: UserFacingError) -> None:
 
 
 _MOST_CHARACTERS = 4000
-"""Of a message: names and rows that are quoted in it may have any length."""
+"""Longest message in characters, because quoted names and rows may have any length."""
 
 
 def _quoted(message: str) -> str:
-    """As it is shown: what may come from a stranger's file gives a terminal no orders and does not fill it."""
+    """Return a message without control characters and not too long: parts of it may come from untrusted files."""
     if len(message) > _MOST_CHARACTERS:
         message = f"{message[:_MOST_CHARACTERS]} …"
     return escape(printable(message, keep="\n"))
 
 
 def bug(problem: BaseException) -> None:
-    """Our own mistake: the whole traceback."""
+    """Print the traceback of a bug in distillctl."""
     traceback.print_exception(problem, file=sys.stderr)
     _err.print("[bold red]this is a bug in distillctl[/bold red]; please report the lines above")
     if is_json():
@@ -126,7 +128,7 @@ def bug(problem: BaseException) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """The one JSON object of a command; no signal can ask for a second one."""
+    """Print the command's one JSON object. Signals are ignored from now on, so that no second one follows."""
     text = json.dumps(value, allow_nan=False) + "\n"  # ASCII with escapes: the same in every encoding
     interrupts.ignore()
     sys.stdout.write(text)
@@ -134,7 +136,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def result(value: Mapping[str, Any], *renderables: Any) -> None:
-    """The command's result on stdout: the JSON object, or the readable form."""
+    """Print the command's result on stdout, as a JSON object or in readable form."""
     if not ranks.is_first():
         return
     if is_json():
@@ -144,14 +146,14 @@ def result(value: Mapping[str, Any], *renderables: Any) -> None:
 
 
 def readable(*renderables: Any) -> None:
-    """The readable form of a result whose JSON object an error will bring; nothing with --json."""
+    """Print the readable form of a result before an error, which prints the JSON object; nothing with --json."""
     if not is_json():
         for renderable in renderables:
             _show(_out, renderable)
 
 
 def _show(console: Console, renderable: Any) -> None:
-    """Text as it is, brackets and all, but for orders to the terminal; tables and the like as rich draws them."""
+    """Print text literally but without control characters, and tables and the like as rich draws them."""
     if isinstance(renderable, str):
         console.print(printable(renderable, keep="\n\t"), soft_wrap=True, markup=False)
     else:
@@ -159,17 +161,17 @@ def _show(console: Console, renderable: Any) -> None:
 
 
 def aside(*renderables: Any) -> None:
-    """What a stage found, on stderr, while a longer command goes on; not shown with -q."""
+    """Print a stage's result on stderr while a longer command continues; nothing with -q."""
     if _state["verbosity"] >= 0:
         for renderable in renderables:
             _show(_err, renderable)
 
 
 def show_qr(address: str) -> None:
-    """An address to open, on stderr, and its QR code for a phone's camera; with -q the address alone."""
+    """Print an address on stderr with its QR code for a phone's camera; with -q only the address."""
     _err.print(Text(address, style="bold"), soft_wrap=True)
     if _state["verbosity"] >= 0:
-        import segno  # only here: every other command does without
+        import segno  # imported here because no other command needs it
 
         rows = [list(row) for row in segno.make(address, error="l", micro=False).matrix_iter(border=2)]
         if len(rows[0]) > _err.width:
@@ -183,18 +185,18 @@ def show_qr(address: str) -> None:
 
 
 def stdout_is_terminal() -> bool:
-    """Whether a person reads what is printed on stdout."""
+    """Tell whether stdout is a terminal, read by a person."""
     return _out.is_terminal
 
 
 def text(value: str) -> None:
-    """Plain text on stdout, untouched."""
+    """Print plain text on stdout unchanged."""
     sys.stdout.write(value if value.endswith("\n") else value + "\n")
 
 
 @contextmanager
 def libraries_quiet() -> Iterator[None]:
-    """Keep libraries' own output out of the way; with -v it is shown, on stderr."""
+    """Suppress the output of libraries; with -v show it on stderr."""
     if _state["verbosity"] <= 0:
         logging.getLogger().setLevel(logging.ERROR)
         for name in ("torch.onnx", "onnxscript", "onnx_ir", "optimum", "accelerate", "datasets"):

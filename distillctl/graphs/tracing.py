@@ -1,5 +1,6 @@
-"""One PyTorch module traced to one ONNX graph, and that graph written: named axes, no notes of the tracer, each weight
-stored once, one file where it fits."""
+"""Trace a PyTorch module to an ONNX graph, and write it: with named axes, without the tracer's notes, each weight once,
+and in one file if it fits.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +24,15 @@ from distillctl.graphs import last_layer_pruning
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 MAX_EMBEDDED_BYTES = 2_000_000_000
-"""Of weights inside a graph's file; a protobuf message ends at 2 GiB, and the nodes need room too."""
+"""Largest weights inside a graph's file. A protobuf message ends at 2 GiB, and the nodes need room too."""
 
 Axes = Mapping[str, tuple[str | None, ...]]
-"""Input or output → its axes' names; None: whatever stands there stays."""
+"""Input or output → names of its axes; None keeps the present name."""
 
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """What was written. bytes: the graphs and their weights, in however many files."""
+    """A written graph. bytes: graphs and weights together, in all files."""
 
     inputs: list[str]
     opset: int
@@ -39,7 +40,7 @@ class ExportedGraph:
 
 
 class Part(nn.Module):
-    """What is traced of a model: `forward` says. The exporter asks for the config."""
+    """The part of a model that `forward` runs, for tracing. The exporter needs the config."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ def trace(module: nn.Module, inputs: Mapping[str, Any], opset: int | None) -> on
 
 
 def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
-    """Of each layer, [B, H, T, d]. UnavailableError when a layer keeps something else."""
+    """Return each layer's keys and values, [B, H, T, d]. Raise UnavailableError if a layer keeps something else."""
     try:
         return [(layer.keys, layer.values) for layer in cache.layers]
     except AttributeError:
@@ -78,7 +79,7 @@ def name_past(graph: onnx_ir.Graph, names: Sequence[str]) -> None:
 
 
 def check_opset(written: int, asked: int | None) -> None:
-    """RecipeError when it is not the one that was asked for."""
+    """Raise RecipeError if the opset is not the requested one."""
     if asked is not None and written != asked:
         raise RecipeError(
             f"opset {asked} is out of the exporter's reach (it made {written})",
@@ -88,7 +89,7 @@ def check_opset(written: int, asked: int | None) -> None:
 
 
 def save(program: onnx_ir.Model, path: Path, axes: Axes) -> ExportedGraph:
-    """Clean and write a traced graph. Weights of more than 2 GB go to a file of the same name and `.data` beside it."""
+    """Clean and write a traced graph. Weights of more than 2 GB go to a second file, with the ending `.data`."""
     undo_reshapes(program.graph)
     RemoveUnusedNodesPass()(program)
     share_transposed(program.graph)

@@ -1,4 +1,4 @@
-"""Templates from strangers: Jinja's sandbox, and a bound on what they make.
+"""Render untrusted templates in Jinja's sandbox, with a bound on their output.
 
 Jinja keeps a template away from Python's insides and from files, but lets it write `"a" * 10 ** 10`. Here everything
 that can make much from little is charged to the budget of one rendering before it is made: operators, `~`, slices,
@@ -24,26 +24,26 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 BUDGET = 1 << 24
-"""Of one rendering, in characters; an item of a list counts as `_ITEM` of them."""
+"""Budget of one rendering in characters. An item of a list counts as `_ITEM` characters."""
 _ITEM = 16
 _WIDTH = 10_000
-"""Of padding, indentation and other counts that a template names."""
+"""Largest padding, indentation or other count that a template may give."""
 _BITS = 4096
-"""Of whole numbers."""
+"""Largest size of integers in bits."""
 _TO_PIECES = 1 << 20
-"""Characters of a text that is taken apart."""
+"""Longest text that may be split, in characters."""
 _DEPTH = 20
-"""Of lists in lists."""
+"""Deepest nesting of lists."""
 _TIMES_GIVEN = 8
-"""What a rendering is given may be written, joined and cut so often, besides the budget."""
+"""The budget also grows with the variables: they may be written, joined and cut this many times."""
 
 
 class OutputBudgetExceeded(SecurityError):
-    """The template makes too much of too little."""
+    """The template produces more output than its budget."""
 
 
 class _Buffer(list[str]):
-    """What a macro or a block collects."""
+    """The output of a macro or a block, charged to the budget."""
 
     def __init__(self, environment: Sandbox) -> None:
         self._charge = environment.charge
@@ -58,7 +58,7 @@ class _Buffer(list[str]):
 
 
 class _Code(CodeGenerator):
-    """Jinja's, with the environment asked where it would use Python's own lists, joins and slices."""
+    """Jinja's code generator, but with calls of the environment instead of Python's lists, joins and slices."""
 
     def buffer(self, frame: Frame) -> None:
         frame.buffer = self.temporary_identifier()
@@ -94,7 +94,7 @@ class _Code(CodeGenerator):
 
 
 class _Namespace(Namespace):
-    """Jinja's, without names that others look for: `__html__` is called around the sandbox."""
+    """Jinja's namespace, without private names: `__html__` would be called outside the sandbox."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *given = args
@@ -109,7 +109,7 @@ class _Namespace(Namespace):
 
 
 class _Dict:
-    """`dict` without its methods, which would change what the template was given."""
+    """`dict` without its methods, which could change the template's variables."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -119,13 +119,13 @@ class _Dict:
 
 
 class RowColumns(dict[str, Any]):
-    """A row's columns: `row.items` is the column of that name, where there is one, and not the method."""
+    """A row's columns. `row.items` is the column of that name if it exists, and not the method."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """`render` is the way in; a template that is wasteful raises `OutputBudgetExceeded`, itself a SecurityError.
+    """The sandbox. `render` raises `OutputBudgetExceeded`, a SecurityError, if a template exceeds its budget.
 
-    null: what is written for an expression that is none (Python's word).
+    null: the text for an expression that is None. By default it is "None".
     """
 
     code_generator_class = _Code
@@ -140,38 +140,37 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals |= {"dict": _Dict(), "namespace": _Namespace}
 
     def replace_filter(self, name: str, filter: Callable[..., Any]) -> None:
-        """Take another one under a name of Jinja's; it is guarded as that one was."""
+        """Replace a filter of Jinja's. The new one is charged to the budget too."""
         self.filters[name] = self._guarded(name, filter)
 
     def compiled(self, source: str) -> jinja2.Template:
-        """Constants are worked out while a template is compiled: with a budget, too."""
+        """Compile a template with a budget, because compiling evaluates constants."""
         self._budget.left = BUDGET
         return self.from_string(source)
 
     def variables(self, source: str) -> tuple[nodes.Template, set[str]]:
-        """A template's syntax tree, and the names that it takes from what it is given; not rendered, and as cheap as
-        `compiled`."""
+        """Return a template's syntax tree and the variables that it uses, without rendering it."""
         self._budget.left = BUDGET
         tree = self.parse(source)
         return tree, meta.find_undeclared_variables(tree)
 
     def render(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-        """The text, with a budget of its own."""
+        """Render a template with a budget of its own."""
         self._budget.left = BUDGET + _TIMES_GIVEN * self._printed(dict(variables))
         text = template.render(variables)
-        text.encode()  # half a surrogate pair is no text: a UnicodeEncodeError
+        text.encode()  # raises UnicodeEncodeError for half a surrogate pair
         return text
 
     # ── the budget ──
 
     def charge(self, amount: int) -> None:
-        """Take so many characters from the budget."""
+        """Subtract so many characters from the budget."""
         self._budget.left -= amount
         if self._budget.left < 0:
             raise OutputBudgetExceeded(f"it makes more than {BUDGET:,} characters")
 
     def charged(self, value: Any) -> Any:
-        """``value``, once it is paid for."""
+        """Return ``value`` after charging it to the budget."""
         if isinstance(value, str):
             self.charge(len(value))
         elif isinstance(value, (list, tuple, dict, set)):
@@ -180,7 +179,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _printed(self, value: Any, depth: int = 0) -> int:
-        """At least the characters of a value as text; `OutputBudgetExceeded` when they are more than any budget."""
+        """Return a lower bound of a value's characters as text. Raise `OutputBudgetExceeded` beyond any budget."""
         if isinstance(value, str):
             return len(value) + (_ITEM if depth else 0)
         if isinstance(value, Namespace):
@@ -198,7 +197,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return total
 
     def _shown(self, value: Any) -> Any:
-        """Before an expression's value is put into the text."""
+        """Check the value of an expression before it becomes text."""
         if value is None and self._null is not None:
             return self._null
         if not isinstance(value, str):
@@ -213,7 +212,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     # ── what the compiled template calls ──
 
     def concat(self, texts: Iterable[str]) -> str:
-        """What a template, a macro or a block yields, as one text."""
+        """Join the output of a template, a macro or a block."""
         if isinstance(texts, _Buffer):  # paid for
             return "".join(texts)
         found = []
@@ -226,7 +225,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _Buffer(self)
 
     def joined(self, parts: Iterable[Any]) -> str:
-        """`~`"""
+        """Evaluate `~`."""
         return self._join("", parts)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -288,7 +287,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise OutputBudgetExceeded(f"a text of more than {_TO_PIECES:,} characters is taken apart")
 
     def _guarded(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that pays for what it makes."""
+        """Wrap a filter so that its result is charged to the budget."""
         if name == "join":
             return self._filter_join
         first = int(hasattr(filter, "jinja_pass_arg"))  # the environment or the context goes before the value
@@ -327,7 +326,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return len(text) if name == "wordwrap" else text.count("\n") + 1
 
     def _filter_join(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
-        """`join`, whose items are counted before they are joined."""
+        """Evaluate `join`, with its items charged before they are joined."""
         if attribute is not None:
             value = map(make_attrgetter(self, attribute), value)
         return self._join(str(d), value)
@@ -348,7 +347,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.charge(len(text) + text.count(old) * len(new))
 
     def _check_percent(self, text: str, given: Any) -> None:
-        """`%`: widths, and how often what is given can stand in the text."""
+        """Check `%`: its widths, and how often its arguments can occur in the text."""
         inner = given if isinstance(given, tuple) else tuple(given.values()) if isinstance(given, dict) else (given,)
         if re.search(r"%[^a-zA-Z%]*\d{5}", text) or ("*" in text and any(map(_is_wide, inner))):
             raise OutputBudgetExceeded("a width that is too large")
@@ -356,18 +355,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 _OF_ANY_COUNT = frozenset(["default", "d", "map", "select", "reject", "selectattr", "rejectattr", "sum", "abs", "int"])
-"""Filters whose arguments do not say how much is made."""
+"""Filters whose arguments are not counts."""
 _OF_WHOLE_TEXTS = frozenset(
     ["length", "count", "first", "last", "default", "d", "safe", "string", "trim", "upper", "lower", "replace", "e",
      "escape", "forceescape", "tojson", "indent", "truncate", "format", "reverse", "capitalize"]
 )  # fmt: skip
-"""Filters that do not make a list of a text's pieces."""
+"""Filters that do not split a text into a list."""
 _OF_LISTS = frozenset(
     ["length", "count", "first", "last", "default", "d", "list", "map", "select", "reject", "selectattr", "rejectattr",
      "sort", "unique", "min", "max", "random", "reverse", "items", "dictsort", "groupby", "batch", "slice", "attr",
      "abs", "int", "float", "round"]
 )  # fmt: skip
-"""Filters that do not make a text of a list."""
+"""Filters that do not turn a list into text."""
 
 
 def _is_wide(value: Any) -> bool:

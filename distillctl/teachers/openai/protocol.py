@@ -16,28 +16,28 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 NEVER = -1000.0
-"""Log-probabilities below are no more than marks (OpenAI and vLLM write −9999) and are left out."""
+"""Log-probabilities below this are placeholders (OpenAI and vLLM write −9999) and are ignored."""
 ROUNDING = 0.01
-"""Nats above zero, and probability above 1, that a server's number format may explain."""
+"""Nats above zero, or probability above 1, that rounding in a server can explain."""
 THINK = "<think>"
-"""Begins the text in which a reasoning model thinks, before its answer."""
+"""Begins a reasoning model's thoughts, which come before its answer."""
 _FRAME_BYTES, _TOKEN_BYTES = 4 << 20, 512
-"""Of an answer: beside its tokens (a long thought before it), and for each token that is shown."""
+"""Largest answer in bytes: a fixed part, and a part for each token that is shown."""
 _SPELLED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
 Message = dict[str, str]
 Prompt = str | list[Message]
 """The text of a completion, or a chat's messages."""
 Api = Literal["chat", "completions"]
 LimitKey = Literal["max_tokens", "max_completion_tokens"]
-"""What the limit of an answer's length is called: OpenAI's newer models know the second name alone."""
+"""Name of the limit of an answer's length. OpenAI's newer models accept only the second one."""
 
 
 class Malformed(Exception):
-    """The answer is not a whole one; the server may do better when it is asked again."""
+    """The answer is incomplete or malformed. Another try may succeed."""
 
 
 class Impossible(Malformed):
-    """Numbers that are no log-probabilities: positive ones, or of more than all the probability there is."""
+    """The numbers are no log-probabilities: they are positive, or sum to a probability above 1."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Position:
 
     @property
     def left(self) -> float:
-        """The mass of all other tokens: what the top ones leave."""
+        """Return the mass of all tokens that are not shown."""
         return max(0.0, 1.0 - math.fsum(math.exp(log_prob) for _, log_prob in self.top))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer; ``cut``: it ended because it was long. positions: empty where none were asked for."""
+    """One answer. cut: it reached the length limit. positions: empty if none were requested."""
 
     text: str
     cut: bool
@@ -95,11 +95,11 @@ class Request:
     limit_key: LimitKey = "max_tokens"
     echo: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further keys of the body."""
+    """Further keys of the request's body."""
 
     @property
     def body(self) -> dict[str, Any]:
-        """As JSON; only what differs from what a server does by itself, since not all know every key."""
+        """Return the body as JSON, without keys that have their default value, since not all servers know every key."""
         found: dict[str, Any] = {
             **self.extra,
             "model": self.model,
@@ -129,12 +129,12 @@ class Request:
 
     @property
     def characters(self) -> int:
-        """Of what is to be read, without the frame of a chat."""
+        """Return the characters of the prompt, without the chat template."""
         return sum(map(len, [self.prompt] if isinstance(self.prompt, str) else [m["content"] for m in self.prompt]))
 
     @property
     def most_bytes(self) -> int:
-        """Of an answer to it, by its own account of how many tokens are shown, as wordy servers write them."""
+        """Return the largest answer in bytes that the requested tokens can explain."""
         positions = self.n * self.max_tokens + (self.characters if self.echo else 0)
         return _FRAME_BYTES + positions * (1 + self.top_logprobs) * _TOKEN_BYTES
 
@@ -147,7 +147,7 @@ class _Loose(BaseModel):
 
 
 def _list(default: Any = None) -> Any:
-    """Of a list only the first item that is wrong is told: a million of them would take as many messages."""
+    """Report only the first wrong item of a list, which may have a million."""
     return Field(default, fail_fast=True)
 
 
@@ -162,7 +162,7 @@ class _Content(_Token):
 
 
 class _Logprobs(_Loose):
-    """Of both forms: `content` of chats, the others of completions."""
+    """Log-probabilities of both APIs: `content` for chats, the others for completions."""
 
     content: list[_Content] | None = _list()
     tokens: list[str] | None = _list()
@@ -179,7 +179,7 @@ class _Said(_Loose):
 
     @property
     def text(self) -> str:
-        """The answer; where there is none yet, the thoughts before it, as the model itself writes them."""
+        """Return the answer; if it has not begun, the thoughts before it, as the model writes them."""
         thoughts = self.reasoning_content or self.reasoning
         return self.content or (f"{THINK}{thoughts}" if thoughts else "")
 
@@ -211,7 +211,8 @@ _ANSWER = TypeAdapter(_Answer)
 
 
 def parse(body: bytes, request: Request) -> Answer:
-    """The answer to ``request``. Malformed where it is no JSON, lacks a choice, an end or log-probabilities."""
+    """Parse the answer to ``request``. Raise Malformed if it is not JSON, or lacks a choice, an end or
+    log-probabilities."""
     try:
         answer = _ANSWER.validate_json(body)
     except ValidationError as error:
@@ -323,7 +324,7 @@ def _number(value: Any) -> float | None:
 
 
 def _top(found: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, float], ...]:
-    """Sorted; of tokens that read the same, the likeliest: the others count as unseen."""
+    """Sort tokens by likelihood. Of tokens with the same bytes keep the likeliest; the others count as unseen."""
     best: dict[bytes, float] = {}
     for token, log_prob in found:
         if log_prob is not None and not math.isnan(log_prob) and log_prob > NEVER:

@@ -1,4 +1,4 @@
-"""What a server grants, asked once with a question of a few tokens before anything is paid for."""
+"""Find out what a server can do with a few tiny requests, before anything is paid for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from distillctl.untrusted import limits
 
 _HELLO = "1 2 3 4"
 _FEWER = (20, 10, 5, 2, 1)
-"""Of the likeliest tokens, where the server refuses as many as are wanted: OpenAI's limits are 20 and 5."""
+"""Numbers of likeliest tokens to try if the server refuses more: OpenAI's limits are 20 and 5."""
 _RETRIES = 4
 _SAME = 0.05
-"""Nats between two answers' log-probabilities that are rounding."""
+"""Difference in nats between two answers' log-probabilities that is rounding."""
 
 
 class ServerCapabilities(BaseModel):
@@ -32,19 +32,19 @@ class ServerCapabilities(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     asked: str
-    """What they were asked of: a digest of the teacher's identity and of what was wanted."""
+    """Digest of the teacher's identity and of what was wanted, for which this was found."""
     model: str | None
     system_fingerprint: str | None
     top_logprobs: int
     shown: int
     samples: bool
     untempered: bool
-    """Whether its log-probabilities are those before a request's temperature."""
+    """Whether log-probabilities ignore the temperature of a request."""
     usage: bool
     limit_key: LimitKey
 
     def told(self, spec: OpenAITeacher) -> str:
-        """In one line."""
+        """Describe the capabilities in one line."""
         shown = f"the {self.shown} likeliest tokens of each position" if self.top_logprobs else "no probabilities"
         named = "" if self.model in (None, spec.model) else f" (as {self.model})"
         return f"{spec.base_url} grants {shown} of {spec.model}{named}, by its {spec.api} API"
@@ -52,7 +52,7 @@ class ServerCapabilities(BaseModel):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the task wants: log-probabilities, several answers to a request, log-probabilities at a temperature."""
+    """What the task needs: log-probabilities, several answers per request, log-probabilities at a temperature."""
 
     logprobs: bool
     samples: bool = False
@@ -64,7 +64,7 @@ class Wanted:
 
 
 async def ask(scheduler: RequestScheduler, wanted: Wanted) -> ServerCapabilities:
-    """Ask the server. UnavailableError when it cannot be used."""
+    """Ask the server. Raise UnavailableError if it cannot be used."""
     spec = scheduler.spec
     hello = Request(spec.api, spec.model, _HELLO, max_tokens=1, seed=spec.seed, extra=spec.further_keys)
     answer, hello = await _plain(scheduler, hello)
@@ -96,11 +96,11 @@ async def ask(scheduler: RequestScheduler, wanted: Wanted) -> ServerCapabilities
 
 
 MORE = (1000, 300, 100, 50, 20)
-"""Of the likeliest tokens, for rows whose labels are not among those that the recipe asks for."""
+"""Larger numbers of likeliest tokens to try for rows whose labels are not shown."""
 
 
 async def more(scheduler: RequestScheduler, capabilities: ServerCapabilities) -> int:
-    """How many of the likeliest tokens the server shows beyond those that the recipe asks for; 0 where no more."""
+    """Return how many likeliest tokens the server shows beyond the recipe's number; 0 if no more."""
     if capabilities.top_logprobs < scheduler.spec.top_logprobs or capabilities.shown < capabilities.top_logprobs:
         return 0  # it has refused as many already
     for count in (count for count in MORE if count > capabilities.top_logprobs):
@@ -112,7 +112,7 @@ async def more(scheduler: RequestScheduler, capabilities: ServerCapabilities) ->
 
 
 async def echoes(scheduler: RequestScheduler, capabilities: ServerCapabilities) -> bool:
-    """Whether the server gives the log-probabilities of a prompt's own tokens."""
+    """Tell whether the server returns log-probabilities of a prompt's own tokens."""
     if scheduler.spec.api == "chat":
         return False
     found = await _tried(scheduler, replace(_hello(scheduler.spec, capabilities), top_logprobs=1, echo=len(" 4")))
@@ -132,7 +132,7 @@ def _hello(spec: OpenAITeacher, capabilities: ServerCapabilities) -> Request:
 
 
 def _apart(one: Answer, other: Answer) -> float:
-    """The largest difference of a token's log-probability at the first position, in nats; 0 where none is shown."""
+    """Return the largest difference in nats of a token's log-probability at the first position; 0 if none is shown."""
     tops = [dict(position.top) for answer in (one, other) for position in answer.choices[0].positions[:1]]
     if len(tops) < 2:
         return 0.0
@@ -140,7 +140,7 @@ def _apart(one: Answer, other: Answer) -> float:
 
 
 def read(path: Path, asked: str) -> ServerCapabilities | None:
-    """Those of an earlier run that asked the same."""
+    """Read the capabilities that an earlier run found for the same question, or None."""
     try:
         document, _ = checksums.read(limits.read_bytes(path, 1 << 20))
         found = ServerCapabilities.model_validate(document)
@@ -150,7 +150,7 @@ def read(path: Path, asked: str) -> ServerCapabilities | None:
 
 
 def write(path: Path, capabilities: ServerCapabilities) -> None:
-    """Keep what the server granted, with a checksum."""
+    """Store the capabilities with a checksum."""
     write_text(path, checksums.put(capabilities.model_dump_json(indent=2)))
 
 
@@ -159,7 +159,7 @@ def _counts(wanted: int) -> list[int]:
 
 
 async def _plain(scheduler: RequestScheduler, hello: Request) -> tuple[Answer, Request]:
-    """The first answer, and the request that it answers: OpenAI's newer models want the limit under another name."""
+    """Return the first answer and its request, whose limit may need another name (OpenAI's newer models)."""
     try:
         try:
             return await scheduler.ask(hello, retries=_RETRIES), hello
@@ -185,7 +185,7 @@ def _mend(failure: RequestFailed, spec: OpenAITeacher) -> str:
 
 
 async def _tried(scheduler: RequestScheduler, request: Request) -> Answer | None:
-    """None where the server does not do it: it refuses, or leaves it out."""
+    """Return the answer, or None if the server refuses the request or leaves out what was asked."""
     try:
         return await scheduler.ask(request, retries=_RETRIES)
     except Stopped as stopped:
