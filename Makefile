@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo tickets translate test test-durability test-hostile test-flips test-terminals check docs clean
+.PHONY: help demo tickets translate test test-fast test-durability test-hostile test-flips test-terminals check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
 .PHONY: bench-vocabulary bench-decode bench-coverage
 
@@ -46,6 +46,9 @@ translate: $(VENV)/.core $(VENV)/.catalogs $(GEMMA_FILE)  ## translate English t
 
 test: $(VENV)/.demo $(VENV)/.dev  ## run all tests, on all cores
 	$(BIN)/python -m pytest -n logical --dist worksteal
+
+test-fast: $(VENV)/.demo $(VENV)/.dev  ## the tests that are not marked as slow
+	$(BIN)/python -m pytest -n logical --dist worksteal -m "not slow and not e2e"
 
 test-durability: $(VENV)/.dev  ## test that kills, failing disks and power cuts lose nothing (half an hour)
 	$(BIN)/python -m tests.durability

@@ -294,6 +294,7 @@ def _on_a_terminal(folder, answer, before=b"", **environment):
     return process.wait(60), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
+@pytest.mark.slow
 def test_a_yes_on_the_terminal_is_remembered(tmp_path):
     code, shown = _on_a_terminal(tmp_path, b"y\n")
     assert f"The key in MY_KEY goes to {NOWHERE}" in " ".join(shown.split())
@@ -490,6 +491,7 @@ def test_code_of_a_model_needs_the_flag_too(with_code, tmp_path, modules, comman
     assert not (tmp_path / "run" / "collect").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_that_does_not_mark_it_runs_no_code_whatever_the_flag(with_code, tmp_path, modules):
     path, marks = with_code
     sets = ("--set", "teacher.trust_remote_code=false", "--set", "student.trust_remote_code=false")
@@ -498,6 +500,7 @@ def test_a_recipe_that_does_not_mark_it_runs_no_code_whatever_the_flag(with_code
     assert not any(mark.exists() for mark in marks.values())
 
 
+@pytest.mark.slow
 def test_with_mark_and_flag_it_runs(with_code, tmp_path, modules):
     path, marks = with_code
     done = project.run("collect", path, "--run-dir", tmp_path / "run", "--trust-remote-code", **modules)

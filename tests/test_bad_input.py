@@ -8,6 +8,8 @@ import pytest
 from distillctl.run_dir.workspace import MANIFEST
 from tests import project
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory):

@@ -26,6 +26,8 @@ from distillctl.runtimes.torch import TeacherClassifier, shared_context
 from distillctl.stages import bench
 from tests import bench_run
 
+pytestmark = pytest.mark.slow
+
 WORDS = list(bench_run.LABELS.values())
 PLACE = AnswerPlace()
 VIEWS = [bench_run.CONTEXT + text + bench_run.CUE for text in bench_run.questions(6)]

@@ -7,6 +7,8 @@ import pytest
 
 from tests.benchmarks import memory
 
+pytestmark = pytest.mark.slow
+
 
 def test_peak_rss_is_the_processs_own():
     program = (

@@ -31,6 +31,8 @@ from distillctl.runtimes.roofline import bytes_per_token
 from distillctl.runtimes.torch import TeacherWriter, shared_context
 from tests import bench_run, exported_text, real_run_text, tiny_text
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 12
 VIEWS = [bench_run.CONTEXT + text + bench_run.CUE for text in bench_run.questions(6)]
 

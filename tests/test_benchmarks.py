@@ -16,6 +16,8 @@ from distillctl.stages import export
 from tests import tiny, tiny_text
 from tests.benchmarks import loss, search, soft_labels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory):

@@ -13,6 +13,8 @@ from distillctl.recipe import Sampling
 from distillctl.teachers import finite, generation, label_scoring, response_scoring
 from tests import project, tiny_text
 
+pytestmark = pytest.mark.slow
+
 VIEWS = [[5, 6, 7, 8], [9, 10, 11]]
 BROKEN = {
     "NaN in the head": ("lm_head.weight", math.nan),

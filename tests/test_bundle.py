@@ -28,6 +28,8 @@ from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages import bundle
 from tests import bundled, project
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder() -> Path:

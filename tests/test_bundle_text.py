@@ -20,6 +20,8 @@ from distillctl.stages import bundle
 from distillctl.tasks.generate import bundle as text_bundle
 from tests import exported_text, tiny, tiny_text
 
+pytestmark = pytest.mark.slow
+
 GRAPHS = {
     "genai": ["model.onnx", "model.ort"],
     "trace": ["model.onnx", "model.ort"],

@@ -24,6 +24,8 @@ from distillctl.bundle.verify import verify
 from distillctl.errors import DataError, GateFailed
 from tests import bundled, project
 
+pytestmark = pytest.mark.slow
+
 FILES = [
     "README.md",
     "bundle.json",

@@ -10,6 +10,8 @@ import pytest
 from distillctl import recipe as recipes
 from tests import project
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 LIGHT = """
 import sys

@@ -27,6 +27,8 @@ from distillctl.soft_labels.top_k import TopKLabels
 from distillctl.teachers.huggingface import Teacher
 from tests import project, tiny_text
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
 STOP = ["e"]
 TOKENS = 10

@@ -26,6 +26,8 @@ from distillctl.untrusted import limits
 from tests import bench_run, bundled
 from tests.costs import bounded
 
+pytestmark = pytest.mark.slow
+
 FOREVER = """
 import time
 while True:

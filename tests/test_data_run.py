@@ -8,8 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from distillctl.data import view_table
 from tests import project, tiny
+
+pytestmark = pytest.mark.slow
 
 SHOT = "how many"
 

@@ -17,6 +17,8 @@ from distillctl.runtimes import lengths
 from distillctl.stages import bench
 from tests import bench_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", profiles.names())
 def test_every_profile_can_be_used_and_says_what_it_is_not(name: str) -> None:

@@ -26,6 +26,8 @@ from distillctl.run_dir.workspace import Workspace
 from distillctl.teachers import labelling
 from tests import project, tiny, tiny_text
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
 RAY = ("collect.engine=ray", "collect.workers=2")
 

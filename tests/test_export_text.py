@@ -33,7 +33,7 @@ from distillctl.tasks.generate.parity import ParityRows
 from tests import exported_text, tiny_text
 from tests.exported_text import MAX_LENGTH, MAX_NEW_TOKENS, STOP_IDS, exported, plain_answer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 LLAMA, T5 = ("llama", "genai"), ("t5", "seq2seq")
 SLOW = [

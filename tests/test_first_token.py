@@ -12,6 +12,8 @@ from distillctl.graphs import exporter, last_layer_pruning
 from distillctl.runtimes.onnxruntime import session
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 HEAD = '<ir_version: 10, opset_import: ["" : 20]> graph (float[B, T, 4] x) => (float[B, 4] y{more}) '
 WEIGHTS = (
     "<float[4, 4] w = {1,2,0,1, 0,3,1,1, 2,1,1,0, 1,1,2,1}, float[4] b = {1,-2,3,0}, float[4] g = {1,2,1,2}, "

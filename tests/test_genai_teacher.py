@@ -21,7 +21,7 @@ from distillctl.runtimes.torch import TeacherClassifier, TeacherWriter, shared_c
 from distillctl.teachers.huggingface import Teacher, load
 from tests import exported_text, tiny_text
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CONTEXT = "the old king sees a river and reads of the sea in a book but never runs far "
 VIEWS = [CONTEXT + text for text in tiny_text.texts(6)]

@@ -17,6 +17,8 @@ from distillctl.teachers.shared_context import SharedContext, common_prefix
 from tests import tiny_text
 from tests.test_teacher import KINDS
 
+pytestmark = pytest.mark.slow
+
 STEPS = 28
 """More than the tiny models' sliding windows have left beside a view."""
 STOP = list(range(0, 97, 9))

@@ -20,6 +20,8 @@ from distillctl.models import hub
 from distillctl.models.model_source import ModelSource
 from tests import project
 
+pytestmark = pytest.mark.slow
+
 SOON = 10.0
 """Seconds until the error, on a machine that has nothing else to do."""
 LIBRARIES = (

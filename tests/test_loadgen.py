@@ -21,6 +21,8 @@ from distillctl.runtimes.process import WorkerProcess
 from distillctl.stages import bench
 from tests import bench_run
 
+pytestmark = pytest.mark.slow
+
 
 def job(folder: Path) -> dict[str, Any]:
     return {

@@ -13,6 +13,8 @@ from distillctl.recipe import Classify, Generate, NewTokenizer
 from distillctl.students import new_tokenizer
 from tests import tiny, tiny_text, tokenizers_of_kind
 
+pytestmark = pytest.mark.slow
+
 MODELS = ["bpe", "unigram"]
 TEXTS = tokenizers_of_kind.texts(300)
 FRENCH = "«\u202fDéjà\u00a0: l’été, ça coûte 3,50\u00a0€…\u202f»  (n°\u00a05)\n\tœuvre "

@@ -19,7 +19,7 @@ from distillctl.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from tests import tiny_text
 from tests.exported_text import MAX_LENGTH, MAX_NEW_TOKENS, STOP_IDS, exported, plain_answer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 KINDS = [
     ("llama", "genai"),

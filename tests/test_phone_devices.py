@@ -21,6 +21,8 @@ from distillctl.report import contract, markdown, page
 from distillctl.run_dir.workspace import Workspace, file_digest
 from tests import project, report_run
 
+pytestmark = pytest.mark.slow
+
 AGENTS = {
     "Pixel 7, Chrome 130": ("Pixel 7", "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 Chrome/130.0.0.0 Mobile"),
     "iPhone, Safari 17": (

@@ -31,6 +31,8 @@ from distillctl.tasks.classify.quantization import ClassifyAnswers, EvalRows
 from tests import tiny
 from tests.quantized import same_bytes_each_time
 
+pytestmark = pytest.mark.slow
+
 OPEN = {"max_kl": 10.0, "min_same_top": 0.0, "max_score_drop": 1.0}
 ROWS = 40
 

@@ -35,7 +35,7 @@ from tests import exported_text, tiny, tiny_text
 from tests.exported_text import MAX_NEW_TOKENS, exported
 from tests.quantized import same_bytes_each_time
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 OPEN = {"max_kl": 1e3, "min_same_top": 0.0, "max_score_drop": 1.0}
 KINDS = {"decoder": ("llama", "genai"), "encoder_decoder": ("t5", "seq2seq")}

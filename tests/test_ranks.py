@@ -13,6 +13,8 @@ from tests import project, tiny_text
 
 pytestmark = pytest.mark.slow
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 FSDP = ("accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2")
 FSDP += ("--main_process_port", "0", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")

@@ -21,6 +21,8 @@ from distillctl.runtimes.process import WorkerProcess
 from tests import bench_run, benchmarks, manifests, project
 from tests.benchmarks import gate
 
+pytestmark = pytest.mark.slow
+
 SLOWED = "tests.benchmarks.slowed_worker"
 
 

@@ -28,6 +28,8 @@ from distillctl.stages import report
 from tests.browser import EXECUTABLE, browser
 from tests.report_run import CONTEXT, HOSTILE, LABELS, ROWS, alter, committed, fail_gate, recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:

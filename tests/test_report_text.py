@@ -35,6 +35,8 @@ from tests.browser import EXECUTABLE, browser
 from tests.report_run import HOSTILE, alter
 from tests.report_run_text import COPIED, METRICS, ROWS, committed, recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:

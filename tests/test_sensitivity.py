@@ -21,7 +21,7 @@ from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.tasks.classify.quantization import LabelCalibration
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TEXTS = tiny.texts(24)
 
 

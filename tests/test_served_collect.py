@@ -26,6 +26,8 @@ from distillctl.soft_labels.text import TextLabels
 from distillctl.soft_labels.top_k import TopKLabels
 from tests import project, served_project, stub_server
 
+pytestmark = pytest.mark.slow
+
 FAILED = "run/collect/served/failed.jsonl"
 ENTRY = 2.0**-10
 """A stored log-probability is within so much of itself."""

@@ -25,6 +25,8 @@ from distillctl.teachers.openai.labels import Label
 from distillctl.teachers.openai.protocol import Position
 from tests import served_project, stub_server, tiny_text, tokenizers_of_kind
 
+pytestmark = pytest.mark.slow
+
 LIKELY = -8.0
 """Without the tokenizer, a word that the model would hardly write may be read as other tokens (" " and "river")."""
 ALPHABET = [b"a", b"b", b"ab", b"ba", b"aa", b"c"]

@@ -39,6 +39,8 @@ from distillctl.tasks.classify import card as label_card
 from distillctl.tasks.generate import card as text_card
 from tests import bundled, exported_text, tiny, tiny_text, tokenizers_of_kind
 
+pytestmark = pytest.mark.slow
+
 AROUND = {
     "nothing": "{{ input }}",
     "before": "Bazu miro: {{ input }}",

@@ -22,6 +22,8 @@ from distillctl.soft_labels.response_shards import Response
 from distillctl.soft_labels.shards import Shard
 from tests.tiny import commit
 
+pytestmark = pytest.mark.slow
+
 SPECS = [
     TopK(k=3),
     TopK(k=50, temperatures=(0.5, 2.0), tail_draws=0),

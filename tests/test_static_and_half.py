@@ -17,7 +17,7 @@ from distillctl.tasks.classify.quantization import LabelCalibration
 from tests import tiny
 from tests.quantized import same_bytes_each_time
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TEXTS = tiny.texts(24)
 STATIC = [StaticInt8(method=method) for method in ("minmax", "entropy", "percentile")]
 

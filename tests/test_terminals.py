@@ -10,6 +10,8 @@ import pytest
 
 from tests import terminals
 
+pytestmark = pytest.mark.slow
+
 LIGHT = [command for command in terminals.QUICK if command not in ("train RUN", "run RUN", "run RUN --json")]
 
 

@@ -20,6 +20,8 @@ from distillctl.training.checkpoints import Checkpoints, forget
 from distillctl.training.loop import TrainingRun, hold_out
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 SPEC = Train(epochs=4, batch_rows=8, learning_rate=1e-2, checkpoint_every=3, evaluate_every=4, patience=99)
 
 

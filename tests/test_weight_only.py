@@ -20,7 +20,7 @@ from tests import exported_text, tiny_text
 from tests.exported_text import exported
 from tests.quantized import same_bytes_each_time
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 LLAMA = [("llama", "genai"), ("llama", "trace")]
 SLOW = [("gpt2", "trace"), ("gemma3_text", "genai"), ("qwen2", "genai"), ("marian", "seq2seq")]

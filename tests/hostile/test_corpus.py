@@ -10,7 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.hostile import cases
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 EACH = {
