@@ -116,7 +116,7 @@ def test_search_says_whether_a_candidate_beats_the_presets(beats, tmp_path, monk
     space = tiny.workspace(tmp_path / "run", rows=12)
     tiny.commit(space, "export", export.run(tiny.recipe(), space))
     int8, int4 = DynamicInt8(), WeightOnly(bits=4)
-    monkeypatch.setitem(search.PRESETS, "labels", (int8,) if beats else (int8, int4))
+    monkeypatch.setitem(search.PRESETS, "classifier", (int8,) if beats else (int8, int4))
     open_gate = {"max_kl": 10.0, "min_same_top": 0.0, "max_score_drop": 1.0}
     recipe = tiny.recipe(quantize={"gate": open_gate, "candidates": [int8.model_dump(), int4.model_dump()]})
     monkeypatch.setattr(search.recipes, "load", lambda path: recipe)

@@ -166,7 +166,7 @@ def test_sharing_that_changes_the_numbers_is_not_used(tmp_path, monkeypatch, cap
     assert teacher.prepare(views, answers, 20) is not None
     monkeypatch.setattr(SharedContext, "positions", lambda self, rows, length: torch.arange(length).expand(rows, -1))
     assert teacher.prepare(views, answers, 20) is None
-    assert "run for every row" in capsys.readouterr().err
+    assert "computed again for every row" in capsys.readouterr().err
 
 
 def test_sharing_that_changes_what_is_said_is_not_used(tmp_path, monkeypatch, capsys):
@@ -185,11 +185,11 @@ def test_sharing_that_changes_what_is_said_is_not_used(tmp_path, monkeypatch, ca
     ):
         spoil()
         assert teacher.prepare_to_answer(views, 20, 10) is None
-        assert "run for every row: sharing it changes log-probabilities" in " ".join(capsys.readouterr().err.split())
+        assert "computed again for every row: sharing it changes log-probabilities" in " ".join(capsys.readouterr().err.split())
         monkeypatch.undo()
     monkeypatch.setattr(shared_context, "_PLAIN", set())
     assert teacher.prepare_to_answer(views, 20, 10) is None
-    assert "run for every row: attention takes" in " ".join(capsys.readouterr().err.split())
+    assert "computed again for every row: attention takes" in " ".join(capsys.readouterr().err.split())
 
 
 def test_answers_end_where_the_model_or_the_recipe_says(tmp_path):
