@@ -166,9 +166,12 @@ FAULTS = {
         lambda run: _swapped(run / "train/eval.parquet", run / "quantize/eval.parquet"), "train", "train/eval.parquet",
     ),
     "two stages' manifests are swapped": (
-        lambda run: _swapped(run / "export/manifest.json", run / "quantize/manifest.json"), "export", "it belongs to quantize",
+        lambda run: _swapped(run / "export/manifest.json", run / "quantize/manifest.json"), "export",
+        "it belongs to quantize",
     ),
-    "two stages are swapped": (lambda run: _swapped(run / "export", run / "quantize"), "export", "it belongs to quantize"),
+    "two stages are swapped": (
+        lambda run: _swapped(run / "export", run / "quantize"), "export", "it belongs to quantize",
+    ),
     "a manifest is an older version's": (
         lambda run: _older(run / "bench/manifest.json"), "bench", "made by an older version",
     ),

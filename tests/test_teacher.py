@@ -185,7 +185,8 @@ def test_sharing_that_changes_what_is_said_is_not_used(tmp_path, monkeypatch, ca
     ):
         spoil()
         assert teacher.prepare_to_answer(views, 20, 10) is None
-        assert "computed again for every row: sharing it changes log-probabilities" in " ".join(capsys.readouterr().err.split())
+        told = " ".join(capsys.readouterr().err.split())
+        assert "computed again for every row: sharing it changes log-probabilities" in told
         monkeypatch.undo()
     monkeypatch.setattr(shared_context, "_PLAIN", set())
     assert teacher.prepare_to_answer(views, 20, 10) is None
