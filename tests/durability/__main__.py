@@ -43,7 +43,7 @@ def main() -> None:
 
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.durability", description=__doc__)
-    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--kills", type=int, default=510)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--signals", type=int, default=100)
     parser.add_argument("--powers", type=int, default=100)
