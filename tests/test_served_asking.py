@@ -342,7 +342,7 @@ def test_a_stop_does_not_wait_for_who_was_told_to_come_back_later(tmp_path):
         assert len(stub.bodies) == 1
 
 
-# ── what the server grants ───────────────────────────────────────────────────────────────────────
+# ── what the server shows ────────────────────────────────────────────────────────────────────────
 
 
 def _grants(folder, spec, **wanted):

@@ -117,7 +117,7 @@ def _served(recipe: Recipe, arms: dict[str, Any], answers: _Answers) -> dict[str
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the answers add: tokens of forward passes, bytes of soft labels, rows and tokens to train on."""
+    """Return what the answers add: tokens of forward passes, bytes of soft labels, rows and tokens to train on."""
 
     forward: int
     bytes: int | None

@@ -242,12 +242,3 @@ class BoundTask:
     @property
     def views_path(self) -> Path:
         return self.workspace.folder("collect") / "views.parquet"
-
-    @property
-    def student_folder(self) -> Path:
-        return self.workspace.folder("train") / "model"
-
-
-def all_shards(plan: Mapping[Any, Iterable[Shard]]) -> list[Shard]:
-    """Return the shards of all arms and splits, in the plan's order."""
-    return [shard for part in plan.values() for shard in part]

@@ -19,7 +19,7 @@ from distillctl.soft_labels import label_shards, measured, shards
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels.label_shards import SoftLabels
 from distillctl.soft_labels.shards import Shard
-from distillctl.tasks.base import Findings, all_shards
+from distillctl.tasks.base import Findings
 from distillctl.teachers.arms import Arm
 
 SHOWN_ROWS = 3
@@ -49,7 +49,7 @@ class ClassifyCollection:
 
     @property
     def rounds(self) -> list[list[Shard]]:
-        return [all_shards(self.plan)]
+        return [[shard for part in self.plan.values() for shard in part]]
 
     def present(self, shard: Shard) -> bool:
         return label_shards.present(self.folder, shard)

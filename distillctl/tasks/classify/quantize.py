@@ -19,6 +19,7 @@ from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
+from distillctl.tasks.base import BoundTask
 from distillctl.tasks.classify import quantization
 from distillctl.tasks.classify.quantization import ClassifyAnswers, EvalRows, LabelCalibration
 
@@ -26,24 +27,34 @@ CALIBRATION_ROWS = 128
 """Enough train rows to tell a small cost of quantization from none, few enough to measure quickly."""
 
 
-class ClassifyHeldOut:
+class ClassifyHeldOut(BoundTask):
     """A `tasks.base.HeldOut`."""
 
     architecture, metric = "classifier", "accuracy"
     unit: Unit = "label"
 
     def __init__(self, recipe: Recipe, workspace: Workspace, views: ViewTable) -> None:
-        self.recipe, self.workspace, self.views = recipe, workspace, views
-        self._rows = _held_out(recipe, workspace, views)
+        super().__init__(recipe, workspace)
+        self.views = views
+        self._rows = self._read()
         self._answers: dict[str, ClassifyAnswers] = {}
+
+    def _read(self) -> EvalRows:
+        log_prior = self.stage_facts("collect")["log_prior"]
+        teacher = calibrate(label_shards.read(self.workspace, "full", "eval").log_probs, log_prior)
+        path = self.workspace.folder("train") / "eval.parquet"
+        student = eval_table.log_probs(path, self.views.id, "student", teacher.shape[1])["student"]
+        names, truth = self.recipe.task.names, None
+        if self.views.has_references:
+            truth = np.array([names.index(label) for label in self.views.labels(names)])
+        return EvalRows(self.views.simplified, student, teacher, truth)
 
     def check(self, exported: Path) -> None:
         labels = len(self.recipe.task.names)
         quantization.check_graph(exported, self._rows.texts[0], labels, "distillctl export RECIPE")
 
     def calibration(self, exported: Path) -> LabelCalibration:
-        path = self.workspace.folder("collect") / "views.parquet"
-        return LabelCalibration(exported, view_table.read(path, "train").simplified[:CALIBRATION_ROWS])
+        return LabelCalibration(exported, view_table.read(self.views_path, "train").simplified[:CALIBRATION_ROWS])
 
     def measure(self, folders: Mapping[str, Path], advance: Callable[[int], None]) -> dict[str, Figures]:
         """Answer one row at a time, as the phone does: dynamic quantization sees the range of its whole batch."""
@@ -65,15 +76,3 @@ class ClassifyHeldOut:
 
     def facts(self, name: str) -> dict[str, Any]:
         return {}
-
-
-def _held_out(recipe: Recipe, workspace: Workspace, views: ViewTable) -> EvalRows:
-    collect = workspace.manifest("collect")
-    assert collect is not None
-    teacher = calibrate(label_shards.read(workspace, "full", "eval").log_probs, collect.facts["log_prior"])
-    path = workspace.folder("train") / "eval.parquet"
-    student = eval_table.log_probs(path, views.id, "student", teacher.shape[1])["student"]
-    truth = None
-    if views.has_references:
-        truth = np.array([recipe.task.names.index(label) for label in views.labels(recipe.task.names)])
-    return EvalRows(views.simplified, student, teacher, truth)

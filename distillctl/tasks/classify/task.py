@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,28 +46,9 @@ class ClassifyTask(BoundTask):
         return ClassifyTraining(self.recipe, self.workspace)
 
     def export(self, model: Path, staged: Path, views: ViewTable) -> Exported:
-        from distillctl import console
-        from distillctl.graphs import exporter, sidecar_files
-        from distillctl.runtimes.onnxruntime import OnnxClassifier
-        from distillctl.students import load_trained
-        from distillctl.tasks.classify import parity
+        from distillctl.tasks.classify import export
 
-        student = load_trained.model(self.recipe, model)
-        console.note("export: tracing")
-        spec = self.recipe.export
-        graph = exporter.export(student, staged, spec.opset, fuse=spec.fuse)
-        sidecar_files.copy(model, staged, graph.inputs)
-        found = parity.check_parity(
-            student, OnnxClassifier(staged), views.id, views.simplified, spec.max_logit_difference
-        )
-        if found.ties:
-            console.warn(f"on {found.ties} rows the two highest logits tie, and ONNX Runtime takes the other one")
-        agreement = {
-            "max logit difference from PyTorch": f"{found.max_logit_difference:.1e}",
-            "same top label": f"{found.same_top:.2%}",
-            "rows": f"{found.rows:,}",
-        }
-        return Exported(graph, agreement, asdict(graph) | asdict(found))
+        return export.export(self, model, staged, views)
 
     def held_out(self, views: ViewTable) -> ClassifyHeldOut:
         from distillctl.tasks.classify.quantize import ClassifyHeldOut

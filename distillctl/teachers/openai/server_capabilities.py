@@ -47,7 +47,7 @@ class ServerCapabilities(BaseModel):
         """Describe the capabilities in one line."""
         shown = f"the {self.shown} likeliest tokens of each position" if self.top_logprobs else "no probabilities"
         named = "" if self.model in (None, spec.model) else f" (as {self.model})"
-        return f"{spec.base_url} grants {shown} of {spec.model}{named}, by its {spec.api} API"
+        return f"{spec.base_url} shows {shown} of {spec.model}{named}, by its {spec.api} API"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,32 @@
+"""The classifier as ONNX, checked against PyTorch on real rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from distillctl import console
+from distillctl.data.view_table import ViewTable
+from distillctl.graphs import exporter, sidecar_files
+from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.students import load_trained
+from distillctl.tasks.base import BoundTask, Exported
+from distillctl.tasks.classify import parity
+
+
+def export(task: BoundTask, model: Path, staged: Path, views: ViewTable) -> Exported:
+    """Write the graph of the student in ``model``. GateFailed unless it answers as PyTorch does."""
+    student = load_trained.model(task.recipe, model)
+    console.note("export: tracing")
+    spec = task.recipe.export
+    graph = exporter.export(student, staged, spec.opset, fuse=spec.fuse)
+    sidecar_files.copy(model, staged, graph.inputs)
+    found = parity.check_parity(student, OnnxClassifier(staged), views.id, views.simplified, spec.max_logit_difference)
+    if found.ties:
+        console.warn(f"on {found.ties} rows the two highest logits tie, and ONNX Runtime takes the other one")
+    agreement = {
+        "max logit difference from PyTorch": f"{found.max_logit_difference:.1e}",
+        "same top label": f"{found.same_top:.2%}",
+        "rows": f"{found.rows:,}",
+    }
+    return Exported(graph, agreement, asdict(graph) | asdict(found))
