@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 SECONDS = 900  # on a machine with other things to do
 _READ_AT_START = (
@@ -66,8 +67,10 @@ def _server() -> tuple[subprocess.Popen[bytes], dict[str, str]]:
 
     environment = project.environment()
     command = [sys.executable, "-m", __name__]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-    process.wait()  # it went on in a fork
+    root = Path(__file__).parents[1]  # the first test that asks may be in a folder from which `tests` is not found
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=root)
+    if process.wait():  # else it went on in a fork
+        raise RuntimeError(f"{' '.join(command)} did not start: exit {process.returncode}")
     return process, _read_at_start(environment)
 
 
