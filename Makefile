@@ -57,10 +57,10 @@ test-hostile: $(VENV)/.dev  ## test that a thousand hostile files get one clear 
 	$(BIN)/python -m tests.hostile
 
 test-flips: $(VENV)/.dev  ## test that a thousand changed bytes in a run directory are noticed (two minutes)
-	$(BIN)/python -m tests.flips
+	$(BIN)/python -m tests.run_dir.flips
 
 test-terminals: $(VENV)/.dev  ## test every command in every locale on every kind of output (half an hour)
-	$(BIN)/python -m tests.terminals
+	$(BIN)/python -m tests.terminal.matrix
 
 check: $(VENV)/.dev  ## check lint, types, import contracts and declared dependencies
 	$(BIN)/ruff check .
@@ -70,8 +70,8 @@ check: $(VENV)/.dev  ## check lint, types, import contracts and declared depende
 	$(BIN)/deptry .
 
 docs: $(VENV)/.dev  ## write the references of commands and knobs from --help and the schema
-	$(BIN)/python -m tests.reference
-	$(BIN)/python -m tests.recipe_reference
+	$(BIN)/python -m tests.docs.command_reference
+	$(BIN)/python -m tests.docs.recipe_reference
 
 bench-gate: demo  ## count the regression gate's false and missed alarms (half an hour)
 	$(BIN)/python -m tests.benchmarks.gate --run-dir runs/demo

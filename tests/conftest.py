@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from tests import shared
+from tests.fixtures import shared
 
 # The machine may be busy: a slow example is no failure.
 settings.register_profile("busy", deadline=None, print_blob=True)

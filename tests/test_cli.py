@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from distillctl import recipe as recipes
-from tests import project
+from tests import ROOT
+from tests.fixtures import project
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 LIGHT = """
 import sys
 from distillctl.cli import main

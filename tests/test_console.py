@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests import project
+from tests.fixtures import project
 
 SAY = """
 from distillctl import console

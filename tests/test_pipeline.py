@@ -10,7 +10,8 @@ import yaml
 from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.run_dir.workspace import StageOutput, Workspace
-from tests import flips, project
+from tests.fixtures import project
+from tests.run_dir import flips
 
 STAGES = ["collect", "train", "export", "quantize", "bench", "report"]
 

@@ -15,7 +15,7 @@ _KEPT = 2.4
 for drawn ones there, of which fewer are rare. Ids cost the same in any vocabulary."""
 _DRAWN = 3.5
 """A drawn id with its weight and its probability, without which there is no KL over a trimmed vocabulary: of made-up
-rows where no id comes twice (tests/test_soft_label_store.py)."""
+rows where no id comes twice (tests/soft_labels/test_response_shards.py)."""
 _IN_TAIL = 0.05
 """Mean mass beyond the 32 likeliest, there."""
 _DENSE = 3.7

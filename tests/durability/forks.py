@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import distillctl
-from tests import costs, project
+from tests.fixtures import costs, project
 
 PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)

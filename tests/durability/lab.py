@@ -194,7 +194,7 @@ _BENCH = {"quantized_teacher": False, "queries": 2, "processes": 1, "warmup": 0}
 
 
 def _make_labels(folder: Path) -> None:
-    from tests import project
+    from tests.fixtures import project
 
     project.make(
         folder,
@@ -207,9 +207,9 @@ def _make_labels(folder: Path) -> None:
 
 
 def _make_texts(folder: Path) -> None:
-    from tests import real_run_text
+    from tests.fixtures import real_run_generate
 
-    real_run_text.recipe(folder)
+    real_run_generate.recipe(folder)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["shard_rows"] = 4
     recipe["task"]["max_new_tokens"] = 6

@@ -13,7 +13,7 @@ import pytest
 
 from distillctl import interrupts
 from distillctl.errors import Interrupted
-from tests import project
+from tests.fixtures import project
 
 
 @pytest.fixture

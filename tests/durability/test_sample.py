@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests import project
+from tests.fixtures import project
 
 FEW = ["--kills", "12", "--faults", "10", "--signals", "6", "--powers", "6"]
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from tests import manifests, project, report_run, tiny_text
+from tests.fixtures import manifests, project, report_run, tiny_generate
 
 SMALL = {"epochs": 1, "batch_rows": 8, "checkpoint_every": 2, "patience": 99, "threads": 1}
 ROWS = 24
@@ -65,9 +65,9 @@ def _run(stage: str) -> None:
 
 
 def _texts(folder: Path) -> None:
-    tiny_text.decoder().save_pretrained(folder / "teacher")
-    tiny_text.bpe_tokenizer().save_pretrained(folder / "teacher")
-    texts = tiny_text.texts(16)
+    tiny_generate.decoder().save_pretrained(folder / "teacher")
+    tiny_generate.bpe_tokenizer().save_pretrained(folder / "teacher")
+    texts = tiny_generate.texts(16)
     rows = [{"input": text, "reference": texts[number - 1]} for number, text in enumerate(texts)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe: dict[str, Any] = {

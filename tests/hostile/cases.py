@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillctl.errors import DistillctlError
-from tests import manifests
+from tests.fixtures import manifests
 
 CORPUS = Path(__file__).parent / "corpus"
 ON_RUN = ("recipe.yaml", "--run-dir", "run")

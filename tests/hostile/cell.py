@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl.runtimes import process
-from tests import costs
+from tests.fixtures import costs
 
 CPU_SECONDS, WALL_SECONDS = 10, 300
 """What ends a child that hangs. The promise (`verdicts`) is below, and in processor time: the machine may be busy."""

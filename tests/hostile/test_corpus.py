@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.hostile import cases
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 EACH = {
     "recipes": 3, "templates": 3, "data": 3, "parquet": 3, "gguf": 5, "models": 8, "onnx": 4, "answers": 3, "shards": 8,
     "tables": 6, "checkpoints": 8, "metrics": 9, "devices": 9, "manifests": 4, "bundles": 2,

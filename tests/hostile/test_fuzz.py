@@ -30,8 +30,8 @@ from distillctl.recipe import Data
 from distillctl.run_dir.workspace import Workspace
 from distillctl.training import metrics_log
 from distillctl.untrusted import parquet
-from tests import manifests, tiny
-from tests.costs import bounded
+from tests.fixtures import manifests, tiny
+from tests.fixtures.costs import bounded
 from tests.hostile import make_bundles, make_gguf, make_parquet
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "30"))
