@@ -14,6 +14,10 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from tests import python_path
+
+os.environ["PYTHONPATH"] = python_path()
+
 import numpy as np
 import pytest
 from hypothesis import settings

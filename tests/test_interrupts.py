@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from distillctl import interrupts
+from tests.fixtures import processes
 
 STOPPED = "A library's call does not return; stopped now."
 HEAD = """if True:
@@ -19,23 +20,26 @@ HEAD = """if True:
     from distillctl import interrupts
     from distillctl.errors import Interrupted
 
-    interrupts._STUCK_SECONDS = 0.5
+    interrupts._STUCK_SECONDS = 1.0
     say = lambda text: os.write(1, (text + chr(10)).encode())
     without_end = lambda: hashlib.pbkdf2_hmac("sha512", b"", b"", 2**31 - 1)  # some ten minutes, without the GIL
 """
 
 
 def ended(body: str, signals: dict[str, int]) -> tuple[int, list[str]]:
-    """Exit code and lines of a program that is sent these signals, each once it has printed its line."""
+    """Exit code and lines of a program that is sent these signals, each once it has printed its line.
+
+    A signal for a call is sent once the program computes, which it does only within the call.
+    """
     process = subprocess.Popen([sys.executable, "-c", HEAD + body], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
         lines.append(line.strip())
         if lines[-1] in signals:
-            time.sleep(0.1)  # until it is within the call that follows
+            assert lines[-1] != "calling" or processes.computes(process.pid)
             process.send_signal(signals[lines[-1]])
-    return process.wait(60), lines
+    return process.wait(processes.SECONDS), lines
 
 
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
@@ -137,10 +141,10 @@ def test_what_python_drops_is_not_shown() -> None:
 
 def test_a_signal_while_the_command_line_is_imported_ends_it_without_a_traceback(tmp_path: Path) -> None:
     """The import is held up by a module of typer's name that sends the signal."""
-    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
     done = subprocess.run(
         [sys.executable, "-m", "distillctl", "--help"],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=processes.SECONDS, check=False,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

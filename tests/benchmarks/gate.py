@@ -25,7 +25,7 @@ from distillctl.regression import paired_timing
 from distillctl.regression.paired_timing import BenchTarget
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import machine
-from tests.benchmarks import python_path
+from tests import python_path
 
 SLOWDOWN, MAX_SLOWDOWN = 0.05, 0.02
 """What is injected, and what the gate lets pass: anything below what has to be caught."""

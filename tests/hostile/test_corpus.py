@@ -11,7 +11,6 @@ import sys
 
 import pytest
 
-from tests import ROOT
 from tests.hostile import cases
 
 pytestmark = pytest.mark.slow
@@ -45,7 +44,7 @@ def test_the_corpus_is_what_is_promised():
 def test_hostile_files():
     """In a process of its own: its children are forked from one that has computed nothing."""
     command = [sys.executable, "-m", "tests.hostile", *(case.name for case in chosen())]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     found = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
     bad = [text for text in done.stderr.split("\n") if "!!" in text]
     assert done.returncode == 0, "\n".join([*bad, str(found), done.stderr[-6000:]])

@@ -186,7 +186,7 @@ def test_interrupted_by_the_keyboard(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert process.poll() is None
     time.sleep(0.2)
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert out == ""
     assert "interrupted" in err

@@ -18,18 +18,12 @@ from distillctl.regression import compare, output, paired_timing
 from distillctl.regression.paired_timing import BenchTarget, PairedTiming
 from distillctl.regression.sequential_test import LOOKS
 from distillctl.runtimes.process import WorkerProcess
-from tests import benchmarks
 from tests.benchmarks import gate
 from tests.fixtures import bench_run, manifests, project
 
 pytestmark = pytest.mark.slow
 
 SLOWED = "tests.benchmarks.slowed_worker"
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", benchmarks.python_path())
 
 
 def job(folder: Path, count: int = 40) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.torch import TeacherClassifier, shared_context
 from distillctl.stages import bench
 from tests.fixtures import bench_run
+from tests.fixtures.processes import gone
 
 pytestmark = pytest.mark.slow
 
@@ -75,13 +75,6 @@ def test_shared_context_leaves_every_view_a_token(tmp_path: Path) -> None:
 def onnx_job(folder: Path) -> dict[str, Any]:
     texts = bench_run.questions(8)
     return {"runtime": "onnx", "folder": str(bench_run.graph(folder)), "threads": 1, "texts": texts}
-
-
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not psutil.pid_exists(pid)
 
 
 def test_onnx_worker_needs_no_torch(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,13 @@ from distillctl.runtimes.process import WorkerFailed, WorkerProcess
 from distillctl.untrusted import limits
 from tests.fixtures import bench_run, bundled
 from tests.fixtures.costs import bounded
+from tests.fixtures.processes import SECONDS, ended, wait_until
 
 pytestmark = pytest.mark.slow
 
 FOREVER = """
-import time
+import pathlib, time
+pathlib.Path(__file__).with_name("started").touch()
 while True:
     time.time()
 """
@@ -269,17 +270,8 @@ def forever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "forever"
 
 
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_nothing_outlives_its_parent(forever: str, number: int) -> None:
+def test_nothing_outlives_its_parent(forever: str, tmp_path: Path, number: int) -> None:
     """Not even what looks neither at its stdin nor at its signals."""
     code = f"""if True:
         from distillctl import interrupts
@@ -288,20 +280,17 @@ def test_nothing_outlives_its_parent(forever: str, number: int) -> None:
             WorkerProcess("x", {{"threads": 1}}, module={forever!r})
     """
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
-    while not (children := psutil.Process(parent.pid).children()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    [child] = children
-    time.sleep(0.5)
-    assert child.is_running()
+    assert wait_until((tmp_path / "started").exists)
+    [child] = psutil.Process(parent.pid).children()
     parent.send_signal(number)
-    assert parent.wait(60) != 0
-    assert gone(child.pid)
+    assert parent.wait(SECONDS) != 0
+    assert ended(child.pid)
 
 
-def test_a_process_without_its_parent_does_not_begin(forever: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "distillctl.runtimes.confined", "1", forever], timeout=20)
+def test_a_process_without_its_parent_does_not_begin(forever: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "distillctl.runtimes.confined", "1", forever], timeout=SECONDS)
     assert done.returncode == 1
+    assert not (tmp_path / "started").exists()
 
 
 def test_processor_time_and_memory_are_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
