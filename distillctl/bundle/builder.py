@@ -17,12 +17,6 @@ from distillctl.snippets import javascript
 from distillctl.snippets.reading import Reading
 
 ARCHIVE = "bundle.zip"
-SCORING = {
-    "classify": "softmax of the logits, in the order of labels; no temperature, threshold or prior is to be applied, "
-    "because the student learned the teacher's distribution with any prior taken into account",
-    "generate": "the likeliest token at each step, until one that ends the answer; no temperature",
-}
-"""Task kind → how to read a graph's output."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ class BundleBuilder:
             max_length=max_length,
             view_limit=reading.limit,
             tail=reading.tail,
-            scoring=SCORING[self.recipe.task.kind],
+            scoring=self.recipe.task.scoring,
             other_ids=javascript.other_ids(reading),
             files=self.files(),
             graphs=graphs,

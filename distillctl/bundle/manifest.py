@@ -64,7 +64,7 @@ class BundleManifest(_ManifestPart):
 
     format: Literal["distillctl bundle 2"] = "distillctl bundle 2"
     name: str
-    task: Literal["classify", "generate"]
+    task: str
     labels: list[str]
     """In the order of the logits; empty for models that write."""
     template: ViewTemplate

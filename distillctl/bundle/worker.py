@@ -42,7 +42,7 @@ def main() -> None:
 
 def _problem(folder: Path, manifest: BundleManifest, name: str, graph: Graph) -> str | None:
     example = manifest.example
-    if manifest.task == "classify":
+    if example.logits is not None:
         logits = golden_example.label_logits(folder, name, graph, example, manifest.max_length)
         return golden_example.difference(example, manifest.labels, logits)
     again = golden_example.written(folder, example.input, example.view, f".{graph.format}")

@@ -133,7 +133,7 @@ def _answers(
     rows = sum(arm["rows"] for arm in arms.values())
     task = recipe.task
     if not isinstance(task, Generate):
-        return _Answers(0, rows * (4 * len(task.labels) + 24), len(dataset.train))
+        return _Answers(0, rows * (4 * len(task.answers) + 24), len(dataset.train))
     longest, responses_count = task.max_new_tokens, len(dataset.train)
     in_train, note = longest, f"; responses by their upper bound, {longest} tokens (task.max_new_tokens)"
     if isinstance(task.responses, Sampling):

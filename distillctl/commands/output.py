@@ -199,9 +199,10 @@ def _export(facts: Mapping[str, Any]) -> Iterator[Any]:
             f"{facts['equal_prompts']} of {facts['prompts']} prompts"
         )
         return
+    same = f", same top label {facts['same_top']:.3f}" if "same_top" in facts else ""
     yield (
         f"model.onnx {size(facts['bytes'])}, opset {facts['opset']}; on {facts['rows']} rows max |Δlogit| "
-        f"{facts['max_logit_difference']:.1e}, same top label {facts['same_top']:.3f}"
+        f"{facts['max_logit_difference']:.1e}{same}"
     )
 
 

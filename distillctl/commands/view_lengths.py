@@ -12,7 +12,7 @@ from distillctl.data.rows import Dataset, Example
 from distillctl.data.truncation import Limit
 from distillctl.data.views import CEILING, FLOOR, Renderer, answered_splits
 from distillctl.models.preview import ModelPreview
-from distillctl.recipe import FromConfigStudent, Generate, NewTokenizer, OpenAITeacher, Recipe
+from distillctl.recipe import FromConfigStudent, NewTokenizer, OpenAITeacher, Recipe
 from distillctl.students.preflight import longest_view, view_limit
 
 CHECKED = 2_000
@@ -44,11 +44,8 @@ def teacher(recipe: Recipe, preview: ModelPreview) -> ModelSide:
         return ModelSide(preview, None, "only the server knows how long a view may be")
     if preview.positions is None:
         return ModelSide(preview, None, preview.unknown or "its config names no longest input")
-    task = recipe.task
-    if isinstance(task, Generate):
-        room = task.max_new_tokens
-    else:
-        room = max(preview.tokens(f" {words}", special=False) for words in task.labels.values())
+    scored = (preview.tokens(f" {words}", special=False) for words in recipe.task.answers.values())
+    room = max(scored, default=recipe.task.response_tokens)
     takes = preview.positions - room
     return ModelSide(preview, Limit("the teacher", takes, f"the teacher takes {takes:,} before the answer"))
 
@@ -66,8 +63,7 @@ def student(recipe: Recipe, preview: ModelPreview) -> ModelSide:
         else config.get("max_position_embeddings"),
     )
     tokenizer = SimpleNamespace(model_max_length=limits, pad_token_id=config.get("pad_token_id") or 1)
-    writes_on = isinstance(recipe.task, Generate) and not config.get("is_encoder_decoder")
-    response = recipe.generate.max_new_tokens if writes_on else 0
+    response = 0 if config.get("is_encoder_decoder") else recipe.task.response_tokens
     longest = longest_view(known, tokenizer, spec.max_length, response)
     if longest >= 2**31:
         return ModelSide(preview, None, _unknown(recipe, preview))

@@ -1,50 +1,30 @@
-"""A model's held-out answers beside those of ceiling, floor and controls: cautions, as soon as they are known."""
+"""A model's held-out answers next to those of ceiling, floor and controls: cautions, as soon as they are known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from distillctl import cautions, controls
-from distillctl.controls import table
-from distillctl.data import view_table
-from distillctl.data.views import CEILING, FLOOR
-from distillctl.metrics import doubts, scores, text
-from distillctl.recipe import Recipe, Text
-from distillctl.run_dir.workspace import Workspace
-from distillctl.soft_labels import label_shards, response_shards
-from distillctl.soft_labels.labels import calibrate
-from distillctl.soft_labels.text import TextLabels
+from distillctl import cautions
+from distillctl.metrics import doubts
 
 
-def labels(arm: str, log_probs: np.ndarray, recipe: Recipe, workspace: Workspace) -> None:
-    """log_probs: the arm's, of every held-out row in the order of the views [N, K]."""
-    views, facts = _views(workspace), _facts(workspace)
-    named = np.array(recipe.task.names)
-    said = {
-        name: named[
-            calibrate(label_shards.read(workspace, context, "eval").log_probs, facts["log_prior"]).argmax(-1)
-        ].tolist()
-        for name, context in (("ceiling", CEILING), ("floor", FLOOR))
-    }
-    said |= {arm: named[log_probs.argmax(-1)].tolist(), **table.read(workspace, views.id, list(controls.LABELS))}
-    rows = {name: scores.label_scores(own, views.reference, said["ceiling"])[0] for name, own in said.items()}
-    _review(arm, said, rows, controls.LABELS, facts["metric"])
+def review(
+    arm: str,
+    answers: Mapping[str, Sequence[str]],
+    scores: Mapping[str, np.ndarray],
+    controls: Mapping[str, str],
+    metric: str,
+) -> None:
+    """Caution where the arm's answers collapse, recover little of the context's effect, or do no better than a control.
 
-
-def texts(arm: str, answers: Sequence[str], recipe: Recipe, workspace: Workspace) -> None:
-    """answers: the arm's, to every held-out row in the order of the views."""
-    views, task = _views(workspace), recipe.generate
-    said: dict[str, list[str]] = {
-        name: response_shards.read(workspace, context, "eval", TextLabels(Text())).text
-        for name, context in (("ceiling", CEILING), ("floor", FLOOR))
-    }
-    said |= {arm: list(answers), **table.read(workspace, views.id, list(controls.TEXTS))}
-    against = (views.reference, said["ceiling"], task.format)
-    rows = {name: text.row_scores(task.score, own, *against) for name, own in said.items()}
-    _review(arm, said, rows, controls.TEXTS, text.metric_name(task.score, views.reference))
+    answers, scores: arm or control → its answer to every held-out row, and the score of each, float64 [N]. controls:
+    name → what it is, in words.
+    """
+    doubts.collapse(arm, answers[arm], answers["ceiling"])
+    doubts.weak(arm, scores, metric)
+    doubts.against_controls(arm, scores, controls, metric)
 
 
 def capped(learned_from: int, rows: int) -> None:
@@ -55,25 +35,3 @@ def capped(learned_from: int, rows: int) -> None:
             f"The controls learned from the first {learned_from:,} of {rows:,} train rows; with all of them they might "
             "score higher.",
         )
-
-
-def _review(
-    arm: str,
-    said: Mapping[str, Sequence[str]],
-    rows: Mapping[str, np.ndarray],
-    controls: Mapping[str, str],
-    metric: str,
-) -> None:
-    doubts.collapse(arm, said[arm], said["ceiling"])
-    doubts.weak(arm, rows, metric)
-    doubts.against_controls(arm, rows, controls, metric)
-
-
-def _views(workspace: Workspace) -> view_table.ViewTable:
-    return view_table.read(workspace.folder("collect") / "views.parquet", "eval")
-
-
-def _facts(workspace: Workspace) -> dict[str, Any]:
-    collect = workspace.manifest("collect")
-    assert collect is not None
-    return collect.facts

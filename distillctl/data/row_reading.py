@@ -256,22 +256,8 @@ def _reference(recipe: Recipe, place: str, row: dict[str, Any]) -> str | None:
     cell = value(row, column)
     if cell is MISSING and recipe.data.reference is not None:
         raise DataError(f'no "{column}" ({_has(row)})', where=place, next="set data.reference")
-    known = spellings(cell)
-    if not known:
+    written = spellings(cell)
+    if not written:
         return None
-    if isinstance(recipe.task, Generate):
-        if not isinstance(cell, str):
-            raise DataError(f'"{column}" must be text', where=place)
-        return cell.strip()
-    mapped = [recipe.data.label_map.get(text, text) for text in known]
-    if (label := next((text for text in mapped if text in recipe.classify.labels), None)) is not None:
-        return label
-    names = {name.casefold(): name for name in recipe.task.names}
-    near = get_close_matches(mapped[0].strip().casefold(), names, n=1)
-    meant = names[near[0]] if near else recipe.task.names[0]
-    hint = f", did you mean {meant}?" if near else f" (labels: {', '.join(recipe.task.names)})"
-    raise DataError(
-        f'"{column}" is {mapped[0]!r}, which is no label{hint}',
-        where=place,
-        next=f'mend the row, or set data.label_map, such as {{"{mapped[0]}": {meant}}}',
-    )
+    mapped = [recipe.data.label_map.get(text, text) for text in written]
+    return recipe.task.reference(cell, mapped, column, place)

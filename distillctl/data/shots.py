@@ -12,7 +12,7 @@ from distillctl.data.row_reading import RowReader
 from distillctl.data.rows import DiskExamples
 from distillctl.errors import DataError
 from distillctl.models import model_source
-from distillctl.recipe import Data, Generate, Recipe, Shot, Shots
+from distillctl.recipe import Data, Recipe, Shot, Shots
 
 
 def rank(seed: int, identifier: str) -> bytes:
@@ -53,7 +53,7 @@ def _rows(path: Path, reference: str, where: str) -> Iterator[tuple[str, dict[st
 def drawn(recipe: Recipe, train: DiskExamples) -> tuple[dict[str, list[Shot]], set[int]]:
     """Return context name → its few-shot examples from the train rows, and the indices of all of them."""
     found, taken = {}, set[int]()
-    words = {} if isinstance(recipe.task, Generate) else recipe.classify.labels
+    words = recipe.task.answers
     for name, (where, context) in template_sources.contexts(recipe).items():
         if context.examples is None or context.examples.train is None:
             continue

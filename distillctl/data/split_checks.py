@@ -12,7 +12,7 @@ from distillctl import cautions
 from distillctl.data import row_reading, template_sources
 from distillctl.data.rows import Dataset, DiskExamples
 from distillctl.errors import DataError
-from distillctl.recipe import Classify, Recipe
+from distillctl.recipe import Recipe
 
 FEW_TRAIN_ROWS, FEW_EVAL_ROWS, FEW_STEPS = 50, 100, 30
 """Number of eval rows below which figures mean little."""
@@ -95,7 +95,7 @@ def _check_references(recipe: Recipe, references: dict[str, list[str | None]]) -
 def _likely(recipe: Recipe) -> str:
     """Return a sentence that names a column which may hold the references."""
     rows = list(_first_rows(recipe))
-    found = _columns_of_labels(recipe, rows) if isinstance(recipe.task, Classify) else []
+    found = _columns_of_labels(recipe, rows) if recipe.task.names else []
     if found:
         other = f" (or {', '.join(found[1:4])})" if found[1:] else ""
         return f" The values of the column {found[0]!r} are label names: set data.reference: {found[0]}{other}."
@@ -111,7 +111,7 @@ def _first_rows(recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 def _columns_of_labels(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return columns, or paths into nested ones, whose values are all label names or keys of `data.label_map`."""
-    known = {*recipe.classify.labels, *recipe.data.label_map}
+    known = {*recipe.task.names, *recipe.data.label_map}
     seen: dict[str, set[str]] = {}
     for row in rows:
         for path, cell in _leaves(row):
@@ -132,11 +132,9 @@ def _leaves(row: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 
 def _check_labels(recipe: Recipe, references: dict[str, list[str | None]]) -> None:
     """Caution about each split whose references lack a label."""
-    if not isinstance(recipe.task, Classify):
-        return
     for split, found in references.items():
         counted = Counter(reference for reference in found if reference is not None)
-        missing = [name for name in recipe.classify.labels if name not in counted]
+        missing = [name for name in recipe.task.names if name not in counted]
         if counted and missing:
             told = ", ".join(f"{name} {count:,}" for name, count in counted.most_common(8))
             more = "" if len(missing) <= 8 else f" and {len(missing) - 8} more"

@@ -5,10 +5,25 @@ A spec that can be chosen by ``kind`` names its implementation in ``target``; `i
 
 from distillctl.recipe.base import Section, Spec, implementation
 from distillctl.recipe.bench import Bench
+from distillctl.recipe.classify import Classify
 from distillctl.recipe.collect import Collect
 from distillctl.recipe.contexts import ChatMessage, Context, Contexts, Shot, Shots
 from distillctl.recipe.data import Data
 from distillctl.recipe.export import Export
+from distillctl.recipe.generate import (
+    Dense,
+    EvalSoftLabels,
+    FieldReference,
+    Generate,
+    Given,
+    Greedy,
+    Metric,
+    Sampled,
+    Sampling,
+    SoftLabels,
+    Text,
+    TopK,
+)
 from distillctl.recipe.loading import dump, flatten, load, schema
 from distillctl.recipe.models import (
     FromConfigStudent,
@@ -24,22 +39,8 @@ from distillctl.recipe.quantize import CANDIDATES, DynamicInt8, Float16, Gate, Q
 from distillctl.recipe.report import Report
 from distillctl.recipe.root import Recipe
 from distillctl.recipe.served import OpenAITeacher, Prices
-from distillctl.recipe.task import (
-    Classify,
-    Dense,
-    EvalSoftLabels,
-    FieldReference,
-    Generate,
-    Given,
-    Greedy,
-    Metric,
-    Sampled,
-    Sampling,
-    SoftLabels,
-    Task,
-    Text,
-    TopK,
-)
+from distillctl.recipe.task import Task
+from distillctl.recipe.task_section import TaskSection
 from distillctl.recipe.train import (
     JSD,
     TVD,
@@ -101,6 +102,7 @@ __all__ = [
     "StaticInt8",
     "Student",
     "Task",
+    "TaskSection",
     "Teacher",
     "Text",
     "TopK",

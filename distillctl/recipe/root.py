@@ -10,15 +10,17 @@ from pydantic import Field, PrivateAttr, model_validator
 from distillctl.recipe.base import Count, Section, Seed
 from distillctl.recipe.bench import Bench
 from distillctl.recipe.bundle import Bundle
+from distillctl.recipe.classify import Classify
 from distillctl.recipe.collect import Collect
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.export import Export
+from distillctl.recipe.generate import Generate, Sampled, Text, TopK
 from distillctl.recipe.models import HuggingFaceTeacher, Student, Teacher
 from distillctl.recipe.quantize import Quantize
 from distillctl.recipe.report import Report
 from distillctl.recipe.served import OpenAITeacher, unsupported_by_server, with_defaults
-from distillctl.recipe.task import Classify, Generate, Sampled, Task, Text, TopK
+from distillctl.recipe.task import Task
 from distillctl.recipe.train import Loss, Train
 
 
@@ -91,8 +93,8 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _text_in_is_for_labels(self) -> Recipe:
-        if self.bundle.text_in and not isinstance(self.task, Classify):
+    def _text_in_needs_one_step(self) -> Recipe:
+        if self.bundle.text_in and self.task.response_tokens:
             raise ValueError(
                 "bundle.text_in: a graph with the tokenizer inside is for task.kind: classify; a model that writes "
                 "needs its tokenizer at every step"
@@ -100,9 +102,9 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _fixed_ranges_are_for_labels(self) -> Recipe:
+    def _fixed_ranges_need_one_step(self) -> Recipe:
         kinds = [candidate.kind for candidate in self.quantize.candidates or ()]
-        if "static_int8" in kinds and not isinstance(self.task, Classify):
+        if "static_int8" in kinds and self.task.response_tokens:
             raise ValueError(
                 f"quantize.candidates[{kinds.index('static_int8')}]: static_int8 is for task.kind: classify; a model "
                 "that writes meets what no train row shows, use weight_only or dynamic_int8"
@@ -148,7 +150,7 @@ class Recipe(Section):
 
 def _misses(task: Task, term: Loss) -> str | None:
     """What a loss needs and the kept soft labels do not have."""
-    if isinstance(task, Classify):
+    if not isinstance(task, Generate):
         return "uld is for texts; labels are the same on both sides" if term.kind == "uld" else None
     kept = task.soft_labels
     if isinstance(kept, Text) and term.kind != "cross_entropy":

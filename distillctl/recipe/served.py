@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from distillctl.recipe import addresses
 from distillctl.recipe.base import Count, Positive, Section
 from distillctl.recipe.contexts import Contexts
-from distillctl.recipe.task import Classify, Given, Task, Text, TopK
+from distillctl.recipe.generate import Generate, Given, Text, TopK
+from distillctl.recipe.task import Task
 
 Price = Annotated[float, Field(ge=0)]
 
@@ -165,7 +166,7 @@ def unsupported_by_server(teacher: OpenAITeacher, task: Task, contexts: Contexts
         return "contexts: completions take a template; with messages use teacher.api: chat"
     if contexts.simplified.messages is not None:
         return "contexts.simplified: the server's chat template is not known here; use a template, sent as a message"
-    if isinstance(task, Classify):
+    if not isinstance(task, Generate):
         if teacher.api == "chat" and (prefix := task.answer_prefix or "").strip() != prefix:
             return f'task.answer_prefix: an answer in a chat does not begin with {prefix!r}; use answer_prefix: ""'
         return None

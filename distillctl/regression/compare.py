@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import console, pipeline
-from distillctl.data import eval_table, view_table
+from distillctl import console, pipeline, tasks
+from distillctl.data import view_table
 from distillctl.errors import DataError, UpstreamError, UsageError
 from distillctl.graphs import sidecar_files
-from distillctl.recipe import Generate, Recipe
+from distillctl.recipe import Recipe
 from distillctl.regression import paired_timing, sequential_test
 from distillctl.regression.paired_timing import BenchTarget
 from distillctl.run_dir import run_marker
@@ -129,13 +129,8 @@ def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[BenchTarge
     if not rows:
         raise DataError("the runs share no held-out row", where=str(other.root))
     rows = [rows[n] for n in np.random.default_rng(recipe.seed).permutation(len(rows))]
-    job: dict[str, Any] = {"threads": recipe.bench.used_threads, "runtime": "onnx"}
-    measured = "the whole query"
-    if isinstance(recipe.task, Generate):
-        answers = eval_table.by_row(own.folder("quantize") / "eval.parquet", "deployed_ids").values()
-        tokens = max(2, round(float(np.mean([len(answer) for answer in answers]))))
-        job |= {"runtime": "onnx_text", "limit": tokens, "answer_tokens": tokens, "until": "limit"}
-        measured = f"the view and an answer of {tokens} tokens, whether or not it would have ended before"
+    job, measured = tasks.of(recipe, own).paired_job()
+    job |= {"threads": recipe.bench.used_threads}
     own_side, other_side = (
         BenchTarget({**job, "folder": str(one.folder("quantize")), "texts": [found[row] for row in rows]})
         for one, found in zip((own, other), texts, strict=True)

@@ -7,13 +7,15 @@ comes from `tasks`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distillctl import controls, tasks
+from distillctl import tasks
 from distillctl.data import view_table
 from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import comparison, doubts, names
@@ -55,10 +57,11 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         manifests = {stage: manifests[stage] for stage in ("collect", "train", "export")}
     collect, train = manifests["collect"].facts, manifests["train"].facts
     quantize = failed.facts if failed else manifests["quantize"].facts
+    controls = recipe.task.controls
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     # scores: arm → one per held-out row, float64 [N]; of this task alone: what the contract has besides
     scores, of_this_task = tasks.of(recipe, workspace).compare(views, {name: m.facts for name, m in manifests.items()})
-    own = [arm for arm in (*OWN, *controls.EVERY) if arm in scores]
+    own = [arm for arm in (*OWN, *controls) if arm in scores]
     arms, gaps = comparison.compare({arm: scores[arm] for arm in ("ceiling", *own)}, collect["metric"])
     content = names.measures_content(collect["metric"])
     arms = {arm: arms[arm] for arm in own} | collect["arms"]
@@ -69,11 +72,11 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "metric": collect["metric"],
         "ceiling_by_construction": names.is_vs_ceiling(collect["metric"]),
         "counts": collect["counts"],
-        "arms": {arm: arms[arm] for arm in sorted(arms, key=_place)},
+        "arms": {arm: arms[arm] for arm in sorted(arms, key=partial(_place, controls))},
         "gaps": collect["gaps"] | {arm: gaps[arm] for arm in own},
         "recovered": {arm: _recovered(scores, arm) if content else None for arm in own},
         "context_effects": collect["context_effects"],
-        "controls": {**train["controls"], "leads": _leads(scores)},
+        "controls": {**train["controls"], "leads": _leads(scores, controls)},
         **(_timed(manifests["bench"].facts) if "bench" in manifests else UNTIMED),
         "failed_gate": failed and {"stage": "quantize", **{key: failed.facts[key] for key in ("nearest", "why")}},
         "devices": devices.measured(workspace),
@@ -97,7 +100,7 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         **of_this_task,
     }
     facts |= {"subject": verdict.subject(facts), "cautions": _cautions(manifests, failed) + verdict.cautions(facts)}
-    facts["cautions"] += _no_better_than_controls(facts)
+    facts["cautions"] += _no_better_than_controls(facts, controls)
     return facts | {"headline": headline(facts)}
 
 
@@ -118,7 +121,7 @@ def _timed(bench: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _leads(scores: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, float]]]:
+def _leads(scores: dict[str, np.ndarray], controls: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
     """Control → arm → arm − control, paired."""
     return {
         control: {
@@ -126,12 +129,12 @@ def _leads(scores: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, float
             for arm in ("deployed", "student")
             if arm in scores
         }
-        for control in controls.EVERY
+        for control in controls
         if control in scores
     }
 
 
-def _no_better_than_controls(facts: dict[str, Any]) -> list[dict[str, str]]:
+def _no_better_than_controls(facts: dict[str, Any], controls: Mapping[str, str]) -> list[dict[str, str]]:
     """Of the deployed model; train has said it of the student."""
     if facts["subject"] != "deployed" or not names.measures_content(facts["metric"]):
         return []
@@ -143,7 +146,7 @@ def _no_better_than_controls(facts: dict[str, Any]) -> list[dict[str, str]]:
             "text": doubts.no_better(
                 "deployed",
                 scores["deployed"],
-                controls.EVERY[control],
+                controls[control],
                 scores[control],
                 lead["deployed"],
                 facts["metric"],
@@ -199,9 +202,9 @@ def _cautions(manifests: dict[str, Manifest], failed: Manifest | None) -> list[d
     return [{"stage": name, **one} for name, m in manifests.items() for one in m.facts.get("cautions", ())]
 
 
-def _place(arm: str) -> int:
+def _place(controls: Mapping[str, str], arm: str) -> int:
     """Order the arms: the ceiling first, the recipe's own arms before the floor."""
-    order = ("ceiling", *OWN, *controls.EVERY)
+    order = ("ceiling", *OWN, *controls)
     return order.index(arm) if arm in order else len(order) + (arm == "floor")
 
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl.controls import LABELS, TEXTS
 from distillctl.errors import GateFailed, UsageError
 from distillctl.metrics import names
-from distillctl.recipe import Generate, Recipe
+from distillctl.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,7 @@ class Bound:
 
 def parse(options: Sequence[str], recipe: Recipe) -> list[Bound]:
     """Parse NAME=VALUE; `recovered` alone stands for the deployed model. Raise UsageError if either is invalid."""
-    own = ["deployed", "student", *(["control"] if recipe.train.control else [])]
-    own += TEXTS if isinstance(recipe.task, Generate) else LABELS
+    own = ["deployed", "student", *(["control"] if recipe.train.control else []), *recipe.task.controls]
     known = ["recovered", *(f"recovered.{arm}" for arm in own), "ceiling", "floor", *own, *recipe.contexts.arms]
     found = []
     for option in options:

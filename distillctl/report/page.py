@@ -31,7 +31,7 @@ def render(facts: dict[str, Any], series: Series) -> str:
     """Render the page from a contract (`contract.build`) and the series for its charts."""
     return (
         _environment()
-        .get_template(f"{'texts' if facts['task'] == 'generate' else 'labels'}.html.jinja")
+        .get_template(f"{facts['task']}.html.jinja")
         .render(
             facts,
             context=series.context,

@@ -16,6 +16,9 @@ from distillctl.run_dir.workspace import Workspace
 from distillctl.snippets import code as snippets
 from distillctl.snippets.reading import Reading
 
+_TOLD = ("name", "sample", "versions", "inputs", "builder", "begin", "stop", "max_new_tokens")
+"""What snippets have to know of the contract's facts; each kind of task has some of them."""
+
 
 def usage_facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: Mapping[str, Any]) -> dict[str, Any]:
     """For the contract. template, view_limit: what makes a view of an input, and the tokens it may have; sample: what
@@ -30,15 +33,9 @@ def code(facts: Mapping[str, Any], run_dir: Path) -> dict[str, Markup]:
     files are now."""
     inside = Path(facts["artifact"]).parent
     reading = Reading(ViewTemplate.model_validate(facts["template"]), facts["view_limit"], run_dir / inside)
-    known = {"name": facts["name"], "sample": facts["sample"], "versions": facts["versions"]}
-    if facts["task"] == "generate":
-        files = ["answer.py", *(["answer_genai.py", "Writer.kt"] if facts["genai"] else [])]
-        known |= {key: facts[key] for key in ("builder", "begin", "stop", "max_new_tokens")}
-    else:
-        files = ["classify.py", "Classifier.kt", "Classifier.swift"]
-        known |= {"inputs": facts["inputs"], "ids_graph": "model.onnx", "text_in": False}
+    known = {key: facts[key] for key in _TOLD if key in facts} | {"ids_graph": "model.onnx", "text_in": False}
     shown = f"Path({str(inside)!r})"
     return {
         file: Markup(html.escape(snippets.render(file, reading, "report", folder=shown, **known), quote=False))
-        for file in files
+        for file in facts["snippets"]
     }

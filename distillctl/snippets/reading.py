@@ -13,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 from distillctl.data import view_template
 from distillctl.data.view_table import ViewTable
 from distillctl.data.view_template import ViewTemplate
-from distillctl.recipe import Generate, Recipe
+from distillctl.recipe import Recipe
 
 _PROBES = ("a", "A", "0", "x1", "ab", ".", "é", "中")
 _LONGEST = 2**31 - 1
@@ -32,8 +32,8 @@ class Reading:
     def of(cls, recipe: Recipe, rows: ViewTable, train: Mapping[str, Any], folder: Path) -> Reading:
         """For the graph in ``folder``. train: facts of that manifest; a decoder's view leaves room for its answer."""
         limit = train["max_length"]
-        if isinstance(recipe.task, Generate) and not train["encoder_decoder"]:
-            limit -= recipe.task.max_new_tokens
+        if recipe.task.response_tokens and not train["encoder_decoder"]:
+            limit -= recipe.task.response_tokens
         return cls(view_template.of(recipe, rows), min(limit, _LONGEST), folder)
 
     @cached_property

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from distillctl.recipe import Recipe, TrimmedVocabulary
 from distillctl.students import tokenization
-from distillctl.students.loading import writes_on
+from distillctl.students.loading import response_room
 from distillctl.students.student import Corpus, Student, finish
 from distillctl.students.vocabulary import trim, vocabulary_digest
 
@@ -24,11 +24,10 @@ def assemble(
     vocabulary: TrimmedVocabulary | None = None,
 ) -> Student:
     """Build the student from its parts. ``model`` is changed in place."""
-    digest, response_length = vocabulary_digest(tokenizer), 0
+    digest = vocabulary_digest(tokenizer)
     kept_ids = facts = None
-    if writes_on(recipe, model.config):
+    if response_length := response_room(recipe, model.config):
         tokenizer = tokenization.for_writing_on(tokenizer, chat=recipe.contexts.simplified.messages is not None)
-        response_length = recipe.generate.max_new_tokens
     if vocabulary is not None:
         tokenizer, kept_ids, facts = trim(model, tokenizer, vocabulary, corpus)
     student = finish(model, tokenizer, max_length, response_length)

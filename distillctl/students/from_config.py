@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from distillctl.errors import RecipeError
 from distillctl.models import model_source
-from distillctl.recipe import Classify, FromConfigStudent, NewTokenizer, Recipe
+from distillctl.recipe import FromConfigStudent, NewTokenizer, Recipe
 from distillctl.students import loading, new_tokenizer, preflight, tokenization
 from distillctl.students.finalize import assemble
 from distillctl.students.student import Corpus, Student
@@ -32,7 +32,7 @@ def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
         raise RecipeError(f"{spec.model_type} has no {unknown[0]!r}", where="student.config")
     preflight.check_sizes(spec)
     tokenizer = tokenization.pad(_tokenizer(spec, recipe, corpus, known))
-    labels = loading.label_config(recipe.task.names) if isinstance(recipe.task, Classify) else {}
+    labels = loading.label_config(recipe.task)
     try:
         config = AutoConfig.for_model(spec.model_type, **_vocabulary(known, tokenizer) | spec.config | labels)
         _check_memory(auto, config)
@@ -42,7 +42,7 @@ def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
         raise RecipeError(f"cannot be built: {why}", where="student.config") from error
     if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
         raise RecipeError(f"the tokenizer has more tokens: {len(tokenizer)}", where="student.config.vocab_size")
-    if loading.writes_on(recipe, config):
+    if loading.response_room(recipe, config):
         loading.look_back_only(model, where="student.model_type")
     return assemble(model, tokenizer, recipe, corpus, max_length=spec.max_length)
 

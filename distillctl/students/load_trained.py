@@ -51,5 +51,5 @@ def without_weights(recipe: Recipe, folder: Path, facts: Mapping[str, Any]) -> S
         before = tokenization.of(source, recipe.student.revision, trust).get_vocab()
         names = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
         kept = np.array([before[token] for token, _ in names], np.int64)
-    response_length = recipe.generate.max_new_tokens if loading.writes_on(recipe, config) else 0
-    return Student(empty, tokenizer, facts["max_length"], kept, facts["vocabulary"], response_length)
+    room = loading.response_room(recipe, config)
+    return Student(empty, tokenizer, facts["max_length"], kept, facts["vocabulary"], room)

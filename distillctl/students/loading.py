@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from distillctl.errors import RecipeError, UnavailableError, first_line
 from distillctl.models import checkpoint_files
 from distillctl.models.from_pretrained import check_size, folder, options
 from distillctl.models.model_source import ModelSource
-from distillctl.recipe import Classify, Recipe, Task
+from distillctl.recipe import Recipe, Task
 
 
 def auto_class(task: Task, config: Any, *, where: str) -> Any:
     """The transformers Auto class of a task's student; RecipeError when the architecture has none for it."""
     auto: Any
-    if isinstance(task, Classify):
+    if task.answers:
         auto, what = AutoModelForSequenceClassification, "classify"
     else:
         auto, what = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM, "generate text"
@@ -35,9 +34,9 @@ def auto_class(task: Task, config: Any, *, where: str) -> Any:
     return auto
 
 
-def writes_on(recipe: Recipe, config: Any) -> bool:
-    """Whether the student is a decoder whose response goes on where the view ends."""
-    return recipe.task.kind == "generate" and not config.is_encoder_decoder
+def response_room(recipe: Recipe, config: Any) -> int:
+    """Return how many tokens a decoder keeps for its response, which follows the view; 0 for any other student."""
+    return 0 if config.is_encoder_decoder else recipe.task.response_tokens
 
 
 def warn_of_code(source: ModelSource) -> None:
@@ -45,8 +44,11 @@ def warn_of_code(source: ModelSource) -> None:
     console.warn(f"student.trust_remote_code: Python code that comes with {source.reference} is run on this machine")
 
 
-def label_config(labels: Sequence[str]) -> dict[str, Any]:
-    """Label names as transformers configs carry them."""
+def label_config(task: Task) -> dict[str, Any]:
+    """Return the keys of a transformers config that name the outputs of the student's head, if it has one."""
+    labels = list(task.answers)
+    if not labels:
+        return {}
     return {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
@@ -65,8 +67,7 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
     with checkpoint_files.loading(lambda error: unavailable(source, error)):
         config = AutoConfig.from_pretrained(place, **arguments)
     auto = auto_class(recipe.task, config, where="student.model")
-    fresh_head = isinstance(recipe.task, Classify)
-    labels = label_config(recipe.task.names) if fresh_head else {}
+    fresh_head, labels = bool(recipe.task.answers), label_config(recipe.task)
     if source.path is not None and not trust_remote_code:
         with checkpoint_files.loading(lambda error: unavailable(source, error)), console.libraries_quiet():
             check_size(auto, config, Path(place))
@@ -85,7 +86,7 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
     body = [key for key in drawn if key.startswith(f"{found.base_model_prefix}.") and "pooler" not in key]
     if missing := body if fresh_head else drawn:
         raise UnavailableError(f"{source.reference} has no weights for {sorted(missing)[0]}", where="student.model")
-    if writes_on(recipe, found.config):
+    if response_room(recipe, found.config):
         look_back_only(found, where="student.model")
     return found
 

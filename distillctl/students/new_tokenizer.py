@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from distillctl.recipe import Classify, NewTokenizer, Task
+from distillctl.recipe import NewTokenizer, Task
 
 PAD, EOS, BOS = "<pad>", "</s>", "<s>"
 _SPECIAL = [PAD, EOS, BOS]
@@ -22,7 +22,7 @@ _FRAMES: dict[Frame, str] = {"decoder": f"{BOS} $A", "encoder_decoder": f"$A {EO
 def frame_for(task: Task, config: Any) -> Frame:
     """What the architecture expects around a view: T5 and Marian an end token, a decoder a first token (a view may be
     empty), an encoder that classifies a token to read the label from."""
-    if isinstance(task, Classify):
+    if task.answers:
         return "classifier"
     return "encoder_decoder" if config.is_encoder_decoder else "decoder"
 

@@ -9,7 +9,7 @@ from typing import Any
 from distillctl.data.truncation import Limit
 from distillctl.errors import RecipeError
 from distillctl.models import checkpoint_files, gguf_header, model_source
-from distillctl.recipe import FromConfigStudent, Generate, Recipe, TruncatedStudent
+from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
 from distillctl.untrusted import limits
 
 _WEIGHT_BYTES = 4
@@ -22,7 +22,7 @@ def check_student(recipe: Recipe) -> None:
     if isinstance(spec, FromConfigStudent):
         check_sizes(spec)
     layers = spec.layers if isinstance(spec, TruncatedStudent) else ()
-    response = recipe.task.max_new_tokens if isinstance(recipe.task, Generate) else 0
+    response = recipe.task.response_tokens
     tight = spec.max_length is not None and spec.max_length <= response
     shape = _shape(source.path) if (layers or tight) and source and source.path else None
     if shape and shape.layers and max(layers, default=0) >= shape.layers:

@@ -48,10 +48,8 @@ def read(recipe: Recipe) -> StudentReader | None:
     tokenizer = tokenization.of(source, spec.revision, trust)
     config = _config(recipe, source, trust)
     tokenization.pad(tokenizer)
-    response_length = 0
-    if loading.writes_on(recipe, config):
+    if response_length := loading.response_room(recipe, config):
         tokenizer = tokenization.for_writing_on(tokenizer, chat=recipe.contexts.simplified.messages is not None)
-        response_length = recipe.generate.max_new_tokens
     longest = longest_view(config, tokenizer, spec.max_length, response_length)
     return StudentReader(tokenizer, view_limit(longest, response_length))
 

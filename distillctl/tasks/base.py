@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.recipe import LossTerm, Recipe
 from distillctl.run_dir.workspace import Workspace
@@ -62,6 +63,9 @@ class Task(Protocol):
 
     def timing(self, bench: BenchSession) -> Timing:
         """Return which models bench times, and the answers that are on record for them."""
+
+    def paired_job(self) -> tuple[dict[str, Any], str]:
+        """Return a query as bench --against times it: keys of a `runtimes.worker` job, and what is timed, in words."""
 
     def check_bundle(self) -> None:
         """Raise UnavailableError where something that the bundle needs is not installed."""
@@ -242,3 +246,7 @@ class BoundTask:
     @property
     def views_path(self) -> Path:
         return self.workspace.folder("collect") / "views.parquet"
+
+    def held_out_views(self) -> ViewTable:
+        """Return the held-out rows with their views, in the order of every eval.parquet."""
+        return view_table.read(self.views_path, "eval")

@@ -12,7 +12,7 @@ from distillctl.data.responses import Response, clean
 from distillctl.data.views import CEILING
 from distillctl.engines.worker_pool import ContextComparison, ShardTask, SharedPrefix, Views
 from distillctl.models.model_source import ModelSource
-from distillctl.recipe import Classify, Generate, HuggingFaceTeacher, Sampling, implementation
+from distillctl.recipe import Generate, HuggingFaceTeacher, Sampling, Task, implementation
 from distillctl.teachers import huggingface, reading
 from distillctl.teachers.generation import Generated, generators
 from distillctl.teachers.huggingface import Teacher
@@ -28,14 +28,14 @@ class Local:
 
     spec: HuggingFaceTeacher
     source: ModelSource
-    task: Classify | Generate
+    task: Task
 
     def reader(self) -> LocalReader:
         return reading.read(self.spec, self.source)
 
     def worker(self) -> LabelWorker | TextWorker:
         teacher = huggingface.load(self.spec, self.source)
-        return LabelWorker(teacher) if isinstance(self.task, Classify) else TextWorker(teacher, self.task)
+        return TextWorker(teacher, self.task) if isinstance(self.task, Generate) else LabelWorker(teacher)
 
 
 class LabelWorker:

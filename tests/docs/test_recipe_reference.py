@@ -9,9 +9,9 @@ from pydantic import BaseModel, TypeAdapter
 
 from distillctl.recipe import Recipe
 from distillctl.recipe.base import Spec, specs
+from distillctl.recipe.generate import EvalSoftLabels
 from distillctl.recipe.models import StartsPretrained
 from distillctl.recipe.profiles import DeviceProfile
-from distillctl.recipe.task import EvalSoftLabels
 from distillctl.recipe.train import LossTerm
 from tests.docs import command_reference, recipe_reference
 

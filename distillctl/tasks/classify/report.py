@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import controls
 from distillctl.controls import table
 from distillctl.data import eval_table
 from distillctl.data.view_table import ViewTable
@@ -32,11 +31,12 @@ def compare(
         arm: row_scores(found, names, views.reference, log_probs["ceiling"])[0] for arm, found in log_probs.items()
     }
     ceiling = [names[top] for top in log_probs["ceiling"].argmax(-1)]
-    for control, said in table.read(workspace, views.id, list(controls.LABELS)).items():
+    for control, said in table.read(workspace, views.id, list(recipe.task.controls)).items():
         scores[control] = label_scores(said, views.reference, ceiling)[0]
     return scores, {
         "labels": names,
         "artifact": "quantize/model.onnx" if last == "deployed" else None,
+        "snippets": ["classify.py", "Classifier.kt", "Classifier.swift"],
         "inputs": export["inputs"],
         "parity": {key: export[key] for key in ("max_logit_difference", "same_top", "rows")},
         "verdicts": _verdicts(log_probs, scores, last),

@@ -60,6 +60,9 @@ class ClassifyTask(BoundTask):
 
         return label_bench.timing(self, bench)
 
+    def paired_job(self) -> tuple[dict[str, Any], str]:
+        return {"runtime": self.runtime}, "the whole query"
+
     def check_bundle(self) -> None:
         from distillctl.bundle import text_in
 

@@ -17,6 +17,7 @@ from distillctl.controls import MOST_ROWS, review
 from distillctl.controls import table as controls_table
 from distillctl.data import view_table
 from distillctl.data.disk_rows import DiskRows, Subset
+from distillctl.data.views import CEILING, FLOOR
 from distillctl.errors import UpstreamError
 from distillctl.metrics import scores
 from distillctl.recipe import LossTerm, implementation
@@ -112,7 +113,15 @@ class ClassifyTraining(BoundTask):
         return len(rows)
 
     def review(self, trained: ClassifyTrained) -> None:
-        review.labels("student", trained.log_probs, self.recipe, self.workspace)
+        views, collect, controls = self.held_out_views(), self.stage_facts("collect"), self.recipe.task.controls
+        names = np.array(self.recipe.task.names)
+        answers: dict[str, list[str]] = {"student": names[trained.log_probs.argmax(-1)].tolist()}
+        for arm, context in (("ceiling", CEILING), ("floor", FLOOR)):
+            labels = label_shards.read(self.workspace, context, "eval").log_probs
+            answers[arm] = names[soft_labels.calibrate(labels, collect["log_prior"]).argmax(-1)].tolist()
+        answers |= controls_table.read(self.workspace, views.id, list(controls))
+        rows = {arm: scores.label_scores(own, views.reference, answers["ceiling"])[0] for arm, own in answers.items()}
+        review.review("student", answers, rows, controls, collect["metric"])
 
     def facts(self, student: Student, rows: Any, trained: ClassifyTrained) -> dict[str, Any]:
         return {}

@@ -57,6 +57,13 @@ def timing(task: BoundTask, bench: BenchSession) -> Timing:
     return Timing(jobs, expected, _columns, writing_figures, reads)
 
 
+def paired_job(task: BoundTask) -> tuple[dict[str, Any], str]:
+    """Return a job for answers of the same length, the deployed graph's mean, whichever graph writes them."""
+    tokens = max(2, round(_mean(_evaluated(task.workspace.folder("quantize"), "deployed_ids"))))
+    job = {"runtime": task.runtime, "limit": tokens, "answer_tokens": tokens, "until": "limit"}
+    return job, f"the view and an answer of {tokens} tokens, whether or not it would have ended before"
+
+
 def _evaluated(folder: Path, column: str) -> Answers:
     """The tokens in an eval.parquet."""
     return eval_table.by_row(folder / "eval.parquet", column)

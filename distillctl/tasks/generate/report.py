@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from distillctl import controls
 from distillctl.controls import table
 from distillctl.data import eval_table, field_references, view_table
 from distillctl.data.view_table import ViewTable
@@ -46,7 +45,7 @@ def compare(
     train = tables["student"]
     own = {arm: found[arm] for arm, found in tables.items()}
     own |= {"control": train["control"]} if "control" in train else {}
-    own |= table.read(workspace, views.id, list(controls.TEXTS))
+    own |= table.read(workspace, views.id, list(task.controls))
     said = {arm: found.text for arm, found in teacher.items()} | own
     against = (views.reference, said["ceiling"], task.format)
     scores = {arm: text.row_scores(task.score, found, *against) for arm, found in said.items()}
@@ -54,6 +53,7 @@ def compare(
     alike = [name for name in task.metrics if name != "format"] if views.has_references else []
     likeness = text.row_scores("chrf", said[last], [None], said["ceiling"], None)
     graphs = workspace.folder("quantize" if last == "deployed" else "export")
+    genai = (graphs / "genai_config.json").is_file()
     cut = {"ceiling": teacher["ceiling"].cut, "floor": teacher["floor"].cut, "student": train["student_cut"]}
 
     def answers(rows: list[int]) -> list[dict[str, Any]]:
@@ -76,7 +76,8 @@ def compare(
         "fields": _fields(said),
         "fields_by_reference": _fields_by_reference(recipe, workspace, views.id, said),
         "builder": facts["export"]["builder"],
-        "genai": (graphs / "genai_config.json").is_file(),
+        "genai": genai,
+        "snippets": ["answer.py", *(["answer_genai.py", "Writer.kt"] if genai else [])],
         "begin": text_folder.begin(graphs) if facts["export"]["builder"] != "seq2seq" else [],
         "stop": list(task.stop),
         "max_new_tokens": task.max_new_tokens,

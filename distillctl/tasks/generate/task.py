@@ -61,6 +61,11 @@ class GenerateTask(BoundTask):
 
         return text_bench.timing(self, bench)
 
+    def paired_job(self) -> tuple[dict[str, Any], str]:
+        from distillctl.tasks.generate import bench
+
+        return bench.paired_job(self)
+
     def check_bundle(self) -> None:
         """A bundle of this kind needs nothing besides what is always installed."""
 

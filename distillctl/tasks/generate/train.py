@@ -17,6 +17,7 @@ from distillctl.controls import MOST_ROWS, review
 from distillctl.controls import table as controls_table
 from distillctl.data import responses as response_texts
 from distillctl.data import view_table
+from distillctl.data.views import CEILING, FLOOR
 from distillctl.losses.heads import check_head
 from distillctl.metrics import context_decided
 from distillctl.metrics import text as text_metrics
@@ -186,7 +187,14 @@ class GenerateTraining(BoundTask):
         return len(views)
 
     def review(self, trained: GenerateTrained) -> None:
-        review.texts("student", trained.texts, self.recipe, self.workspace)
+        views, task = self.held_out_views(), self.recipe.generate
+        answers: dict[str, list[str]] = {"student": list(trained.texts)}
+        for arm, context in (("ceiling", CEILING), ("floor", FLOOR)):
+            answers[arm] = response_shards.read(self.workspace, context, "eval", TextLabels(Text())).text
+        answers |= controls_table.read(self.workspace, views.id, list(task.controls))
+        against = (views.reference, answers["ceiling"], task.format)
+        rows = {arm: text_metrics.row_scores(task.score, own, *against) for arm, own in answers.items()}
+        review.review("student", answers, rows, task.controls, text_metrics.metric_name(task.score, views.reference))
 
     def facts(self, student: Student, rows: Mapping[str, ResponseRows], trained: GenerateTrained) -> dict[str, Any]:
         shares_tokenizer = self._shares_tokenizer(student)

@@ -18,7 +18,7 @@ from distillctl.data.views import CEILING
 from distillctl.engines.worker_pool import ShardTask
 from distillctl.errors import UnavailableError
 from distillctl.models.model_source import ServedSource
-from distillctl.recipe import Classify, Generate, OpenAITeacher, Sampling, TopK
+from distillctl.recipe import Generate, OpenAITeacher, Sampling, Task, TopK
 from distillctl.teachers.openai import labels, server_capabilities, texts
 from distillctl.teachers.openai.client import Client, RequestFailed
 from distillctl.teachers.openai.in_place import LabelsInPlace, Sent
@@ -39,7 +39,7 @@ class Served:
 
     spec: OpenAITeacher
     source: ServedSource
-    task: Classify | Generate
+    task: Task
     folder: Path
     again: str
 
@@ -49,13 +49,11 @@ async def open_rows(served: Served, reader: ServedReader) -> ShardRequests:
     spec, task = served.spec, served.task
     client = Client(spec)
     scheduler = RequestScheduler(spec, client, ResponseCache(served.folder / ANSWERS), served.again)
-    logprobs = isinstance(task, Classify) or isinstance(task.soft_labels, TopK)
-    samples = isinstance(task, Generate) and isinstance(task.responses, Sampling) and task.responses.n > 1
+    drawn = task.responses if isinstance(task, Generate) and isinstance(task.responses, Sampling) else None
+    logprobs = not isinstance(task, Generate) or isinstance(task.soft_labels, TopK)
     path = served.folder / GRANTS
-    temperature = (
-        task.responses.temperature if isinstance(task, Generate) and isinstance(task.responses, Sampling) else 1
-    )
-    wanted = server_capabilities.Wanted(logprobs, samples, temperature if logprobs else 1.0)
+    temperature = drawn.temperature if drawn and logprobs else 1.0
+    wanted = server_capabilities.Wanted(logprobs, drawn is not None and drawn.n > 1, temperature)
     capabilities = server_capabilities.read(path, wanted.key(spec))
     if capabilities is None:
         try:
@@ -80,9 +78,9 @@ async def open_rows(served: Served, reader: ServedReader) -> ShardRequests:
             where="task.responses.temperature",
             next="use temperature 1, responses: {kind: greedy}, or soft_labels: {kind: text}",
         )
-    if isinstance(task, Classify):
-        return _LabelRequests(served, reader, scheduler, capabilities, task)
-    return _TextRequests(served, reader, scheduler, capabilities, task)
+    if isinstance(task, Generate):
+        return _TextRequests(served, reader, scheduler, capabilities, task)
+    return _LabelRequests(served, reader, scheduler, capabilities)
 
 
 class ShardRequests:
@@ -195,10 +193,9 @@ class _LabelRequests(ShardRequests):
         reader: ServedReader,
         scheduler: RequestScheduler,
         capabilities: ServerCapabilities,
-        task: Classify,
     ) -> None:
         super().__init__(served, reader, scheduler, capabilities)
-        self._labels = LabelsInPlace(task.labels, reader.known, self.spec.api)
+        self._labels = LabelsInPlace(served.task.answers, reader.known, self.spec.api)
         self._probes: dict[str, asyncio.Task[int]] = {}
 
     async def _row(self, task: ShardTask, place: int) -> _RowLabels:
