@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distillctl import cautions, console, engines, interrupts, ranks
+from distillctl import cautions, console, interrupts, ranks
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.errors import GateFailed, UpstreamError
@@ -20,6 +20,7 @@ from distillctl.recipe import OpenAITeacher, Recipe, dump, flatten
 from distillctl.run_dir import attempts
 from distillctl.run_dir.workspace import Manifest, StageOutput, Workspace, write_text
 from distillctl.students import preflight
+from distillctl.teachers import engines
 from distillctl.trust import approvals, recipe_access
 
 

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distillctl.bundle import archive, code, ort_format, text_in
+from distillctl.bundle import archive, code, model_card, ort_format, text_in
 from distillctl.bundle.manifest import NAME, File
 from distillctl.errors import DistillctlError
-from distillctl.model_card import frame
 from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import file_digest
@@ -67,7 +66,7 @@ def provenance(recipe: Recipe, inputs: Mapping[str, str]) -> list[dict[str, Any]
     """Return the provenance of teacher, student and data. inputs: fingerprints from collect's and train's manifests."""
     kinds = {"student": "student.", "teacher": "teacher.", "data": "data."}
     rows = []
-    for source in frame.sources(recipe):
+    for source in model_card.sources(recipe):
         kind = next(kind for kind in kinds if source["part"].startswith(kind))
         read = {key: value for key, value in sorted(inputs.items()) if key.startswith(kinds[kind])}
         rows.append({**source, "sha256": read})

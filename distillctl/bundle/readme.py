@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distillctl.bundle import contents, mobile, text_in
+from distillctl.bundle import contents, mobile, model_card, text_in
 from distillctl.bundle.manifest import File, Graph
-from distillctl.model_card import frame
 from distillctl.recipe import Recipe
 from distillctl.snippets import javascript
 from distillctl.snippets.reading import Reading
@@ -39,7 +38,7 @@ Node), `snippets/Classifier.kt` (Android), `snippets/Classifier.swift` (iOS, mac
 
 {tokens}
 
-{frame.form(reading)}{_javascript(reading)}
+{model_card.form(reading)}{_javascript(reading)}
 
 {_rest(files, verdicts)}"""
     return _page(recipe, "text-classification", about, use, figures)
@@ -71,7 +70,7 @@ def of_texts(
 
 def _page(recipe: Recipe, task: str, about: str, use: str, figures: tuple[list[dict[str, str]], str]) -> str:
     rows, machine = figures
-    page = frame.page(recipe, task, about, use, rows)
+    page = model_card.page(recipe, task, about, use, rows)
     return page.replace("\n## Provenance", f"\n{machine}\n\n## Provenance", 1) if machine else page
 
 

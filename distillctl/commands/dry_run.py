@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillctl import cautions, engines, pipeline
+from distillctl import cautions, pipeline
 from distillctl.commands import view_lengths
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.data.rows import Dataset, Example
@@ -18,6 +18,7 @@ from distillctl.recipe import Generate, Given, OpenAITeacher, Recipe, Sampling, 
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import size
 from distillctl.students import parameters, preflight
+from distillctl.teachers import engines
 from distillctl.trust import recipe_access
 
 SAMPLE = 64

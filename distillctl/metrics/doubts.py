@@ -105,3 +105,30 @@ def no_better(arm: str, own: float, control: str, other: float, lead: Mapping[st
         f"The {arm} model is not clearly better than {control}, which costs nothing: {names.named(metric)} {own:.3f} "
         f"against {other:.3f}, a difference of {lead['value']:+.3f} ({lead['low']:+.3f} … {lead['high']:+.3f})."
     )
+
+
+def review(
+    arm: str,
+    answers: Mapping[str, Sequence[str]],
+    scores: Mapping[str, np.ndarray],
+    controls: Mapping[str, str],
+    metric: str,
+) -> None:
+    """Caution where the arm's answers collapse, recover little of the context's effect, or do no better than a control.
+
+    answers, scores: arm or control → its answer to every held-out row, and the score of each, float64 [N]. controls:
+    name → what it is, in words.
+    """
+    collapse(arm, answers[arm], answers["ceiling"])
+    weak(arm, scores, metric)
+    against_controls(arm, scores, controls, metric)
+
+
+def controls_capped(learned_from: int, rows: int) -> None:
+    """Tell that the controls had fewer train rows than the student."""
+    if learned_from < rows:
+        cautions.add(
+            "controls-capped",
+            f"The controls learned from the first {learned_from:,} of {rows:,} train rows; with all of them they might "
+            "score higher.",
+        )

@@ -8,10 +8,10 @@ from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.soft_labels import shards
-from distillctl.soft_labels.shard_labeler import ShardLabeler
 from distillctl.students import reading as student_lengths
 from distillctl.teachers import arms as teacher_arms
 from distillctl.teachers import worker_pools
+from distillctl.teachers.shard_labeler import ShardLabeler
 
 
 def run(recipe: Recipe, workspace: Workspace) -> StageOutput:

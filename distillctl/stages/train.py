@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distillctl import ranks, tasks
-from distillctl.controls import table as controls
+from distillctl.data import controls_table as controls
 from distillctl.data import view_table
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from distillctl.bundle.builder import BundleBuilder
     from distillctl.data.rows import Dataset, Example
-    from distillctl.engines.worker_pool import Asked, TeacherReader
-    from distillctl.engines.worker_pool import ShardTask as LabelRequest
     from distillctl.graphs.tracing import ExportedGraph
     from distillctl.quantizers.candidates import Unit
     from distillctl.quantizers.search import Figures
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
     from distillctl.soft_labels.shards import Shard
     from distillctl.students.student import Student
     from distillctl.teachers.arms import Arm
+    from distillctl.teachers.worker_pool import Asked, TeacherReader
+    from distillctl.teachers.worker_pool import ShardTask as LabelRequest
     from distillctl.training.loop import TrainingObjective
 
 Facts = Mapping[str, Any]

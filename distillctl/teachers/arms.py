@@ -15,9 +15,9 @@ from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.disk_rows import DiskRows, shared_start
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer, answered_splits
-from distillctl.engines.worker_pool import Answers, Asked, SharedPrefix, TeacherReader, View, Views
 from distillctl.recipe import Recipe
 from distillctl.teachers.fitting import Fitting, StudentLength
+from distillctl.teachers.worker_pool import Answers, Asked, SharedPrefix, TeacherReader, View, Views
 
 _END = -1
 """Separates several answers in one array; no token has this id."""

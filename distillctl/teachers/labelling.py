@@ -10,7 +10,6 @@ import numpy as np
 
 from distillctl.data.responses import Response, clean
 from distillctl.data.views import CEILING
-from distillctl.engines.worker_pool import ContextComparison, ShardTask, SharedPrefix, Views
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import Generate, HuggingFaceTeacher, Sampling, Task, implementation
 from distillctl.teachers import huggingface, reading
@@ -20,6 +19,7 @@ from distillctl.teachers.label_scoring import LabelScores
 from distillctl.teachers.reading import LocalReader
 from distillctl.teachers.response_scoring import Use, context_kl
 from distillctl.teachers.shared_context import SharedContext
+from distillctl.teachers.worker_pool import ContextComparison, ShardTask, SharedPrefix, Views
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.rows import Example
 from distillctl.data.truncation import Length, Limit
 from distillctl.data.views import Renderer
-from distillctl.engines.worker_pool import Answers, Asked, View
 from distillctl.errors import DataError, RecipeError, UnavailableError, first_line
 from distillctl.models import checkpoint_files
 from distillctl.models.from_pretrained import folder, options
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
 from distillctl.teachers.answer_tokens import AnswerTokenizer, InPlace
+from distillctl.teachers.worker_pool import Answers, Asked, View
 
 
 class LocalReader:

@@ -6,16 +6,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from distillctl import engines
 from distillctl.models.model_source import ModelSource, ServedSource
 from distillctl.recipe import OpenAITeacher, Recipe
-from distillctl.teachers import labelling
+from distillctl.teachers import engines, labelling
 from distillctl.teachers.openai import worker_pool as served
 from distillctl.teachers.openai.rows import Served
 
 
 def open_pool(recipe: Recipe, source: ModelSource, folder: Path) -> AbstractContextManager[Any]:
-    """Open an `engines.worker_pool.WorkerPool` for the block. folder: collect's, where a server's answers are kept."""
+    """Open an `teachers.worker_pool.WorkerPool` for the block. folder: collect's, where a server's answers are kept."""
     spec = recipe.teacher
     if isinstance(spec, OpenAITeacher):
         assert isinstance(source, ServedSource)

@@ -20,11 +20,11 @@ import numpy as np
 from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.data import examples, views
-from distillctl.engines.worker_pool import Asked
 from distillctl.models import model_source
 from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.teachers import huggingface, label_scoring
 from distillctl.teachers.shared_context import SharedContext, common_prefix
+from distillctl.teachers.worker_pool import Asked
 
 ROWS, PARTS = 200, 4
 SHARED_TOKENS = (160, 320, 640, 1280)

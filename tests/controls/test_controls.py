@@ -7,8 +7,9 @@ import pytest
 from scipy.special import log_softmax
 
 from distillctl import cautions
-from distillctl.controls import review, table
+from distillctl.data import controls_table
 from distillctl.errors import UpstreamError
+from distillctl.metrics import doubts
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import Workspace
 from distillctl.tasks.classify import controls as label_controls
@@ -62,10 +63,10 @@ def test_more_rows_than_are_compared_at_once_are_all_answered() -> None:
 
 def test_answers_come_back_in_any_order_and_a_missing_control_is_told(tmp_path) -> None:
     workspace = Workspace(tmp_path)
-    table.write(workspace, ["a", "b"], {"majority": ["x", "y"]})
-    assert table.read(workspace, ["b", "a"], ["majority"]) == {"majority": ["y", "x"]}
+    controls_table.write(workspace, ["a", "b"], {"majority": ["x", "y"]})
+    assert controls_table.read(workspace, ["b", "a"], ["majority"]) == {"majority": ["y", "x"]}
     with pytest.raises(UpstreamError, match="no answers of the control bag_of_words"):
-        table.read(workspace, ["a"], ["majority", "bag_of_words"])
+        controls_table.read(workspace, ["a"], ["majority", "bag_of_words"])
 
 
 @pytest.mark.parametrize("name", ["majority", "bag_of_words", "most_frequent", "nearest_row", "recovered"])
@@ -85,8 +86,8 @@ def test_their_names_are_taken(name: str) -> None:
 
 def test_controls_that_had_fewer_rows_than_the_student_are_told() -> None:
     with cautions.collected() as found:
-        review.capped(7, 7)
+        doubts.controls_capped(7, 7)
         assert found == []
-        review.capped(7, 9)
+        doubts.controls_capped(7, 9)
     assert [one["code"] for one in found] == ["controls-capped"]
     assert "first 7 of 9 train rows" in found[0]["text"]

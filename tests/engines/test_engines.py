@@ -18,12 +18,12 @@ import yaml
 from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.commands import dry_run
-from distillctl.engines.worker_pool import ShardTask, SharedPrefix, Views
 from distillctl.errors import RecipeError, UnavailableError
 from distillctl.models import model_source
 from distillctl.recipe import Collect
 from distillctl.run_dir.workspace import Workspace
 from distillctl.teachers import labelling
+from distillctl.teachers.worker_pool import ShardTask, SharedPrefix, Views
 from tests.fixtures import project, tiny, tiny_generate
 
 pytestmark = pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_description_is_small_and_its_worker_answers_alike_in_any_order(tmp_pa
 
 
 def test_what_a_worker_has_to_tell_comes_back_whole(tmp_path):
-    from distillctl.engines.ray import _Labeller
+    from distillctl.teachers.ray_engine import _Labeller
 
     recipe = recipes.load(labels(tmp_path))
     (tmp_path / "teacher" / "model.safetensors").write_bytes(b"")
@@ -190,14 +190,14 @@ class Deadly:
 
 @pytest.mark.slow
 def test_workers_that_always_die_are_given_up(monkeypatch):
-    from distillctl.engines import ray
+    from distillctl.teachers import ray_engine
 
-    monkeypatch.setattr(ray, "RESTARTS", 1)
+    monkeypatch.setattr(ray_engine, "RESTARTS", 1)
     task = ShardTask("full", "eval", ["a"], Views(SharedPrefix("full", 0), texts=["a"]))
     with pytest.raises(UnavailableError, match="workers died before they answered"):  # noqa: SIM117
-        with ray.open_pool(Deadly(), Collect(engine="ray")) as pool:
+        with ray_engine.open_pool(Deadly(), Collect(engine="ray")) as pool:
             list(pool.map([("key", task)]))
-    assert not ray.ray.is_initialized()
+    assert not ray_engine.ray.is_initialized()
 
 
 @pytest.mark.slow

@@ -407,10 +407,10 @@ def _card(file: Path, work: Path) -> list[Command]:
 def licence(path: Path) -> int:
     """What export quotes from a model's card: 3 where it states no licence."""
     from distillctl import console, recipe
+    from distillctl.bundle import model_card
     from distillctl.errors import DataError
-    from distillctl.model_card import frame
 
-    if frame._licence(recipe.load(path), "teacher", None) == "not stated":
+    if model_card._licence(recipe.load(path), "teacher", None) == "not stated":
         console.error(DataError("no licence is stated"))
         return 3
     return 0

@@ -12,9 +12,8 @@ import pytest
 import yaml
 
 from distillctl import recipe
-from distillctl.bundle import contents
+from distillctl.bundle import contents, model_card
 from distillctl.errors import RecipeError, UnavailableError
-from distillctl.model_card import frame
 from distillctl.models import checkpoint_files, from_pretrained
 from distillctl.models.model_source import ModelSource
 from distillctl.models.preview import ModelPreview
@@ -198,7 +197,7 @@ CARDS = {
 def licence(path: Path, text: str) -> str:
     (path / "model").mkdir()
     (path / "model" / "README.md").write_bytes(text.encode("latin-1"))
-    return frame._licence(tiny.recipe(), str(path / "model"), None)
+    return model_card._licence(tiny.recipe(), str(path / "model"), None)
 
 
 @pytest.mark.parametrize("what", CARDS)
@@ -225,7 +224,7 @@ def test_a_licence_is_quoted_in_a_line(tmp_path: Path, stated: str, told: str) -
 def test_a_card_that_is_a_pipe_states_nothing(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     os.mkfifo(tmp_path / "model" / "README.md")
-    assert frame._licence(tiny.recipe(), str(tmp_path / "model"), None) == "not stated"
+    assert model_card._licence(tiny.recipe(), str(tmp_path / "model"), None) == "not stated"
 
 
 def test_recipes_and_cards_have_one_reader() -> None:

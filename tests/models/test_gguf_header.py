@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillctl.model_card import frame
+from distillctl.bundle import model_card
 from distillctl.models import gguf_header
 from tests.fixtures import tiny
 
@@ -32,14 +32,14 @@ def test_strings_of_the_general_group(tmp_path):
 
 def test_the_card_quotes_it(tmp_path):
     path = written(tmp_path / "a.gguf", license="mit")
-    [_, teacher, _] = frame.sources(tiny.recipe(teacher={"model": str(path)}))
+    [_, teacher, _] = model_card.sources(tiny.recipe(teacher={"model": str(path)}))
     assert teacher["licence"] == "mit"
     (tmp_path / "README.md").write_text("---\nlicense: gemma\n---\n")
-    [_, teacher, _] = frame.sources(tiny.recipe(teacher={"model": str(path)}))
+    [_, teacher, _] = model_card.sources(tiny.recipe(teacher={"model": str(path)}))
     assert teacher["licence"] == "gemma"  # the model card's word goes first
     (tmp_path / "README.md").unlink()
     path.write_bytes(b"GGUF" + b"\xff" * 100)
-    [_, teacher, _] = frame.sources(tiny.recipe(teacher={"model": str(path)}))
+    [_, teacher, _] = model_card.sources(tiny.recipe(teacher={"model": str(path)}))
     assert teacher["licence"] == "not stated"
 
 

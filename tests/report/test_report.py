@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from distillctl.commands import output
-from distillctl.controls import table as control_table
+from distillctl.data import controls_table as control_table
 from distillctl.errors import GateFailed, UsageError
 from distillctl.report import charts, contract, fail_under, formatting, markdown, page, verdict
 from distillctl.run_dir import attempts

@@ -1,11 +1,11 @@
-"""README.md beside a classifier's graph; `model_card.frame` has what all kinds share."""
+"""README.md beside a classifier's graph; `bundle.model_card` has what all kinds share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distillctl.model_card import frame
+from distillctl.bundle import model_card
 from distillctl.recipe import Recipe
 from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
@@ -24,10 +24,10 @@ def render(
     use = f"""```python
 {code.render("classify.py", reading, "card")}```
 
-{frame.form(reading)}
+{model_card.form(reading)}
 
 With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
-    return frame.page(recipe, "text-classification", description(recipe, collect, train), use, measured)
+    return model_card.page(recipe, "text-classification", description(recipe, collect, train), use, measured)
 
 
 def description(recipe: Recipe, collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:

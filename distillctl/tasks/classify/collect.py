@@ -12,7 +12,6 @@ import numpy as np
 
 from distillctl.data.rows import Dataset
 from distillctl.data.views import CEILING, PUBLIC
-from distillctl.engines.worker_pool import ShardTask
 from distillctl.metrics import comparison, label_checks, scores
 from distillctl.recipe import Recipe
 from distillctl.soft_labels import label_shards, measured, shards
@@ -21,6 +20,7 @@ from distillctl.soft_labels.label_shards import SoftLabels
 from distillctl.soft_labels.shards import Shard
 from distillctl.tasks.base import Findings
 from distillctl.teachers.arms import Arm
+from distillctl.teachers.worker_pool import ShardTask
 
 SHOWN_ROWS = 3
 """Of which a caution shows what the teacher would rather write than a label."""

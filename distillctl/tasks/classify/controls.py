@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from distillctl.controls.features import Features
+from distillctl.data.text_features import Features
 
 LEAST_WEIGHT = 0.01
 """A label with less of a row's probability is left out: of many labels few matter to a row."""

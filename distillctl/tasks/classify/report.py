@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl.controls import table
-from distillctl.data import eval_table
+from distillctl.data import controls_table, eval_table
 from distillctl.data.view_table import ViewTable
 from distillctl.metrics.scores import label_scores, row_scores
 from distillctl.recipe import Recipe
@@ -31,7 +30,7 @@ def compare(
         arm: row_scores(found, names, views.reference, log_probs["ceiling"])[0] for arm, found in log_probs.items()
     }
     ceiling = [names[top] for top in log_probs["ceiling"].argmax(-1)]
-    for control, said in table.read(workspace, views.id, list(recipe.task.controls)).items():
+    for control, said in controls_table.read(workspace, views.id, list(recipe.task.controls)).items():
         scores[control] = label_scores(said, views.reference, ceiling)[0]
     return scores, {
         "labels": names,

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from distillctl.bundle.builder import BundleBuilder
     from distillctl.data.rows import Dataset, Example
-    from distillctl.engines.worker_pool import Asked, TeacherReader
     from distillctl.runtimes.bench import BenchSession
     from distillctl.tasks.classify.collect import ClassifyCollection
     from distillctl.tasks.classify.quantize import ClassifyHeldOut
     from distillctl.tasks.classify.train import ClassifyTraining
     from distillctl.teachers.arms import Arm
+    from distillctl.teachers.worker_pool import Asked, TeacherReader
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ClassifyTask(BoundTask):
     runtime: ClassVar[str] = "onnx"
 
     def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], Asked]:
-        from distillctl.engines.worker_pool import Asked
+        from distillctl.teachers.worker_pool import Asked
 
         asked = Asked(self.recipe.classify.answer_prefix, tuple(self.recipe.classify.labels.values()))
         return lambda arm, split, example: asked

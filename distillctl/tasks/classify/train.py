@@ -13,13 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.utils import set_seed
 
-from distillctl.controls import MOST_ROWS, review
-from distillctl.controls import table as controls_table
-from distillctl.data import view_table
+from distillctl.data import controls_table, view_table
 from distillctl.data.disk_rows import DiskRows, Subset
 from distillctl.data.views import CEILING, FLOOR
 from distillctl.errors import UpstreamError
-from distillctl.metrics import scores
+from distillctl.metrics import doubts, scores
 from distillctl.recipe import LossTerm, implementation
 from distillctl.run_dir.workspace import replacing
 from distillctl.soft_labels import label_shards
@@ -104,12 +102,12 @@ class ClassifyTraining(BoundTask):
             pq.write_table(pa.table({"id": list(ids), **columns}), temporary)
 
     def controls(self, ids: Sequence[str], train: LabelRows) -> int:
-        rows = range(min(len(train.ids), MOST_ROWS))
+        rows = range(min(len(train.ids), controls_table.MOST_ROWS))
         texts = view_table.column(self.views_path, "train", "simplified")[: len(rows)]
         held_out = view_table.column(self.views_path, "eval", "simplified")
         answers = controls.answers(texts, train.distributions(rows), held_out, self.recipe.task.names)
         controls_table.write(self.workspace, list(ids), answers)
-        review.capped(len(rows), len(train.ids))
+        doubts.controls_capped(len(rows), len(train.ids))
         return len(rows)
 
     def review(self, trained: ClassifyTrained) -> None:
@@ -121,7 +119,7 @@ class ClassifyTraining(BoundTask):
             answers[arm] = names[soft_labels.calibrate(labels, collect["log_prior"]).argmax(-1)].tolist()
         answers |= controls_table.read(self.workspace, views.id, list(controls))
         rows = {arm: scores.label_scores(own, views.reference, answers["ceiling"])[0] for arm, own in answers.items()}
-        review.review("student", answers, rows, controls, collect["metric"])
+        doubts.review("student", answers, rows, controls, collect["metric"])
 
     def facts(self, student: Student, rows: Any, trained: ClassifyTrained) -> dict[str, Any]:
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distillctl.model_card import frame
+from distillctl.bundle import model_card
 from distillctl.recipe import Recipe
 from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
@@ -32,7 +32,7 @@ def render(
     shown; builder: "genai", "trace" or "seq2seq"; begin: the special tokens that begin a view, which
     onnxruntime-genai's tokenizer leaves out. No row of the data is quoted: the card is there to be published."""
     about = description(collect, train)
-    return frame.page(recipe, task(builder), about, use(recipe, reading, builder, begin), measured)
+    return model_card.page(recipe, task(builder), about, use(recipe, reading, builder, begin), measured)
 
 
 def task(builder: str) -> str:
@@ -69,7 +69,7 @@ def use(recipe: Recipe, reading: Reading, builder: str, begin: Sequence[int]) ->
     parts = [_block("answer.py", recipe, reading, builder, begin)]
     if builder == "genai":
         parts += [_GENAI, _block("answer_genai.py", recipe, reading, builder, begin)]
-    return "\n\n".join([*parts, *_OPTIMUM.get(builder, ()), frame.form(reading)])
+    return "\n\n".join([*parts, *_OPTIMUM.get(builder, ()), model_card.form(reading)])
 
 
 def _block(file: str, recipe: Recipe, reading: Reading, builder: str, begin: Sequence[int]) -> str:

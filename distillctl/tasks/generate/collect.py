@@ -16,7 +16,6 @@ from distillctl.data.disk_rows import DiskRows
 from distillctl.data.responses import Response, ended
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import CEILING, FLOOR
-from distillctl.engines.worker_pool import Asked, ContextComparison, ShardTask
 from distillctl.recipe import (
     EvalSoftLabels,
     Given,
@@ -38,6 +37,7 @@ from distillctl.students.vocabulary import vocabulary_digest
 from distillctl.tasks.base import Findings
 from distillctl.tasks.generate import findings
 from distillctl.teachers.arms import Arm
+from distillctl.teachers.worker_pool import Asked, ContextComparison, ShardTask
 
 
 def request(recipe: Recipe, arm: str, split: str, example: Example) -> Asked:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distillctl.controls.features import Features
+from distillctl.data.text_features import Features
 
 _FEATURES = 200_000
 """Of each kind."""

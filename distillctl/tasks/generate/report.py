@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distillctl.controls import table
-from distillctl.data import eval_table, field_references, view_table
+from distillctl.data import controls_table, eval_table, field_references, view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
 from distillctl.metrics import fields, leakage, text
@@ -45,7 +44,7 @@ def compare(
     train = tables["student"]
     own = {arm: found[arm] for arm, found in tables.items()}
     own |= {"control": train["control"]} if "control" in train else {}
-    own |= table.read(workspace, views.id, list(task.controls))
+    own |= controls_table.read(workspace, views.id, list(task.controls))
     said = {arm: found.text for arm, found in teacher.items()} | own
     against = (views.reference, said["ceiling"], task.format)
     scores = {arm: text.row_scores(task.score, found, *against) for arm, found in said.items()}

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from distillctl.bundle.builder import BundleBuilder
     from distillctl.data.rows import Dataset, Example
-    from distillctl.engines.worker_pool import Asked, TeacherReader
     from distillctl.runtimes.bench import BenchSession
     from distillctl.tasks.generate.collect import GenerateCollection
     from distillctl.tasks.generate.quantize import GenerateHeldOut
     from distillctl.tasks.generate.train import GenerateTraining
     from distillctl.teachers.arms import Arm
+    from distillctl.teachers.worker_pool import Asked, TeacherReader
 
 
 @dataclass(frozen=True)

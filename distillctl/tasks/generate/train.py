@@ -13,13 +13,11 @@ import pyarrow.parquet as pq
 from accelerate.utils import set_seed
 
 from distillctl import cautions
-from distillctl.controls import MOST_ROWS, review
-from distillctl.controls import table as controls_table
+from distillctl.data import controls_table, view_table
 from distillctl.data import responses as response_texts
-from distillctl.data import view_table
 from distillctl.data.views import CEILING, FLOOR
 from distillctl.losses.heads import check_head
-from distillctl.metrics import context_decided
+from distillctl.metrics import context_decided, doubts
 from distillctl.metrics import text as text_metrics
 from distillctl.recipe import LossTerm, Text, implementation
 from distillctl.run_dir.workspace import replacing
@@ -171,7 +169,7 @@ class GenerateTraining(BoundTask):
         for part in self._responses("train"):
             for row, answer in zip(part.id, part.text, strict=True):
                 first.setdefault(row, answer)
-            if len(first) >= MOST_ROWS:
+            if len(first) >= controls_table.MOST_ROWS:
                 break
         views = {
             row: view
@@ -183,7 +181,7 @@ class GenerateTraining(BoundTask):
         responses = [first[row] for row in views]
         answers = controls.answers(list(views.values()), responses, held_out)
         controls_table.write(self.workspace, list(ids), answers)
-        review.capped(len(views), len(view_table.column(self.views_path, "train", "id")))
+        doubts.controls_capped(len(views), len(view_table.column(self.views_path, "train", "id")))
         return len(views)
 
     def review(self, trained: GenerateTrained) -> None:
@@ -194,7 +192,7 @@ class GenerateTraining(BoundTask):
         answers |= controls_table.read(self.workspace, views.id, list(task.controls))
         against = (views.reference, answers["ceiling"], task.format)
         rows = {arm: text_metrics.row_scores(task.score, own, *against) for arm, own in answers.items()}
-        review.review("student", answers, rows, task.controls, text_metrics.metric_name(task.score, views.reference))
+        doubts.review("student", answers, rows, task.controls, text_metrics.metric_name(task.score, views.reference))
 
     def facts(self, student: Student, rows: Mapping[str, ResponseRows], trained: GenerateTrained) -> dict[str, Any]:
         shares_tokenizer = self._shares_tokenizer(student)

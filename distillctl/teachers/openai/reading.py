@@ -11,13 +11,13 @@ from distillctl.data import responses
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.rows import Example
 from distillctl.data.views import MESSAGE, Renderer
-from distillctl.engines.worker_pool import Answers, Asked, View
 from distillctl.errors import DataError, UnavailableError, first_line
 from distillctl.models import checkpoint_files
 from distillctl.models.model_source import ServedSource
 from distillctl.teachers.answer_tokens import AnswerTokenizer
 from distillctl.teachers.openai.protocol import Prompt
 from distillctl.teachers.openai.vocabulary import TokenBytes
+from distillctl.teachers.worker_pool import Answers, Asked, View
 
 CHARACTERS_PER_TOKEN = 4.0
 """Mean for English text under common vocabularies; used only if neither tokenizer nor server counts."""

@@ -15,7 +15,6 @@ import numpy as np
 from distillctl import cautions, console
 from distillctl.data.responses import Response
 from distillctl.data.views import CEILING
-from distillctl.engines.worker_pool import ShardTask
 from distillctl.errors import UnavailableError
 from distillctl.models.model_source import ServedSource
 from distillctl.recipe import Generate, OpenAITeacher, Sampling, Task, TopK
@@ -27,6 +26,7 @@ from distillctl.teachers.openai.reading import ServedReader, prompt
 from distillctl.teachers.openai.request_scheduler import RequestScheduler
 from distillctl.teachers.openai.response_cache import ResponseCache
 from distillctl.teachers.openai.server_capabilities import ServerCapabilities
+from distillctl.teachers.worker_pool import ShardTask
 
 ANSWERS, GRANTS = "answers.jsonl", "grants.json"
 _LARGEST_SEED = 2**31

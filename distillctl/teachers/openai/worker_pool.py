@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from distillctl import interrupts
-from distillctl.engines.worker_pool import Key, ShardTask
 from distillctl.errors import UnavailableError
 from distillctl.run_dir.workspace import write_text
 from distillctl.teachers.openai import rows
@@ -23,6 +22,7 @@ from distillctl.teachers.openai.client import RequestFailed
 from distillctl.teachers.openai.reading import ServedReader
 from distillctl.teachers.openai.request_scheduler import Stopped
 from distillctl.teachers.openai.rows import Served, ShardRequests
+from distillctl.teachers.worker_pool import Key, ShardTask
 
 FAILED = "failed.jsonl"
 _LOOK = 0.2

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from distillctl import console, interrupts
-from distillctl.engines.worker_pool import ShardTask, WorkerPool
 from distillctl.soft_labels.shards import Shard
+from distillctl.teachers.worker_pool import ShardTask, WorkerPool
 from distillctl.terminal.progress import Progress
 
 

@@ -1,4 +1,4 @@
-"""Where labelling runs: engines hand tasks to workers, and the stage alone commits what comes back.
+"""Engines: where labelling runs. They hand tasks to workers, and the stage alone commits what comes back.
 
 A **task** (`worker_pool.ShardTask`) is one shard of work and carries all that it needs: the rows of one arm, their
 views, and the responses to score. A **worker** (`worker_pool.Worker`) holds a teacher and answers one task at a time,
@@ -16,7 +16,7 @@ To write a worker for another kind of teacher:
   Its ``view`` returns what the teacher sees of one row: text and token ids, or text alone where a server tokenizes. A
   task then carries ``ids`` or ``texts``, whichever the reader's views have.
 
-Nothing here imports torch, and only `engines.ray` imports Ray.
+Nothing here imports torch, and only `ray_engine` imports Ray.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from __future__ import annotations
 import importlib.util
 from contextlib import AbstractContextManager
 
-from distillctl.engines import local
-from distillctl.engines.worker_pool import WorkerPool, WorkerSpec
 from distillctl.errors import UnavailableError
 from distillctl.recipe import Collect
+from distillctl.teachers import local_engine
+from distillctl.teachers.worker_pool import WorkerPool, WorkerSpec
 
 
 def check_installed(spec: Collect) -> None:
@@ -40,7 +40,7 @@ def open_pool(spec: Collect, description: WorkerSpec) -> AbstractContextManager[
     """Start the workers of the recipe's engine; they end with the block."""
     check_installed(spec)
     if spec.engine == "ray":
-        from distillctl.engines import ray  # only now: it takes seconds, and need not be installed
+        from distillctl.teachers import ray_engine  # only now: it takes seconds, and need not be installed
 
-        return ray.open_pool(description, spec)
-    return local.open_pool(description)
+        return ray_engine.open_pool(description, spec)
+    return local_engine.open_pool(description)

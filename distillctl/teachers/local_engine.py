@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from distillctl.engines.worker_pool import Key, ShardTask, Worker, WorkerPool, WorkerSpec
+from distillctl.teachers.worker_pool import Key, ShardTask, Worker, WorkerPool, WorkerSpec
 
 
 @contextmanager

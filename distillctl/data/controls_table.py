@@ -13,6 +13,8 @@ from distillctl.errors import UpstreamError
 from distillctl.run_dir.workspace import Workspace, replacing
 
 FILE = "controls.parquet"
+MOST_ROWS = 20_000
+"""The most train rows that controls learn from. It takes seconds, and some hundred megabytes."""
 
 
 def write(workspace: Workspace, ids: Sequence[str], answers: Mapping[str, Sequence[str]]) -> None:

@@ -33,9 +33,9 @@ from ray.exceptions import (
 )
 
 from distillctl import console, interrupts
-from distillctl.engines.worker_pool import Key, ShardTask, WorkerPool, WorkerSpec
 from distillctl.errors import UnavailableError, UserFacingError, first_line
 from distillctl.recipe import Collect
+from distillctl.teachers.worker_pool import Key, ShardTask, WorkerPool, WorkerSpec
 
 STORE_BYTES = 2**28
 """Size of the object store of workers on this machine; tasks and answers are small."""

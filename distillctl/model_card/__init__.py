@@ -1,1 +1,0 @@
-"""README.md beside a graph: its frame, and what each kind of task adds."""
