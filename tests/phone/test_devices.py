@@ -143,7 +143,7 @@ def test_answers_are_judged_by_probability_and_near_ties_are_named() -> None:
 
 def test_a_model_that_writes_is_refused(tmp_path: Path) -> None:
     recipe = report_run.recipe(task={"kind": "generate"})
-    with pytest.raises(RecipeError, match="choose labels"):
+    with pytest.raises(RecipeError, match="one of several labels"):
         task.prepare(recipe, Workspace(tmp_path))
 
 

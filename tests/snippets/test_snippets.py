@@ -368,7 +368,7 @@ def test_the_report_asks_a_bare_input():
     recipe, space, _ = labels("around", "byte_level")
     facts = use.usage_facts(recipe, space, table(space), {"max_length": LIMIT})
     facts |= {"artifact": "quantize/model.onnx", "name": "x", "versions": {"onnxruntime": "1"}}
-    facts |= {"task": "classify", "inputs": ["input_ids"]}
+    facts |= {"snippets": ["classify.py", "Classifier.swift"], "inputs": ["input_ids"]}
     assert facts["sample"] == table(space).input[0]
     assert "da do:" in use.code(facts, space.root)["classify.py"]
     assert "da do:" in use.code(facts, space.root)["Classifier.swift"]
