@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 import distillctl
-from tests import project
+from tests.fixtures import project
 
-PACKAGE, ADDED = Path(distillctl.__file__).parent, Path(__file__).parent / "fixtures" / "score" / "distillctl"
+PACKAGE, ADDED = Path(distillctl.__file__).parent, Path(__file__).parents[1] / "fixtures" / "score" / "distillctl"
 EDITS = {
     "recipe/task.py": [
         ("import Generate\n", "import Generate\nfrom distillctl.recipe.score import Score\n"),
