@@ -44,15 +44,3 @@ def kl(teacher: np.ndarray, student: np.ndarray) -> float:
 def same_top(a: np.ndarray, b: np.ndarray) -> float:
     """Share of rows with the same top label."""
     return float((a.argmax(-1) == b.argmax(-1)).mean())
-
-
-def measured(log_probs: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
-    """Rows whose likeliest label is known, bool [N]: its probability is exact, and no other label's can be as high.
-
-    log_probs: [N, K]; seen: bool [N, K], False where a log-probability is an upper bound; None: all are exact, and all
-    rows are measured.
-    """
-    if seen is None:
-        return np.ones(len(log_probs), bool)
-    highest = np.where(seen, log_probs, -np.inf).max(-1, keepdims=True)
-    return np.asarray(((log_probs >= highest).sum(-1) == 1) & seen.any(-1))

@@ -23,3 +23,15 @@ def batch_prior(log_probs: np.ndarray) -> np.ndarray:
     5)."""
     normalised = log_softmax(log_probs.astype(np.float64), axis=-1)
     return np.asarray(logsumexp(normalised, axis=0) - np.log(len(log_probs)), dtype=np.float32)
+
+
+def measured(log_probs: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
+    """Rows whose likeliest label is known, bool [N]: its probability is exact, and no other label's can be as high.
+
+    log_probs: [N, K]; seen: bool [N, K], False where a log-probability is an upper bound; None: all are exact, and all
+    rows are measured.
+    """
+    if seen is None:
+        return np.ones(len(log_probs), bool)
+    highest = np.where(seen, log_probs, -np.inf).max(-1, keepdims=True)
+    return np.asarray(((log_probs >= highest).sum(-1) == 1) & seen.any(-1))

@@ -13,7 +13,7 @@ import numpy as np
 
 from distillctl import cautions
 from distillctl.errors import RecipeError
-from distillctl.metrics import scores
+from distillctl.soft_labels import labels as labels_of
 from distillctl.soft_labels.label_shards import SoftLabels
 
 MAY_BE_UNMEASURED = 0.05
@@ -40,7 +40,7 @@ def rows(found: Labels, log_prior: np.ndarray | None = None) -> dict[str, np.nda
 
 def _measured(labels: SoftLabels, log_prior: np.ndarray | None) -> np.ndarray:
     log_probs = labels.log_probs if log_prior is None else labels.log_probs - log_prior
-    measured: np.ndarray = scores.measured(log_probs, labels.seen) & ~_thinks(labels)
+    measured: np.ndarray = labels_of.measured(log_probs, labels.seen) & ~_thinks(labels)
     return measured
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from distillctl import ranks, tasks
 from distillctl.data import controls_table as controls
 from distillctl.data import view_table
+from distillctl.models import model_source
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.students.student import Student
@@ -28,7 +29,7 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
         _, control = _fit(recipe, workspace, training, begun, rows, "control", (CrossEntropy(),))
     if ranks.is_first():
         training.save(student, trained)
-        train_dir.save(student, folder / "model")
+        student.save(folder / "model")
         ids = view_table.column(workspace.folder("collect") / "views.parquet", "eval", "id")
         training.write(folder / "eval.parquet", ids, trained, control)
         learned_from = training.controls(ids, rows["train"])
@@ -62,7 +63,9 @@ def _fit(
         for places in hold_out(training.examples(rows["train"]), spec.validation, seed)
     )
     objective = training.objective(student, train, validation, terms)
-    loop = TrainingRun(name, student.model, objective, spec, seed, train_dir.checkpoints(recipe, workspace, name))
+    source = model_source.student(recipe)
+    checkpoints = train_dir.checkpoints(recipe, workspace, name, source.fingerprint() if source else None)
+    loop = TrainingRun(name, student.model, objective, spec, seed, checkpoints)
     fit = loop.fit(workspace.folder("train") / "metrics.jsonl")
     trained: Trained = training.measure(student, rows["eval"])
     return fit, trained

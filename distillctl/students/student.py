@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from distillctl.data.truncation import Length, Limit
 from distillctl.errors import DataError, UnavailableError
+from distillctl.run_dir.workspace import replacing_folder
 from distillctl.students.preflight import longest_view, view_limit
 from distillctl.students.tokenization import pad
 
@@ -84,6 +86,17 @@ class Student:
     def limit(self) -> Limit:
         """Tokens a simplified view may have, as a limit that an error can name."""
         return view_limit(self.max_length, self.response_length)
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer durably.
+
+        The tokenizer neither pads nor cuts: cutting would take the end of a whole view, where the template may go on
+        after the input. Inputs that are too long were cut inside their views (`data.truncation`)."""
+        self.tokenizer.backend_tokenizer.no_padding()
+        self.tokenizer.backend_tokenizer.no_truncation()
+        with replacing_folder(folder) as temporary:
+            self.model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
 
     def encode(self, parts: Iterable[tuple[Sequence[str], ...]]) -> Iterator[tuple[str, list[int]]]:
         """Yield row and token ids of every simplified view. parts: ids and texts, some rows at a time.

@@ -1,4 +1,4 @@
-"""Prepare train's folder, compute the key of its checkpoints, and save the trained student."""
+"""Prepare train's folder, and compute the key of its checkpoints."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 
 from distillctl import ranks
-from distillctl.models import model_source
 from distillctl.recipe import Recipe
-from distillctl.run_dir.workspace import Workspace, digest, make_folder, replacing_folder, writable
-from distillctl.students.student import Student
+from distillctl.run_dir.workspace import Workspace, digest, make_folder, writable
 from distillctl.training import collectives, metrics_log
 from distillctl.training.checkpoints import Checkpoints, forget
 
@@ -32,22 +30,11 @@ def prepare(recipe: Recipe, workspace: Workspace) -> Path:
     return folder
 
 
-def checkpoints(recipe: Recipe, workspace: Workspace, run: str) -> Checkpoints:
-    """Those of a run on these soft labels, with this recipe, from this student."""
+def checkpoints(recipe: Recipe, workspace: Workspace, run: str, student: str | None) -> Checkpoints:
+    """Return the checkpoints of a run on these soft labels, with this recipe. student: fingerprint of the model that
+    the run starts from, if there is one."""
     collect = workspace.manifest("collect")
     assert collect is not None
     asked = recipe.model_dump(mode="json", include={"seed", "student", "train"})
-    source = model_source.student(recipe)
-    key = digest([asked, collect.fingerprint, source.fingerprint() if source else None])
+    key = digest([asked, collect.fingerprint, student])
     return Checkpoints(workspace.folder("train") / "checkpoints", run, key)
-
-
-def save(student: Student, folder: Path) -> None:
-    """Model and tokenizer. The tokenizer neither pads nor cuts: cutting would take the end of a whole view, where the
-    template may go on after the input; what is too long was cut inside its view (`data.truncation`)."""
-    tokenizer = student.tokenizer
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
-    with replacing_folder(folder) as temporary:
-        student.model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distillctl.errors import RecipeError
-from distillctl.metrics.scores import measured
+from distillctl.soft_labels.labels import measured
 from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.openai.protocol import Position
 

@@ -30,7 +30,6 @@ from distillctl.students.load_trained import without_weights
 from distillctl.students.student import Corpus
 from distillctl.tasks.generate import quantization
 from distillctl.tasks.generate.response_rows import ResponseRows
-from distillctl.training import train_dir as train_folder
 from tests.fixtures import exported_generate, tiny, tiny_generate
 from tests.fixtures.exported_generate import MAX_NEW_TOKENS, exported
 from tests.fixtures.quantized import same_bytes_each_time
@@ -247,7 +246,7 @@ def test_a_trimmed_vocabulary_is_told_from_the_tokens_names(tmp_path):
     text = tiny_generate.texts(5)
     student = implementation(recipe.student)(recipe.student, recipe, Corpus(text, []))
     assert len(student.kept_ids) < tiny_generate.VOCABULARY
-    train_folder.save(student, tmp_path / "model")
+    student.save(tmp_path / "model")
     facts = {"vocabulary": student.vocabulary_facts, "max_length": student.max_length}
     found = without_weights(recipe, tmp_path / "model", facts)
     np.testing.assert_array_equal(found.kept_ids, student.kept_ids)

@@ -17,9 +17,9 @@ from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.data import view_table
 from distillctl.errors import RecipeError
-from distillctl.metrics.scores import measured
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import label_shards
+from distillctl.soft_labels.labels import measured
 from distillctl.teachers.openai import labels
 from distillctl.teachers.openai.labels import Label
 from distillctl.teachers.openai.protocol import Position
