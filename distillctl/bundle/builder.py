@@ -33,6 +33,7 @@ class BundleBuilder:
 
     @classmethod
     def begin(cls, recipe: Recipe, workspace: Workspace, folder: Path, runtime: str) -> BundleBuilder:
+        """Copy the files of quantize and the licences into ``folder``, once the graph runs as ``runtime``."""
         stages = ("collect", "train", "export", "quantize")
         sidecar_files.try_out(workspace.folder("quantize"), runtime, "distillctl quantize RECIPE --force")
         manifests = {name: manifest for name in stages if (manifest := workspace.manifest(name))}
@@ -41,6 +42,7 @@ class BundleBuilder:
         return cls(recipe, workspace, folder, manifests)
 
     def facts(self, stage: str) -> dict[str, Any]:
+        """Return what the manifest of an earlier stage records."""
         return self.manifests[stage].facts
 
     @property
@@ -64,6 +66,7 @@ class BundleBuilder:
         return by_graph
 
     def files(self) -> dict[str, File]:
+        """Return path → size and hash of what the folder holds."""
         return contents.files(self.folder)
 
     def close(

@@ -96,13 +96,16 @@ class BundleManifest(_ManifestPart):
     digest: str = ""
 
     def with_checksum(self) -> BundleManifest:
+        """Return the manifest with its own checksum."""
         return self.model_copy(update={"digest": self._digest()})
 
     @property
     def is_whole(self) -> bool:
+        """Tell whether the manifest is as it was written."""
         return self.digest == self._digest()
 
     def dumps(self) -> bytes:
+        """Return the manifest as indented JSON in UTF-8."""
         return (json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
 
     def _digest(self) -> str:

@@ -74,6 +74,7 @@ class ExampleWriter:
         self._ids: list[str] = []
 
     def append(self, example: Example) -> None:
+        """Write an example to the file."""
         row = json.dumps([example.id, example.input, example.reference, example.documents, example.columns])
         self._rows.append(np.frombuffer(row.encode(), np.uint8))
         self._ids.append(example.id)
@@ -100,6 +101,7 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, DiskExamples]:
+        """Return split → its examples."""
         return {"train": self.train, "eval": self.eval}
 
 

@@ -40,6 +40,7 @@ class ViewTable:
 
     @property
     def has_references(self) -> bool:
+        """Tell whether every row has a reference."""
         return all(reference is not None for reference in self.reference)
 
 

@@ -61,6 +61,7 @@ class Renderer:
 
     @property
     def is_chat(self) -> bool:
+        """Tell whether the context is a list of messages."""
         return self.template is None
 
     def render(self, example: Example, tokenizer: ChatTokenizer | None = None) -> str:

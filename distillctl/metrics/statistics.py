@@ -129,6 +129,7 @@ class Tally:
 
     @property
     def count(self) -> int:
+        """Return how many values were added."""
         return int(self._counts.sum())
 
     def percentile(self, q: float) -> float:

@@ -56,6 +56,7 @@ class Header:
 
     @property
     def architecture(self) -> str:
+        """Return the architecture as GGUF names it."""
         return str(self.keys["general.architecture"])
 
 

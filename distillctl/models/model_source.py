@@ -28,6 +28,7 @@ class ModelSource:
 
     @property
     def is_gguf(self) -> bool:
+        """Tell whether the model is a GGUF file."""
         return self.path is not None and self.path.suffix == ".gguf"
 
     @property
@@ -90,6 +91,7 @@ class ServedSource(ModelSource):
 
     @property
     def from_hub(self) -> bool:
+        """Tell whether a hub has the model: it does not."""
         return False
 
     def fingerprint(self) -> str:

@@ -111,6 +111,7 @@ class Chat:
     """Name → text, such as ``bos_token``."""
 
     def get_chat_template(self) -> str:
+        """Return the template, as transformers tokenizers do."""
         return str(self.chat_template)
 
 

@@ -133,18 +133,21 @@ class PhoneServer(ThreadingHTTPServer):
         self.changed.set()
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, or close the connection where too many are open."""
         if self._room.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, then make room for the next connection."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report an error of ours."""
         problem = sys.exc_info()[1]
         if problem is not None and not isinstance(problem, OSError):  # a device that went away is no error of ours
             self.failed(problem)

@@ -32,6 +32,7 @@ class Candidate:
 
     @property
     def inside(self) -> bool:
+        """Tell whether the gate lets it pass."""
         return self.why is None
 
 

@@ -66,10 +66,12 @@ class Classify(TaskSection):
 
     @property
     def answers(self) -> Mapping[str, str]:
+        """Return label → words."""
         return self.labels
 
     @property
     def names(self) -> list[str]:
+        """Return the labels."""
         return list(self.labels)
 
     def reference(self, cell: Any, spellings: Sequence[str], column: str, place: str) -> str:

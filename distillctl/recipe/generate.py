@@ -173,6 +173,7 @@ class Generate(TaskSection):
 
     @property
     def response_tokens(self) -> int:
+        """Return the most tokens of a response."""
         return self.max_new_tokens
 
     def reference(self, cell: Any, spellings: Sequence[str], column: str, place: str) -> str:

@@ -24,6 +24,7 @@ class DynamicInt8(Spec):
 
     @property
     def name(self) -> str:
+        """Return the name of the candidate, which says how it is made."""
         table = "" if self.table_bits is None else f"_table{self.table_bits}"
         return "dynamic_int8" + "_per_channel" * self.per_channel + "_reduced_range" * self.reduce_range + table
 
@@ -60,6 +61,7 @@ class WeightOnly(Spec):
 
     @property
     def name(self) -> str:
+        """Return the name of the candidate, which says how it is made."""
         accuracy = "" if self.accuracy_level == 4 else f"_accuracy{self.accuracy_level}"
         table = "" if self.table_bits is None else f"_table{self.table_bits}"
         sensitive = f"_sensitive{round(100 * self.sensitive)}" if self.sensitive else ""
@@ -80,6 +82,7 @@ class StaticInt8(Spec):
 
     @property
     def name(self) -> str:
+        """Return the name of the candidate, which says how it is made."""
         return f"static_int8_{self.method}" + "_per_channel" * self.per_channel
 
 
@@ -92,6 +95,7 @@ class Float16(Spec):
 
     @property
     def name(self) -> str:
+        """Return the name of the candidate, which says how it is made."""
         return self.kind
 
 

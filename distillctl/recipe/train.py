@@ -53,6 +53,7 @@ class JSD(LossTerm):
 
     @property
     def options(self) -> dict[str, float]:
+        """Return the arguments of the divergence."""
         return {"beta": self.beta}
 
     @model_validator(mode="after")
@@ -72,6 +73,7 @@ class SkewKL(LossTerm):
 
     @property
     def options(self) -> dict[str, float]:
+        """Return the arguments of the divergence."""
         return {"alpha": self.alpha}
 
 

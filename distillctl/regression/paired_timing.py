@@ -64,6 +64,7 @@ class PairedTiming:
 
     @property
     def centre(self) -> Centre:
+        """Return the estimate of the log ratio, with its interval."""
         return sequential_test.centre(self.differences)
 
     @property

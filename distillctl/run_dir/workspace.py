@@ -105,6 +105,7 @@ class Workspace:
         self.root = root
 
     def folder(self, stage: str) -> Path:
+        """Return a stage's folder."""
         return self.root / stage
 
     def manifest(self, stage: str) -> Manifest | None:

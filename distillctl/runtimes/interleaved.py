@@ -50,6 +50,7 @@ class Plan:
 
     @property
     def turns(self) -> int:
+        """Return how many blocks of queries a process answers."""
         return math.ceil(self.queries / BLOCK)
 
     def rounds(self, name: str) -> int:

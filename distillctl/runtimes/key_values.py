@@ -23,10 +23,12 @@ class Cache:
     dtype: str
 
     def zeros(self, tokens: int) -> OrtValue:
+        """Return keys or values of so many tokens, all 0."""
         return OrtValue.ortvalue_from_numpy(np.zeros((1, self.heads, tokens, self.size), self.dtype))
 
     @property
     def bytes_per_token(self) -> int:
+        """Return the bytes that one token takes."""
         return self.heads * self.size * np.dtype(self.dtype).itemsize
 
 
@@ -89,6 +91,7 @@ class SharedBuffers:
         self._buffers = {name: cache.zeros(length) for name, cache in inputs.items()}
 
     def bind(self, binding: ort.IOBinding) -> None:
+        """Bind the buffers as inputs and outputs of the next run."""
         for name, buffer in self._buffers.items():
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(present(name), buffer)
@@ -104,9 +107,11 @@ class SwappedOutputs:
         self._empty = {name: cache.zeros(0) for name, cache in inputs.items()}
 
     def bind(self, binding: ort.IOBinding) -> None:
+        """Bind the buffers as inputs and outputs of the next run."""
         self.take(binding, list(self._empty.values()))
 
     def advance(self, binding: ort.IOBinding) -> None:
+        """Take the outputs of the last run as the inputs of the next one."""
         self.take(binding, binding.get_outputs())  # in the order in which they were first bound
 
     def take(self, binding: ort.IOBinding, past: Sequence[OrtValue]) -> None:

@@ -95,6 +95,7 @@ class WorkerProcess:
             os.sched_setaffinity(int(task.name), cpus)
 
     def close(self) -> None:
+        """Kill the process and close its pipes."""
         self._process.kill()
         self._process.communicate()
         self._stderr.close()

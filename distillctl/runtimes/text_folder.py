@@ -51,6 +51,7 @@ class TextFolder(ABC):
         return text
 
     def too_long(self, view: Sequence[int]) -> DataError:
+        """Return the error for a view that the model cannot take."""
         return DataError(f"the view has {len(view)} tokens, the model takes {self.max_length}")
 
 

@@ -58,7 +58,8 @@ class GenerativeModel(Protocol):
     def encode(self, text: str) -> list[int]:
         """The tokens it runs before the first one of the answer."""
 
-    def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]: ...
+    def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+        """Yield the token ids of the answer to a view, one by one."""
 
     def kv_bytes(self, length: int) -> int:
         """Keys and values after ``length`` tokens, of view and answer together."""

@@ -31,6 +31,7 @@ class Shard:
 
     @property
     def file(self) -> str:
+        """Return the shard's path in collect's folder."""
         return f"shards/{self.arm}-{self.split}-{self.index:05d}-{self.key[:16]}.parquet"
 
 

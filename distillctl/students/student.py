@@ -66,6 +66,7 @@ class Student:
 
     @property
     def is_encoder_decoder(self) -> bool:
+        """Tell whether the model has an encoder and a decoder."""
         return bool(self.model.config.is_encoder_decoder)
 
     @property

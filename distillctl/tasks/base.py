@@ -245,6 +245,7 @@ class BoundTask:
 
     @property
     def views_path(self) -> Path:
+        """Return the path of collect's views."""
         return self.workspace.folder("collect") / "views.parquet"
 
     def held_out_views(self) -> ViewTable:

@@ -76,6 +76,7 @@ class Arm:
         return bool(self._ids)
 
     def text(self, split: str, row: int) -> str:
+        """Return the text of a row's view."""
         return self._texts[split][row].tobytes().decode()
 
     def read(self, split: str, row: int) -> str:

@@ -19,7 +19,8 @@ from distillctl.teachers.shared_context import BatchKeyValues, SharedContext
 class Batch(Protocol):
     """A batch under decoding. `start` and `step` return the logits [B, V] of each row's next token."""
 
-    def start(self, views: Sequence[Sequence[int]]) -> Tensor: ...
+    def start(self, views: Sequence[Sequence[int]]) -> Tensor:
+        """Read the views; return the logits of the first tokens, [B, V]."""
 
     def select(self, index: Tensor) -> None:
         """Keep only these rows, int64 [B']; a row may be repeated."""
@@ -51,6 +52,7 @@ class _SharedBatch:
         self._context, self._rows = context, rows
 
     def start(self, views: Sequence[Sequence[int]]) -> Tensor:
+        """Read the views; return the logits of the first tokens, [B, V]."""
         device = self._context.model.device
         ids = pad_sequence([torch.tensor(view) for view in views], batch_first=True).to(device)
         last = torch.tensor([len(view) - 1 for view in views], device=device)
@@ -77,6 +79,7 @@ class _PlainBatch:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def start(self, views: Sequence[Sequence[int]]) -> Tensor:
+        """Read the views; return the logits of the first tokens, [B, V]."""
         width = max(map(len, views))
         ids = torch.tensor([[0] * (width - len(view)) + list(view) for view in views])
         mask = torch.tensor([[0] * (width - len(view)) + [1] * len(view) for view in views])

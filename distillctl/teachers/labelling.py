@@ -31,9 +31,11 @@ class Local:
     task: Task
 
     def reader(self) -> LocalReader:
+        """Return the teacher without its weights."""
         return reading.read(self.spec, self.source)
 
     def worker(self) -> LabelWorker | TextWorker:
+        """Load the teacher."""
         teacher = huggingface.load(self.spec, self.source)
         return TextWorker(teacher, self.task) if isinstance(self.task, Generate) else LabelWorker(teacher)
 

@@ -25,6 +25,7 @@ class InProcessPool:
 
     @cached_property
     def reader(self) -> Any:
+        """Return the teacher without its weights."""
         return self._spec.reader()
 
     @cached_property

@@ -58,6 +58,7 @@ class ShardLabeler:
 
     @property
     def facts(self) -> dict[str, Any]:
+        """Return what collect's manifest records about the work."""
         return {
             "scored_rows": self.scored,
             "reused_rows": self.reused,

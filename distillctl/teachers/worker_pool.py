@@ -140,7 +140,8 @@ class WorkerPool(Protocol):
     """Running workers with the same teacher."""
 
     @property
-    def reader(self) -> Any: ...
+    def reader(self) -> Any:
+        """Return the teacher without its weights."""
 
     def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
         """Yield each task's key and answer in the order in which they finish. Take a task only when a worker is

@@ -62,6 +62,7 @@ class Progress:
 
     @property
     def count(self) -> str:
+        """Return what is done and the total, as text."""
         return f"{self._done:,.0f}/{self._total:,.0f}"
 
     @property
@@ -72,6 +73,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
+        """Return how long the rest takes at the present rate, if that is known."""
         return None if (rate := self.rate) is None else max(0.0, self._total - self._done) / rate
 
 

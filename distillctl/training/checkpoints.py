@@ -41,6 +41,7 @@ class TrainingProgress:
 
     @property
     def has_best(self) -> bool:
+        """Tell whether the criterion was measured before."""
         return self.best_step > 0
 
 
@@ -80,6 +81,7 @@ class Checkpoints:
             forget(folder, run, but=self.prefix)
 
     def latest(self) -> Path | None:
+        """Return the folder of the newest checkpoint, if there is one."""
         found = [path for path in self.folder.glob(f"{self.prefix}-step-*") if re.search(r"step-\d+$", path.name)]
         return max(found, default=None, key=_step)
 

@@ -27,7 +27,8 @@ class ChatTokenizer(Protocol):
     chat_template: Any
     special_tokens_map: Mapping[str, str]
 
-    def get_chat_template(self) -> str: ...
+    def get_chat_template(self) -> str:
+        """Return the source of the tokenizer's template."""
 
 
 def text(

@@ -205,6 +205,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def getattr(self, obj: Any, attribute: str) -> Any:
+        """Look a name up in a row's columns before the attributes."""
         if isinstance(obj, RowColumns) and attribute in obj:
             return obj[attribute]
         return super().getattr(obj, attribute)
@@ -222,6 +223,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join(found)
 
     def collected(self) -> _Buffer:
+        """Return an empty buffer for what a template writes."""
         return _Buffer(self)
 
     def joined(self, parts: Iterable[Any]) -> str:
@@ -229,6 +231,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self._join("", parts)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Evaluate an operator once its result is sure to be small."""
         if operator == "%" and isinstance(left, str):
             self._check_percent(left, right)
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
@@ -243,6 +246,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.charged(found) if operator == "+" else found
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a function or method once its result is sure to be small."""
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             __self._check_method(owner, __obj.__name__, args, kwargs)
@@ -251,6 +255,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return __self.charged(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Return a `str.format` whose result is sure to be small."""
         format = super().wrap_str_format(value)
         if format is None:
             return None

@@ -100,6 +100,7 @@ class Client:
             raise RequestFailed("malformed answer", self.shown(str(error)), paid=True) from None
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._client.close()
 
     async def _bytes(self, request: Request) -> bytes:

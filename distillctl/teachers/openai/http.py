@@ -56,6 +56,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
     """
 
     async def send(self, request: Any, *, stream: bool = False, follow_redirects: Any = None, **options: Any) -> Any:
+        """Send a request and follow redirects on the same host alone."""
         request.headers["Accept-Encoding"] = "gzip"
         for _ in range(_REDIRECTS + 1):
             response = await super().send(request, stream=True, follow_redirects=False, **options)

@@ -52,6 +52,7 @@ class ServedReader:
 
     @property
     def tokenizer(self) -> Any:
+        """Return the teacher's tokenizer, if the recipe names it."""
         return None if self.known is None else self.known.tokenizer
 
     @property

@@ -96,6 +96,7 @@ class ServedWorkerPool:
         )
 
     def close(self) -> None:
+        """Close the connections and the cache of answers."""
         if self._rows is not None:
             self._runner.run(self._rows.scheduler.client.close())
             self._rows.scheduler.cache.close()
