@@ -1,9 +1,9 @@
-"""Attention as one operator of ONNX Runtime, asked for while the model is traced rather than found in its graph.
+"""Trace attention as one operator of ONNX Runtime, instead of searching for its pattern in the graph.
 
-transformers lets attention be replaced by name. Under `fused` an encoder's becomes a `MultiHeadAttention` with the
-padding mask as it came in; traced as it is, its mask alone takes some thirty operators, and ONNX Runtime's optimizers,
-which know attention by its pattern, fuse nothing. Layers that mask or bias in another way are traced as before.
-What that and `tracing.keep_norms` bring against optimum's graph: `make bench-peers`, the row "+ our graph".
+transformers lets attention be replaced by name. Under `fused` an encoder's attention becomes a `MultiHeadAttention`
+with the original padding mask. Without it the mask alone takes about thirty operators, and ONNX Runtime's optimizers,
+which recognise attention by its pattern, fuse nothing. Layers with other masks or biases are traced as they are. The
+row "+ our graph" of `make bench-peers` shows the gain over optimum's graph, together with `tracing.keep_norms`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _NAME = "distillctl_onnxruntime"
 
 @contextmanager
 def fused(model: PreTrainedModel) -> Iterator[None]:
-    """While the model is traced. It cannot be run meanwhile; one that knows no such replacement stays as it is."""
+    """Replace the model's attention within the block, for tracing only: the model cannot run meanwhile.
+
+    A model that supports no replacement stays as it is.
+    """
     before = model.config._attn_implementation
     if not getattr(model, "_supports_attention_backend", False):
         yield
@@ -39,7 +42,7 @@ def fused(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _mask(*, mask_function: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """Bool [B, S], true where a key is no padding, where that is all there is to mask; else [B, 1, T, S]."""
+    """Return bool [B, S], true except for padding, if padding is all that is masked; else [B, 1, T, S]."""
     if mask_function is bidirectional_mask_function and attention_mask is not None:
         return attention_mask
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
@@ -55,9 +58,9 @@ def _attention(
     position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query, key, value: float32 [B, H, T, d]. Returns [B, T, H, d] and no weights, as transformers' functions do."""
-    as_it_is = position_bias is not None or key.shape[1] != query.shape[1]
-    if as_it_is or attention_mask is None or attention_mask.dim() != 2:
+    """Take float32 [B, H, T, d]; return [B, T, H, d] and no weights, as transformers' functions do."""
+    unsupported = position_bias is not None or key.shape[1] != query.shape[1]
+    if unsupported or attention_mask is None or attention_mask.dim() != 2:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **kwargs
         )

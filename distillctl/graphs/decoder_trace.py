@@ -1,4 +1,4 @@
-"""A decoder as one ONNX graph that serves both the view (empty past) and each new token, under optimum's names."""
+"""Trace a decoder to one ONNX graph for the view (empty past) and each new token, under optimum's names."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class CausalDecoder(Part):
         past: list[tuple[Tensor, Tensor]],
         position_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """int64 [B, T], mask [B, T' + T], per layer keys and values [B, H, T', d] → logits [B, T, V] and the keys and
-        values of T' + T tokens."""
-        # A cache that knows nothing of the config keeps every position: of layers with a sliding window too, whose mask
-        # does the rest.
+        """Map int64 [B, T], mask [B, T' + T] and each layer's keys and values [B, H, T', d] to logits [B, T, V] and the
+        keys and values of T' + T tokens.
+        """
+        # Without the config, the cache keeps every position, also in layers with a sliding window, which the mask
+        # implements.
         cache = DynamicCache([(keys, values) for keys, values in past])
         positions = {} if position_ids is None else {"position_ids": position_ids}
         output = self.model(
@@ -47,8 +48,11 @@ class CausalDecoder(Part):
 def export(
     model: PreTrainedModel, folder: Path, opset: int | None = None, max_length: int | None = None
 ) -> ExportedGraph:
-    """Write ``folder``/model.onnx. UnavailableError when the model's past is not keys and values alone, RecipeError
-    when the opset cannot be had. max_length: tokens of view and response, where rotary tables end."""
+    """Write ``folder``/model.onnx.
+
+    max_length: maximal number of tokens of view and response, where rotary tables end. Raises UnavailableError if the
+    model's past has more than keys and values, RecipeError if the opset is not available.
+    """
     inputs = _samples(model)
     with rotary_tables.shortened(model, max_length):
         program = tracing.trace(CausalDecoder(model), inputs, opset)
@@ -72,7 +76,7 @@ def _axes(layers: int) -> Axes:
 
 @torch.no_grad()
 def _samples(model: PreTrainedModel) -> dict[str, Any]:
-    """What is traced with."""
+    """Return inputs to trace with."""
     length = _PAST + _NEW
     ids = torch.arange(_BATCH * length).reshape(_BATCH, length) % model.config.get_text_config().vocab_size
     warm = model.eval()(input_ids=ids[:, :_PAST], past_key_values=DynamicCache(), use_cache=True).past_key_values

@@ -1,4 +1,4 @@
-"""A PyTorch sequence classifier as an ONNX graph under optimum's names: `model.onnx`, `input_ids` …, `logits`."""
+"""Export a PyTorch sequence classifier to an ONNX graph with optimum's names: `model.onnx`, `input_ids`, `logits`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ GRAPH = "model.onnx"
 def export(model: PreTrainedModel, folder: Path, opset: int | None = None, *, fuse: bool = True) -> ExportedGraph:
     """Write ``folder``/model.onnx: int64 inputs [batch, sequence], float32 `logits` [batch, K].
 
-    fuse: attention as ONNX Runtime's own operator where it can be.
-    Weights of more than 2 GB go to model.onnx.data beside it. RecipeError when the opset cannot be had.
+    fuse: use ONNX Runtime's own operator for attention if possible. Weights of more than 2 GB go to model.onnx.data.
+    Raises RecipeError if the opset is not available.
     """
     inputs = sample_inputs(model)
     with attention.fused(model) if fuse else nullcontext():
         program = tracing.trace(model, inputs, opset)
-    outputs = program.graph.outputs  # decoders also return their keys and values, which a classifier has no use for
+    outputs = program.graph.outputs  # decoders also return their keys and values, which a classifier does not need
     outputs[:] = [value for value in outputs if value.name == "logits"]
     return tracing.save(program, folder / GRAPH, dict.fromkeys(inputs, ("batch", "sequence")))
 
 
 def sample_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Inputs to trace with, int64 [2, 8]."""
+    """Return inputs to trace with, int64 [2, 8]."""
     task = TasksManager.infer_task_from_model(model)
     try:
         normalized = NormalizedConfigManager.get_normalized_config_class(model.config.model_type)

@@ -36,8 +36,8 @@ def export(
 ) -> ExportedGraph:
     """Write ``folder``/model.onnx (float32, for CPUs) and genai_config.json from the transformers folder ``source``.
 
-    stop_ids and max_length (tokens of view and response) go into genai_config.json, and rotary tables end there.
-    UnsupportedByBuilder when it cannot be done.
+    stop_ids and max_length (tokens of view and response) go into genai_config.json, and rotary tables end there. Raises
+    UnsupportedByBuilder.
     """
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "built"
@@ -46,7 +46,7 @@ def export(
         config = limits.read_json(built / CONFIG)
         positions = min(max_length, config["model"]["context_length"])
         check_windows(program.graph, source, positions, trust_remote_code)
-        # The builder adds the commit of whatever repository it is run in.
+        # The builder adds the commit of the repository in which it runs.
         program.producer_version = importlib.metadata.version(_PACKAGE)
         _name_head_size(program.graph, config["model"]["decoder"]["head_size"])
         _unround_scale(program.graph, config["model"]["decoder"]["hidden_size"])
@@ -60,23 +60,25 @@ def export(
 
 
 def quantized(source: Path, folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Write the graph, its weights in blocks of int4 rounded to nearest, and the tokenizer to ``folder``, ready for
-    onnxruntime-genai. Of a prompt it gives the last token's logits alone."""
+    """Write a graph with int4 weights in blocks, rounded to nearest, and the tokenizer to ``folder``, for
+    onnxruntime-genai.
+
+    For a prompt it returns only the last token's logits.
+    """
     _build(source, folder, "int4", trust_remote_code, "prune_lm_head=true")
 
 
 def _build(source: Path, target: Path, precision: str, trust_remote_code: bool, *options: str) -> None:
-    """UnsupportedByBuilder for whatever a config that the builder was not written for makes it raise."""
-    where = ("", str(source), str(target), precision, "cpu", str(target / "cache"))
-    asked = ["hf_token=false", f"hf_remote={str(trust_remote_code).lower()}", *options]  # nothing is asked of the hub
-    # Buffers of a window's size would have to be as large as the window, however short an answer is to be, and could
-    # not be rewound.
-    asked += ["windowed_kv_cache=false"]
+    """Run the builder. Raise UnsupportedByBuilder for any error, as configs it does not know raise all kinds."""
+    arguments = ("", str(source), str(target), precision, "cpu", str(target / "cache"))
+    extra = ["hf_token=false", f"hf_remote={str(trust_remote_code).lower()}", *options]  # no requests to the hub
+    # Buffers of a window's size would be as large as the window even for short answers, and could not be rewound.
+    extra += ["windowed_kv_cache=false"]
     try:
         with _builder() as builder, console.libraries_quiet(), redirect_stderr(io.StringIO()):  # its progress bar
-            found = builder.parse_extra_options(*where, asked)
-            _flatten_rope(found["hf_details"]["hf_config"])
-            builder.create_model(*where, **found)
+            parsed = builder.parse_extra_options(*arguments, extra)
+            _flatten_rope(parsed["hf_details"]["hf_config"])
+            builder.create_model(*arguments, **parsed)
     except Exception as error:
         raise _unsupported(first_line(error)) from error
 
@@ -90,7 +92,9 @@ def _unsupported(why: str) -> UnsupportedByBuilder:
 
 
 def _flatten_rope(config: Any) -> None:
-    """transformers 5 keeps rotary parameters by kind of layer; the builder (0.18) looks for Gemma 3's older names."""
+    """Set Gemma 3's older names, which the builder (0.18) reads; transformers 5 keeps rotary parameters by kind of
+    layer.
+    """
     by_kind = getattr(config, "rope_parameters", None) or {}
     if {"full_attention", "sliding_attention"} <= by_kind.keys():
         config.rope_local_base_freq = by_kind["sliding_attention"]["rope_theta"]
@@ -98,8 +102,11 @@ def _flatten_rope(config: Any) -> None:
 
 
 def check_windows(graph: onnx_ir.Graph, source: Path, positions: int, trust_remote_code: bool = False) -> None:
-    """UnsupportedByBuilder where the graph lacks a sliding window that ``positions`` tokens outgrow: the builder knows
-    of windows by the `layer_types` of the model's config alone, and Mistral's has none. source: the model's folder."""
+    """Raise UnsupportedByBuilder if the graph lacks a sliding window that is shorter than ``positions``.
+
+    The builder knows windows only from the `layer_types` of the model's config, and Mistral's has none. source: the
+    model's folder.
+    """
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=True)
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if not window or window >= positions or (kinds is not None and "sliding_attention" not in kinds):
@@ -110,7 +117,7 @@ def check_windows(graph: onnx_ir.Graph, source: Path, positions: int, trust_remo
 
 
 def _name_head_size(graph: onnx_ir.Graph, size: int) -> None:
-    """Keys and values [batch, heads, tokens, size]: the builder leaves the last of them open."""
+    """Set the last dimension of keys and values [batch, heads, tokens, size], which the builder leaves open."""
     for value in [*graph.inputs, *graph.outputs]:
         if str(value.name).startswith(("past_key_values.", "present.")):
             assert value.shape is not None
@@ -118,8 +125,9 @@ def _name_head_size(graph: onnx_ir.Graph, size: int) -> None:
 
 
 def _unround_scale(graph: onnx_ir.Graph, hidden_size: int) -> None:
-    """Gemma multiplies its embeddings by √D. The builder writes √640 as 25.3, which moves logits by 3e-4 of the
-    largest."""
+    """Correct Gemma's factor √D of embeddings. The builder writes √640 as 25.3, which moves logits by 3e-4 of the
+    largest.
+    """
     exact = hidden_size**0.5
     for node in graph:
         if node.name != "/model/embed_tokens/Mul":
@@ -135,12 +143,12 @@ def _unround_scale(graph: onnx_ir.Graph, hidden_size: int) -> None:
 
 @contextmanager
 def _builder() -> Iterator[Any]:
-    """The builder, whose modules import each other by bare names (`builders`, `quantization`) from their own folder."""
-    found = importlib.util.find_spec("onnxruntime_genai")
-    if found is None or not found.submodule_search_locations:
+    """Import the builder, whose modules import each other by bare names (`builders`, `quantization`)."""
+    package = importlib.util.find_spec("onnxruntime_genai")
+    if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError(f"{_PACKAGE} is not installed")
     before = sys.path.copy()
-    sys.path.insert(0, str(Path(found.submodule_search_locations[0]) / "models"))
+    sys.path.insert(0, str(Path(package.submodule_search_locations[0]) / "models"))
     try:
         from onnxruntime_genai.models import builder
 

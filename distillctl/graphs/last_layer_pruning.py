@@ -1,9 +1,9 @@
-"""Prune a classifier's last layer, which is computed for every token although only one token's row is read.
+"""Prune a classifier's last layer to the one token whose row is read.
 
-An encoder is pooled at its first token. Of the last layer then only that row's query, attention output, feed-forward
-block and norms matter; keys and values are still of all tokens. The traced graph computes the layer whole and takes the
-row at its end; here the row is taken as early as it can be. No value of that row changes. It is a part of what `make
-bench-peers` shows in the row "+ our graph".
+An encoder is pooled at its first token. In the last layer only that row's query, attention output, feed-forward block
+and norms matter, with the keys and values of all tokens. The traced graph computes the whole layer and takes the row at
+the end; here the row is taken as early as possible. No value of that row changes. The row "+ our graph" of `make
+bench-peers` includes the gain.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir
 
 ROW_BY_ROW = {"Add", "Sum", "Sub", "Mul", "Div", "Gelu", "Erf", "Tanh", "Relu", "Sigmoid", "Softplus", "Identity"}
-"""Element by element; with others below, operators of which a row of the output needs that row of the input alone."""
+"""Elementwise operators. `_places` adds others of which a row of the output only needs that row of the input."""
 
 
 def compute_alone(graph: onnx_ir.Graph) -> None:
-    """Move every Gather of one row of axis 1 of [B, T, D] upwards, until other rows are needed too."""
+    """Move every Gather of one row of axis 1 of [B, T, D] upwards, to where other rows are needed too."""
     for gather in [node for node in graph if node.op_type == "Gather"]:
         row = _row(gather)
         if row is not None:
@@ -34,7 +34,7 @@ def _row(gather: onnx_ir.Node) -> onnx_ir.Value | None:
 
 
 def _move_up(graph: onnx_ir.Graph, gather: onnx_ir.Node, index: onnx_ir.Value) -> None:
-    above: dict[onnx_ir.Node, list[int]] = {gather: [0]}  # nodes that are to see one row, and of which inputs
+    above: dict[onnx_ir.Node, list[int]] = {gather: [0]}  # nodes that will get one row → the inputs to narrow
     for node in reversed(graph):
         if node not in above and (places := _places(node)) and _only_for(node, above):
             above[node] = places
@@ -44,7 +44,7 @@ def _move_up(graph: onnx_ir.Graph, gather: onnx_ir.Node, index: onnx_ir.Value) -
     number = int(index.const_value.numpy())
     picked: dict[onnx_ir.Value, onnx_ir.Value] = {}
     first = next(node for node in graph if node in above)
-    name = gather.outputs[0].name  # no other value's
+    name = gather.outputs[0].name  # unique
     rows = _constant(graph, f"{name}_row", np.array([number], np.int64))
     for node, places in above.items():
         for place in places:
@@ -68,7 +68,7 @@ def _move_up(graph: onnx_ir.Graph, gather: onnx_ir.Node, index: onnx_ir.Value) -
 
 
 def _places(node: onnx_ir.Node) -> list[int]:
-    """The inputs of which a row of the node's [B, T, D] needs that row alone; none where it needs more."""
+    """Return the inputs of which a row of the node's [B, T, D] only needs that row, or none if it needs more."""
     if len(node.outputs) != 1 or node.outputs[0].is_graph_output() or _rank(node.outputs[0]) != 3:
         return []
     inputs = [(place, value) for place, value in enumerate(node.inputs) if value is not None]
@@ -92,7 +92,7 @@ def _only_for(node: onnx_ir.Node, above: dict[onnx_ir.Node, list[int]]) -> bool:
 
 
 def _is_row(value: onnx_ir.Value) -> bool:
-    """Tell whether an input is a bias, which is the same for all rows."""
+    """Tell whether an input is a bias, equal for all rows."""
     return value.is_initializer() and _rank(value) == 1
 
 

@@ -1,5 +1,7 @@
-"""Tables of rotary position embeddings, cut to the positions that can be reached: a graph stores one row per position
-of the model's longest context, which for Gemma 3 270M is 67 MB."""
+"""Cut tables of rotary position embeddings to the positions that can be reached.
+
+A graph stores one row per position of the model's longest context, which takes 67 MB in Gemma 3 270M.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,14 @@ import onnx_ir
 from torch import nn
 
 NAMES = ("cos_cache", "sin_cache")
-"""What onnxruntime-genai's builder calls them, with `_local`, `_global`, `_small` or `_large` behind it."""
+"""Names in onnxruntime-genai's builder, which may add `_local`, `_global`, `_small` or `_large`."""
 
 
 def cut(graph: onnx_ir.Graph, rows: int) -> None:
-    """Keep the first ``rows`` rows of every table [positions, size / 2] that onnxruntime-genai's builder has written:
-    weights, or constants in the branches that choose between a short and a long context."""
+    """Keep the first ``rows`` rows of every table [positions, size / 2] of onnxruntime-genai's builder.
+
+    Tables are initializers, or constants in the branches that choose between a short and a long context.
+    """
     for value in graph.initializers.values():
         if _is_table(value.name) and value.const_value is not None and len(value.const_value.shape) == 2:
             value.const_value = _first(value.const_value, rows)
@@ -39,19 +43,21 @@ def _first(table: Any, rows: int) -> onnx_ir.Tensor[Any]:
 
 @contextmanager
 def shortened(model: nn.Module, rows: int | None) -> Iterator[None]:
-    """Within the block, the model's own tables (GPT-J and CodeGen keep one in each layer) have ``rows`` rows at most.
-    None: as they are. Tables that are trained stay: they are weights."""
+    """Cut the model's own tables to ``rows`` rows within the block (GPT-J and CodeGen keep one in each layer).
+
+    None leaves them as they are. Trained tables stay: they are weights.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
-    found = [
+    tables = [
         (module, name, buffer)
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
         if rows is not None and buffer.is_floating_point() and buffer.ndim == 2 and buffer.shape[0] == positions
     ]
-    for module, name, buffer in found:
+    for module, name, buffer in tables:
         setattr(module, name, buffer[:rows].clone())
     try:
         yield
     finally:
-        for module, name, buffer in found:
+        for module, name, buffer in tables:
             setattr(module, name, buffer)

@@ -1,7 +1,7 @@
-"""An encoder–decoder as two ONNX graphs, in the shape that optimum's ORTModelForSeq2SeqLM loads.
+"""Trace an encoder–decoder to two ONNX graphs that optimum's ORTModelForSeq2SeqLM can load.
 
-`encoder_model.onnx` gives the encoder's states. `decoder_model_merged.onnx` takes them at every step, and makes keys
-and values for cross-attention of the positions that its past lacks: of all at the first step, of none later. So one
+`encoder_model.onnx` returns the encoder's states. `decoder_model_merged.onnx` takes them at every step, and computes
+the cross-attention's keys and values of those positions that its past lacks: all at the first step, none later. So one
 graph serves both, and each layer's weights are stored once.
 """
 
@@ -28,7 +28,7 @@ class Encoder(Part):
     """The encoder as a graph."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """int64 [B, S] → states float32 [B, S, D]."""
+        """Map int64 [B, S] to states, float32 [B, S, D]."""
         states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return {"last_hidden_state": states}
 
@@ -43,10 +43,13 @@ class Seq2SeqDecoder(Part):
         encoder_hidden_states: Tensor,
         past: list[tuple[Tensor, Tensor, Tensor, Tensor]],
     ) -> dict[str, Tensor]:
-        """int64 [B, T], encoder states [B, S, D], and per layer the keys and values of T' past tokens and of S' ≤ S
-        encoder positions, [B, H, T' or S', d] → logits [B, T, V] and the same with T' + T and S."""
+        """Map int64 [B, T], encoder states [B, S, D] and each layer's keys and values to logits [B, T, V] and all keys
+        and values.
+
+        The past has T' tokens and S' ≤ S encoder positions, [B, H, T' or S', d]; the result has T' + T and S.
+        """
         rest = encoder_hidden_states[:, past[0][2].shape[2] :]
-        # One token through the decoder fills a cache with keys and values of the rest; all else it does reaches no
+        # Running one token fills a cache with keys and values of the rest. Everything else it computes reaches no
         # output, and is dropped from the graph.
         filled = self.model(encoder_outputs=(rest,), decoder_input_ids=input_ids[:, :1], use_cache=True)
         new = tracing.keys_and_values(filled.past_key_values.cross_attention_cache)
@@ -63,16 +66,19 @@ class Seq2SeqDecoder(Part):
             use_cache=True,
         )
         named = {"logits": output.logits}
-        own = tracing.keys_and_values(cache.self_attention_cache)
-        for index, tensors in enumerate(zip(own, cross, strict=True)):
+        self_attention = tracing.keys_and_values(cache.self_attention_cache)
+        for index, tensors in enumerate(zip(self_attention, cross, strict=True)):
             present = zip(_CACHES, itertools.chain(*tensors), strict=True)
             named |= {f"present.{index}.{name}": tensor for name, tensor in present}
         return named
 
 
 def export(model: PreTrainedModel, folder: Path, opset: int | None = None) -> ExportedGraph:
-    """Write both graphs to ``folder``; the inputs told are the decoder's. UnavailableError when the decoder's past is
-    not keys and values alone, RecipeError when the opset cannot be had."""
+    """Write both graphs to ``folder``. Return the decoder's description.
+
+    Raises UnavailableError if the decoder's past has more than keys and values, RecipeError if the opset is not
+    available.
+    """
     encoder, decoder = _samples(model)
     program = tracing.trace(Encoder(model), encoder, opset)
     positions = ("batch", "encoder_sequence")
@@ -107,16 +113,16 @@ def _decoder_axes(layers: int) -> Axes:
 
 @torch.no_grad()
 def _samples(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What encoder and decoder are traced with."""
+    """Return inputs to trace encoder and decoder with."""
     ids = torch.arange(_BATCH * _ENCODER).reshape(_BATCH, _ENCODER) % model.config.get_text_config().vocab_size
     mask = torch.ones_like(ids)
     warm = model.eval()(input_ids=ids, attention_mask=mask, decoder_input_ids=ids[:, :_PAST], use_cache=True)
     cache = warm.past_key_values
-    own = tracing.keys_and_values(cache.self_attention_cache)
+    self_attention = tracing.keys_and_values(cache.self_attention_cache)
     cross = tracing.keys_and_values(cache.cross_attention_cache)
     past = [
         (*layer, *(tensor[:, :, :_PAST_ENCODER] for tensor in encoder))
-        for layer, encoder in zip(own, cross, strict=True)
+        for layer, encoder in zip(self_attention, cross, strict=True)
     ]
     decoder = {
         "input_ids": ids[:, :_NEW],

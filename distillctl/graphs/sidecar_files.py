@@ -31,21 +31,23 @@ _TOKENIZER_KEYS = (
     "mask_token",
 )
 
-
 GENAI_CONFIG = "genai_config.json"
 _GENAI_BYTES = 1 << 20
 _PROVIDERS = ("provider_options", "providers")
-"""Execution providers besides the CPU. Some load files that their options name."""
+"""Keys that name execution providers other than the CPU's. Some load files that their options name."""
 
 
 def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int | None = None) -> None:
-    """From the model folder ``source`` to the graph's. inputs: the graph's names of what the tokenizer makes;
-    max_length: tokens the model takes, where the tokenizer's own figure is not it."""
+    """Copy config and tokenizer from the model folder ``source``, and write a tokenizer_config.json that other tools
+    can read.
+
+    inputs: the graph's inputs. max_length: maximal number of tokens, if the tokenizer's own figure is wrong.
+    """
     for name in _COPIED:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
     written = limits.read_json(source / "tokenizer_config.json", limits.TEXT_BYTES)
-    # The class that transformers 5 names is not known to 4; tokenizer.json holds the tokenizer itself.
+    # transformers 4 does not know the class that version 5 names; tokenizer.json holds the tokenizer itself.
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": list(inputs),
@@ -57,14 +59,14 @@ def copy(source: Path, target: Path, inputs: Sequence[str], *, max_length: int |
     (target / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-# ── weights in files of their own ────────────────────────────────────────────────────────────────
+# ── validation ───────────────────────────────────────────────────────────────────────────────────
 
 _ENDLESS = ("Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch")
 """Operators that repeat a subgraph, perhaps endlessly."""
 
 
 def check_folder(folder: Path, next: str) -> None:
-    """Raise UpstreamError unless every graph of a folder is valid and reads only regular files beside it.
+    """Raise UpstreamError unless every graph of a folder is valid and reads only regular files of the folder.
 
     next: the command that builds the folder again.
     """
@@ -75,18 +77,18 @@ def check_folder(folder: Path, next: str) -> None:
             problem = problem_of(path)
             if problem is None:
                 onnx.checker.check_model(str(path))
-        except Exception as error:  # of any kind: protobuf's, onnx's, Python's
-            # ONNX Runtime keeps operators of its own under the standard's name; whether one is, it says on opening.
+        except Exception as error:  # protobuf's, onnx's or Python's
+            # ONNX Runtime has operators of its own under the standard's name. It checks them when it opens the graph.
             foreign = isinstance(error, onnx.checker.ValidationError) and "No Op registered for" in str(error)
-            problem = None if foreign else f"is no ONNX graph: {first_line(error)}"
+            problem = None if foreign else f"the file is not an ONNX graph: {first_line(error)}"
         if problem:
             raise UpstreamError(problem, where=str(path), next=next)
 
 
 def try_out(folder: Path, runtime: str, next: str) -> None:
-    """UpstreamError unless `check` holds and the graphs answer a short text in a process with limits.
+    """Call `check_folder`, and raise UpstreamError if the graphs do not answer a short text in a process with limits.
 
-    runtime: "onnx" for a classifier, "onnx_text" for a model that writes.
+    runtime: "onnx" for a classifier, "onnx_text" for a generating model.
     """
     check_folder(folder, next)
     trial.check_runs(folder, runtime, next)
@@ -103,17 +105,17 @@ def sound(folder: Path, runtime: str, next: str) -> Iterator[None]:
 
 
 def problem_of(path: Path) -> str | None:
-    """Return what is unsafe about a graph, or None. Raise some exception if it is no graph."""
+    """Return what is unsafe about a graph, or None. Raise any exception if the file is not a graph."""
     model = onnx.load(path, load_external_data=False)
     for tensor in _get_all_tensors(model):
         if uses_external_data(tensor):
             problem = _outside(tensor, path.parent)
         else:
-            problem = _too_many(tensor, len(tensor.raw_data)) if tensor.HasField("raw_data") else None
+            problem = _size_mismatch(tensor, len(tensor.raw_data)) if tensor.HasField("raw_data") else None
         if problem:
             return f"the weights {tensor.name!r}: {problem}"
     if endless := next((node.op_type for node in _nodes(model) if node.op_type in _ENDLESS), None):
-        return f"it has a {endless}, which need not end; none that is exported here has one"
+        return f"it has a {endless}, which need not end; graphs that distillctl exports have none"
     return None
 
 
@@ -134,22 +136,22 @@ def _foreign_settings(folder: Path) -> str | None:
     try:
         left: list[Any] = [limits.read_json(folder / GENAI_CONFIG, _GENAI_BYTES)]
     except (OSError, ValueError) as error:
-        return f"is no JSON that can be read: {first_line(error)}"
+        return f"the file is not valid JSON: {first_line(error)}"
     while left:
         value = left.pop()
         if isinstance(value, dict):
             for key, inner in value.items():
-                if key.endswith("filename") and not _is_beside(folder, inner):
-                    return f"it reads {str(inner)[:200]!r}, which is none of the files"
+                if key.endswith("filename") and not _is_regular_file(folder, inner):
+                    return f"it reads {str(inner)[:200]!r}, which is none of the folder's files"
                 if ("library" in key or key.endswith("_path") or key in _PROVIDERS) and inner:
-                    return f"it sets {key[:100]}, which nothing that is exported here does"
+                    return f"it sets {key[:100]}, which distillctl never does"
             left.extend(value.values())
         elif isinstance(value, list):
             left.extend(value)
     return None
 
 
-def _is_beside(folder: Path, name: Any) -> bool:
+def _is_regular_file(folder: Path, name: Any) -> bool:
     try:
         return name == Path(name).name and stat.S_ISREG((folder / name).lstat().st_mode)
     except (OSError, TypeError, ValueError):
@@ -160,25 +162,25 @@ def _outside(tensor: onnx.TensorProto, folder: Path) -> str | None:
     info = ExternalDataInfo(tensor)
     name = info.location
     if not name or name != Path(name).name or not name.isprintable() or "\\" in name or len(name.encode()) > 255:
-        return f"it reads {name!r}, which is none of the files"
+        return f"it reads {name!r}, which is none of the folder's files"
     try:
         state = (folder / name).lstat()
     except FileNotFoundError:
-        return f"it reads {name!r}, which is none of the files"
+        return f"it reads {name!r}, which is none of the folder's files"
     if not stat.S_ISREG(state.st_mode):
         return f"{name} is a link or a device, not a file"
     start = int(info.offset or 0)
     length = state.st_size - start if info.length is None else int(info.length)
     if start < 0 or length < 0 or start + length > state.st_size:
-        return f"{name} has no such place"
-    return _too_many(tensor, length)
+        return f"{name} is too short: its bytes {start:,} to {start + length:,} do not exist"
+    return _size_mismatch(tensor, length)
 
 
 _PACKED = {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}
 """Number of values in a byte."""
 
 
-def _too_many(tensor: onnx.TensorProto, length: int) -> str | None:
+def _size_mismatch(tensor: onnx.TensorProto, length: int) -> str | None:
     """Return the problem if a tensor's values do not match its number of bytes."""
     kind, values = onnx.TensorProto.DataType.Name(tensor.data_type), math.prod(tensor.dims)
     if kind in _PACKED:
@@ -186,5 +188,5 @@ def _too_many(tensor: onnx.TensorProto, length: int) -> str | None:
     else:
         needed = values * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     if min(tensor.dims, default=0) < 0 or needed != length:
-        return f"{length:,} bytes for the shape {list(tensor.dims)} of {kind}"
+        return f"{length:,} bytes are stored for the shape {list(tensor.dims)} of {kind}"
     return None

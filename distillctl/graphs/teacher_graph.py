@@ -21,14 +21,14 @@ from distillctl.run_dir.workspace import digest
 from distillctl.runtimes.model_facts import GENAI_DTYPE
 
 _BUILD_BYTES, _KEPT_BYTES = 8, 2
-"""Of a parameter: what the builder may take of memory, with the float32 weights that it reads, and of the disk."""
+"""Bytes per parameter: memory of the builder, with the float32 weights that it reads; and disk space."""
 
 
 def build(spec: HuggingFaceTeacher, source: ModelSource, positions: int) -> Path | None:
-    """The folder with the graph, cached by the teacher's content and the builder's version. None, with a note why,
-    where this teacher cannot be had so.
+    """Return the folder with the graph, cached by the teacher's content and the builder's version.
 
-    positions: tokens of the longest view and its answer.
+    positions: number of tokens of the longest view and its answer. Returns None, and prints a note, if it cannot be
+    built.
     """
     try:
         builder = importlib.metadata.version("onnxruntime-genai")
@@ -41,7 +41,7 @@ def build(spec: HuggingFaceTeacher, source: ModelSource, positions: int) -> Path
         graph = onnx_ir.load(cache / genai_builder.GRAPH).graph
         genai_builder.check_windows(graph, _folder(source), positions, spec.trust_remote_code)
     except (DistillctlError, OSError, importlib.metadata.PackageNotFoundError) as error:
-        console.note(f"bench: the teacher is timed in PyTorch alone: {first_line(error)}")
+        console.note(f"bench: the teacher is timed in PyTorch only: {first_line(error)}")
         return None
     return cache
 
@@ -51,11 +51,11 @@ def _build(spec: HuggingFaceTeacher, source: ModelSource, cache: Path) -> None:
     parameters = sum(math.prod(shape) for _, shape in checkpoint_files.shapes(folder))
     cache.parent.mkdir(parents=True, exist_ok=True)
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(cache.parent).free
-    for what, needed, there in (("memory", _BUILD_BYTES, memory), ("disk", _KEPT_BYTES, disk)):
-        if needed * parameters > there:
+    for resource, needed, free in (("memory", _BUILD_BYTES, memory), ("disk", _KEPT_BYTES, disk)):
+        if needed * parameters > free:
             raise UnavailableError(
-                f"building its {GENAI_DTYPE} graph takes {needed * parameters / 1e9:.1f} GB of {what}, "
-                f"{there / 1e9:.1f} GB are free"
+                f"building its {GENAI_DTYPE} graph takes {needed * parameters / 1e9:.1f} GB of {resource}, "
+                f"and {free / 1e9:.1f} GB are free"
             )
     console.note(f"bench: building the teacher's {GENAI_DTYPE} graph once (kept in {cache})")
     with cached_folders.filling(cache) as staged:

@@ -1,6 +1,4 @@
-"""Trace a PyTorch module to an ONNX graph, and write it: with named axes, without the tracer's notes, each weight once,
-and in one file if it fits.
-"""
+"""Trace a PyTorch module to an ONNX graph, clean it, and write it with named axes and each weight once."""
 
 from __future__ import annotations
 
@@ -48,14 +46,14 @@ class Part(nn.Module):
 
 
 def trace(module: nn.Module, inputs: Mapping[str, Any], opset: int | None) -> onnx_ir.Model:
-    """The module's graph, all axes open. RecipeError when the opset cannot be had.
+    """Return the module's graph with all axes open. Raise RecipeError if the opset is not available.
 
-    inputs: tensors, or lists of them, to trace with. A size of 0 or 1 would be frozen, and equal sizes of one input
-    taken for one another.
+    inputs: tensors, or lists of them, to trace with. A size of 0 or 1 would become a constant, and equal sizes of one
+    input would become one axis.
     """
     with console.libraries_quiet():
         config = OnnxConfig(dynamic=True, opset_version=opset)
-        exporter: Any = OnnxExporter()  # its annotations ask for a whole model; any module with a config will do
+        exporter: Any = OnnxExporter()  # annotated for whole models, but works with any module that has a config
         program: onnx_ir.Model = exporter.export(module.eval(), dict(inputs), config).program
     check_opset(program.opset_imports[""], opset)
     return program
@@ -67,29 +65,29 @@ def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
         return [(layer.keys, layer.values) for layer in cache.layers]
     except AttributeError:
         raise UnavailableError(
-            f"{type(cache).__name__} holds more than keys and values, and nothing else can be traced", where="export"
+            f"{type(cache).__name__} holds more than keys and values, which cannot be traced", where="export"
         ) from None
 
 
 def name_past(graph: onnx_ir.Graph, names: Sequence[str]) -> None:
-    """The tracer's `past.<layer>.<place in the tuple>` → optimum's `past_key_values.<layer>.<name>`."""
+    """Rename the tracer's `past.<layer>.<place in the tuple>` to optimum's `past_key_values.<layer>.<name>`."""
     for value in graph.inputs:
         if (match := re.fullmatch(r"past\.(\d+)\.(\d+)", str(value.name))) is not None:
             value.name = f"past_key_values.{match[1]}.{names[int(match[2])]}"
 
 
-def check_opset(written: int, asked: int | None) -> None:
+def check_opset(written: int, requested: int | None) -> None:
     """Raise RecipeError if the opset is not the requested one."""
-    if asked is not None and written != asked:
+    if requested is not None and written != requested:
         raise RecipeError(
-            f"opset {asked} is out of the exporter's reach (it made {written})",
+            f"the exporter cannot write opset {requested} (it wrote {written})",
             where="export.opset",
-            next=f"--set export.opset={written}, or leave it out",
+            next=f"--set export.opset={written}, or remove export.opset",
         )
 
 
 def save(program: onnx_ir.Model, path: Path, axes: Axes) -> ExportedGraph:
-    """Clean and write a traced graph. Weights of more than 2 GB go to a second file, with the ending `.data`."""
+    """Clean and write a traced graph. Weights of more than 2 GB go to a second file, whose name ends in `.data`."""
     undo_reshapes(program.graph)
     RemoveUnusedNodesPass()(program)
     share_transposed(program.graph)
@@ -103,11 +101,11 @@ def save(program: onnx_ir.Model, path: Path, axes: Axes) -> ExportedGraph:
 
 
 def write(program: onnx_ir.Model, path: Path) -> ExportedGraph:
-    """Write a graph as it is: some of ONNX Runtime's own operators are not known to ONNX's checker."""
+    """Write a graph without checking it: ONNX's checker does not know some of ONNX Runtime's own operators."""
     weights = sum(value.const_value.nbytes for value in program.graph.initializers.values() if value.const_value)
     external = f"{path.name}.data" if weights > MAX_EMBEDDED_BYTES else None
     if external is None:
-        onnx_ir.external_data.load_to_model(program)  # else they stay where they were read from
+        onnx_ir.external_data.load_to_model(program)  # otherwise they stay in the file they were read from
     onnx_ir.save(program, path, external_data=external)
     return ExportedGraph(
         [str(value.name) for value in program.graph.inputs], program.opset_imports[""], graph_bytes(path.parent)
@@ -118,8 +116,10 @@ def write(program: onnx_ir.Model, path: Path) -> ExportedGraph:
 
 
 def share_transposed(graph: onnx_ir.Graph) -> None:
-    """Take a tied head's weight [D, V] from the embedding [V, D]: the tracer folds the transposition into a copy.
-    ONNX Runtime transposes it when it loads the graph."""
+    """Take a tied head's weight [D, V] from the embedding [V, D], of which the tracer makes a transposed copy.
+
+    ONNX Runtime transposes it when it loads the graph.
+    """
     matrices = [value for value in graph.initializers.values() if value.shape is not None and len(value.shape) == 2]
     for embedding in matrices:
         if not any(node.op_type == "Gather" and place == 0 for node, place in embedding.uses()):
@@ -136,20 +136,23 @@ def share_transposed(graph: onnx_ir.Graph) -> None:
 
 
 def undo_reshapes(graph: onnx_ir.Graph) -> None:
-    """Drop pairs of Reshape of which the second gives back what the first was given: heads split and merged again."""
+    """Drop pairs of Reshape that cancel out: heads split and merged again."""
     for second in [node for node in graph if node.op_type == "Reshape"]:
         first = _maker(second.inputs[0], "Reshape")
-        source, found = first.inputs[0] if first else None, second.outputs[0]
-        if source is None or found.shape is None or found.is_graph_output():
+        source, result = first.inputs[0] if first else None, second.outputs[0]
+        if source is None or result.shape is None or result.is_graph_output():
             continue
-        known = all(isinstance(size, int) or size.value is not None for size in found.shape)
-        if known and found.shape == source.shape:
-            found.replace_all_uses_with(source)
+        known = all(isinstance(size, int) or size.value is not None for size in result.shape)
+        if known and result.shape == source.shape:
+            result.replace_all_uses_with(source)
 
 
 def keep_norms(graph: onnx_ir.Graph) -> None:
-    """Write the sum before a LayerNormalization as Sum: ONNX Runtime makes one SkipLayerNormalization of an Add and a
-    norm, which on a CPU is slower than the two (31 µs against 13 on 13 × 384 floats, ONNX Runtime 1.32, AVX2)."""
+    """Write the sum before a LayerNormalization as Sum instead of Add.
+
+    ONNX Runtime fuses an Add and a norm to a SkipLayerNormalization, which on a CPU is slower than the two (31 µs
+    against 13 on 13 × 384 floats, ONNX Runtime 1.32, AVX2).
+    """
     for norm in graph:
         add = _maker(norm.inputs[0], "Add") if norm.op_type == "LayerNormalization" else None
         if add is not None and not any(value is None or value.is_initializer() for value in add.inputs):
@@ -157,7 +160,7 @@ def keep_norms(graph: onnx_ir.Graph) -> None:
 
 
 def _maker(value: onnx_ir.Value | None, op_type: str) -> onnx_ir.Node | None:
-    """The node a value comes from, if it is of that kind."""
+    """Return the node that computes a value, if it is of type ``op_type``."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type else None
 
@@ -168,8 +171,10 @@ def _numpy(value: onnx_ir.Value) -> np.ndarray:
 
 
 def name_axes(graph: onnx_ir.Graph, axes: Axes) -> None:
-    """Name the axes everywhere. The tracer calls one s18 or s43, and may give each input symbols of its own though the
-    sizes are the same."""
+    """Name the axes everywhere.
+
+    The tracer names an axis s18 or s43, and may give inputs of equal sizes different symbols.
+    """
     names: dict[str, str] = {}
     for value in graph.inputs:
         for symbol, axis in zip(value.shape or (), axes[str(value.name)], strict=True):
@@ -184,7 +189,7 @@ def name_axes(graph: onnx_ir.Graph, axes: Axes) -> None:
 
 
 def drop_notes(graph: onnx_ir.Graph) -> None:
-    """Stack traces, with this machine's paths."""
+    """Remove the tracer's stack traces, which contain this machine's paths."""
     graph.metadata_props.clear()
     for node in graph.all_nodes():
         node.metadata_props.clear()
@@ -195,7 +200,7 @@ def drop_notes(graph: onnx_ir.Graph) -> None:
 
 
 def _rename(size: int | onnx_ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
-    """`2*s43` → `2*batch`; a symbol that the tracer found to be one number, `16`, is that number."""
+    """Return `2*s43` as `2*batch`, and a symbol that the tracer found to be a number, such as `16`, as that number."""
     if isinstance(size, int) or size.value is None:
         return size if isinstance(size, int) else None
     named = re.sub(r"\w+", lambda match: names.get(match[0], match[0]), str(size.value))

@@ -1,1 +1,1 @@
-"""Measure distances between teacher and student. This is the only implementation of the mathematics."""
+"""Divergences between teacher and student, and the loss built from them: the only implementation of the mathematics."""

@@ -1,10 +1,10 @@
-"""Compute head and loss together, a few rows at a time, so that no [N, V] tensor is ever whole.
+"""Compute head and loss together, a few rows at a time, so that no [N, V] tensor is ever complete.
 
-With a vocabulary of 150 000 the logits of one batch outweigh the student, and the plain way keeps several tensors of
-their size for the backward pass. Here each chunk of rows makes its logits, its loss and, while they are there, its
-gradient; only what that adds to the gradients of the hidden states and of the head is kept (as in Liger Kernel's fused
-linear cross-entropy, Hsu et al. 2024). That needs no weights of the rows later than in the loss itself, so what comes
-back differentiable is the sum.
+With a vocabulary of 150 000 the logits of one batch are larger than the student, and the plain way keeps several such
+tensors for the backward pass. Here each chunk of rows computes its logits, its loss and at once its gradient; only its
+contributions to the gradients of the hidden states and of the head are kept (as in Liger Kernel's fused linear
+cross-entropy, Hsu et al. 2024). All weights of rows must therefore be inside the loss, and the differentiable result is
+the sum.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ CHUNK_LOGITS = 2**24
 
 
 def rows_at_once(vocabulary: int) -> int:
-    """A chunk that is large enough for fast matrix products and small beside the head's gradient."""
+    """Return a chunk size that is large enough for fast matrix products and small compared with the head's gradient."""
     return max(16, CHUNK_LOGITS // vocabulary)
 
 
 def chunked(hidden: Tensor, head: Head, loss: RowLoss, chunk: int | None = None) -> tuple[Tensor, ...]:
-    """Σ_n loss_n, a scalar that gradients flow from; then detached, for all N rows, what ``loss`` returned.
+    """Return Σ_n loss_n, a differentiable scalar, and the detached values that ``loss`` returned for all N rows.
 
-    hidden: [N, D], as the head expects it; ``loss`` is called for one chunk of rows after the other, for ``chunk`` of
-    them at most (default: `rows_at_once`). Gradients reach hidden, weight and bias, once; without gradients only values
-    are computed. Under autocast the products are in its type, sums of gradients in the weight's.
+    hidden: [N, D], as the head expects it. loss: called for one chunk after the other, of at most ``chunk`` rows
+    (default: `rows_at_once`). Gradients reach hidden, weight and bias, and only once; without gradients only values are
+    computed. Under autocast products use its type, and sums of gradients the weight's.
     """
     chunk = chunk or rows_at_once(len(head.weight))
     if torch.is_grad_enabled() and any(
@@ -48,7 +48,7 @@ def chunked(hidden: Tensor, head: Head, loss: RowLoss, chunk: int | None = None)
 
 
 class _Pass:
-    """One pass over the rows, and the gradients it gathers."""
+    """One pass over the rows, and the gradients it accumulates."""
 
     def __init__(self, hidden: Tensor, head: Head, needs: tuple[bool, bool, bool]) -> None:
         kind = hidden.device.type
@@ -66,7 +66,7 @@ class _Pass:
         return torch.nn.functional.linear(hidden, self.weight, self.bias)
 
     def add(self, rows: slice, gradient: Tensor) -> None:
-        """``gradient``: of the logits before the softcap, [n, V]."""
+        """Add the gradient of the rows' logits before the softcap, [n, V]."""
         scale = self.head.scale
         if self.of_hidden is not None:
             self.of_hidden[rows] = (gradient @ self.weight) * scale
@@ -97,8 +97,8 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the chunked head was already gone backward through")
-        # Scaled in place and handed over: the head's gradient is the one large tensor here.
+            raise RuntimeError("the chunked head allows only one backward pass")
+        # Scaled in place: the head's gradient is the one large tensor here.
         gradients, ctx.gradients = ctx.gradients, None
         for gradient in gradients:
             if gradient is not None:
@@ -110,8 +110,8 @@ def _run(once: _Pass, loss: RowLoss, chunk: int) -> tuple[Tensor, ...]:
     size = len(once.hidden)
     with torch.autocast(once.hidden.device.type, enabled=False):
         starts = range(0, max(size, 1), chunk)
-        found = [_chunk(once, loss, slice(start, min(start + chunk, size))) for start in starts]
-    values = [torch.cat(parts) for parts in zip(*found, strict=True)]
+        chunks = [_chunk(once, loss, slice(start, min(start + chunk, size))) for start in starts]
+    values = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
     return values[0].sum(), *values
 
 
@@ -119,8 +119,8 @@ def _chunk(once: _Pass, loss: RowLoss, rows: slice) -> tuple[Tensor, ...]:
     wanted = any(gradient is not None for gradient in once.gradients)
     logits = once.logits(rows).requires_grad_(wanted)
     with torch.set_grad_enabled(wanted):
-        found = loss(once.head.capped(logits), rows)
-        values = found if isinstance(found, tuple) else (found,)
+        result = loss(once.head.capped(logits), rows)
+        values = result if isinstance(result, tuple) else (result,)
         gradients = torch.autograd.grad(values[0].sum(), logits) if wanted else ()
     for gradient in gradients:
         once.add(rows, gradient)

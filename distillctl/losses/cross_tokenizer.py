@@ -1,9 +1,9 @@
-"""Loss between models whose tokenizers differ: probabilities compared by rank, positions by order.
+"""Compare models whose tokenizers differ: probabilities by rank, positions by order.
 
 Universal Logit Distillation (Boizard et al. 2024, "Towards Cross-Tokenizer Distillation", section 3.2): the i-th
-likeliest token of one side is set against the i-th likeliest of the other, whatever they are called. The two tokenize
-one text into unlike numbers of tokens; as in the authors' code the positions are paired in order up to the end of the
-shorter one, and the student's positions beyond it have no counterpart and cost nothing.
+likeliest token of one side is compared with the i-th likeliest of the other, whatever they are. The two tokenize a text
+into different numbers of tokens. As in the authors' code, positions are paired in order up to the end of the shorter
+side; the student's positions beyond it have no counterpart and no loss.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from distillctl.losses.targets import AlignedTargets, DenseTargets, TopKTargets
 
 
 def uld(teacher: Tensor, student: Tensor, log_tail: Tensor | None = None) -> Tensor:
-    """Σ_i |p_(i) − q_(i)| [...] over sorted probabilities, from 0 to 2; the smaller vocabulary is padded with zeros.
+    """Return Σ_i |p_(i) − q_(i)| [...] over sorted probabilities, from 0 to 2; the smaller vocabulary is padded with
+    zeros.
 
     teacher: log-probabilities [..., V_t] in any order; student: [..., V_s]. With ``log_tail`` [...] the teacher's are
-    its k likeliest and log_tail the mass of all others, which is set against what the student has beyond its own k:
-    never more than the whole sum (triangle inequality).
+    its k likeliest, and log_tail is the mass of all others, which is compared with the student's mass beyond its own k.
+    That is never more than the whole sum (triangle inequality).
     """
     p, q = teacher.exp(), student.exp()
     if log_tail is not None:
@@ -36,9 +37,9 @@ def uld(teacher: Tensor, student: Tensor, log_tail: Tensor | None = None) -> Ten
 def align(
     teacher: DenseTargets | TopKTargets, lengths: Sequence[int], student_ids: Sequence[Sequence[int]]
 ) -> AlignedTargets:
-    """The student's tokens of some responses, and beside each what the teacher has at the same place.
+    """Pair each of the student's response tokens with the teacher's position at the same place.
 
-    teacher: the responses' positions in the teacher's tokens, one response after the other, ``lengths`` of them each;
+    teacher: the responses' positions in the teacher's tokens, one response after the other, ``lengths`` of them each.
     student_ids: the same responses in the student's tokens. Returns one row per student token.
     """
     starts = [sum(lengths[:row]) for row in range(len(lengths))]
@@ -57,6 +58,6 @@ def align(
 
 
 def _by_rank(p: Tensor, q: Tensor) -> Tensor:
-    """p, q: sorted probabilities, not always of one length."""
+    """Return the L1 distance of sorted probabilities, whose lengths may differ."""
     size = max(p.shape[-1], q.shape[-1])
     return (pad(p, (0, size - p.shape[-1])) - pad(q, (0, size - q.shape[-1]))).abs().sum(-1)

@@ -1,4 +1,4 @@
-"""Split a text model into its hidden states and the head that turns them into logits."""
+"""Split a language model into its hidden states and the head that computes logits from them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 from distillctl.errors import RecipeError
 
 TOLERANCE = 1e-4
-"""Tolerance, relative to the largest logit."""
+"""Tolerance of `check_head`, relative to the largest logit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """logits = softcap(scale · h Wᵀ + b), with softcap(x) = c tanh(x / c) where there is one (Gemma 2).
+    """logits = softcap(scale · h Wᵀ + b); softcap(x) = c tanh(x / c), or x without one (Gemma 2 has one).
 
-    weight [V, D] and bias [V] are the model's own tensors: they see its updates, and it their gradients.
+    weight [V, D] and bias [V] are the model's own tensors: gradients and updates are shared.
     """
 
     weight: Tensor
@@ -30,17 +30,17 @@ class Head:
     softcap: float | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[..., D] → [..., V]."""
+        """Map hidden states [..., D] to logits [..., V]."""
         scaled = hidden * self.scale if self.scale != 1 else hidden
         return self.capped(nn.functional.linear(scaled, self.weight, self.bias))
 
     def capped(self, logits: Tensor) -> Tensor:
-        """The last step alone."""
+        """Apply the softcap."""
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The head of a causal or an encoder–decoder language model; `check_head` says whether it is all of it."""
+    """Return the head of a decoder or encoder–decoder; `check_head` verifies that it is complete."""
     linear: Any = model.get_output_embeddings()
     config = model.config.get_text_config(decoder=True)
     if not isinstance(linear, nn.Linear):
@@ -55,16 +55,16 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What the head gets, [B, T, D]: of a decoder at each token, of an encoder–decoder at each of decoder_input_ids.
+    """Return the head's input, [B, T, D], at each token of a decoder or of an encoder–decoder's decoder_input_ids.
 
-    ``inputs``: what the model itself takes. The model's own forward is passed by, and with it what accelerate wraps
-    around that: for mixed precision call this within ``accelerator.autocast()``.
+    inputs: the model's own. This skips the model's forward and what accelerate adds to it: for mixed precision call it
+    within ``accelerator.autocast()``.
     """
     options: dict[str, Any] = {**inputs, "use_cache": False}
     if model.base_model is not model:
         states: Tensor = model.base_model(**options).last_hidden_state
         return states
-    # T5 and its kin have no body of their own around encoder and decoder.
+    # T5 and similar models have no base model around encoder and decoder.
     decoder_ids, mask = options.pop("decoder_input_ids"), options.get("attention_mask")
     decoder_mask = options.pop("decoder_attention_mask", None)
     encoded = model.get_encoder()(**options).last_hidden_state
@@ -81,18 +81,18 @@ def hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tenso
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
-    """Raise RecipeError unless the head on the hidden states gives the model's own logits."""
+    """Raise RecipeError unless the head, applied to the hidden states, returns the model's own logits."""
     training = model.training
     model.train(False)
     try:
         expected = model(**inputs).logits.float()
-        found = head_of(model)(hidden_states(model, inputs)).float()
+        computed = head_of(model)(hidden_states(model, inputs)).float()
     finally:
         model.train(training)
-    difference = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+    difference = (computed - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
     if not difference <= TOLERANCE:
         raise _refused(
-            model, f"its logits are not those of its head on its hidden states (they differ by {difference:.1e})"
+            model, f"applying its head to its hidden states gives other logits (they differ by {difference:.1e})"
         )
 
 

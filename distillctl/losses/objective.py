@@ -1,4 +1,4 @@
-"""The objective over labels, of which the teacher's whole distribution is always known."""
+"""The objective for labels, whose whole teacher distribution is always known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distillctl.recipe import LossTerm
 
 
 def objective(terms: Sequence[LossTerm], teacher: Tensor, student_logits: Tensor) -> Tensor:
-    """`token_loss` per row, float32 [N], with the teacher's top label for its response.
+    """Return `token_loss` per row, float32 [N], with the teacher's top label as its response.
 
     teacher: normalised log-probabilities [N, K] at T = 1. student_logits: [N, K], any float dtype.
     """

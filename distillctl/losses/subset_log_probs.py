@@ -1,7 +1,7 @@
-"""Compute the student's log-probabilities of a few named tokens, and of all others together, from whole rows of logits.
+"""Compute the student's log-probabilities of a few named tokens, and of all others together, from rows of logits.
 
-The others are summed on their own: 1 − Σ q would lose them in float32 where the named tokens have nearly all the mass,
-and with them the gradient that matters most, that of a student too sure of itself.
+The others are summed themselves: in float32, 1 − Σ q would lose them where the named tokens have nearly all the mass,
+and with them the most important gradient, that of an overconfident student.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 LOG_ZERO = -1e30
-"""Stands for log 0 of an outcome that neither side has. It is finite, so that sums give no NaN."""
+"""Log-probability of an outcome that neither side has. It is finite, so that sums are never NaN."""
 
 
 class SubsetLogProbs(NamedTuple):
-    """log_probs [N, m]: log Q of each named token; once [N, m]: the same, but a token named twice counts only the first
-    time; log_rest [N]: log Q of all tokens that are not named. LOG_ZERO for an id of −1, and when none is left.
+    """The result of `subset_log_probs`; LOG_ZERO for an id of −1, and if no token is left.
+
+    log_probs [N, m]: log Q of each named token. once [N, m]: the same, but a token named twice counts only the first
+    time. log_rest [N]: log Q of all tokens that are not named.
     """
 
     log_probs: Tensor
@@ -26,30 +28,29 @@ class SubsetLogProbs(NamedTuple):
 
 
 def subset_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> SubsetLogProbs:
-    """Compute from logits [N, V] and ids int64 [N, m], where −1 is none. Returns float32, or float64 for float64
-    logits."""
+    """Split logits [N, V] by ids int64 [N, m] (−1: none). Return float32, or float64 for float64 logits."""
     logits = precise(logits)
     named, rest = _SplitLogits.apply(logits if temperature == 1 else logits / temperature, ids)  # type: ignore[no-untyped-call]
     earlier = (ids.unsqueeze(-1) == ids.unsqueeze(-2)).tril(-1).any(-1)
     once = named.masked_fill(earlier, LOG_ZERO)
     log_sum = torch.cat([once, rest.unsqueeze(-1)], -1).logsumexp(-1, keepdim=True)
-    found = ids >= 0
+    valid = ids >= 0
     return SubsetLogProbs(
-        torch.where(found, named - log_sum, LOG_ZERO),
-        torch.where(found & ~earlier, once - log_sum, LOG_ZERO),
+        torch.where(valid, named - log_sum, LOG_ZERO),
+        torch.where(valid & ~earlier, once - log_sum, LOG_ZERO),
         rest - log_sum.squeeze(-1),
     )
 
 
 def precise(logits: Tensor) -> Tensor:
-    """Convert to float32 at least."""
+    """Convert to float32 unless it is float64."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class _SplitLogits(torch.autograd.Function):
-    """Logits of the named tokens [N, m], and the log-sum of the others [N].
+    """Return the logits of the named tokens [N, m] and the log-sum of the others [N].
 
-    One [N, V] buffer, which in the end is the gradient; so PyTorch refuses to go backward through it twice.
+    The only [N, V] buffer finally holds the gradient, so PyTorch refuses a second backward pass.
     """
 
     @staticmethod

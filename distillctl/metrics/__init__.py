@@ -1,1 +1,1 @@
-"""Scores, agreement and intervals."""
+"""Scores, agreement, intervals, and cautions about doubtful figures."""

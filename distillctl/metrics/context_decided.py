@@ -1,7 +1,7 @@
 """Agreement on the tokens that the context decides.
 
 Most tokens of an answer follow from its form (braces, keys, the rest of a word), and any student gets those right. The
-context decides a token where the same teacher, without the context, would have other probabilities for it.
+context decides a token if the same teacher gives it other probabilities without the context.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ DECIDED = 0.1
 
 
 def agreement(same_top: Sequence[np.ndarray], context_kl: Sequence[np.ndarray] | None) -> dict[str, float] | None:
-    """How many tokens of the ceiling's answers the context decides, and how often a model agrees on them.
+    """Return the share of the ceiling's answer tokens that the context decides, and a model's `agreement` on them.
 
-    same_top: of each row, bool [R], whether the model's likeliest token is the teacher's; context_kl: of each row, in
-    nats [R]. Returns `share` of all tokens, and `agreement` on them. None where it is not known for the same tokens
-    (the student has a tokenizer of its own, a server does not score), or the context decides none.
+    same_top: for each row, bool [R], whether the model's likeliest token is the teacher's. context_kl: for each row,
+    nats [R]. None if it is not known for the same tokens (the student has another tokenizer, or a server does not
+    score), or if the context decides no token.
     """
     if context_kl is None or [*map(len, same_top)] != [*map(len, context_kl)] or not len(context_kl):
         return None

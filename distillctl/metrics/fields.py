@@ -1,7 +1,7 @@
-"""Answers in JSON, value by value.
+"""Compare JSON answers value by value.
 
 The fields of a JSON object are its values by their path: nested objects are taken apart (`{"a": {"b": 1}}` has the
-field `a.b`), lists are compared whole. Two values are equal when their JSON is: 1 and 1.0 are, 1 and true are not.
+field `a.b`), lists are compared whole. Values are equal if their JSON is: 1 and 1.0 are equal, 1 and true are not.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _MOST_CHARACTERS = 1 << 20
-"""Longer texts count as no JSON."""
+"""Longer texts are not parsed."""
 
 
 def parse(text: str) -> dict[str, str] | None:
-    """Return path → canonical JSON of each value; None when the text is no JSON object."""
+    """Return path → canonical JSON of each value, or None if the text is not a JSON object."""
     if len(text) > _MOST_CHARACTERS:
         return None
     try:
@@ -26,22 +26,24 @@ def parse(text: str) -> dict[str, str] | None:
 
 
 def canonical(value: Any) -> str:
-    """The JSON by which values are compared."""
+    """Return the JSON by which values are compared."""
     return json.dumps(_number(value) if isinstance(value, float) else value, sort_keys=True, ensure_ascii=False)
 
 
 def share_equal(text: str, target: str) -> float:
-    """Return the share of equal values over all fields of either text, 0…1; 0 where one of two texts that differ is no
-    JSON object."""
-    own, wanted = parse(text), parse(target)
-    if own is None or wanted is None:
+    """Return the share of equal values over all fields of either text, from 0 to 1.
+
+    Unless both are JSON objects, it is 1 for equal texts and 0 for others.
+    """
+    parsed, wanted = parse(text), parse(target)
+    if parsed is None or wanted is None:
         return float(text.strip() == target.strip())
-    every = {*own, *wanted}
-    return sum(own.get(path) == wanted.get(path) for path in every) / len(every) if every else 1.0
+    paths = {*parsed, *wanted}
+    return sum(parsed.get(path) == wanted.get(path) for path in paths) / len(paths) if paths else 1.0
 
 
 def keys(texts: Sequence[str]) -> list[str]:
-    """Return the paths that at least half of the texts have, in the order they first occur."""
+    """Return the paths that at least half of the texts have, in order of appearance."""
     counts: dict[str, int] = {}
     for text in texts:
         for path in parse(text) or ():
@@ -50,7 +52,7 @@ def keys(texts: Sequence[str]) -> list[str]:
 
 
 def values(texts: Sequence[str], key: str) -> list[str | None]:
-    """Return each text's value of ``key`` as canonical JSON; None where it is missing or the text is no JSON object."""
+    """Return each text's value of ``key`` as canonical JSON; None if it is missing."""
     return [(parse(text) or {}).get(key) for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""Signs that a teacher's labels make no sense, told before a student learns them."""
+"""Caution about a teacher's labels that make no sense, before a student learns them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ SMALL_MASS = 0.1
 """Median label mass below which the teacher would mostly write something else. The prompted teacher of
 recipes/demo.yaml has 0.89; without its prompt, 0.00001."""
 NEARLY_EVERY = 0.9
-"""Share of the rows with one label from which the labels say next to nothing."""
+"""Share of rows with the same label above which the labels carry hardly any information."""
 
 
-def check_mass(mass: np.ndarray, rather: Sequence[tuple[str, str, float]]) -> None:
-    """Add a caution where the labels have little of the ceiling's probability.
+def check_mass(mass: np.ndarray, likeliest: Sequence[tuple[str, str, float]]) -> None:
+    """Add a caution if the labels have little of the ceiling's probability.
 
-    mass: float32 [N], Σ_k Pr(label k | view); rather: (row id, likeliest token after the view, its probability) of some
-    rows.
+    mass: float32 [N], Σ_k Pr(label k | view). likeliest: (row id, likeliest token after the view, its probability) of
+    some rows.
     """
     median = float(np.median(mass))
     if median >= SMALL_MASS:
         return
-    written = ", ".join(f"{token!r} ({probability:.0%}, row {row})" for row, token, probability in rather)
+    written = ", ".join(f"{token!r} ({probability:.0%}, row {row})" for row, token, probability in likeliest)
     cautions.add(
         "label-mass",
         f"Under the full context the labels have {median:.2g} of the teacher's probability in the median: it would "
@@ -37,10 +37,9 @@ def check_mass(mass: np.ndarray, rather: Sequence[tuple[str, str, float]]) -> No
 def check_labels(
     names: Sequence[str], train: np.ndarray, held_out: np.ndarray, references: Sequence[str | None]
 ) -> None:
-    """Add cautions for labels that the ceiling gives to nearly every row or to none, and for a ceiling that a constant
-    answer beats.
+    """Add cautions if the ceiling gives a label to nearly every row or to none, or if a constant answer beats it.
 
-    train, held_out: the ceiling's normalised label log-probabilities, [N, K]; references: of the held-out rows.
+    train, held_out: the ceiling's normalised label log-probabilities, [N, K]. references: of the held-out rows.
     """
     top = held_out.argmax(-1)
     counts = np.bincount(top, minlength=len(names))

@@ -1,7 +1,7 @@
-"""Responses that refer to a context the student cannot see.
+"""Find responses that refer to a context which the student cannot see.
 
-A student that learns such a response learns to make things up. Two signs, both on the text alone: a run of words that
-stands in the teacher's context but not in what the student sees, and a phrase that points at a context.
+A student that learns such a response learns to make things up. There are two signs in the text: a run of words that the
+teacher's context has and the student's view does not, and a phrase that points at a context.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 WORDS = 4
-"""The shortest run of words that counts as copied."""
+"""Length of the shortest run of words that counts as copied."""
 
 _CONTEXT = r"(?:context|instructions?|examples?|prompt|guidelines?|documents?|excerpts?|passages?)"
 _SAID = (
@@ -43,7 +43,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 @dataclass(frozen=True)
 class Span:
-    """Characters ``start`` to ``end`` of a response, and what gave them away."""
+    """Characters ``start`` to ``end`` of a response, and the sign that was found."""
 
     start: int
     end: int
@@ -53,15 +53,15 @@ class Span:
 def spans(
     responses: Sequence[str], contexts: Sequence[str], visible: Sequence[str], words: int = WORDS
 ) -> list[list[Span]]:
-    """Each response's offending spans, in order; copied runs are as long as they go and at least ``words`` words.
+    """Return each response's suspicious spans, in order.
 
-    contexts: what the teacher saw; visible: what the student sees. A run that more than half of the responses have in
-    common is the format asked for, and left out.
+    contexts: what the teacher saw. visible: what the student sees. Copied runs are maximal, with at least ``words``
+    words. A run that more than half of the responses share is part of the requested format, and ignored.
     """
     runs = [set(_runs([word for word, *_ in _words(text)], words)) for text in responses]
-    common = Counter(run for one in runs for run in one)
+    common = Counter(run for text_runs in runs for run in text_runs)
     asked_for = {run for run, count in common.items() if count > max(1, len(responses) / 2)}
-    found = []
+    result = []
     for text, context, seen in zip(responses, contexts, visible, strict=True):
         context_line, seen_line = _line(context), _line(seen)
         copied = _copied(text, words, asked_for, context_line, seen_line)
@@ -70,12 +70,12 @@ def spans(
             for match in _POINTERS.finditer(text)
             if _line(match[0]) not in seen_line
         )
-        found.append(sorted([*copied, *pointing], key=lambda span: (span.start, span.end)))
-    return found
+        result.append(sorted([*copied, *pointing], key=lambda span: (span.start, span.end)))
+    return result
 
 
 def _copied(text: str, words: int, asked_for: set[str], context: str, seen: str) -> Iterator[Span]:
-    """Overlapping runs become one span."""
+    """Yield copied runs; overlapping ones are joined."""
     tokens = _words(text)
     start = end = -1
     for first, run in enumerate(_runs([word for word, *_ in tokens], words)):
@@ -91,15 +91,15 @@ def _copied(text: str, words: int, asked_for: set[str], context: str, seen: str)
 
 
 def _words(text: str) -> list[tuple[str, int, int]]:
-    """Each word, case folded, with its first character and the one after its last."""
+    """Return each word, case folded, with its start and end."""
     return [(match[0].casefold(), match.start(), match.end()) for match in _WORD.finditer(text)]
 
 
 def _runs(words: Sequence[str], length: int) -> list[str]:
-    """Every run of so many words, with a space on both sides of each."""
+    """Return every run of ``length`` words, with a space on both sides."""
     return [f" {' '.join(words[i : i + length])} " for i in range(len(words) - length + 1)]
 
 
 def _line(text: str) -> str:
-    """All words of a text as one run."""
+    """Return all words of a text as one run."""
     return f" {' '.join(word for word, *_ in _words(text))} "

@@ -1,4 +1,4 @@
-"""What a metric measures, in words: the name that stands beside every figure."""
+"""Metrics' names, as they appear next to every figure."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _NAMES = {
 
 
 def vs_ceiling(metric: str) -> str:
-    """The name of a metric that compares with the ceiling's answers, for want of references."""
+    """Return the name of a metric that compares with the ceiling's answers, for lack of references."""
     return metric + _VS_CEILING
 
 
 def is_vs_ceiling(metric: str) -> bool:
-    """Whether the metric compares with the ceiling itself, so that the ceiling has 1 by construction."""
+    """Tell whether the metric compares with the ceiling, so that the ceiling has 1 by construction."""
     return metric == AGREEMENT or metric.endswith(_VS_CEILING)
 
 
 def measures_content(metric: str) -> bool:
-    """Whether the metric says anything about what an answer says."""
+    """Tell whether the metric depends on an answer's content."""
     return metric != FORMAT
 
 
 def named(metric: str) -> str:
-    """The name for people: chrf → chrF; chrf vs ceiling → chrF against the teacher's answers."""
+    """Return the name for people: chrf → chrF; chrf vs ceiling → chrF against the teacher's answers."""
     short = metric.removesuffix(_VS_CEILING)
     return _NAMES.get(short, short) + " against the teacher's answers" * (short != metric)

@@ -1,4 +1,4 @@
-"""How good one arm's label distributions are, row by row."""
+"""Score label distributions row by row."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from distillctl.metrics import names
 def row_scores(
     log_probs: np.ndarray, labels: Sequence[str], references: Sequence[str | None], ceiling: np.ndarray
 ) -> tuple[np.ndarray, str]:
-    """1.0 where an arm's top label is right, float64 [N], and the metric's name.
+    """Return 1.0 for each row whose top label is right, float64 [N], and the metric's name.
 
-    log_probs, ceiling: [N, K]. With a reference for every row: accuracy; else agreement with the ceiling's top label.
+    log_probs, ceiling: [N, K]. With a reference for every row the metric is accuracy, else agreement with the ceiling.
     """
     named = np.array(labels)
     return label_scores(named[log_probs.argmax(-1)], references, named[ceiling.argmax(-1)])
 
 
 def label_scores(
-    said: Sequence[str] | np.ndarray, references: Sequence[str | None], ceiling: Sequence[str] | np.ndarray
+    answers: Sequence[str] | np.ndarray, references: Sequence[str | None], ceiling: Sequence[str] | np.ndarray
 ) -> tuple[np.ndarray, str]:
-    """`row_scores` of labels by their names: what an arm said and what the ceiling said, of each row."""
+    """Return `row_scores` of an arm's and the ceiling's labels, given by name."""
     if all(reference is not None for reference in references):
-        return (np.asarray(said) == np.asarray(references)).astype(float), "accuracy"
-    return (np.asarray(said) == np.asarray(ceiling)).astype(float), names.AGREEMENT
+        return (np.asarray(answers) == np.asarray(references)).astype(float), "accuracy"
+    return (np.asarray(answers) == np.asarray(ceiling)).astype(float), names.AGREEMENT
 
 
 def row_kl(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """KL(P‖Q) in nats of each row of normalised log-probabilities [N, K], float64 [N]."""
+    """Return KL(P‖Q) in nats of each row of normalised log-probabilities [N, K], float64 [N]."""
     teacher, student = teacher.astype(np.float64), student.astype(np.float64)
     divergence: np.ndarray = (np.exp(teacher) * (teacher - student)).sum(-1)
     return divergence
 
 
 def kl(teacher: np.ndarray, student: np.ndarray) -> float:
-    """Mean over the rows of `row_kl`."""
+    """Return the mean of `row_kl`."""
     return float(row_kl(teacher, student).mean())
 
 
 def same_top(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of rows with the same top label."""
+    """Return the share of rows with the same top label."""
     return float((a.argmax(-1) == b.argmax(-1)).mean())

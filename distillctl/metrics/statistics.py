@@ -1,9 +1,9 @@
-"""95 % intervals over rows; arms that are compared were measured on the same rows, which are paired.
+"""Return 95 % intervals over rows. Arms are compared on the same rows, which are paired.
 
-Vectors hold one score per row (0 or 1 for a right answer), float or bool [N], the rows in one order. Nothing is drawn:
-every interval is a formula. How often they hold the true value is measured by `tests.benchmarks.coverage`. A
-percentile bootstrap, which is often used here, has no width where all rows are right, and holds the truth in 64 of 100
-cases at 20 rows and a true share of .95.
+Vectors hold one score per row (0 or 1 for a right answer), float or bool [N], the rows in one order. Every interval is
+a formula, without resampling. `tests.benchmarks.coverage` measures how often they contain the true value. The usual
+percentile bootstrap has no width if all rows are right, and contains the true value in 64 of 100 cases at 20 rows and a
+true share of .95.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import binomtest, t
 
 FEW = 5
-"""Of right or wrong rows: with fewer, a share's interval is Clopper–Pearson's, and otherwise Wilson's."""
+"""With fewer right or wrong rows, a share's interval is Clopper–Pearson's, otherwise Wilson's."""
 _Z = 1.959963984540054
 
 
@@ -29,22 +29,22 @@ class Interval:
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """Mean of scores from 0 to 1.
+    """Return the mean of scores from 0 to 1 with its interval.
 
-    Of shares, whose rows are all 0 or 1, by Wilson (1927); with fewer than `FEW` rows of either kind by Clopper and
-    Pearson (1934), which holds the true share in at least 95 % of cases. Of other scores by Student's t, after two rows
-    were added, one with the least and one with the largest score.
+    If all rows are 0 or 1, by Wilson (1927); with fewer than `FEW` rows of either kind by Clopper and Pearson (1934),
+    which contains the true share in at least 95 % of cases. Otherwise by Student's t, after adding two rows with the
+    smallest and the largest score.
     """
     rows = np.asarray(values, dtype=np.float64)
     count, mean = len(rows), float(rows.mean())
     if np.isin(rows, (0, 1)).all():
         right = int(rows.sum())
         method = "exact" if min(right, count - right) < FEW else "wilson"
-        found = binomtest(right, count).proportion_ci(0.95, method)
-        return Interval(mean, min(float(found.low), mean), max(float(found.high), mean))
+        bounds = binomtest(right, count).proportion_ci(0.95, method)
+        return Interval(mean, min(float(bounds.low), mean), max(float(bounds.high), mean))
     least, largest = float(rows.min()), float(rows.max())
     if least == largest:
-        # Rows that score anything else may be so rare that none was met.
+        # Rows with other scores may be so rare that the sample has none.
         unseen = 1 - 0.025 ** (1 / count)
         return Interval(mean, mean - unseen * mean, mean + unseen * (1 - mean))
     low, high = _padded_interval(rows, least, largest, float(t.ppf(0.975, count - 1)))
@@ -52,11 +52,11 @@ def mean_interval(values: np.ndarray) -> Interval:
 
 
 def difference_interval(a: np.ndarray, b: np.ndarray) -> Interval:
-    """mean(a) − mean(b), paired over rows, from −1 to 1.
+    """Return mean(a) − mean(b), paired over rows, from −1 to 1, with its interval.
 
     Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-    data": two rows are added, in which one side is better by 1 and worse by 1 (of scores that are not all 0 or 1, by
-    the largest difference of any row). So it has a width where no row differs.
+    data": two rows are added, one with a difference of 1 and one of −1 (of the largest difference, for scores that are
+    not all 0 or 1). So it has a width even if no row differs.
     """
     rows = _difference(a, b)
     largest = _largest(rows)
@@ -65,11 +65,11 @@ def difference_interval(a: np.ndarray, b: np.ndarray) -> Interval:
 
 
 def recovered_interval(student: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> Interval | None:
-    """(mean(student) − mean(floor)) / (mean(ceiling) − mean(floor)), paired over rows.
+    """Return (mean(student) − mean(floor)) / (mean(ceiling) − mean(floor)), paired over rows, with its interval.
 
     Fieller (1954), "Some problems in interval estimation": the shares r for which student − floor − r (ceiling − floor)
-    cannot be told from 0, after two rows were added in which ceiling and floor are equal and the student is better and
-    worse. None where the interval of ceiling − floor reaches 0: a share of nothing means nothing.
+    cannot be told from 0, after adding two rows in which ceiling and floor are equal and the student is better and
+    worse. None if the interval of ceiling − floor reaches 0: then the share means nothing.
     """
     if difference_interval(ceiling, floor).low <= 0:
         return None
@@ -87,7 +87,7 @@ def recovered_interval(student: np.ndarray, floor: np.ndarray, ceiling: np.ndarr
 
 
 def _padded_interval(rows: np.ndarray, low: float, high: float, quantile: float) -> tuple[float, float]:
-    """Of the mean, by the normal approximation, after two rows were added that score ``low`` and ``high``."""
+    """Return the mean's interval by the normal approximation, after adding rows that score ``low`` and ``high``."""
     count = len(rows) + 2
     centre = (rows.sum() + low + high) / count
     variance = (rows @ rows + low * low + high * high) / count - centre * centre
@@ -97,32 +97,30 @@ def _padded_interval(rows: np.ndarray, low: float, high: float, quantile: float)
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    one, other = (np.asarray(column, dtype=np.float64) for column in (a, b))
-    if one.shape != other.shape:
-        raise ValueError(f"columns of shape {one.shape} and {other.shape} are not paired")
-    difference: np.ndarray = one - other
-    return difference
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"columns of shape {np.shape(a)} and {np.shape(b)} are not paired")
+    return np.asarray(a, np.float64) - np.asarray(b, np.float64)
 
 
 def _largest(differences: np.ndarray) -> float:
-    """The scale of what two added rows score: 1 where no row differs."""
+    """Return the size of the two added rows' scores: the largest difference, or 1 if no row differs."""
     return float(np.abs(differences).max(initial=0)) or 1.0
 
 
 def _quantile(rows: np.ndarray, count: int | None = None) -> float:
-    """The normal's for shares, as their methods have it; Student's t for other scores."""
+    """Return the normal quantile for shares, as their methods need it, and Student's t for other scores."""
     return _Z if np.isin(rows, (-1, 0, 1)).all() else float(t.ppf(0.975, max((count or len(rows)) - 1, 1)))
 
 
 class Tally:
-    """Values that come in parts, of which only the distinct ones are kept, with their counts: rounded, they are few."""
+    """Count values that come in parts. Only distinct ones are kept; rounded values have few."""
 
     def __init__(self) -> None:
         self._values = np.empty(0, np.float32)
         self._counts = np.empty(0, np.int64)
 
     def add(self, values: np.ndarray) -> None:
-        """values: float32 [N]."""
+        """Add values, float32 [N]."""
         self._values, places = np.unique(np.concatenate([self._values, values]), return_inverse=True)
         counts = np.concatenate([self._counts, np.ones(len(values), np.int64)])
         self._counts = np.bincount(places, counts).astype(np.int64)
@@ -133,7 +131,7 @@ class Tally:
         return int(self._counts.sum())
 
     def percentile(self, q: float) -> float:
-        """As np.percentile of all values: linear between the two that are nearest in rank."""
+        """Return np.percentile of all values, linear between the two nearest ranks."""
         rank = (self.count - 1) * q / 100
         low, high = self._values[np.searchsorted(self._counts.cumsum(), [int(rank), int(np.ceil(rank))], side="right")]
         return float(low + (high - low) * (rank - int(rank)))

@@ -1,8 +1,8 @@
-"""How good one arm's texts are, row by row and as a corpus; every figure is a share from 0 to 1.
+"""Score texts row by row and as a corpus; every figure is a share from 0 to 1.
 
-Rows are what intervals are drawn over, so an arm's score is the mean of its rows. chrF and BLEU are usually published
-for a corpus, where n-grams are counted over all rows before they are divided: `corpus` gives those, divided by 100.
-Two texts that are equal once stripped score 1, empty ones too.
+Intervals are over rows, so an arm's score is the mean of its rows. chrF and BLEU are usually published for a corpus,
+where n-grams are counted over all rows before the division; `corpus` returns those, divided by 100. Two texts that are
+equal after stripping score 1, empty ones too.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sacrebleu.metrics.chrf import CHRF
 from distillctl.errors import UnavailableError
 from distillctl.metrics import fields, names
 
-# Effective order only changes texts so short that they have no 4-gram at all, which would score 0 even when right.
+# Effective order only matters for texts without any 4-gram, which would otherwise score 0 even if right.
 _SACREBLEU: dict[str, Any] = {"chrf": CHRF(), "bleu": BLEU(effective_order=True, force=True)}
 
 
 def metric_name(metric: str, references: Sequence[str | None]) -> str:
-    """What the metric measures: `chrf` with a reference for every row, otherwise `chrf vs ceiling`."""
+    """Return the metric's name: `chrf` with a reference for every row, otherwise `chrf vs ceiling`."""
     return metric if not names.measures_content(metric) or _complete(references) else names.vs_ceiling(metric)
 
 
@@ -35,12 +35,13 @@ def row_scores(
     ceiling_texts: Sequence[str],
     pattern: str | None,
 ) -> np.ndarray:
-    """Each row's score, float64 [N] in 0…1, against the references where every row has one, else against the ceiling.
+    """Return each row's score, float64 [N] in 0…1, against its reference, or against the ceiling unless every row has
+    one.
 
     `format`: the whole text matches ``pattern``; `fields`: the share of equal values of two JSON objects (`fields`);
-    `exact`: equal once stripped; `chrf`: chrF2 (Popović 2015); `bleu`: sentence BLEU with effective order and
+    `exact`: equal after stripping; `chrf`: chrF2 (Popović 2015); `bleu`: sentence BLEU with effective order and
     exponential smoothing (Post 2018, sacreBLEU); `rouge_l`: F1 of the longest common subsequence of words (Lin 2004).
-    UnavailableError when rouge_l's package is not installed.
+    Raises UnavailableError if rouge_l's package is not installed.
     """
     if metric == "format":
         fits = re.compile(pattern or "").fullmatch
@@ -57,20 +58,21 @@ def corpus(
     ceiling_texts: Sequence[str],
     pattern: str | None,
 ) -> dict[str, float]:
-    """Metric, by the recipe's name for it → its value for at least one row: corpus chrF and BLEU, means of the others.
+    """Return metric → its value for at least one row: corpus chrF and BLEU, means of the others.
 
-    `chrf` and `bleu` are sacreBLEU's with its defaults (13a tokens, exponential smoothing), in 0…1 like the rest.
+    `chrf` and `bleu` are sacreBLEU's with its defaults (13a tokens, exponential smoothing), from 0 to 1 like the
+    others.
     """
-    found = {}
+    values = {}
     targets = _targets(references, ceiling_texts)
     for metric in metrics:
         if metric not in _SACREBLEU:
-            found[metric] = float(row_scores(metric, texts, references, ceiling_texts, pattern).mean())
+            values[metric] = float(row_scores(metric, texts, references, ceiling_texts, pattern).mean())
         elif all(map(_same, texts, targets)):
-            found[metric] = 1.0
+            values[metric] = 1.0
         else:
-            found[metric] = _share(_SACREBLEU[metric].corpus_score(list(texts), [targets]).score)
-    return found
+            values[metric] = _share(_SACREBLEU[metric].corpus_score(list(texts), [targets]).score)
+    return values
 
 
 def _complete(references: Sequence[str | None]) -> bool:
@@ -86,7 +88,7 @@ def _same(text: str, target: str) -> bool:
 
 
 def _similarity(metric: str) -> Callable[[str, str], float]:
-    """(text, target) → 0…1, of two texts that differ."""
+    """Return a function (text, target) → 0…1, for texts that differ."""
     if metric == "exact":
         return lambda text, target: 0.0
     if metric == "fields":
@@ -97,12 +99,12 @@ def _similarity(metric: str) -> Callable[[str, str], float]:
 
 
 def _share(score: float) -> float:
-    """Of sacreBLEU's 0…100, which can come out a little above."""
+    """Convert sacreBLEU's 0…100, which can be slightly exceeded."""
     return min(1.0, score / 100)
 
 
 class _Words:
-    """Words of any script in lower case; rouge_score's own tokenizer, equal on ASCII, drops all other letters."""
+    """Split text into lower-case words of any script. rouge_score's tokenizer drops letters beyond ASCII."""
 
     def tokenize(self, text: str) -> list[str]:
         return re.findall(r"[^\W_]+", text.lower())

@@ -1,11 +1,11 @@
 """Round weights to small integers in blocks with one scale each, in numpy.
 
-ONNX Runtime has both ways of rounding too. Its `k_quant` looks for zero points that are fractions, and rounds them at
-the end: at 4 bits in blocks of 32 SmolLM2-135M is then 0.335 nats per token from fp32 on its own answers and 0.479 on
-prose, with the search here 0.297 and 0.336 (mixed with 8 bits 0.171 and 0.209, here 0.124 and 0.140). And it pads rows
-of 576 to 640 where blocks of 128 are asked for; here the block is what shrinks. Its third way, half-quadratic
-quantization (HQQ), only moves zero points by fractions of a step; with such `MatMulNBits` leaves its int8 kernels, and
-rounded to whole numbers they are the ones it began with.
+ONNX Runtime also has both ways of rounding. Its `k_quant` searches for fractional zero points and rounds them at the
+end: at 4 bits in blocks of 32, SmolLM2-135M is then 0.335 nats per token from fp32 on its own answers and 0.479 on
+prose, with the search here 0.297 and 0.336 (mixed with 8 bits 0.171 and 0.209, here 0.124 and 0.140). It also pads rows
+of 576 to 640 for blocks of 128; here the block shrinks. Its third way, half-quadratic quantization (HQQ), only moves
+zero points by fractions of a step: `MatMulNBits` then does not use its int8 kernels, and rounding the zero points to
+whole numbers restores those it began with.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SHRINK = np.linspace(0.8, 1.05, 8, dtype=np.float32)
 
 @dataclass(frozen=True)
 class Blocks:
-    """A matrix [N, K] in blocks along K, weight = scale · (number − zero point), as MatMulNBits wants it.
+    """A matrix [N, K] in blocks along K, weight = scale · (number − zero point), in the layout of MatMulNBits.
 
-    packed: uint8 [N, blocks, block_size · bits / 8], of 4 bits the lower half first; K is padded to whole blocks.
-    scales: float32 [N, blocks]. zero_points: uint8 [N, ⌈blocks · bits / 8⌉]; None: 2^(bits−1) everywhere.
+    packed: uint8 [N, blocks, block_size · bits / 8]; two 4-bit numbers per byte, the lower half first; K is padded to
+    whole blocks. scales: float32 [N, blocks]. zero_points: uint8 [N, ⌈blocks · bits / 8⌉]; None: 2^(bits−1) everywhere.
     """
 
     bits: int
@@ -39,23 +39,25 @@ class Blocks:
 
 
 def fitting(block_size: int, k: int) -> int:
-    """The longest block, at most ``block_size``, that divides K; `SMALLEST` if none does: padding would be stored, and
-    read for every token."""
+    """Return the longest block of at most ``block_size`` that divides K; `SMALLEST` if none does.
+
+    Otherwise padding would be stored, and read for every token.
+    """
     while block_size > SMALLEST and k % block_size:
         block_size //= 2
     return block_size
 
 
 def rtn(weight: np.ndarray, bits: int, block_size: int) -> Blocks:
-    """Round to nearest: the weight furthest from zero, with its sign, becomes −2^(bits−1); no zero points."""
+    """Round to nearest: the weight furthest from zero becomes −2^(bits−1), with the scale's sign; no zero points."""
     return _in_parts(_rtn, weight, bits, block_size)
 
 
 def k_quant(weight: np.ndarray, bits: int, block_size: int) -> Blocks:
-    """For every block the scale and the zero point of the least squared error, larger weights counting more.
+    """Find each block's scale and zero point of the least squared error, where larger weights count more.
 
-    After llama.cpp's k-quants (error weighted by root mean square + |w|, least-squares scale for every trial), but with
-    zero points that are whole numbers while searching, not rounded afterwards.
+    After llama.cpp's k-quants (error weighted by root mean square + |w|, least-squares scale for every trial), but the
+    search uses whole zero points instead of rounding them afterwards.
     """
     return _in_parts(_k_quant, weight, bits, block_size)
 
@@ -99,7 +101,7 @@ def _k_quant(x: np.ndarray, bits: int) -> _Rounded:
             along = (weighted * steps).sum(-1, keepdims=True)
             length = (importance * np.square(steps)).sum(-1, keepdims=True)
             scale = np.divide(along, length, out=trial.copy(), where=(length > 0) & (along > 0))
-            error = scale * (scale * length - 2 * along)  # less what no choice changes
+            error = scale * (scale * length - 2 * along)  # without the constant term
             better = error < best[0]
             for kept, value in zip(best, (error, scale, zero), strict=True):
                 np.copyto(kept, value, where=better)

@@ -11,13 +11,16 @@ from distillctl.errors import GateFailed
 from distillctl.metrics import names
 
 Unit = Literal["label", "token"]
-"""What a graph chooses."""
+"""What a graph chooses: a label per row, or a token per position."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A graph's figures (`search.Figures`; None where not finite, too). why: the bounds of the gate it breaks, with the
-    recipe's keys; excess: the largest ratio of a figure to the bound it breaks, None where not finite."""
+    """A graph's figures (`search.Figures`; None also if not finite).
+
+    why: the bounds of the gate that it breaks, with the recipe's keys. excess: the largest ratio of a figure to the
+    bound it breaks; None if not finite.
+    """
 
     name: str
     bytes: int
@@ -41,9 +44,12 @@ def measured(
 ) -> list[dict[str, str]]:
     """Return the card's table, with this folder's graph in bold. metric: name of the scores."""
     shown = [
-        _figures(one, unit, metric)
-        | {"graph": f"**{one.name}** (here)" if one is chosen else one.name, "gate": one.why or "inside"}
-        for one in candidates
+        _figures(candidate, unit, metric)
+        | {
+            "graph": f"**{candidate.name}** (here)" if candidate is chosen else candidate.name,
+            "gate": candidate.why or "inside",
+        }
+        for candidate in candidates
     ]
     reference = dict.fromkeys(shown[0], "") | {
         "graph": "fp32",
@@ -56,7 +62,7 @@ def measured(
 
 def nearest(candidates: Sequence[Candidate]) -> Candidate:
     """Return the candidate that exceeds the gate by the smallest ratio."""
-    return min(candidates, key=lambda one: math.inf if one.excess is None else one.excess)
+    return min(candidates, key=lambda candidate: math.inf if candidate.excess is None else candidate.excess)
 
 
 def none_inside(
@@ -64,31 +70,33 @@ def none_inside(
 ) -> GateFailed:
     """Return the error that lists all candidates, the nearest first. facts: of the search, for the report."""
     lines = [
-        "  " + ", ".join(f"{key} {value}" for key, value in _figures(one, unit, metric).items()) + f": {one.why}"
-        for one in candidates
+        "  "
+        + ", ".join(f"{key} {value}" for key, value in _figures(candidate, unit, metric).items())
+        + f": {candidate.why}"
+        for candidate in candidates
     ]
     score = "" if fp32["score"] is None else f"; the fp32 student has {names.named(metric)} {fp32['score']:.4f}"
     near = nearest(candidates)
-    times = "" if near.excess is None else f", {near.excess:.3g} times what is allowed"
-    told = f"the nearest candidate is {near.name}: {near.why}{times}"
+    times = "" if near.excess is None else f", {near.excess:.3g} times the bound"
+    nearest_text = f"the nearest candidate is {near.name}: {near.why}{times}"
     return GateFailed(
-        "\n".join([f"no candidate is inside the gate, nothing is committed{score}", told, *lines]),
+        "\n".join([f"no candidate is inside the gate, so nothing is committed{score}", nearest_text, *lines]),
         where="quantize.gate",
-        next="distillctl report RECIPE shows what there is; then loosen the named keys of quantize.gate, or add "
+        next="distillctl report RECIPE shows the candidates; then loosen the named keys of quantize.gate, or add "
         "quantize.candidates",
-        facts={**facts, "nearest": near.name, "why": told},
+        facts={**facts, "nearest": near.name, "why": nearest_text},
     )
 
 
-def _figures(one: Candidate, unit: Unit, metric: str) -> dict[str, str]:
+def _figures(candidate: Candidate, unit: Unit, metric: str) -> dict[str, str]:
     return {
-        "graph": one.name,
-        "size": f"{one.bytes / 1e6:.2f} MB",
-        "KL from fp32": _number(one.kl, ".5f"),
-        "KL from teacher": _number(one.kl_teacher, ".5f"),
-        f"same top {unit}": f"{one.same_top:.2%}",
-        names.named(metric): _number(one.score, ".4f"),
-        "p50, one thread": f"{one.p50_ms:.2f} ms",
+        "graph": candidate.name,
+        "size": f"{candidate.bytes / 1e6:.2f} MB",
+        "KL from fp32": _number(candidate.kl, ".5f"),
+        "KL from teacher": _number(candidate.kl_teacher, ".5f"),
+        f"same top {unit}": f"{candidate.same_top:.2%}",
+        names.named(metric): _number(candidate.score, ".4f"),
+        "p50, one thread": f"{candidate.p50_ms:.2f} ms",
     }
 
 

@@ -1,4 +1,4 @@
-"""Dynamic int8: weights stored as int8, activations quantized as they come (ONNX Runtime's own quantizer)."""
+"""Dynamic int8: weights stored as int8, activations quantized while the graph runs (ONNX Runtime's own quantizer)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from distillctl.recipe import DynamicInt8
 
 
 def quantize(spec: DynamicInt8, source: Path, target: Path, calibration: Calibration | None = None) -> None:
-    """Write every graph of the folder ``source`` to ``target`` under its name, with int8 weights; the same bytes each
-    time.
+    """Write every graph of the folder ``source`` to ``target`` under its name, with int8 weights; the bytes are
+    reproducible.
 
-    With ``table_bits`` the tables of embeddings become blocks first (`weight_only`), and are int8's no more.
-
-    A model is passed in memory: given a path, the quantizer leaves its working file beside the source, in a folder
-    that another stage has committed.
+    With ``table_bits`` the embedding tables become blocks first (`weight_only`) instead of int8.
     """
     for path in sorted(source.glob("*.onnx")):
+        # Given a path, the quantizer leaves its working file in ``source``, which another stage has committed.
         model = onnx.load(path) if spec.table_bits is None else weight_only.with_small_tables(path, spec.table_bits)
         _fold_transposed(model.graph)
         with console.libraries_quiet():
@@ -34,7 +32,7 @@ def quantize(spec: DynamicInt8, source: Path, target: Path, calibration: Calibra
                 per_channel=spec.per_channel,
                 reduce_range=spec.reduce_range,
                 weight_type=QuantType.QInt8,
-                # onnx infers no types behind ONNX Runtime's own operators
+                # onnx infers no types after ONNX Runtime's own operators
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )
         written = onnx.load(target / path.name)
@@ -43,9 +41,11 @@ def quantize(spec: DynamicInt8, source: Path, target: Path, calibration: Calibra
 
 
 def _fold_transposed(graph: onnx.GraphProto) -> None:
-    """Give a tied output layer a matrix of its own again. Export stores embedding and output layer once, one of them
-    transposed in the graph; the quantizer only sees constants, and would leave the whole table in float32 beside its
-    int8 copy. Two copies in int8 are half of that."""
+    """Give a tied output layer its own matrix.
+
+    Export stores embedding and output layer once, one of them transposed in the graph. The quantizer only sees
+    constants: it would keep the whole table in float32 next to an int8 copy. Two int8 copies take half of that.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     folded = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in constants]
     for node in folded:
@@ -59,8 +59,10 @@ def _fold_transposed(graph: onnx.GraphProto) -> None:
 
 
 def _leave_out_zero_points(graph: onnx.GraphProto) -> None:
-    """Drop those of weights that are all zero, as int8 weights' are here. The products are the same bits; given one per
-    column, ONNX Runtime would correct every product by them for nothing."""
+    """Drop zero points of weights that are all zero, as int8 weights' are here.
+
+    The products stay the same bits. With one zero point per column, ONNX Runtime would correct every product in vain.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     dropped = set()
     for node in graph.node:

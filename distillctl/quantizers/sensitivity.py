@@ -1,9 +1,9 @@
-"""Measure which matrices a graph needs most, by rounding each alone.
+"""Find the matrices that a graph needs most by rounding each one alone.
 
-A trial changes one constant in a copy of the fp32 graph and asks it the same rows again. The cost is KL(fp32 ‖ trial),
-mean nats per answer, on rows of the train split: the held-out ones judge the candidate afterwards. Costs are taken to
-add up, so the bits go where they save most of it per byte: greedy, as for the knapsack it is (Dong et al. 2020,
-"HAWQ-V2", section 3.2, with the divergence itself in place of its second-order estimate).
+A trial changes one constant in a copy of the fp32 graph and runs the same rows again. Its cost is KL(fp32 ‖ trial),
+mean nats per answer, on rows of the train split, because the held-out ones judge the candidate afterwards. Costs are
+assumed to add up, so bits go greedily where they save most per byte (Dong et al. 2020, "HAWQ-V2", section 3.2, with the
+divergence itself instead of its second-order estimate).
 """
 
 from __future__ import annotations
@@ -44,32 +44,32 @@ class Calibration(ABC):
         """Return the normalised answers of the graph in ``folder``, float32 [N, K]."""
 
     def feeds(self) -> Iterator[dict[str, np.ndarray]]:
-        """The graph's inputs for each row, by name; only where a graph answers a row in one run."""
+        """Yield the graph's inputs for each row, by name; only for graphs that answer a row in one run."""
         raise NotImplementedError
 
-    def costs(self, what: str, path: Path, trials: Mapping[str, Callable[[], np.ndarray]]) -> Mapping[str, Cost]:
-        """Constant → what it costs in place of it to have the array that its trial returns, of the same shape.
+    def costs(self, key: str, path: Path, trials: Mapping[str, Callable[[], np.ndarray]]) -> Mapping[str, Cost]:
+        """Return for each constant the cost of replacing it by its trial's array, of the same shape.
 
-        what: names the trials; those measured before are not measured again. path: the graph, in ``source``.
+        key: names the trials; their costs are measured once. path: the graph, in ``source``.
         """
-        if what not in self._known:
-            self._known[what] = self._measured(path, trials)
-        return self._known[what]
+        if key not in self._known:
+            self._known[key] = self._measured(path, trials)
+        return self._known[key]
 
     def _measured(self, path: Path, trials: Mapping[str, Callable[[], np.ndarray]]) -> Mapping[str, Cost]:
         if self._fp32 is None:
             self._fp32 = self.log_probs(self.source)
-        found = {}
+        costs = {}
         with tempfile.TemporaryDirectory() as scratch, console.progress("sensitivity", len(trials), "weights") as bar:
             weights = _Weights(self.source, path, Path(scratch))
             for name in sorted(trials):
                 interrupts.raise_if_pending()
                 array = trials[name]()
                 with weights.replaced(name, array):
-                    own = self.log_probs(Path(scratch))
-                found[name] = Cost(scores.kl(self._fp32, own), array.size)
+                    answers = self.log_probs(Path(scratch))
+                costs[name] = Cost(scores.kl(self._fp32, answers), array.size)
                 bar.advance()
-        return found
+        return costs
 
 
 def costliest(costs: Mapping[str, Cost], share: float) -> set[str]:
@@ -85,7 +85,7 @@ def costliest(costs: Mapping[str, Cost], share: float) -> set[str]:
 
 
 class _Weights:
-    """A copy of a folder whose graph has its weights in a file of their own, where one can be changed in place."""
+    """A copy of a folder whose graph has its weights in a file of their own, where they can be changed in place."""
 
     def __init__(self, source: Path, path: Path, folder: Path) -> None:
         for other in source.iterdir():

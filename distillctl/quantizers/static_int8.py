@@ -1,5 +1,7 @@
-"""Static int8: weights and activations in int8, the activations' ranges fixed beforehand on rows of the train split
-(ONNX Runtime's own quantizer, QDQ: a QuantizeLinear and a DequantizeLinear around what is to be int8)."""
+"""Static int8: weights and activations in int8, with the activations' ranges fixed on rows of the train split.
+
+It uses ONNX Runtime's own quantizer (QDQ: QuantizeLinear and DequantizeLinear around each int8 operator).
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,16 @@ _METHODS = {
 }
 _OPERATORS = ["MatMul", "Gemm", "Gather"]
 _OPTIONS = {
-    # what comes out of a product stays float: normalisation and attention would turn it back at once
+    # products stay float: normalisation and attention would convert them back at once
     "OpTypesToExcludeOutputQuantization": _OPERATORS,
     "DefaultTensorType": onnx.TensorProto.FLOAT,
 }
 
 
 def quantize(spec: StaticInt8, source: Path, target: Path, calibration: Calibration | None = None) -> None:
-    """Write the graph of the folder ``source`` to ``target`` under its name; the same bytes each time.
+    """Write the graph of the folder ``source`` to ``target`` under its name; the bytes are reproducible.
 
-    calibration: whose rows (`Calibration.feeds`) the ranges are taken from.
+    calibration: provides the rows (`Calibration.feeds`) that determine the ranges.
     """
     assert calibration is not None, "the ranges of activations are found by measuring"
     for path in sorted(source.glob("*.onnx")):
@@ -54,8 +56,10 @@ def quantize(spec: StaticInt8, source: Path, target: Path, calibration: Calibrat
 
 
 def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """With the types that onnx does not infer behind ONNX Runtime's own operators: a tensor whose type is not known is
-    neither calibrated nor quantized, and no word is said of it. All that our graphs' own operators give is float."""
+    """Add the types that onnx does not infer after ONNX Runtime's own operators.
+
+    Tensors of unknown type are silently neither calibrated nor quantized. All our graphs' own operators return floats.
+    """
     for node in model.graph.node:
         if node.domain:
             for name in filter(None, node.output):
@@ -64,8 +68,10 @@ def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _calibrate(spec: StaticInt8, model: onnx.ModelProto, calibration: Calibration, ranges: Path) -> None:
-    """Write every activation's range to ``ranges``. Rows are told one by one: ONNX Runtime's histograms take no rows of
-    different lengths at once, and padding is not what a phone sees."""
+    """Write every activation's range to ``ranges``, calibrating row by row.
+
+    ONNX Runtime's histograms do not take rows of different lengths at once, and a phone sees no padding.
+    """
     plain = ranges.with_name("model.onnx")
     onnx.save(model, plain)
     calibrator: CalibraterBase = create_calibrator(

@@ -1,9 +1,9 @@
 """Weight-only: matrices in blocks of 4 or 8 bits (`blocks`), activations in float.
 
 Every product with a constant matrix becomes a MatMulNBits, every look-up in one a GatherBlockQuantized. A table that is
-embedding and output layer at once is stored once. It works on the exported graph, whoever built it: what was checked
-against PyTorch is what is made smaller. ONNX Runtime's MatMulNBitsQuantizer looks at one node at a time: of SmolLM2's
-fp32 graph it leaves the embedding in float, 200 MB instead of 86.
+both embedding and output layer is stored once. The input is the exported graph, the one that was checked against
+PyTorch. ONNX Runtime's MatMulNBitsQuantizer looks at one node at a time: it leaves the embedding of SmolLM2's fp32
+graph in float, 200 MB instead of 86.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from distillctl.recipe import WeightOnly
 _DOMAIN = "com.microsoft"
 _ROUND = {"rtn": blocks.rtn, "k_quant": blocks.k_quant, "k_quant_mixed": blocks.k_quant}
 _IDENTITY = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-"""What a Gemm must be to be a product and a bias."""
+"""Attributes of a Gemm that is only a product and a bias."""
 
 
 def quantize(spec: WeightOnly, source: Path, target: Path, calibration: Calibration | None = None) -> None:
-    """Write every graph of the folder ``source`` to ``target`` under its name; the same bytes each time.
+    """Write every graph of the folder ``source`` to ``target`` under its name; the bytes are reproducible.
 
-    calibration: what ``spec.sensitive`` is measured with.
-    What has fewer columns than a block, or a look-up whose columns are no whole number of them, stays in float.
+    calibration: measures the costs for ``spec.sensitive``. Matrices with fewer columns than a block, and looked-up
+    tables whose columns are not whole blocks, stay in float.
     """
     for path in sorted(source.glob("*.onnx")):
         model = ir.load(path)
@@ -42,27 +42,27 @@ def quantize(spec: WeightOnly, source: Path, target: Path, calibration: Calibrat
         _quantize_graph(spec, model.graph, kept)
         RemoveUnusedNodesPass()(model)
         model.opset_imports.setdefault(_DOMAIN, 1)
-        beside = f"{path.name}.data"
-        ir.save(model, target / path.name, external_data=beside if (source / beside).exists() else None)
+        weights = f"{path.name}.data"
+        ir.save(model, target / path.name, external_data=weights if (source / weights).exists() else None)
 
 
 def with_small_tables(path: Path, bits: Literal[4, 8]) -> onnx.ModelProto:
-    """A graph whose look-ups alone are quantized, in blocks of 32, scales and zero points of the least error."""
+    """Load a graph and quantize only its look-ups, in blocks of 32 with the least error."""
     spec, model = WeightOnly(bits=bits), ir.load(path)
     for node, matrix in _lookups(model.graph).items():
         if all(user.op_type == "Gather" for user, _ in matrix.value.uses()):  # a tied output layer needs it whole
-            _put(model.graph, node, _lookup(node, matrix, _store(spec, model.graph, matrix, bits, joined=True)))
+            _put(model.graph, node, _lookup(spec, node, matrix, _store(spec, model.graph, matrix, bits, joined=True)))
     RemoveUnusedNodesPass()(model)
     model.opset_imports.setdefault(_DOMAIN, 1)
     return ir.to_proto(model)
 
 
-# ── what there is to quantize ────────────────────────────────────────────────────────────────────
+# ── finding matrices ─────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A constant [N, K], as MatMulNBits has it; ``transposed``: the graph holds [K, N]."""
+    """A constant [N, K], as MatMulNBits has it. transposed: the graph holds [K, N]."""
 
     value: ir.Value
     transposed: bool
@@ -84,12 +84,12 @@ def _products(graph: ir.Graph) -> dict[ir.Node, _Matrix]:
 
 
 def _lookups(graph: ir.Graph) -> dict[ir.Node, _Matrix]:
-    """Those whose rows are whole blocks."""
+    """Return the look-ups in tables whose rows are whole blocks."""
     return {node: matrix for node in graph if (matrix := _table(node)) and matrix.shape[1] % blocks.SMALLEST == 0}
 
 
 def _factor(node: ir.Node) -> _Matrix | None:
-    """What a MatMul, or a Gemm that only adds a bias, multiplies with."""
+    """Return the constant factor of a MatMul, or of a Gemm that only adds a bias."""
     if node.op_type not in ("MatMul", "Gemm") or node.domain:
         return None
     transposed = False
@@ -103,7 +103,7 @@ def _factor(node: ir.Node) -> _Matrix | None:
 
 
 def _table(node: ir.Node) -> _Matrix | None:
-    """What a Gather takes rows of."""
+    """Return the constant from which a Gather takes rows."""
     if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) != 0:
         return None
     return _matrix(node.inputs[0], transposed=False)
@@ -116,33 +116,34 @@ def _matrix(value: ir.Value | None, *, transposed: bool) -> _Matrix | None:
     constant = value.const_value if value is not None and value.is_initializer() else None
     if value is None or constant is None or len(constant.shape) != 2 or constant.dtype != ir.DataType.FLOAT:
         return None
-    found = _Matrix(value, transposed)
-    return found if found.shape[1] >= blocks.SMALLEST else None
+    matrix = _Matrix(value, transposed)
+    return matrix if matrix.shape[1] >= blocks.SMALLEST else None
 
 
-def _costly(products: dict[ir.Node, _Matrix]) -> set[ir.Node]:
-    """The products that llama.cpp keeps at more bits (`use_more_bits`): values and second feed-forward matrices of the
-    first and the last eighth of the layers, and of every third between.
+def _precise(products: dict[ir.Node, _Matrix]) -> set[ir.Node]:
+    """Return the products that llama.cpp keeps at more bits (`use_more_bits`).
 
-    Told by their shapes, for traced graphs have no names: the second feed-forward matrix is the one with most columns,
-    and the first products of a layer, which share their input, are queries, keys, values, or all of them in one.
+    These are the values and the second feed-forward matrices of the first and the last eighth of the layers, and of
+    every third layer between. Traced graphs have no names, so shapes identify them: the second feed-forward matrix has
+    the most columns; the first products of a layer, which share their input, are queries, keys and values, or all of
+    them in one.
     """
     nodes, most = list(products), max((matrix.shape[1] for matrix in products.values()), default=0)
     ends = [place for place, node in enumerate(nodes) if products[node].shape[1] == most]
-    count, found = len(ends), set()
+    count, kept = len(ends), set()
     for layer, (start, end) in enumerate(pairwise([-1, *ends])):
         if layer < count // 8 or layer >= 7 * count // 8 or (layer - count // 8) % 3 == 2:
             first = nodes[start + 1].inputs[0]
-            found |= {[node for node in nodes[start + 1 : end + 1] if node.inputs[0] is first][-1], nodes[end]}
-    return found
+            kept |= {[node for node in nodes[start + 1 : end + 1] if node.inputs[0] is first][-1], nodes[end]}
+    return kept
 
 
-# ── what becomes of it ───────────────────────────────────────────────────────────────────────────
+# ── replacing them ───────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A matrix in blocks; packed, scales, zero points: the graph's constants that hold them."""
+    """A matrix in blocks. values: the graph's constants packed, scales and zero points."""
 
     blocks: Blocks
     values: list[ir.Value]
@@ -157,20 +158,20 @@ def _quantize_graph(spec: WeightOnly, graph: ir.Graph, kept: Set[str]) -> None:
     tables = {*lookups.values(), *(matrix for node, matrix in products.items() if node.outputs[0] in graph.outputs)}
     inner = {node: matrix for node, matrix in products.items() if matrix not in tables}
     mixed = spec.algorithm == "k_quant_mixed"
-    costly = {inner[node] for node in _costly(inner)} if mixed else set()
-    costly |= {matrix for matrix in inner.values() if matrix.value.name in kept}
-    bits = dict.fromkeys(tables, spec.table_bits or (8 if mixed else spec.bits)) | dict.fromkeys(costly, 8)
+    precise = {inner[node] for node in _precise(inner)} if mixed else set()
+    precise |= {matrix for matrix in inner.values() if matrix.value.name in kept}
+    bits = dict.fromkeys(tables, spec.table_bits or (8 if mixed else spec.bits)) | dict.fromkeys(precise, 8)
     stored: dict[_Matrix, _Stored] = {}
     for node, matrix in [*products.items(), *lookups.items()]:
         if matrix not in stored:
             joined = matrix not in products.values()
             stored[matrix] = _store(spec, graph, matrix, bits.get(matrix, spec.bits), joined=joined)
-        found = stored[matrix]
-        _put(graph, node, _product(spec, node, matrix, found) if node in products else _lookup(node, matrix, found))
+        new = _product if node in products else _lookup
+        _put(graph, node, new(spec, node, matrix, stored[matrix]))
 
 
 def _kept(spec: WeightOnly, path: Path, graph: ir.Graph, calibration: Calibration | None) -> Set[str]:
-    """The inner matrices that keep 8 bits."""
+    """Return the inner matrices that keep 8 bits."""
     assert calibration is not None, "sensitive matrices are found by measuring"
     looked_up = set(_lookups(graph).values())
     inner = {
@@ -183,9 +184,9 @@ def _kept(spec: WeightOnly, path: Path, graph: ir.Graph, calibration: Calibratio
         restored = blocks.dequantize(_round(spec, matrix, spec.bits), matrix.shape[1])
         return restored.T if matrix.transposed else restored
 
-    what = f"{path.name} {spec.algorithm} {spec.block_size}"
+    key = f"{path.name} {spec.algorithm} {spec.block_size}"
     trials = {str(matrix.value.name): (lambda matrix=matrix: rounded(matrix)) for matrix in inner}
-    return sensitivity.costliest(calibration.costs(what, path, trials), spec.sensitive)
+    return sensitivity.costliest(calibration.costs(key, path, trials), spec.sensitive)
 
 
 def _put(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
@@ -194,12 +195,14 @@ def _put(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
 
 
 def _store(spec: WeightOnly, graph: ir.Graph, matrix: _Matrix, bits: int, *, joined: bool) -> _Stored:
-    """joined: a row's blocks in one axis, as look-ups want them; products have an axis of blocks."""
-    found = _round(spec, matrix, bits)
-    packed = found.packed.reshape(len(found.packed), -1) if joined else found.packed
-    parts = {f"q{bits}": packed, "scales": found.scales, "zero_points": found.zero_points}
+    """Round a matrix and add its constants. joined: a row's blocks share an axis (look-ups); otherwise they have one
+    (products).
+    """
+    rounded = _round(spec, matrix, bits)
+    packed = rounded.packed.reshape(len(rounded.packed), -1) if joined else rounded.packed
+    parts = {f"q{bits}": packed, "scales": rounded.scales, "zero_points": rounded.zero_points}
     values = [_constant(graph, f"{matrix.value.name}_{name}", part) for name, part in parts.items() if part is not None]
-    return _Stored(found, values)
+    return _Stored(rounded, values)
 
 
 def _round(spec: WeightOnly, matrix: _Matrix, bits: int) -> Blocks:
@@ -223,9 +226,11 @@ def _product(spec: WeightOnly, node: ir.Node, matrix: _Matrix, stored: _Stored) 
     return [ir.node("MatMulNBits", inputs, attributes, domain=_DOMAIN, name=node.name)]
 
 
-def _lookup(node: ir.Node, matrix: _Matrix, stored: _Stored) -> Sequence[ir.Node]:
-    """A table that MatMulNBits reads too has its blocks in an axis of their own: a look-up joins them, as
-    onnxruntime-genai's builder does."""
+def _lookup(spec: WeightOnly, node: ir.Node, matrix: _Matrix, stored: _Stored) -> Sequence[ir.Node]:
+    """Return the nodes of a look-up. If the table is shared with a MatMulNBits, first join the blocks of a row.
+
+    onnxruntime-genai's builder does the same.
+    """
     packed, *scales = stored.values
     attributes = {"gather_axis": 0, "quantize_axis": 1, **stored.attributes}
     if packed.shape is not None and len(packed.shape) == 2:

@@ -1,4 +1,4 @@
-"""What the bench stages of labels and of text have in common: who is timed on which rows, and what is written of it."""
+"""Time models of either kind of task: choose the rows, start the processes, write the results."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ Answers = Mapping[str, list[int]]
 
 
 class BenchSession:
-    """A seeded sample of eval rows, the same for all models; everything runs on the CPU with ``bench.threads`` threads.
+    """Time models on a seeded sample of eval rows, the same for all, on the CPU with ``bench.threads`` threads.
 
-    The teacher is timed under its full context: in PyTorch, with and without its prompt cached; and as a service would
-    run it, in onnxruntime-genai with int4 weights and its prompt cached, where that can be had. The headline compares
-    with the fastest that has its prompt cached. What is counted where: `distillctl.runtimes.worker`; how turns are
-    taken: `distillctl.runtimes.interleaved`.
+    The teacher is timed under its full context: in PyTorch, with and without its prompt cached; and, where possible, in
+    onnxruntime-genai with int4 weights and its prompt cached, as a service would run it. The headline compares with the
+    fastest teacher that has its prompt cached. `distillctl.runtimes.worker` says what is counted,
+    `distillctl.runtimes.interleaved` how models take turns.
     """
 
     def __init__(self, recipe: Recipe, workspace: Workspace) -> None:
@@ -61,13 +61,13 @@ class BenchSession:
         )
         self._limits = {"threads": settings.used_threads, "cpus": machine.cpus(settings.used_threads)}
         self._views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
-        # Over again when there are fewer rows than queries.
+        # Rows repeat if there are fewer of them than queries.
         order = np.random.default_rng(recipe.seed).permutation(len(self._views.id))
         self._sample: list[int] = np.resize(order, self.plan.rows).tolist()
 
     @property
     def rows(self) -> list[str]:
-        """Row id of each query."""
+        """Return the row id of each query."""
         return [self._views.id[row] for row in self._sample]
 
     def facts(self, stage: str) -> dict[str, Any]:
@@ -79,9 +79,11 @@ class BenchSession:
     def teachers(
         self, build: Callable[[HuggingFaceTeacher, ModelSource, int], Path | None], **task: Any
     ) -> dict[str, Job]:
-        """build: teacher and number of positions → the folder of its graph for onnxruntime-genai, or None;
-        task: what the worker wants to know of the task. None for a served teacher: what its requests took while
-        it was collected from depends on network and load, and is told apart (`teacher.served` in collect's facts)."""
+        """Return the jobs that time the teacher. None for a served teacher, whose times depend on network and load.
+
+        build: teacher and number of positions → the folder of its graph for onnxruntime-genai, or None. task: what the
+        worker has to know about the task.
+        """
         if not isinstance(self.recipe.teacher, HuggingFaceTeacher):
             return {}
         source, threads = model_source.teacher(self.recipe), self.recipe.bench.used_threads
@@ -117,7 +119,7 @@ class BenchSession:
         place = AnswerPlace(**self.facts("collect")["answer_place"]["full"])
         prompted = teacher_tokens.read(spec, source, texts, place, task.get("label_words"))
         vocabulary = prompted.pop("vocabulary")
-        longest = len(prompted["context"]) + max(map(len, prompted["own"].values()))
+        longest = len(prompted["context"]) + max(map(len, prompted["suffixes"].values()))
         folder = build(spec, source, longest + task.get("limit", 0))
         if folder is None:
             return {}
@@ -127,12 +129,12 @@ class BenchSession:
             with WorkerProcess("teacher_genai", job) as worker:
                 worker.run(0, 1)
         except UnavailableError as error:  # a graph that was built may still be one that the runtime cannot run
-            console.note(f"bench: the teacher is timed in PyTorch alone: {error.what.splitlines()[-1]}")
+            console.note(f"bench: the teacher is timed in PyTorch only: {error.what.splitlines()[-1]}")
             return {}
         return {"teacher_genai": job}
 
     def student(self, name: str, runtime: str, **task: Any) -> dict[str, Job]:
-        """One of `FOLDERS`, run by ``runtime``."""
+        """Return the job that times one of `FOLDERS` in ``runtime``."""
         texts = [self._views.simplified[row] for row in self._sample]
         folder = str(self.workspace.folder(FOLDERS[name]))
         device = self.recipe.bench.device
@@ -149,9 +151,9 @@ class BenchSession:
     ) -> StageOutput:
         """Time all models, and return the result to commit.
 
-        expected: model → the answers on record; the cached teacher has to answer as the uncached one does, where both
-        did. columns: what the samples keep of the answers. more: figures of a model besides those every task has.
-        reads: model → the bytes of weights it reads for a token, to compare with what the memory can do.
+        expected: model → the recorded answers. The cached teacher is expected to answer as the uncached one does.
+        columns: columns of answers for the samples. more: further figures of a model. reads: model → bytes of weights
+        that it reads per token, to compare with the memory's bandwidth.
         """
         before, settings = machine.describe(), self.recipe.bench
         console.note(
@@ -163,11 +165,11 @@ class BenchSession:
             runs = measure(jobs, self.plan, lambda name: bar.advance(model=name))
         quantize = self.facts("quantize")
         models = {
-            name: self._sizes(name, jobs[name], found)
+            name: self._sizes(name, jobs[name], model_runs)
             | model_facts.described(name, self.recipe, quantize)
-            | figures(found)
-            | more(found)
-            for name, found in runs.items()
+            | figures(model_runs)
+            | more(model_runs)
+            for name, model_runs in runs.items()
         }
         shares = self._agreement(runs, expected)
         facts: dict[str, Any] = {
@@ -182,32 +184,33 @@ class BenchSession:
             facts["memory_bytes_per_second"] = max(passes + self._memory())
             self._share(models, reads, facts["memory_bytes_per_second"])
         if device := settings.device:
-            told = {"name": settings.profile, "host": "this host, not a phone", **device.model_dump(mode="json")}
-            facts["profile"] = told | {"lengths": lengths.measure(jobs["deployed"], device.context_tokens)}
+            described = {"name": settings.profile, "host": "this host, not a phone", **device.model_dump(mode="json")}
+            facts["profile"] = described | {"lengths": lengths.measure(jobs["deployed"], device.context_tokens)}
         if settings.sustained_seconds:
             facts["sustained"] = sustained.measure(jobs["deployed"], settings.sustained_seconds)
         for name, share in facts["agreement"].items():
             if share is not None and share < LEAST_AGREEMENT and name != "teacher_genai":  # it is quantized
-                console.warn(f"{name} gave the expected answer in {share:.1%} of its timed queries only: look into it")
+                console.warn(f"{name} gave the expected answer in only {share:.1%} of its timed queries")
         with tempfile.TemporaryDirectory() as scratch:
             logs = self._loadgen(jobs["deployed"], facts, Path(scratch))
             return StageOutput(self._write(facts, runs, columns, logs), facts)
 
     def _memory(self) -> list[float]:
-        """Bytes per second of reading it with the same threads. Taken before and after the models, and the best of it
-        counts: a roof is what can be had."""
+        """Measure the memory bandwidth in bytes per second, with the same threads. The best pass before and after the
+        models counts.
+        """
         with WorkerProcess("memory", {"runtime": "memory", "texts": [""] * PASSES, **self._limits}) as worker:
-            return [answer for [answer] in worker.run(0, PASSES)["answers"]]
+            return [speed for [speed] in worker.run(0, PASSES)["answers"]]
 
     def _share(self, models: Mapping[str, dict[str, Any]], reads: Mapping[str, int], speed: float) -> None:
         """Add to each model's figures its share of the memory bandwidth."""
         for name, weights in reads.items():
             model = models[name]
             view, answer = model["view_tokens"], model["answer_tokens"]
-            # Keys and values grow with the answer: halfway through it counts for all of it.
-            each = weights + model["kv_bytes"] * (view + answer / 2) / (view + answer)
+            # Keys and values grow with the answer: their size halfway through it is the mean.
+            bytes_read = weights + model["kv_bytes"] * (view + answer / 2) / (view + answer)
             rate = model["decode_tokens_per_second"]
-            model["bytes_per_token"], model["bandwidth_share"] = each, rate and rate * each / speed
+            model["bytes_per_token"], model["bandwidth_share"] = bytes_read, rate and rate * bytes_read / speed
 
     def _loadgen(self, deployed: Job, facts: dict[str, Any], folder: Path) -> Path | None:
         """Add MLPerf LoadGen's result on the deployed graph to the facts; leave its logs in ``folder``."""
@@ -215,15 +218,16 @@ class BenchSession:
         if rules is None:
             return None
         console.note(f"MLPerf LoadGen, SingleStream: at least {rules.min_queries:,} queries, {rules.min_seconds:g} s")
-        found = facts["loadgen"] = loadgen.measure("deployed", deployed, **rules.model_dump(), folder=folder)
-        if not found["valid"]:
+        result = facts["loadgen"] = loadgen.measure("deployed", deployed, **rules.model_dump(), folder=folder)
+        if not result["valid"]:
             kept = self.workspace.folder("bench") / LOGS / loadgen.SUMMARY
-            console.warn(f"LoadGen says INVALID ({', '.join(found['unmet'])}): see {kept}")
+            console.warn(f"MLPerf LoadGen's verdict is INVALID ({', '.join(result['unmet'])}): see {kept}")
         return folder
 
     def _sizes(self, name: str, job: Job, runs: Sequence[ProcessRun]) -> dict[str, Any]:
-        """bytes: of the graphs with external data, of PyTorch's teacher its weights as loaded; file_bytes: of its
-        file."""
+        """Return a model's sizes. bytes: of the graphs with their external data, or of PyTorch's weights as loaded;
+        file_bytes: of the teacher's file.
+        """
         if name in FOLDERS:
             return {"bytes": graph_bytes(self.workspace.folder(FOLDERS[name]))}
         if name == "teacher_genai":
@@ -237,7 +241,7 @@ class BenchSession:
         }
 
     def _agreement(self, runs: dict[str, list[ProcessRun]], expected: Mapping[str, Answers]) -> dict[str, float | None]:
-        """Add to each model the share of timed queries with the expected answer."""
+        """Return for each model the share of timed queries with the expected answer."""
         shares: dict[str, float | None] = {}
         if "teacher" in runs:
             shares["teacher_cached"] = agreement(runs["teacher_cached"], _by_query(runs["teacher"]))
@@ -257,12 +261,12 @@ class BenchSession:
     ) -> list[str]:
         tables = {
             name: {
-                "process": [run.process for run in found for _ in run.queries],
-                "query": [query for run in found for query in run.queries],
-                "milliseconds": [ms for run in found for ms in run.milliseconds],
-                **columns(found),
+                "process": [run.process for run in model_runs for _ in run.queries],
+                "query": [query for run in model_runs for query in run.queries],
+                "milliseconds": [ms for run in model_runs for ms in run.milliseconds],
+                **columns(model_runs),
             }
-            for name, found in runs.items()
+            for name, model_runs in runs.items()
         }
         models = {
             name: {
@@ -271,10 +275,10 @@ class BenchSession:
                 "runs": [
                     {**run.loaded, "first_ms": run.first_ms, "warmup_ms": run.warmup_ms, "n": len(run.queries)}
                     | {kind: getattr(run, kind) for kind in MEMORY}
-                    for run in found
+                    for run in model_runs
                 ],
             }
-            for name, found in runs.items()
+            for name, model_runs in runs.items()
         }
         # rows: the query of a sample → the id of its example
         results = {**facts, "models": models, "versions": versions(), "rows": self.rows}

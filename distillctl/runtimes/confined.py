@@ -21,8 +21,8 @@ from distillctl.untrusted import limits
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.5
 LEAST_SECONDS, START_UPS = 2.0, 6.0
-"""Processor time that any graph gets beyond what its size allows: so many seconds, or so many times what this process
-took to start, on machines that are slow."""
+"""Processor time that any graph gets beyond what its size allows: these seconds or, on a slow machine, this multiple of
+the time that the process took to start."""
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it ended before anyone could be told
+    if os.getppid() != parent:  # it ended before this process watched it
         os._exit(1)
 
 
@@ -50,8 +50,10 @@ def _watch(parent: int) -> None:
 
 
 def limit(data_bytes: int | None = None, seconds: float | None = None) -> None:
-    """From now on this process may hold ``data_bytes`` (heap and private maps that can be written; default: the
-    machine's memory), and take ``seconds`` of processor time more than it has taken, and than `LEAST_SECONDS`."""
+    """Limit the memory (heap and writable private maps) and the processor time of this process.
+
+    data_bytes: default: the machine's memory. seconds: further processor time, added to `LEAST_SECONDS` or more.
+    """
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_DATA, limits.machine_bytes() if data_bytes is None else data_bytes)
     if seconds is not None:
@@ -59,12 +61,12 @@ def limit(data_bytes: int | None = None, seconds: float | None = None) -> None:
         _lower(resource.RLIMIT_CPU, round(1 + used + max(LEAST_SECONDS, START_UPS * used) + seconds))
 
 
-def _lower(what: int, most: int) -> None:
-    """A limit, where it is not lower already. Where a system does not have it, the parent's clock is what is left."""
-    before, hard = resource.getrlimit(what)
-    lowest = min([most, *(value for value in (before, hard) if value != resource.RLIM_INFINITY)])
+def _lower(resource_kind: int, maximum: int) -> None:
+    """Lower a limit unless it is lower already. On systems without it, the parent's timeout remains."""
+    before, hard = resource.getrlimit(resource_kind)
+    lowest = min([maximum, *(value for value in (before, hard) if value != resource.RLIM_INFINITY)])
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(what, (lowest, hard))
+        resource.setrlimit(resource_kind, (lowest, hard))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ import onnxruntime_genai
 from distillctl.runtimes.text_folder import read_json, window
 
 CONFIG = "genai_config.json"
-"""A folder that has it can be run so."""
+"""A folder with this file can be run by onnxruntime-genai."""
 _VALUE_BYTES = 4
-"""Of a key or a value: the builder keeps them in float32 on CPUs, whatever the weights are."""
+"""Bytes of a key's or value's element: on CPUs the builder keeps them in float32, whatever the weights are."""
 
 
 def load(folder: Path, threads: int) -> tuple[Any, dict[str, Any]]:
-    """The model with so many threads, and what genai_config.json says."""
+    """Return the model, running in ``threads`` threads, and the content of genai_config.json."""
     onnxruntime_genai.disable_telemetry_events()
     config = onnxruntime_genai.Config(str(folder))
     options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
@@ -27,18 +27,20 @@ def load(folder: Path, threads: int) -> tuple[Any, dict[str, Any]]:
 
 
 def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
-    """Of keys and values, by what genai_config.json says."""
+    """Return the bytes of keys and values per token. config: the content of genai_config.json."""
     decoder = config["model"]["decoder"]
     size: int = decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
     return 2 * size * _VALUE_BYTES
 
 
 class GenaiDecoder:
-    """A folder with `genai_config.json`, and the graph it names: tokens in, tokens out, the likeliest at each step."""
+    """Decode greedily with the graph that a folder's `genai_config.json` names: tokens in, tokens out."""
 
     def __init__(self, folder: Path, threads: int = 1, max_view: int | None = None, begin: Sequence[int] = ()) -> None:
-        """What its tokenizer does not take from `tokenizer.json`: max_view, tokens at which a view is cut; begin, the
-        special tokens with which it begins."""
+        """Set what its tokenizer does not take from `tokenizer.json`.
+
+        max_view: number of tokens at which a view is cut. begin: special tokens with which a view begins.
+        """
         self._max_view, self._begin = max_view, list(begin)
         self._model, config = load(folder, threads)
         self._context: int = config["model"]["context_length"]
@@ -46,13 +48,15 @@ class GenaiDecoder:
         self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
 
     def encode(self, text: str) -> list[int]:
-        """The view's token ids."""
+        """Return the view's token ids."""
         ids: list[int] = self._begin + self._tokenizer.encode(text).tolist()
         return ids[: self._max_view]
 
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
-        """The answer's token ids, each as soon as it is known. The last one is a stop id, unless ``max_new_tokens`` or
-        the last position came first."""
+        """Yield the answer's token ids as they are decoded.
+
+        The last one is a stop id, unless ``max_new_tokens`` or the last position came first.
+        """
         most = min(len(view) + max_new_tokens, self._context)
         parameters = onnxruntime_genai.GeneratorParams(self._model)
         # It is also the size of the buffers of keys and values, which have to hold a sliding window.
@@ -64,5 +68,5 @@ class GenaiDecoder:
             yield int(generator.get_next_tokens()[0])
 
     def kv_bytes(self, length: int) -> int:
-        """Keys and values of ``length`` tokens."""
+        """Return the bytes of keys and values of ``length`` tokens."""
         return self._per_token * length

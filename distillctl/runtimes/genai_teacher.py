@@ -1,8 +1,8 @@
-"""The prompted teacher in onnxruntime-genai, its prompt cached: one query at a time, without torch.
+"""Run the prompted teacher in onnxruntime-genai with its prompt cached: one query at a time, without torch.
 
-The prompt's tokens run once. A query goes back to their end and runs its own tokens, whatever the query before it has
-written. Which tokens these are, the teacher's own tokenizer has said (`Prompted`); in the time of a query the text is
-tokenized all the same, as a service would have to.
+The prompt's tokens run once. A query rewinds to their end and runs its own tokens, whatever the query before it has
+written. The teacher's own tokenizer provides these tokens (`Prompted`); a query tokenizes its text all the same,
+because a service would have to, and that time counts.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from distillctl.teachers.exclusive import exclusive
 
 @dataclass(frozen=True)
 class Prompted:
-    """Views as the teacher reads them. context: the token ids that all of them begin with; own: by text, those that
-    follow; answers: by text, the token ids of each label after it, empty of a teacher that writes."""
+    """Views as the teacher reads them.
+
+    context: the token ids that all of them begin with. suffixes: text → the ids that follow. answers: text → the token
+    ids of each label after it; empty for `generate`.
+    """
 
     context: Sequence[int]
-    own: Mapping[str, Sequence[int]]
+    suffixes: Mapping[str, Sequence[int]]
     answers: Mapping[str, Sequence[Sequence[int]]]
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest view, with the longest of its labels."""
+        """Return the number of tokens of the longest view with the longest of its labels."""
         return len(self.context) + max(
-            len(ids) + max(map(len, self.answers.get(text, ())), default=0) for text, ids in self.own.items()
+            len(ids) + max(map(len, self.answers.get(text, ())), default=0) for text, ids in self.suffixes.items()
         )
 
 
 class _Cached:
     def __init__(self, folder: Path, threads: int, prompted: Prompted, answer_tokens: int) -> None:
-        """answer_tokens: room behind the longest view."""
+        """Load the model. answer_tokens: number of positions after the longest view."""
         self._prompted = prompted
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._model, self._config = genai.load(folder, threads)
@@ -48,14 +51,14 @@ class _Cached:
         self._generator = onnxruntime_genai.Generator(self._model, parameters)
 
     def read_prompt(self) -> None:
-        """Run the shared tokens, once."""
+        """Run the shared tokens once."""
         if self._prompted.context:
             self._generator.append_tokens(list(self._prompted.context))
 
     def encode(self, text: str) -> list[int]:
-        """The view's token ids that follow the cached prompt."""
+        """Tokenize the text, and return the ids that follow the cached prompt."""
         self._tokenizer.encode(text)
-        return list(self._prompted.own[text])
+        return list(self._prompted.suffixes[text])
 
     def _start(self, ids: Sequence[int]) -> None:
         """Run a view's own tokens after the cached prompt."""
@@ -63,19 +66,21 @@ class _Cached:
         self._generator.append_tokens(list(ids))
 
 
-class GenaiTeacherWriter(_Cached):
-    """Answers greedily, one token after the other."""
+class GenaiTeacherGenerator(_Cached):
+    """Answer greedily, one token after the other."""
 
     def __init__(
         self, folder: Path, threads: int, prompted: Prompted, stop_ids: Sequence[int], max_new_tokens: int
     ) -> None:
-        """stop_ids: the tokens that end an answer."""
+        """Load the model. stop_ids: the tokens that end an answer."""
         super().__init__(folder, threads, prompted, max_new_tokens)
         self._stop_ids = frozenset(stop_ids)
 
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
-        """The answer's token ids, each as soon as it is known. The last one is a stop id, unless ``max_new_tokens``
-        came first. view: from `encode`."""
+        """Yield the answer's token ids as they are decoded.
+
+        The last one is a stop id, unless ``max_new_tokens`` came first. view: from `encode`.
+        """
         self._start(view)
         for _ in range(max_new_tokens):
             self._generator.generate_next_token()
@@ -85,29 +90,35 @@ class GenaiTeacherWriter(_Cached):
                 return
 
     def kv_bytes(self, length: int) -> int:
-        """Keys and values of ``length`` tokens, the prompt's among them."""
+        """Return the bytes of keys and values of ``length`` tokens, the prompt's included."""
         return genai.kv_bytes_per_token(self._config) * length
 
 
 class GenaiTeacherClassifier(_Cached):
-    """Chooses the label whose words are likeliest after the view: the view's own tokens run once, and every label's
-    tokens but its last, one by one."""
+    """Choose the label whose words are likeliest after the view.
+
+    The view's own tokens run once. All tokens of every label but its last one follow one by one.
+    """
 
     def __init__(
         self, folder: Path, threads: int, prompted: Prompted, vocabulary: int, log_prior: Sequence[float] | None
     ) -> None:
-        """vocabulary: logits beyond it are padding. log_prior: natural logs [K], taken off before choosing."""
+        """Load the model.
+
+        vocabulary: number of logits; those beyond it are padding. log_prior: natural logs [K], subtracted before
+        choosing.
+        """
         super().__init__(folder, threads, prompted, 1)
         self._vocabulary = vocabulary
         self._log_prior = None if log_prior is None else np.asarray(log_prior)
 
     def label(self, text: str) -> int:
-        """The index of the chosen label."""
-        found = self.log_probs(text)
-        return int((found if self._log_prior is None else found - self._log_prior).argmax())
+        """Return the index of the chosen label."""
+        log_probs = self.log_probs(text)
+        return int((log_probs if self._log_prior is None else log_probs - self._log_prior).argmax())
 
     def log_probs(self, text: str) -> np.ndarray:
-        """log Pr(label words | view), float32 [K], of exclusive labels and not normalised over them."""
+        """Return log Pr(label words | view), float32 [K], of exclusive labels, not normalised over them."""
         self._start(self.encode(text))
         answers = [tuple(answer) for answer in self._prompted.answers[text]]
         after: dict[tuple[int, ...], np.ndarray] = {(): self._next_log_probs()}
@@ -118,11 +129,11 @@ class GenaiTeacherClassifier(_Cached):
                 self._generator.append_tokens([stem[length - 1]])
                 after[stem[:length]] = self._next_log_probs()
         sums = [sum(after[answer[:place]][token] for place, token in enumerate(answer)) for answer in answers]
-        found: np.ndarray = exclusive(np.array([sums]), answers)[0]
-        return found
+        log_probs: np.ndarray = exclusive(np.array([sums]), answers)[0]
+        return log_probs
 
     def _next_log_probs(self) -> np.ndarray:
-        """Natural logs over the vocabulary, float64 [V], after the tokens so far."""
+        """Return natural logs over the vocabulary, float64 [V], after the tokens so far."""
         logits: Any = self._generator.get_logits()
         last: np.ndarray = np.asarray(logits, np.float64).reshape(-1, logits.shape[-1])[-1, : self._vocabulary]
         last -= last.max()

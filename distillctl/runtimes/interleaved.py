@@ -20,22 +20,25 @@ from distillctl import interrupts
 from distillctl.runtimes.process import WorkerProcess
 
 Job = dict[str, Any]
-"""What a `worker` loads and runs."""
+"""The model and texts for a `worker`, as JSON."""
 
 BLOCK = 5
-"""Queries of a turn: few, so that drift affects all models; more than one, so that caches are warm."""
+"""Queries per turn: few, so that drift affects all models; more than one, so that caches are warm."""
 WARM_SECONDS = 1.0
-"""A model is warm after so many seconds of queries, which fill caches and allocators."""
+"""Seconds of queries after which a model is warm: its caches and allocators are filled."""
 MEMORY = ("peak_rss_bytes", "anonymous_bytes", "mapped_bytes")
 """Keys of the worker's answers."""
 LEAST = 2
-"""Least timed queries per process, even without time."""
+"""Minimum of timed queries per process, even if no time is left."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """queries: timed, per process. warmup: untimed, after the first. seconds: of timed queries, per process.
-    fewer: models that take part in the first so many rounds only."""
+    """Number and time of the queries.
+
+    queries: timed ones per process. warmup: untimed ones after the first. seconds: for timed queries, per process.
+    fewer: model → the number of processes, for models that take part in the first rounds only.
+    """
 
     processes: int
     queries: int
@@ -45,7 +48,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Texts a job needs: the rounds' queries one after another, then those of the warm-up."""
+        """Return how many texts a job needs: the queries of all rounds, then those of the warm-up."""
         return self.processes * self.queries + 1 + self.warmup
 
     @property
@@ -141,7 +144,7 @@ def _time(worker: WorkerProcess, run: ProcessRun, until: int, seconds: float | N
 
 
 def figures(runs: list[ProcessRun]) -> dict[str, Any]:
-    """A model's numbers over all its processes' samples; loading is the processes' median, memory their maximum."""
+    """Return a model's figures over the samples of all processes; the median load time, the maximal memory."""
     samples = np.concatenate([run.milliseconds for run in runs])
     p50, p90, p99 = (float(p) for p in np.percentile(samples, (50, 90, 99)))
     medians = [statistics.median(run.milliseconds) for run in runs]
@@ -164,20 +167,20 @@ def figures(runs: list[ProcessRun]) -> dict[str, Any]:
 
 
 def _warmup_ratio(runs: list[ProcessRun], p50: float) -> float | None:
-    """How much slower than the median the untimed queries after the first were; None where there were none."""
-    warmup = [one for run in runs for one in run.warmup_ms]
+    """Return how many times slower than the median the untimed queries after the first were, or None."""
+    warmup = [milliseconds for run in runs for milliseconds in run.warmup_ms]
     return statistics.median(warmup) / p50 if warmup else None
 
 
-def writing_figures(runs: list[ProcessRun]) -> dict[str, float | None]:
-    """What there is to say besides of a model that writes. Speeds are of all tokens over all their time: those of the
-    views up to the first token of the answer, those of the answers after it. None where no answer has a second token.
+def generation_figures(runs: list[ProcessRun]) -> dict[str, float | None]:
+    """Return a generating model's further figures. Speeds are totals: all tokens over all their time.
 
-    view_tokens, answer_tokens: means of what was run before the first token, and of what was answered.
+    Prefill counts the views' tokens until the answers' first token, decode the answers' later tokens; None if no answer
+    has a second token. view_tokens, answer_tokens: means of the tokens run before the first token, and of the answers.
     """
     view_tokens = np.concatenate([[run.loaded["view_tokens"][query] for query in run.queries] for run in runs])
     times = [np.array(times) for run in runs for times in run.token_ms]
-    first, later = np.array([one[0] for one in times]), np.concatenate([one[1:] for one in times])
+    first, later = np.array([tokens[0] for tokens in times]), np.concatenate([tokens[1:] for tokens in times])
     p50, p90, p99 = np.percentile(later, (50, 90, 99)).tolist() if len(later) else (None, None, None)
     return {
         "first_token_ms": float(np.median(first)),
@@ -193,7 +196,7 @@ def writing_figures(runs: list[ProcessRun]) -> dict[str, float | None]:
 
 
 def agreement(runs: list[ProcessRun], expected: Mapping[int, list[int]]) -> float | None:
-    """The share of queries answered as ``expected`` says for the query; None when none is shared."""
+    """Return the share of queries with the expected answer, or None if ``expected`` has none of them."""
     same = [
         expected[query] == answer
         for run in runs

@@ -1,4 +1,4 @@
-"""Keys and values from step to step, bound to ONNX Runtime so that none of them is copied."""
+"""Pass keys and values from step to step through ONNX Runtime's bindings, without copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnxruntime as ort
 from onnxruntime import OrtValue
 
 NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-"""What graphs put out, as numpy calls it."""
+"""Types of graph outputs → numpy's names for them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Cache:
 
 
 def caches(session: ort.InferenceSession, head_size: int | None = None) -> dict[str, Cache]:
-    """The graph's inputs for keys and values, in its order. head_size: for graphs that do not say it themselves."""
+    """Return the graph's inputs for keys and values, in its order. head_size: for graphs that do not declare it."""
     return {
         value.name: Cache(value.shape[1], head_size or value.shape[3], NUMPY_TYPES[value.type])
         for value in session.get_inputs()
@@ -42,7 +42,7 @@ def caches(session: ort.InferenceSession, head_size: int | None = None) -> dict[
 
 
 def present(name: str) -> str:
-    """The output that takes an input of keys or values further: `past_key_values.0.key` → `present.0.key`."""
+    """Return the output that continues an input: `past_key_values.0.key` → `present.0.key`."""
     return name.replace("past_key_values.", "present.", 1)
 
 
@@ -55,8 +55,11 @@ def greedy(
     stop_ids: Container[int],
     before: Callable[[int], None] = lambda step: None,
 ) -> Iterator[int]:
-    """What follows ``token``, the likeliest at each of at most ``steps`` steps, up to and with a stop id. ``before`` is
-    told each step's number, from 0. A step runs one token: its id and its logits stay in the same places."""
+    """Yield the likeliest next token at each of at most ``steps`` steps, up to and including a stop id.
+
+    token: the first one to run. before: called with each step's number, from 0. Each step runs one token; its id and
+    its logits keep their buffers.
+    """
     output = next(value for value in session.get_outputs() if value.name == "logits")
     last, logits = np.zeros((1, 1), np.int64), np.zeros((1, 1, output.shape[-1]), NUMPY_TYPES[output.type])
     binding.bind_cpu_input("input_ids", last)
@@ -73,18 +76,21 @@ def greedy(
 
 
 class Past(Protocol):
-    """The keys and values of the tokens so far, as one graph wants them."""
+    """The keys and values of the tokens so far, in the layout that one graph wants."""
 
     def bind(self, binding: ort.IOBinding) -> None:
-        """Before the first step and before any other output is bound: past as input, present as output."""
+        """Bind past as input and present as output. Call it before the first step and before binding other outputs."""
 
     def advance(self, binding: ort.IOBinding) -> None:
-        """After a step: its present is the next one's past."""
+        """Make a step's present the next step's past."""
 
 
 class SharedBuffers:
-    """For GroupQueryAttention: past and present are the same memory, as long as the answer may become, so that a step
-    writes its own positions and nothing else. The graph takes the length in use from the attention mask."""
+    """Past and present in the same memory, for GroupQueryAttention.
+
+    The buffers are as long as the answer may become, and a step writes only its own positions. The graph takes the
+    length in use from the attention mask.
+    """
 
     def __init__(self, inputs: Mapping[str, Cache], length: int) -> None:
         self.length = length
@@ -97,11 +103,11 @@ class SharedBuffers:
             binding.bind_ortvalue_output(present(name), buffer)
 
     def advance(self, binding: ort.IOBinding) -> None:
-        """Nothing is left to do: present was written where past is read."""
+        """Do nothing: the present was written where the past is read."""
 
 
 class SwappedOutputs:
-    """For any graph: what one step put out goes into the next one."""
+    """Feed the outputs of one step into the next one, for any graph."""
 
     def __init__(self, inputs: Mapping[str, Cache]) -> None:
         self._empty = {name: cache.zeros(0) for name, cache in inputs.items()}
@@ -115,7 +121,7 @@ class SwappedOutputs:
         self.take(binding, binding.get_outputs())  # in the order in which they were first bound
 
     def take(self, binding: ort.IOBinding, past: Sequence[OrtValue]) -> None:
-        """Go on from these, in the order of the inputs; what follows them is left alone."""
+        """Continue from these values, in the order of the inputs. Values after them are ignored."""
         for name, value in zip(self._empty, past, strict=False):
             binding.bind_ortvalue_input(name, value)
             binding.bind_output(present(name))

@@ -19,12 +19,11 @@ QUERIES, SECONDS = 30, 5.0
 
 
 def measure(job: Job, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """tokens, p50_ms and n for each length; texts are the job's own, one after another. What a graph refuses has an
-    ``error`` in place of times."""
+    """Return tokens, p50_ms and n for each length, of texts made from the job's own; or ``error`` if a run fails."""
     tokenizer = Tokenizer.from_file(str(Path(job["folder"]) / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    found = []
+    timings = []
     for length in lengths:
         text = _text(tokenizer, job["texts"], length)
         tokens = len(tokenizer.encode(text).ids)
@@ -34,14 +33,14 @@ def measure(job: Job, lengths: Sequence[int]) -> list[dict[str, Any]]:
                 times = [sum(ms) for ms in worker.run(2, QUERIES, SECONDS)["token_ms"]]
             except UnavailableError as problem:
                 console.warn(str(problem))
-                found.append({"tokens": tokens, "error": problem.what.splitlines()[-1]})
+                timings.append({"tokens": tokens, "error": problem.what.splitlines()[-1]})
             else:
-                found.append({"tokens": tokens, "p50_ms": statistics.median(times), "n": len(times)})
-    return found
+                timings.append({"tokens": tokens, "p50_ms": statistics.median(times), "n": len(times)})
+    return timings
 
 
 def _text(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> str:
-    """At most ``length`` tokens, special ones included, and as near to that as whole words allow."""
+    """Return a text of at most ``length`` tokens, special ones included, as close to it as whole words allow."""
     words: list[str] = []
     source = [word for text in texts for word in text.split()] or ["a"]
     while len(tokenizer.encode(" ".join(words)).ids) < length:

@@ -1,9 +1,9 @@
-"""MLPerf LoadGen's SingleStream on one model: its rules, its clock, its verdict; ``python -m`` is the worker.
+"""Run MLPerf LoadGen's SingleStream scenario on one model; ``python -m`` starts the worker.
 
 LoadGen issues the next query when the last one is answered, until both ``min_queries`` and ``min_seconds`` are reached,
-and says VALID where its rules are kept. A query is a text that it draws from all of them; the answer is complete when
-its last token is known, and of a model that writes LoadGen is told of the first token too. Its overhead is some 20 µs
-of a query, and part of it. https://github.com/mlcommons/inference/tree/master/loadgen
+and says VALID if its rules were kept. A query is a text that it draws; the answer is complete with its last token.
+LoadGen also hears of the first token of a generated answer. Its overhead, about 20 µs per query, is included.
+https://github.com/mlcommons/inference/tree/master/loadgen
 """
 
 from __future__ import annotations
@@ -28,59 +28,59 @@ RULES = {
     "min_queries": "result_min_queries_met",
     "early_stopping": "early_stopping_met",
 }
-"""What a valid result has kept → the log's key for it."""
+"""Rule of a valid result → the log's key for it."""
 FIRST = "result_first_token_90.00_percentile_latency_ns"
 PERCENTILE = 0.9
 """SingleStream's metric; its early-stopping estimate is LoadGen's own."""
 WARMUP = 10
 """Queries before the test, which LoadGen does not see."""
 SLOWER_THAN_PLANNED = 20
-"""A test may take so many times ``min_seconds``, and a query a second, before it counts as hanging."""
+"""A test counts as hanging after this many times ``min_seconds``, plus a second per query."""
 
 
 def require() -> None:
-    """UnavailableError where LoadGen is not installed."""
+    """Raise UnavailableError if LoadGen is not installed."""
     if importlib.util.find_spec("mlperf_loadgen") is None:
         raise UnavailableError("MLPerf LoadGen is not installed", next="pip install 'distillctl[loadgen]'")
 
 
 def measure(name: str, job: Job, *, min_queries: int, min_seconds: float, folder: Path) -> dict[str, Any]:
-    """Run the test in a fresh process, leave LoadGen's logs in ``folder``, and give its findings.
+    """Run the test in a fresh process, leave LoadGen's logs in ``folder``, and return its findings.
 
-    valid: LoadGen's verdict; unmet: the rules that were not kept. p90_ms, mean_ms, p50_ms, p99_ms: of queries;
-    first_token_p90_ms: of a model that writes. early_stopping_p90_ms: what LoadGen vouches for, None where it does not.
+    valid: LoadGen's verdict. unmet: the rules that were not kept. p90_ms, mean_ms, p50_ms, p99_ms: of queries.
+    first_token_p90_ms: for `generate`. early_stopping_p90_ms: LoadGen's estimate, or None.
     """
     rules = {"min_queries": min_queries, "min_seconds": min_seconds, "writes": job["runtime"] == "onnx_text"}
     limit = SLOWER_THAN_PLANNED * min_seconds + min_queries
     with WorkerProcess(name, job, module=__name__) as worker:
-        ran = worker.ask({**rules, "folder": str(folder)}, limit)
+        totals = worker.ask({**rules, "folder": str(folder)}, limit)
     for extra in folder.iterdir():
         if extra.name not in (SUMMARY, DETAIL):
-            extra.unlink()  # of accuracy runs, and traces: empty
-    return {**findings((folder / DETAIL).read_text(encoding="utf-8")), **ran, **rules}
+            extra.unlink()  # empty: logs of accuracy runs, and traces
+    return {**findings((folder / DETAIL).read_text(encoding="utf-8")), **totals, **rules}
 
 
 def findings(detail: str) -> dict[str, Any]:
-    """What LoadGen's detailed log says of the result; nanoseconds become milliseconds."""
-    said = {
+    """Extract the result from LoadGen's detailed log; nanoseconds become milliseconds."""
+    results = {
         line["key"]: line["value"]
         for line in (json.loads(text.removeprefix(MARK)) for text in detail.splitlines() if text.startswith(MARK))
     }
 
     def milliseconds(key: str) -> float | None:
-        return said[key] / 1e6 if said.get(key) else None
+        return results[key] / 1e6 if results.get(key) else None
 
     return {
-        "version": said["loadgen_version"],
-        "valid": said["result_validity"] == "VALID",
-        "unmet": [rule for rule, key in RULES.items() if not said[key]],
-        "queries": said["result_query_count"],
+        "version": results["loadgen_version"],
+        "valid": results["result_validity"] == "VALID",
+        "unmet": [rule for rule, key in RULES.items() if not results[key]],
+        "queries": results["result_query_count"],
         "p90_ms": milliseconds("result_90.00_percentile_latency_ns"),
         "p50_ms": milliseconds("result_50.00_percentile_latency_ns"),
         "p99_ms": milliseconds("result_99.00_percentile_latency_ns"),
         "mean_ms": milliseconds("result_mean_latency_ns"),
-        # with tokens that key holds the first token's
-        "early_stopping_p90_ms": None if FIRST in said else milliseconds("early_stopping_latency_ss"),
+        # if tokens are timed, this key holds the first token's
+        "early_stopping_p90_ms": None if FIRST in results else milliseconds("early_stopping_latency_ss"),
         "first_token_p90_ms": milliseconds(FIRST),
     }
 
@@ -89,7 +89,7 @@ def findings(detail: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The job as `worker` has it, then one line of rules, which is answered when the test is over."""
+    """Read a job like `worker`'s, then lines of rules; run a test for each, and answer when it is over."""
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
@@ -109,7 +109,7 @@ def _test(
     settings.single_stream_target_latency_percentile = PERCENTILE
     settings.min_query_count, settings.min_duration_ms = min_queries, round(1e3 * min_seconds)
     settings.use_token_latencies = writes
-    # From it LoadGen plans how many queries it may need, and gives up when they run out.
+    # LoadGen derives the number of queries it may need from this, and gives up when they run out.
     settings.single_stream_expected_latency_ns = _shortest_ns(query, texts) // 2
     logs = loadgen.LogSettings()
     logs.log_output.outdir, logs.enable_trace = folder, False
@@ -125,14 +125,14 @@ def _test(
                     tokens += 1
                     if writes and tokens == 1:
                         loadgen.FirstTokenComplete([loadgen.QuerySampleResponse(sample.id, 0, 0)])
-            except Exception as problem:  # an exception in its callback would end the process without a word
+            except Exception as problem:  # an exception in LoadGen's callback would end the process silently
                 failures.append(problem)
             tokens_in_all += tokens
             loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(sample.id, 0, 0, tokens)])
 
     sut = loadgen.ConstructSUT(issue, lambda: None)
     library = loadgen.ConstructQSL(len(texts), len(texts), lambda samples: None, lambda samples: None)
-    # An audit.config that happens to lie in the current folder would change the rules.
+    # An audit.config in the current folder would change the rules.
     loadgen.StartTestWithLogSettings(sut, library, settings, logs, f"{folder}/no-audit.config")
     loadgen.DestroyQSL(library)
     loadgen.DestroySUT(sut)
@@ -142,7 +142,7 @@ def _test(
 
 
 def _shortest_ns(query: Query, texts: list[str]) -> int:
-    """Of a few queries, which also warm the model up."""
+    """Return the shortest time of a few queries, which also warm the model up."""
     times = []
     for text in texts[:WARMUP]:
         began = time.perf_counter_ns()

@@ -38,14 +38,13 @@ def describe() -> dict[str, Any]:
 
 
 ALIKE = ("cpu", "architecture", "cores", "usable_cores", "flags", "governor", "max_mhz")
-"""What two machines must share before times measured on them say anything about each other."""
+"""Facts that must be equal on two machines before their times may be compared."""
 
 
-def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """Why times recorded on one cannot be compared with those of the other, both as `facts` has them; None if they
-    can."""
-    differ = [key for key in ALIKE if one.get(key) != other.get(key)]
-    return "; ".join(f"{key}: {_short(one.get(key))} / {_short(other.get(key))}" for key in differ) or None
+def unlike(machine: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Say why times from two machines cannot be compared, both as `describe` returns them; None if they can."""
+    differ = [key for key in ALIKE if machine.get(key) != other.get(key)]
+    return "; ".join(f"{key}: {_short(machine.get(key))} / {_short(other.get(key))}" for key in differ) or None
 
 
 def _short(value: Any) -> str:
@@ -53,8 +52,7 @@ def _short(value: Any) -> str:
 
 
 def cpus(threads: int, seconds: float = 0.2) -> list[int]:
-    """As many of the usable CPUs as there are threads, those with the least to do for so many seconds. Empty where a
-    process cannot choose."""
+    """Return ``threads`` usable CPUs, those that are least busy during ``seconds``; none if a process cannot choose."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     busy = psutil.cpu_percent(seconds, percpu=True)
     return sorted(sorted(usable, key=lambda cpu: busy[cpu] if cpu < len(busy) else 0.0)[:threads])

@@ -16,10 +16,10 @@ from distillctl.runtimes.text_folder import TextFolder, read_json, window
 
 
 class OnnxDecoder(TextFolder):
-    """A folder with `model.onnx` and what `TextFolder` reads: tokens in, tokens out, the likeliest at each step.
+    """Decode greedily with a folder's `model.onnx`: tokens in, tokens out.
 
-    Past and present share their memory where `genai_config.json` says that the graph allows it. One query at a time:
-    they share it too.
+    Past and present share their memory if `genai_config.json` says that the graph allows it. Queries share it too, so
+    run one at a time.
     """
 
     def __init__(self, folder: Path, threads: int = 1, suffix: str = ".onnx") -> None:
@@ -34,8 +34,11 @@ class OnnxDecoder(TextFolder):
         self._buffers: SharedBuffers | None = None
 
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
-        """The answer's token ids, each as soon as it is known, the first after the whole view has run. The last one is
-        a stop id, unless ``max_new_tokens`` or `max_length` came first. DataError when the view leaves no room."""
+        """Yield the answer's token ids as they are decoded. Raise DataError if the view leaves no room.
+
+        The first one comes after the whole view has run. The last one is a stop id, unless ``max_new_tokens`` or
+        `max_length` came first.
+        """
         steps = min(max_new_tokens, self.max_length - len(view))
         if steps < 1:
             raise self.too_long(view)
@@ -49,18 +52,20 @@ class OnnxDecoder(TextFolder):
         yield from key_values.greedy(self._session, binding, past, token, steps - 1, self.stop_ids, bind)
 
     def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
-        """The logits that predict each token of ``response`` after ``view``, float32 [R, V], in one pass."""
+        """Return the logits that predict each token of ``response`` after ``view``, float32 [R, V], in one pass."""
         ids = [*view, *response[:-1]]
         logits = self._prefill(self._session.io_binding(), self._past(len(ids)), ids)
         return logits[0, len(view) - 1 :].astype(np.float32, copy=False)
 
     def kv_bytes(self, length: int) -> int:
-        """Keys and values of ``length`` tokens."""
+        """Return the bytes of keys and values of ``length`` tokens."""
         return sum(cache.bytes_per_token for cache in self._caches.values()) * length
 
     def _past(self, length: int) -> Past:
-        """Empty, with room for ``length`` tokens. Shared buffers are kept from query to query; layers that look back
-        over a window refuse any with less room than that."""
+        """Return an empty past with room for ``length`` tokens.
+
+        Shared buffers are kept from query to query. Sliding-window layers refuse buffers shorter than their window.
+        """
         if not self._shares:
             return SwappedOutputs(self._caches)
         if self._buffers is None or self._buffers.length < length:
@@ -68,7 +73,7 @@ class OnnxDecoder(TextFolder):
         return self._buffers
 
     def _prefill(self, binding: ort.IOBinding, past: Past, ids: Sequence[int]) -> np.ndarray:
-        """Logits [1, T, V] of ``ids`` after an empty past."""
+        """Return logits [1, T, V] of ``ids`` after an empty past."""
         past.bind(binding)
         binding.bind_output("logits")
         binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
@@ -79,7 +84,7 @@ class OnnxDecoder(TextFolder):
         return logits
 
     def _bind_positions(self, binding: ort.IOBinding, length: int, new: int) -> None:
-        """``new`` tokens after ``length`` others."""
+        """Bind mask and positions of ``new`` tokens after ``length`` others."""
         binding.bind_cpu_input("attention_mask", np.ones((1, length + new), np.int64))
         if self._has_positions:
             binding.bind_cpu_input("position_ids", np.arange(length, length + new, dtype=np.int64)[None])

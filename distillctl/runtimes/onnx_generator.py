@@ -1,4 +1,4 @@
-"""Whichever of the two kinds of graph a folder holds."""
+"""Open a folder's generating graph, a decoder or an encoder–decoder."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ ENCODER_DECODER = "decoder_model_merged.onnx"
 
 
 def open_generator(folder: Path, threads: int = 1, suffix: str = ".onnx") -> OnnxGenerator:
-    """The folder's graph, ready to be asked; suffix: ".ort" for those in ONNX Runtime's own format."""
+    """Load the folder's graph. suffix: ".ort" for graphs in ONNX Runtime's own format."""
     return (OnnxSeq2Seq if (folder / ENCODER_DECODER).exists() else OnnxDecoder)(folder, threads, suffix)

@@ -15,10 +15,10 @@ from distillctl.runtimes.text_folder import UNLIMITED, TextFolder
 
 
 class OnnxSeq2Seq(TextFolder):
-    """A folder with `encoder_model.onnx`, `decoder_model_merged.onnx` and what `TextFolder` reads.
+    """Decode greedily with a folder's `encoder_model.onnx` and `decoder_model_merged.onnx`.
 
-    The decoder's graph makes the cross-attention's keys and values of those encoder positions that its past lacks: the
-    first step makes all of them, later ones none.
+    The decoder's graph computes the cross-attention's keys and values for those encoder positions that its past lacks:
+    the first step computes all of them, later ones none.
     """
 
     def __init__(self, folder: Path, threads: int = 1, suffix: str = ".onnx") -> None:
@@ -28,15 +28,18 @@ class OnnxSeq2Seq(TextFolder):
         self._encoder = session(folder / f"encoder_model{suffix}", threads)
         self._decoder = session(folder / f"decoder_model_merged{suffix}", threads)
         caches = key_values.caches(self._decoder)
-        self._own = {name: cache for name, cache in caches.items() if ".decoder." in name}
-        self._cross = {name: cache for name, cache in caches.items() if ".encoder." in name}
+        self._self_attention = {name: cache for name, cache in caches.items() if ".decoder." in name}
+        self._cross_attention = {name: cache for name, cache in caches.items() if ".encoder." in name}
 
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
-        """The answer's token ids, each as soon as it is known, the first after the encoder has run. The last one is a
-        stop id, unless ``max_new_tokens`` or the last position came first. DataError when the view is too long."""
+        """Yield the answer's token ids as they are decoded. Raise DataError if the view is too long.
+
+        The first one comes after the encoder has run. The last one is a stop id, unless ``max_new_tokens`` or the last
+        position came first.
+        """
         if len(view) > self.max_length:
             raise self.too_long(view)
-        binding, past = self._encode(view), SwappedOutputs(self._own)
+        binding, past = self._encode(view), SwappedOutputs(self._self_attention)
         token = int(self._first_step(binding, past, [self._start])[0, -1].argmax())
         yield token
         self._keep_cross(binding, past)
@@ -44,17 +47,17 @@ class OnnxSeq2Seq(TextFolder):
         yield from key_values.greedy(self._decoder, binding, past, token, steps, self.stop_ids)
 
     def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
-        """The logits that predict each token of ``response`` to ``view``, float32 [R, V], in one pass."""
+        """Return the logits that predict each token of ``response`` to ``view``, float32 [R, V], in one pass."""
         ids = [self._start, *response[:-1]]
-        logits: np.ndarray = self._first_step(self._encode(view), SwappedOutputs(self._own), ids)[0]
+        logits: np.ndarray = self._first_step(self._encode(view), SwappedOutputs(self._self_attention), ids)[0]
         return logits.astype(np.float32, copy=False)
 
     def kv_bytes(self, length: int) -> int:
-        """Keys and values of ``length`` tokens, of view and response together."""
-        return sum(cache.bytes_per_token for cache in self._own.values()) * length
+        """Return the bytes of keys and values of ``length`` tokens, of view and response together."""
+        return sum(cache.bytes_per_token for cache in self._self_attention.values()) * length
 
     def _encode(self, view: Sequence[int]) -> ort.IOBinding:
-        """Run the encoder; the decoder's binding, with what stays the same at all steps."""
+        """Run the encoder, and return the decoder's binding with the inputs that all steps share."""
         ids = np.array([view], np.int64)
         mask = np.ones_like(ids)
         (states,) = self._encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
@@ -64,9 +67,9 @@ class OnnxSeq2Seq(TextFolder):
         return binding
 
     def _first_step(self, binding: ort.IOBinding, past: SwappedOutputs, ids: Sequence[int]) -> np.ndarray:
-        """Logits [1, T, V] of ``ids`` after an empty past; it makes the cross-attention's keys and values."""
+        """Return logits [1, T, V] of ``ids`` after an empty past, and fill the cross-attention's cache."""
         past.bind(binding)
-        for name, cache in self._cross.items():
+        for name, cache in self._cross_attention.items():
             binding.bind_ortvalue_input(name, cache.zeros(0))
             binding.bind_output(key_values.present(name))
         binding.bind_output("logits")
@@ -76,9 +79,11 @@ class OnnxSeq2Seq(TextFolder):
         return logits
 
     def _keep_cross(self, binding: ort.IOBinding, past: SwappedOutputs) -> None:
-        """After the first step: its keys and values for cross-attention are the later steps' past, and no output."""
+        """Make the first step's cross-attention outputs the later steps' past, and bind them no more."""
         outputs = binding.get_outputs()
         binding.clear_binding_outputs()
         past.take(binding, outputs)
-        for name, value in zip(self._cross, outputs[len(self._own) :], strict=False):  # logits follow
+        for name, value in zip(
+            self._cross_attention, outputs[len(self._self_attention) :], strict=False
+        ):  # logits follow
             binding.bind_ortvalue_input(name, value)

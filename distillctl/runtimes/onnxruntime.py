@@ -17,11 +17,11 @@ ERRORS = tuple(
     for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented",
                  "RuntimeException")
 )  # fmt: skip
-"""What ONNX Runtime raises for a graph that does not open or run; they have no other type in common than Exception."""
+"""Exceptions of ONNX Runtime for a graph that does not open or run; their only common type is Exception."""
 
 
 def session(graph: Path, threads: int) -> ort.InferenceSession:
-    """A CPU session with exactly ``threads`` threads; ONNX Runtime would otherwise size its pool from the machine."""
+    """Return a CPU session with exactly ``threads`` threads. ONNX Runtime's default depends on the machine."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -30,13 +30,15 @@ def session(graph: Path, threads: int) -> ort.InferenceSession:
 
 
 def graph_bytes(folder: Path) -> int:
-    """Size of a folder's graphs, with weights in files of their own if any."""
+    """Return the size of a folder's graphs with their external weights."""
     return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
 
 
 class OnnxClassifier:
-    """A folder with `model.onnx` (``file``), `config.json` and `tokenizer.json`: text in, label logits out. Texts are
-    cut at ``max_length`` tokens, if it is given."""
+    """Classify texts with a folder's graph, `config.json` and `tokenizer.json`.
+
+    max_length: number of tokens at which texts are cut, or None.
+    """
 
     def __init__(self, folder: Path, threads: int = 1, file: str = "model.onnx", max_length: int | None = None) -> None:
         config = limits.read_json(folder / "config.json")
@@ -49,7 +51,7 @@ class OnnxClassifier:
         self._inputs = [value.name for value in self._session.get_inputs()]
 
     def feed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The graph's inputs, int64 [B, T], right-padded."""
+        """Return the graph's inputs for some texts, int64 [B, T], right-padded."""
         encodings = self._tokenizer.encode_batch(list(texts))
         columns = {
             "input_ids": [e.ids for e in encodings],
@@ -59,11 +61,11 @@ class OnnxClassifier:
         return {name: np.asarray(columns[name], dtype=np.int64) for name in self._inputs}
 
     def logits(self, texts: Sequence[str], batch_size: int = 1) -> np.ndarray:
-        """Label logits, float32 [N, K]. Batch 1 by default: dynamic quantization sees its whole batch's range."""
+        """Return label logits, float32 [N, K]. Dynamic quantization depends on the batch, hence batch_size 1."""
         starts = range(0, len(texts), batch_size)
         return np.concatenate([self.run(self.feed(texts[start : start + batch_size])) for start in starts])
 
     def run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
-        """Label logits, float32 [B, K], of the graph's inputs."""
+        """Return label logits, float32 [B, K], of the graph's inputs."""
         logits: np.ndarray = self._session.run(["logits"], feed)[0]
         return logits

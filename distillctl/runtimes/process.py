@@ -30,10 +30,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class WorkerFailed(UnavailableError):
     """A worker died or hangs. reason: one line."""
 
-    def __init__(self, name: str, reason: str, said: Sequence[str]) -> None:
-        """said: the last lines of the worker's stderr."""
-        super().__init__("\n".join([f"the process that measures it {reason}", *said]), where=name)
-        last = said[-1].partition(": ")[2] if said else ""  # of a traceback, behind the exception's name
+    def __init__(self, name: str, reason: str, stderr: Sequence[str]) -> None:
+        """Describe the failure. stderr: the last lines that the worker wrote to it."""
+        super().__init__("\n".join([f"the process that measures it {reason}", *stderr]), where=name)
+        last = stderr[-1].partition(": ")[2] if stderr else ""  # a traceback's last line, without the exception's name
         self.reason = last.strip()[:_SHOWN] or f"its process {reason}"
 
 
@@ -53,10 +53,10 @@ class WorkerProcess:
         env: Mapping[str, str] = {},
         wait: bool = True,
     ) -> None:
-        """Starts the process and waits until its model is ready. UnavailableError when it dies or hangs.
+        """Start the process, and wait until its model is ready. Raise UnavailableError if it dies or hangs.
 
-        module: a worker with its ways. env: of the process, besides this one's. wait: False where several start at a
-        time; then `load` waits.
+        module: the worker's module. env: variables to add. wait: False if several processes start at the same time;
+        call `load` later.
         """
         self.name = name
         self.loaded: dict[str, Any] = {}
@@ -114,7 +114,7 @@ class WorkerProcess:
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # that it died, and of what, is told when its answer is missing
+        with contextlib.suppress(BrokenPipeError):  # it died: `_answer` says of what
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
 
@@ -127,7 +127,7 @@ class WorkerProcess:
             self._process.kill()
 
         timer = threading.Timer(seconds, give_up)
-        timer.daemon = True  # a signal within `start` leaves nobody to cancel it; the command must end all the same
+        timer.daemon = True  # a signal within `start` would leave it running, and the command must still end
         try:
             timer.start()
             answer = self._process.stdout.readline()
@@ -135,17 +135,17 @@ class WorkerProcess:
             timer.cancel()
         if not answer.endswith("\n"):
             raise self._failure(f"gave no answer in {seconds:g} s" if late.is_set() else None)
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        message: dict[str, Any] = json.loads(answer)
+        return message
 
     def _failure(self, reason: str | None) -> WorkerFailed:
         code = self._process.wait()
         if reason is None and code == -signal.SIGKILL:
             reason = "was killed (out of memory?)"
         elif reason is None and code == -signal.SIGXCPU:
-            reason = "took more processor time than it may"
+            reason = "exceeded its limit of processor time"
         elif reason is None:
             reason = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="replace").strip().splitlines()[-8:]
-        return WorkerFailed(self.name, reason, said)
+        stderr = self._stderr.read().decode(errors="replace").strip().splitlines()[-8:]
+        return WorkerFailed(self.name, reason, stderr)

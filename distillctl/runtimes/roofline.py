@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 FLOATS = 64 * 1024**2
-"""256 MB, of which no cache holds a significant share."""
+"""256 MB, much larger than any cache."""
 _READERS = ("MatMulNBits", "MatMul", "FusedMatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul")
 
 
@@ -26,8 +26,8 @@ class Memory:
 
 
 def bytes_per_token(folder: Path) -> int:
-    """Of weights: all that products read. Of a table that is looked up one row counts for nothing."""
-    import onnx_ir  # not where an array is read: a worker holds no more than it must
+    """Return the bytes of weights that matrix products read per token. One row of a looked-up table is ignored."""
+    import onnx_ir  # not at the top: it would count as the memory of a worker that only reads an array
 
     graph = onnx_ir.load(folder / "model.onnx").graph
     read = {value for node in graph if node.op_type in _READERS for value in node.inputs if value is not None}

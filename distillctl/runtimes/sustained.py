@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import Any
 
@@ -10,14 +11,14 @@ from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import WorkerProcess
 
 PART_SECONDS = 60.0
-"""What is compared at either end, but no more than a third of the run."""
+"""Length of the compared parts; at most a third of the run."""
 _ASK_SECONDS = 2.0
 
 
 def measure(job: Job, seconds: float) -> dict[str, Any]:
-    """Run the job's texts over and over for so long, in one fresh process that is warm.
+    """Run the job's texts again and again for ``seconds``, in one fresh process that is warm.
 
-    first_p50_ms, last_p50_ms: of the queries of either end, part_seconds each; ratio: last over first.
+    first_p50_ms, last_p50_ms: medians of the first and last part_seconds. ratio: last over first.
     """
     times: list[float] = []
     spent, at = 0.0, 0
@@ -31,7 +32,7 @@ def measure(job: Job, seconds: float) -> dict[str, Any]:
             spent += sum(part) / 1e3
             bar.advance(sum(part) / 1e3)
     length = min(PART_SECONDS, seconds / 3)
-    first, last = (_until(one, length) for one in (times, times[::-1]))
+    first, last = (_until(times_in_order, length) for times_in_order in (times, times[::-1]))
     return {
         "seconds": spent,
         "queries": len(times),
@@ -43,11 +44,6 @@ def measure(job: Job, seconds: float) -> dict[str, Any]:
 
 
 def _until(times: list[float], seconds: float) -> list[float]:
-    """The first of ``times`` that fill so many seconds; one at least."""
-    found: list[float] = []
-    for one in times:
-        found.append(one)
-        seconds -= one / 1e3
-        if seconds <= 0:
-            break
-    return found
+    """Return the first of ``times`` that fill ``seconds``, at least one."""
+    sums = itertools.accumulate(times)
+    return times[: 1 + sum(1 for total in sums if total < 1e3 * seconds)]

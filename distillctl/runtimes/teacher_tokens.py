@@ -1,4 +1,4 @@
-"""What a cached teacher reads, as token ids of its own tokenizer: for a process that has no transformers."""
+"""Tokenize a cached teacher's views with its own tokenizer, for a process without transformers."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from distillctl.teachers.shared_context import common_prefix
 def read(
     spec: HuggingFaceTeacher, source: ModelSource, texts: Sequence[str], place: AnswerPlace, words: Sequence[str] | None
 ) -> dict[str, Any]:
-    """The fields of a `Prompted`, and ``vocabulary``: how many tokens there are. words: the labels', of a teacher that
-    chooses."""
+    """Return the fields of a `Prompted`, and ``vocabulary``, the number of tokens.
+
+    words: the labels' words; None for `generate`.
+    """
     reader = reading.read(spec, source)
-    own: dict[str, list[int]] = {}
+    suffixes: dict[str, list[int]] = {}
     answers: dict[str, list[list[int]]] = {}
     for text in dict.fromkeys(texts):
         if words is None:
-            own[text] = reader.encode(place.before(text), chat=place.chat)
+            suffixes[text] = reader.encode(place.before(text), chat=place.chat)
         else:
-            found = reader.label_tokens(text, words, place)
-            own[text], answers[text] = list(found.view), [list(answer) for answer in found.answers]
-    views = list(own.values())
+            tokens = reader.label_tokens(text, words, place)
+            suffixes[text], answers[text] = list(tokens.view), [list(answer) for answer in tokens.answers]
+    views = list(suffixes.values())
     shared = common_prefix(views)
     return {
         "context": views[0][:shared],
-        "own": {text: ids[shared:] for text, ids in own.items()},
+        "suffixes": {text: ids[shared:] for text, ids in suffixes.items()},
         "answers": answers,
         "vocabulary": reader.vocabulary,
     }

@@ -1,4 +1,4 @@
-"""What graphs that answer with text have in common: what lies beside them, and that they answer token by token."""
+"""The files and the token-by-token interface that all generating graphs have in common."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ UNLIMITED = 2**31
 
 
 class TextFolder(ABC):
-    """`tokenizer.json`, `config.json`, `generation_config.json` and `tokenizer_config.json` of an exported model.
+    """An exported model's `tokenizer.json`, `config.json`, `generation_config.json` and `tokenizer_config.json`.
 
-    stop_ids: `eos_token_id`, one or several. max_length: tokens of view and response together for a decoder, of the
-    view for an encoder–decoder.
+    stop_ids: `eos_token_id`, one or several. max_length: maximal number of tokens, of view and response together for a
+    decoder, of the view for an encoder–decoder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,19 +34,19 @@ class TextFolder(ABC):
 
     @abstractmethod
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
-        """The answer's token ids, each as soon as it is known."""
+        """Yield the answer's token ids as they are decoded."""
 
     def generate(self, view: Sequence[int], max_new_tokens: int) -> list[int]:
-        """`stream`, whole."""
+        """Return all token ids of `stream`."""
         return list(self.stream(view, max_new_tokens))
 
     def encode(self, text: str) -> list[int]:
-        """The view's token ids, with the special tokens that the tokenizer puts around it."""
+        """Return the view's token ids, with the special tokens that the tokenizer adds."""
         ids: list[int] = self.tokenizer.encode(text).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Return the text without special tokens."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
@@ -56,7 +56,7 @@ class TextFolder(ABC):
 
 
 def begin(folder: Path) -> list[int]:
-    """The special tokens with which its tokenizer begins a decoder's view."""
+    """Return the special tokens with which the folder's tokenizer begins a decoder's view."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     ids: list[int] = tokenizer.encode("").ids
@@ -64,13 +64,15 @@ def begin(folder: Path) -> list[int]:
 
 
 def window(genai: Mapping[str, Any]) -> int:
-    """Of what `genai_config.json` says, the sliding window: buffers of keys and values have room for so many tokens at
-    least. 0 where no layer has one."""
+    """Return the size of the sliding window, or 0. Buffers of keys and values need at least this length.
+
+    genai: the content of `genai_config.json`.
+    """
     size: int = genai["model"]["decoder"].get("sliding_window", {}).get("window_size", 0)
     return size
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file's object; empty where there is no such file."""
-    found: dict[str, Any] = limits.read_json(path, limits.TEXT_BYTES) if path.exists() else {}
-    return found
+    """Return a file's JSON object; empty if there is no such file."""
+    content: dict[str, Any] = limits.read_json(path, limits.TEXT_BYTES) if path.exists() else {}
+    return content

@@ -1,7 +1,7 @@
-"""Whether a graph that a stranger may have made answers at all, tried in a process with limits before anything runs it.
+"""Check in a process with limits that a graph from an unknown source answers at all, before anything else runs it.
 
-What the limits allow follows from the files' sizes: a graph that is whole reads its weights some few times for one
-short text. Real ones take a tenth of it.
+The limits follow from the files' sizes: a whole graph reads its weights a few times for one short text. Real ones take
+a tenth of the limits.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from distillctl.errors import UpstreamError
 from distillctl.runtimes.process import WorkerFailed, WorkerProcess
 
 TEXT, TOKENS = "I", 2
-"""The text to answer, and how many tokens of an answer to wait for."""
+"""The text to answer, and the number of tokens to wait for."""
 _LEAST_BYTES, _COPIES = 1 << 30, 6
-"""Memory: of any runtime, and of the weights as they are read, unpacked and put in order."""
+"""Memory for any runtime, and copies of the weights as they are read, unpacked and reordered."""
 _BYTES_PER_SECOND = 20e6
-"""Of weights, at the least, in one thread."""
+"""Slowest plausible speed of reading weights in one thread."""
 _PATIENCE = 10.0
-"""Times the processor time that may pass on a clock, where other programs run too."""
+"""Wall time allowed per second of processor time, because other programs run too."""
 
 
 def limits(folder: Path) -> dict[str, Any]:
-    """``data_bytes`` and ``cpu_seconds`` of a job (`distillctl.runtimes.worker`) that runs a folder's graphs once."""
+    """Return the ``data_bytes`` and ``cpu_seconds`` of a job (`distillctl.runtimes.worker`) that runs a folder's graphs
+    once.
+    """
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     return {"data_bytes": _LEAST_BYTES + _COPIES * size, "cpu_seconds": size / _BYTES_PER_SECOND}
 
@@ -35,10 +37,9 @@ def patience(job: Mapping[str, Any]) -> float:
 
 
 def check_runs(folder: Path, runtime: str, next: str) -> None:
-    """UpstreamError where the graphs of a folder do not answer a short text within `limits`.
+    """Raise UpstreamError if a folder's graphs do not answer a short text within `limits`.
 
-    runtime: "onnx" for a classifier, "onnx_text" for a model that writes; next: the command that makes the folder
-    anew.
+    runtime: "onnx" for a classifier, "onnx_text" for a generating model. next: the command that makes the folder again.
     """
     job = {
         "runtime": runtime,

@@ -1,36 +1,37 @@
-"""One model in a process of its own: ``python -m distillctl.runtimes.worker``; `process` is the other end.
+"""Run one model in a process of its own: ``python -m distillctl.runtimes.worker``; `process` is the other end.
 
-JSON lines. First the job on stdin: ``threads``, ``cpus`` to stay on (none: anywhere), ``data_bytes`` it may take at
-most (RLIMIT_DATA: heap and private maps that can be written, not the files it maps; none: the machine's memory),
-``cpu_seconds`` it may take for all of its work (none: what the parent waits for), ``texts``, and ``runtime``:
+Messages are JSON lines. The first one on stdin is the job: ``threads``; ``cpus`` to stay on (default: any);
+``data_bytes`` it may take (RLIMIT_DATA: heap and writable private maps, not the files it maps; default: the machine's
+memory); ``cpu_seconds`` for all of its work (default: no limit); ``texts``; and ``runtime``:
 
 - "onnx": ``folder`` with a classifier.
-- "onnx_text": ``folder`` with a model that writes, run by our own loop.
-- "genai": the same, run by onnxruntime-genai; ``max_view``: tokens at which a view is cut;
-  ``begin``: the special tokens with which it begins.
+- "onnx_text": ``folder`` with a generating model, run by our own loop.
+- "genai": the same, run by onnxruntime-genai; ``max_view``: number of tokens at which a view is cut;
+  ``begin``: special tokens with which it begins.
 - "memory": no model; a query reads a large array once and answers with the bytes per second.
 - "torch": ``teacher`` (its recipe section), ``source`` (the fields of a ModelSource), ``place`` (the fields of an
-  AnswerPlace), ``cached``; to choose labels ``label_words`` and ``log_prior`` (or null), to write ``stop_ids``.
+  AnswerPlace), ``cached``; ``label_words`` and ``log_prior`` (or null) to classify, ``stop_ids`` to generate.
 - "genai_teacher": ``folder`` with the teacher's graph for onnxruntime-genai, always with its prompt cached;
-  ``prompted`` and ``vocabulary`` (`teacher_tokens.read`); to choose labels ``log_prior`` (or null), to write
-  ``stop_ids``.
+  ``prompted`` and ``vocabulary`` (`teacher_tokens.read`); ``log_prior`` (or null) to classify, ``stop_ids`` to
+  generate.
 
-What writes also wants ``limit``, tokens of an answer at most, and ``answer_tokens``, what is usual; "onnx_text" takes
-``until``: "limit", to write that many whether or not the answer would have ended. All but "torch"
-import neither torch nor transformers, so that the peak memory is what an app would see.
+Generating models also need ``limit``, the maximal number of answer tokens, and ``answer_tokens``, the usual number.
+"onnx_text" takes ``until``: "limit", to generate that many even if the answer would end earlier. Only "torch" imports
+torch and transformers, so that the peak memory of the others is what an app would see.
 
-The answer says what loading took. Then, until stdin ends, each ``{"start": i, "count": n, "seconds": s or null}`` runs
-up to n texts from the i-th on, one at a time, until s seconds are spent (at least one text), and is answered with the
-peak memory so far and, per text, ``answers``: its tokens, or its label's index as the only one, and ``token_ms``: how
-long each took, the first one since the text came in, tokenization included. Turning tokens into text is not counted.
+The first answer has the cost of loading. Then, until stdin ends, each ``{"start": i, "count": n, "seconds": s or
+null}`` runs up to n texts from the i-th on, one at a time, until s seconds are spent (at least one text). Its answer
+has the peak memory so far and, per text, ``answers``: its tokens, or its label's index as the only one; and
+``token_ms``: the time of each, the first one since the text came in, tokenization included. Detokenization is not
+counted.
 
 - ``import_ms``: importing the runtime's libraries, from a started interpreter.
-- ``load_ms``: from there to a model that can be asked: tokenizer, weights, session; with a cached prompt also running
-  it, which ``context_ms`` tells apart. Finding out which tokens the views share is not counted: a service knows them.
-- ``peak_rss_bytes``: of the whole process, interpreter and libraries included; ``anonymous_bytes`` and
-  ``mapped_bytes``: what of its present memory is its own and what are files that could be read again (Linux).
-- of a model that writes, ``view_tokens``: what it runs before the first token, per text; ``kv_bytes``: the keys and
-  values of the mean view and of ``answer_tokens``.
+- ``load_ms``: from there to a model that can answer: tokenizer, weights, session, and running a cached prompt, which
+  ``context_ms`` also gives alone. Finding the tokens that the views share is not counted: a service knows them.
+- ``peak_rss_bytes``: of the whole process, interpreter and libraries included. ``anonymous_bytes``, ``mapped_bytes``:
+  its present memory: its own, and of files that could be read again (Linux).
+- ``view_tokens`` (generate): number of tokens run before the first one of the answer, per text. ``kv_bytes``
+  (generate): keys and values of the mean view and of ``answer_tokens``.
 """
 
 from __future__ import annotations
@@ -49,26 +50,26 @@ from typing import Any, Protocol
 from distillctl.runtimes import confined
 
 Query = Callable[[str], Iterable[int]]
-"""A text's answer, token by token as soon as each is known."""
+"""Text → its answer, token by token."""
 
 
 class GenerativeModel(Protocol):
-    """A model that writes."""
+    """A model that answers with tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """The tokens it runs before the first one of the answer."""
+        """Return the tokens to run before the first one of the answer."""
 
     def stream(self, view: Sequence[int], max_new_tokens: int) -> Iterator[int]:
         """Yield the token ids of the answer to a view, one by one."""
 
     def kv_bytes(self, length: int) -> int:
-        """Keys and values after ``length`` tokens, of view and answer together."""
+        """Return the bytes of keys and values after ``length`` tokens, of view and answer together."""
 
 
 def main() -> None:
     """Load one model and answer timing requests, one JSON line each, until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print must not stand between the answers
+    os.dup2(2, 1)  # libraries may print to stdout, where only answers belong
     job = json.loads(sys.stdin.readline())
     query, facts = prepare(job)
     answers.write(json.dumps({"pid": os.getpid(), **facts, **memory()}) + "\n")
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def prepare(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
-    """The job's model within the job's limits, and what loading it took."""
+    """Load the job's model within the job's limits, and return it with the cost of loading."""
     if job.get("cpus"):
         os.sched_setaffinity(0, job["cpus"])
     confined.limit(job.get("data_bytes"), job.get("cpu_seconds"))
@@ -117,10 +118,10 @@ def _onnx_text(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     from distillctl.runtimes.onnx_generator import open_generator
 
     imported = time.perf_counter()
-    writer = open_generator(Path(job["folder"]), threads=job["threads"])
+    model = open_generator(Path(job["folder"]), threads=job["threads"])
     if job.get("until") == "limit":
-        writer.stop_ids = set()
-    return _writing(job, writer, _loading(began, imported, time.perf_counter()))
+        model.stop_ids = set()
+    return _generation(job, model, _loading(began, imported, time.perf_counter()))
 
 
 def _genai(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
@@ -128,8 +129,8 @@ def _genai(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     from distillctl.runtimes.genai import GenaiDecoder
 
     imported = time.perf_counter()
-    writer = GenaiDecoder(Path(job["folder"]), job["threads"], job["max_view"], job["begin"])
-    return _writing(job, writer, _loading(began, imported, time.perf_counter()))
+    model = GenaiDecoder(Path(job["folder"]), job["threads"], job["max_view"], job["begin"])
+    return _generation(job, model, _loading(began, imported, time.perf_counter()))
 
 
 def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
@@ -139,7 +140,7 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     from distillctl.data.answer_place import AnswerPlace
     from distillctl.models.model_source import ModelSource
     from distillctl.recipe import HuggingFaceTeacher
-    from distillctl.runtimes.torch import TeacherClassifier, TeacherWriter, shared_context
+    from distillctl.runtimes.torch import TeacherClassifier, TeacherGenerator, shared_context
     from distillctl.teachers import huggingface
 
     spec = HuggingFaceTeacher.model_validate(job["teacher"])
@@ -152,11 +153,11 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     place = AnswerPlace(**job["place"])
     context = shared_context(teacher, job["texts"], place) if job["cached"] else []
     known = time.perf_counter()
-    model: TeacherClassifier | TeacherWriter
+    model: TeacherClassifier | TeacherGenerator
     if "label_words" in job:
         model = TeacherClassifier(teacher, job["label_words"], place, context, job["log_prior"])
     else:
-        model = TeacherWriter(teacher, job["stop_ids"], place, context)
+        model = TeacherGenerator(teacher, job["stop_ids"], place, context)
     ready = time.perf_counter()
     facts = {
         "import_ms": 1e3 * (imported - began),
@@ -165,20 +166,20 @@ def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
         "cached_tokens": len(context),
         "bytes": sum(p.numel() * p.element_size() for p in teacher.model.parameters()),
     }
-    if isinstance(model, TeacherWriter):
-        return _writing(job, model, facts)
+    if isinstance(model, TeacherGenerator):
+        return _generation(job, model, facts)
     return lambda text: [model.label(text)], facts
 
 
 def _genai_teacher(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     began = time.perf_counter()
-    from distillctl.runtimes.genai_teacher import GenaiTeacherClassifier, GenaiTeacherWriter, Prompted
+    from distillctl.runtimes.genai_teacher import GenaiTeacherClassifier, GenaiTeacherGenerator, Prompted
 
     imported = time.perf_counter()
     folder, threads, prompted = Path(job["folder"]), job["threads"], Prompted(**job["prompted"])
-    model: GenaiTeacherClassifier | GenaiTeacherWriter
+    model: GenaiTeacherClassifier | GenaiTeacherGenerator
     if "stop_ids" in job:
-        model = GenaiTeacherWriter(folder, threads, prompted, job["stop_ids"], job["limit"])
+        model = GenaiTeacherGenerator(folder, threads, prompted, job["stop_ids"], job["limit"])
     else:
         model = GenaiTeacherClassifier(folder, threads, prompted, job["vocabulary"], job["log_prior"])
     loaded = time.perf_counter()
@@ -188,8 +189,8 @@ def _genai_teacher(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
         "context_ms": 1e3 * (ready - loaded),
         "cached_tokens": len(prompted.context),
     }
-    if isinstance(model, GenaiTeacherWriter):
-        return _writing(job, model, facts)
+    if isinstance(model, GenaiTeacherGenerator):
+        return _generation(job, model, facts)
     return lambda text: [model.label(text)], facts
 
 
@@ -214,7 +215,7 @@ def _loading(began: float, imported: float, ready: float) -> dict[str, Any]:
     return {"import_ms": 1e3 * (imported - began), "load_ms": 1e3 * (ready - imported)}
 
 
-def _writing(job: dict[str, Any], model: GenerativeModel, loading: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+def _generation(job: dict[str, Any], model: GenerativeModel, loading: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     lengths = [len(model.encode(text)) for text in job["texts"]]
     whole = round(statistics.mean(lengths) + loading.get("cached_tokens", 0) + job["answer_tokens"])
     facts = {**loading, "view_tokens": lengths, "kv_bytes": model.kv_bytes(whole)}
@@ -222,13 +223,13 @@ def _writing(job: dict[str, Any], model: GenerativeModel, loading: dict[str, Any
 
 
 def memory() -> dict[str, int | None]:
-    """Peak, and the two kinds of what is held now."""
+    """Return the peak memory, and the two kinds of memory held now."""
     now = _status("RssAnon", "RssFile")
     return {"peak_rss_bytes": peak_rss_bytes(), "anonymous_bytes": now[0], "mapped_bytes": now[1]}
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process ever held. Not ru_maxrss on Linux: that starts from the parent's."""
+    """Return the peak memory of this process. Linux's ru_maxrss would start from the parent's."""
     [peak] = _status("VmHWM")
     if peak is not None:
         return peak
@@ -237,13 +238,13 @@ def peak_rss_bytes() -> int:
 
 
 def _status(*names: str) -> list[int | None]:
-    """Bytes of /proc/self/status; None where there is no such file or line."""
+    """Return values of /proc/self/status in bytes; None if there is no such file or line."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         lines = []
-    found = {line.split(":")[0]: line.split() for line in lines}
-    return [1024 * int(found[name][1]) if name in found else None for name in names]
+    fields = {line.split(":")[0]: line.split() for line in lines}
+    return [1024 * int(fields[name][1]) if name in fields else None for name in names]
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What is kept of the teacher's distribution, and how."""
+"""Store a reduced form of the teacher's distributions (soft labels), and read it back as training targets."""

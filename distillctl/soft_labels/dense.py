@@ -19,7 +19,7 @@ from distillctl.soft_labels.text import flat_token_ids
 
 
 class DenseLabels:
-    """Keep per response token the `log_probs` of all V tokens, by id."""
+    """Store the `log_probs` of all V tokens at each response token, by id."""
 
     def __init__(self, spec: Dense) -> None:
         self.fields = [per_kept_token("log_probs", pa.float32())]
@@ -31,8 +31,7 @@ class DenseLabels:
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> DenseTargets:
-        """Return targets for the rows' positions in order. Ids that ``remap`` drops are removed, and the rest
-        renormalised."""
+        """Return targets for the rows' positions in order, renormalised without the ids that ``remap`` drops."""
         log_probs = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(-np.inf))
         if remap is not None:
             old = torch.from_numpy(np.flatnonzero(remap >= 0))

@@ -35,9 +35,11 @@ def rows_measured(spec: EvalSoftLabels, vocabulary: int, max_new_tokens: int, ro
 
 
 class EvalLabels:
-    """Per response token: `ids`, ascending, of the likeliest tokens, and their `log_probs`; `log_tail`, the log of all
-    other tokens' mass; of these `tail_ids` and `tail_log_probs`, stratified draws that each stand for the same share of
-    it. Logs keep `BITS` significant bits. Where a row is not measured, all are empty and log_tail is NaN.
+    """Store the likeliest tokens and draws from the rest, at each response token of a measured row.
+
+    ids: the likeliest tokens, ascending. log_probs: theirs. log_tail: the log of all other tokens' mass. tail_ids,
+    tail_log_probs: stratified draws from the others, each of which stands for the same share of their mass. Logs keep
+    `BITS` significant bits. In a row that is not measured, the lists are empty and log_tail is NaN.
     """
 
     def __init__(self, spec: EvalSoftLabels) -> None:
@@ -63,14 +65,14 @@ class EvalLabels:
         others = log_p.masked_fill(named, -torch.inf)
         sums = sampling.mass(others)
         drawn = sampling.draw(sums, sums[:, -1:], spec.draws, generator)
-        there = (drawn < log_p.shape[-1]) & (sums[:, -1:] > 0)
+        inside = (drawn < log_p.shape[-1]) & (sums[:, -1:] > 0)
         drawn_log_probs = others.gather(-1, drawn.clamp_max(log_p.shape[-1] - 1))
         return {
             "ids": _split(named.nonzero()[:, 1].numpy().astype(np.int32), named),
             "log_probs": _split(short(log_p[named].numpy(), BITS), named),
             "log_tail": short(sums[:, -1].log().float().numpy(), BITS),
-            "tail_ids": _split(drawn[there].numpy().astype(np.int32), there),
-            "tail_log_probs": _split(short(drawn_log_probs[there].numpy(), BITS), there),
+            "tail_ids": _split(drawn[inside].numpy().astype(np.int32), inside),
+            "tail_log_probs": _split(short(drawn_log_probs[inside].numpy(), BITS), inside),
         }
 
     def nothing(self, tokens: int) -> dict[str, Any]:
@@ -105,27 +107,27 @@ class EvalLabels:
         dropped = None if remap is None else sampling.missing(kept - whole)
         return MeasuredTargets(flat_ids, log_probs, tail - kept, sampling.divided(drawn, kept), dropped)
 
-    def _draws(self, labels: dict[str, list[Any]], said: Tensor, tail: Tensor) -> SampledTargets:
-        """Return the stored draws. tail: log of the mass [N] from which they were drawn."""
+    def _draws(self, labels: dict[str, list[Any]], token_ids: Tensor, tail: Tensor) -> SampledTargets:
+        """Return the stored draws. token_ids: int64 [N]. tail: log of the mass [N] from which they were drawn."""
         ids = torch.from_numpy(Ragged.joined(labels["tail_ids"]).padded(-1)).long()
-        there = ids >= 0
-        weights = (tail.exp() / there.sum(-1).clamp_min(1)).unsqueeze(-1) * there
+        drawn = ids >= 0
+        weights = (tail.exp() / drawn.sum(-1).clamp_min(1)).unsqueeze(-1) * drawn
         log_probs = torch.from_numpy(Ragged.joined(labels["tail_log_probs"]).padded(0))
-        return SampledTargets(said, ids, weights, log_probs.double())
+        return SampledTargets(token_ids, ids, weights, log_probs.double())
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> np.ndarray:
-        """Σ p over the kept ids at each response token, float32 [N]; NaN where it is not measured."""
+        """Return Σ p over the kept ids at each response token, float32 [N]; NaN in rows that are not measured."""
         return np.asarray(-np.expm1(np.concatenate(labels["log_tail"])))
 
     def entropy(self, labels: dict[str, list[Any]]) -> None:
-        """Not asked of eval rows."""
+        """Return None: nothing asks for the entropy of eval rows."""
 
 
 def _log_mass(places: Tensor, log_probs: Tensor, count: int) -> Tensor:
-    """log Σ exp(log_probs) [count] of the entries at each of ``places``, −inf where none is."""
+    """Return log Σ exp(log_probs) over the entries at each place, float64 [count]; −inf at a place without entries."""
     return torch.zeros(count, dtype=torch.float64).index_add(0, places, log_probs.exp()).log()
 
 
 def _split(values: np.ndarray, of: Tensor) -> list[np.ndarray]:
-    """The values of each row of a mask [T, n]."""
+    """Split ``values`` into the rows of the mask [T, n] that selected them."""
     return np.split(values, of.sum(-1).cumsum(0)[:-1].numpy())

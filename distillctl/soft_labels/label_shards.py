@@ -23,9 +23,12 @@ _COLUMNS = ("id", "label_log_probs", "label_mass", "label_seen", "next_token", "
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Rows of one arm: log_probs float32 [N, K] (raw, natural logs), mass float32 [N] (Σ_k Pr(label k)). seen: bool
-    [N, K], False where a log-probability is an upper bound and no part of the mass; None: all are exact. next_token,
-    next_log_prob: the teacher's likeliest token after each view, as text, and its log-probability, float32 [N]."""
+    """Label probabilities of one arm's rows.
+
+    log_probs: float32 [N, K], raw natural logs. mass: float32 [N], Σ_k Pr(label k). seen: bool [N, K], False if a
+    log-probability is an upper bound, which is no part of the mass; None if all are exact. next_token, next_log_prob:
+    the teacher's likeliest token after each view, as text, and its log-probability, float32 [N].
+    """
 
     ids: list[str]
     log_probs: np.ndarray
@@ -59,14 +62,14 @@ def present(folder: Path, shard: Shard) -> bool:
 
 
 def read(workspace: Workspace, arm: str, split: str) -> SoftLabels:
-    """Read all rows of an arm, in the order of views.parquet, from the shards that collect's manifest names."""
+    """Read all rows of an arm from the shards that collect's manifest names, in the order of views.parquet."""
     parts = [_read(path) for path in shards.files(workspace, arm, split)]
     path = workspace.folder("collect") / "views.parquet"
     return in_order(parts, view_table.column(path, split, "id"))
 
 
 def read_each(workspace: Workspace, arm: str, split: str) -> Iterator[SoftLabels]:
-    """Read all rows of an arm, one shard at a time."""
+    """Yield all rows of an arm, one shard at a time."""
     return (_read(path) for path in shards.files(workspace, arm, split))
 
 
@@ -75,7 +78,7 @@ def read_shards(folder: Path, parts: Sequence[Shard]) -> SoftLabels:
     read = [_read(folder / shard.file) for shard in parts]
     for shard, part in zip(parts, read, strict=True):
         if part.ids != shard.ids:
-            raise UpstreamError("the shard is of other rows", where=str(folder / shard.file), next=AGAIN)
+            raise UpstreamError("the shard holds other rows", where=str(folder / shard.file), next=AGAIN)
     ids = [row for shard in parts for row in shard.ids]
     return in_order(read, [ids[at] for at in np.argsort(np.concatenate([shard.places for shard in parts]))])
 
@@ -94,7 +97,7 @@ def in_order(parts: Sequence[SoftLabels], ids: Sequence[str]) -> SoftLabels:
     if missing := [row for row in ids if row not in place]:
         raise UpstreamError(f"row {missing[0]} has no soft labels", next=AGAIN)
     if len({part.log_probs.shape[1] for part in parts}) > 1:
-        raise UpstreamError("the shards are not of as many labels", next=AGAIN)
+        raise UpstreamError("the shards have different numbers of labels", next=AGAIN)
     order = [place[row] for row in ids]
 
     def joined(name: str) -> np.ndarray | None:
@@ -142,6 +145,6 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     """Return [N, K] from one list per row. Raise ValueError if their lengths differ."""
     lists = column.combine_chunks()
     if len(pc.unique(pc.list_value_length(lists))) != 1:
-        raise ValueError("its rows are not of as many labels")
+        raise ValueError("its rows have different numbers of labels")
     matrix: np.ndarray = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1).copy()
     return matrix

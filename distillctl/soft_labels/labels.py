@@ -12,15 +12,14 @@ def calibrate(log_probs: np.ndarray, log_prior: np.ndarray | list[float] | None)
     """Return normalised label log-probabilities [N, K] from raw ones, after dividing by the prior [K]."""
     if log_prior is not None:
         if len(log_prior) != log_probs.shape[-1]:
-            what = f"a prior of {len(log_prior)} labels for {log_probs.shape[-1]}"
-            raise UpstreamError(what, where="collect", next="distillctl collect RECIPE")
+            message = f"the stored prior has {len(log_prior)} labels, the recipe {log_probs.shape[-1]}"
+            raise UpstreamError(message, where="collect", next="distillctl collect RECIPE")
         log_probs = log_probs - np.asarray(log_prior, dtype=np.float32)
     return np.asarray(log_softmax(log_probs.astype(np.float32), axis=-1))
 
 
 def batch_prior(log_probs: np.ndarray) -> np.ndarray:
-    """Return the log of the mean label distribution over rows, float32 [K] (Batch Calibration, Zhou et al. 2023, eq.
-    5)."""
+    """Return the log of the mean label distribution, float32 [K] (Batch Calibration, Zhou et al. 2023, eq. 5)."""
     normalised = log_softmax(log_probs.astype(np.float64), axis=-1)
     return np.asarray(logsumexp(normalised, axis=0) - np.log(len(log_probs)), dtype=np.float32)
 

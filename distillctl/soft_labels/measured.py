@@ -29,10 +29,10 @@ Labels = Mapping[tuple[str, str], SoftLabels]
 """(arm, split) → all rows."""
 
 
-def rows(found: Labels, log_prior: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def rows(stored: Labels, log_prior: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Return split → bool [N], the rows that are measured in all arms."""
     measured: dict[str, np.ndarray] = {}
-    for (_, split), labels in found.items():
+    for (_, split), labels in stored.items():
         kept = _measured(labels, log_prior)
         measured[split] = measured[split] & kept if split in measured else kept
     return measured
@@ -50,73 +50,72 @@ def _thinks(labels: SoftLabels) -> np.ndarray:
     return np.array([token.lstrip().startswith(_THINKS) for token in tokens], bool)
 
 
-def check_coverage(found: Labels, measured: Mapping[str, np.ndarray], log_prior: np.ndarray | None = None) -> None:
+def check_coverage(stored: Labels, measured: Mapping[str, np.ndarray], log_prior: np.ndarray | None = None) -> None:
     """Raise RecipeError if too many rows of a split are not measured."""
     for split, kept in measured.items():
         if (~kept).mean() <= MAY_BE_UNMEASURED:
             continue
-        missing = {arm: ~_measured(labels, log_prior) for (arm, where), labels in found.items() if where == split}
+        missing = {
+            arm: ~_measured(labels, log_prior) for (arm, arm_split), labels in stored.items() if arm_split == split
+        }
         arm = max(missing, key=lambda name: int(missing[name].sum()))
-        labels, here = found[arm, split], missing[arm]
-        thinking = _thinks(labels) & here
-        rather = [repr(token) for token, out in zip(labels.next_token or [], here, strict=False) if out]
-        shown = ", ".join(list(dict.fromkeys(rather))[:_EXAMPLES])
+        labels, unmeasured = stored[arm, split], missing[arm]
+        thinking = _thinks(labels) & unmeasured
+        next_tokens = [repr(token) for token, out in zip(labels.next_token or [], unmeasured, strict=False) if out]
+        shown = ", ".join(list(dict.fromkeys(next_tokens))[:_EXAMPLES])
         raise RecipeError(
             f"{(~kept).sum():,} of {len(kept):,} {split} rows are not measured: the tokens that the server shows do "
             "not tell which label is the likeliest"
-            + (f"; there the teacher would rather write {shown}" if shown else ""),
+            + (f"; the teacher would rather write {shown} there" if shown else ""),
             where=f"contexts.{arm}" if arm in ("full", "simplified") else f"contexts.arms.{arm}",
-            next=_THINKING if thinking.sum() * 2 > here.sum() else _ADVICE,
+            next=_THINKING if thinking.sum() * 2 > unmeasured.sum() else _ADVICE,
         )
 
 
 _THINKING = (
     "switch off its thinking (teacher.chat_template_kwargs: {enable_thinking: false}), or use a teacher that answers "
-    "at once; what was answered is kept"
+    "at once; the answers so far are kept"
 )
 _ADVICE = (
     "ask for more tokens (teacher.top_logprobs), use label words that the teacher would say, end the template where an "
-    "answer follows, or use teacher.api: completions with teacher.tokenizer; what was answered is kept"
+    "answer follows, or use teacher.api: completions with teacher.tokenizer; the answers so far are kept"
 )
 
 
-def coverage_facts(found: Labels, measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def coverage_facts(stored: Labels, measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return what the manifest records about unmeasured rows, and give cautions.
 
     unmeasured: split → number and share of rows left out. unseen: arm → for the eval rows, the share of (row, label)
     pairs that the server did not show, and their mean share of a row's label mass, as upper bounds. Both are None if
     all are exact.
     """
-    if all(labels.seen is None for labels in found.values()):
+    if all(labels.seen is None for labels in stored.values()):
         return {"unmeasured": None, "unseen": None}
     left_out = {split: int((~kept).sum()) for split, kept in measured.items()}
     if any(left_out.values()):
-        described = " and ".join(
+        counts = " and ".join(
             f"{count:,} of {len(measured[split]):,} {split} rows" for split, count in left_out.items()
         )
         cautions.add(
             "rows-not-measured",
-            f"{described} were left out, of every arm alike: the tokens that the server showed do not tell which label "
-            "the teacher finds likeliest there. The scores are those of the other rows.",
+            f"{counts} were left out of every arm, because the tokens that the server showed do not tell which label "
+            "is the likeliest. The scores are those of the other rows.",
         )
-    unseen = dict(_bounds(found, measured))
-    pairs, mass = (
-        max(unseen.values(), key=lambda one: one["mass"])["pairs"],
-        max(one["mass"] for one in unseen.values()),
-    )
-    if mass > MAY_BE_UNKNOWN:
+    unseen = dict(_bounds(stored, measured))
+    worst = max(unseen.values(), key=lambda bound: bound["mass"])
+    if worst["mass"] > MAY_BE_UNKNOWN:
         cautions.add(
             "labels-not-shown",
-            f"{pairs:.0%} of the (row, label) pairs were not among the tokens the server showed; their probabilities "
-            f"are upper bounds, and {mass:.1%} of the label mass: ask for more (teacher.top_logprobs), use words that "
-            "the teacher would say, or end the template where they follow",
+            f"{worst['pairs']:.0%} of the (row, label) pairs were not among the tokens that the server showed. Their "
+            f"probabilities are upper bounds, and {worst['mass']:.1%} of the label mass. Ask for more tokens "
+            "(teacher.top_logprobs), use words that the teacher would say, or end the template where they follow.",
         )
     shares = {split: {"rows": count, "share": count / len(measured[split])} for split, count in left_out.items()}
     return {"unmeasured": shares, "unseen": unseen}
 
 
-def _bounds(found: Labels, measured: Mapping[str, np.ndarray]) -> Iterable[tuple[str, dict[str, float]]]:
-    for (arm, split), labels in found.items():
+def _bounds(stored: Labels, measured: Mapping[str, np.ndarray]) -> Iterable[tuple[str, dict[str, float]]]:
+    for (arm, split), labels in stored.items():
         if split != "eval" or labels.seen is None:
             continue
         seen, probs = labels.seen[measured[split]], np.exp(labels.log_probs[measured[split]].astype(np.float64))

@@ -1,7 +1,7 @@
-"""Soft labels: tokens drawn from the distribution, with importance weights.
+"""Store tokens drawn from the distribution, with importance weights.
 
-Anshumann et al. 2025, "Sparse Logit Sampling": what is drawn estimates −Σ P log Q and its gradient without bias, which
-the k likeliest tokens cannot, however they are renormalised. The draws are stratified (`sampling`).
+Anshumann et al. 2025, "Sparse Logit Sampling": draws estimate −Σ P log Q and its gradient without bias. The k likeliest
+tokens cannot do that, however they are renormalised. The draws are stratified (`sampling`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from distillctl.soft_labels.text import flat_token_ids
 
 
 class SampledLabels:
-    """Per response token: the distinct `ids` of N stratified draws from R ∝ P^exponent, the heaviest first; their
-    `weights` count · P/R / N, not self-normalised (at exponent 1 they are count/N, exact in float32, and sum to 1;
-    otherwise they keep 11 significant bits); their `log_probs` log P, without which there is no KL once the vocabulary
-    was trimmed; `entropy` H(P) in nats. Logs and entropy are off by at most 2^−11 of themselves.
+    """Store N stratified draws from R ∝ P^exponent at each response token.
+
+    ids: the distinct draws, the heaviest first. weights: count · P/R / N, not self-normalised. At exponent 1 they are
+    count/N, exact in float32, and sum to 1; otherwise they keep 11 significant bits. log_probs: log P, needed for the
+    KL over a trimmed vocabulary. entropy: H(P) in nats. Logs and entropy have a relative error of at most 2^−11.
     """
 
     def __init__(self, spec: Sampled) -> None:
@@ -39,7 +40,7 @@ class SampledLabels:
         ]
 
     def keep(self, log_probs: Tensor, generator: torch.Generator) -> dict[str, np.ndarray | list[np.ndarray]]:
-        """Of normalised log-probabilities [T, V]; what is drawn depends on the generator's state alone."""
+        """Draw from normalised log-probabilities [T, V]. The draws depend on the generator's state alone."""
         log_p = log_probs.double()
         sums = sampling.mass(self.exponent * log_p)
         drawn = sampling.draw(sums, sums[:, -1:], self.draws, generator).cpu().numpy()
@@ -62,8 +63,11 @@ class SampledLabels:
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> SampledTargets:
-        """The rows' positions in order. Draws that ``remap`` drops leave, and the others' weights say what mass stayed:
-        by that weights and probabilities are divided. A position that has lost all its draws costs nothing."""
+        """Return targets for the rows' positions in order, without the draws that ``remap`` drops.
+
+        The remaining weights estimate the mass that stays; weights and probabilities are divided by it. A position that
+        has lost all its draws has no loss.
+        """
         ids = torch.from_numpy(Ragged.joined(labels["ids"]).padded(-1)).long()
         weights = torch.from_numpy(Ragged.joined(labels["weights"]).padded(0))
         log_probs = torch.from_numpy(Ragged.joined(labels["log_probs"]).padded(0))
@@ -71,13 +75,13 @@ class SampledLabels:
         return drawn if remap is None else sampling.divided(drawn, drawn.weights.sum(-1).log().nan_to_num(neginf=0))
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> None:
-        """The draws stand for the whole distribution; how likely they were is not kept."""
+        """Return None: the draws represent the whole distribution."""
 
     def entropy(self, labels: dict[str, list[Any]]) -> np.ndarray:
-        """H(P) in nats at each response token, float32 [N]."""
+        """Return H(P) in nats at each response token, float32 [N]."""
         return np.concatenate(labels["entropy"])
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
-    """H(P) in nats [T] of log-probabilities [T, V]; 0 log 0 = 0."""
+    """Return H(P) in nats [T] of log-probabilities [T, V], with 0 log 0 = 0."""
     return -(log_probs.exp() * log_probs.where(~log_probs.isneginf(), 0)).sum(-1)

@@ -1,4 +1,4 @@
-"""A shard's file: Parquet with page checksums and a checksum of all its bytes, each column in its smallest encoding."""
+"""Read and write a shard's file: Parquet with page checksums and a checksum of all its bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(path: Path, table: pa.Table) -> None:
 
 
 def read(path: Path, names: Collection[str], *, required: bool = True) -> pa.Table:
-    """Return the columns of these names that are there. UpstreamError when any byte of the file is damaged.
+    """Return those of the named columns that the file has. Raise UpstreamError if any byte of the file is damaged.
 
     required: False for label shards, which older versions wrote without a checksum of the whole file.
     """
@@ -34,5 +34,5 @@ def read(path: Path, names: Collection[str], *, required: bool = True) -> pa.Tab
 
 
 def damaged(path: Path, error: Exception) -> UpstreamError:
-    """Say that a shard is not as it was written."""
+    """Return the error for a shard that is not as it was written."""
     return UpstreamError(f"the shard is damaged: {first_line(error)}", where=str(path), next=AGAIN)

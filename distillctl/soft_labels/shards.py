@@ -1,4 +1,4 @@
-"""The unit of commitment in collect: a fixed slice of an arm's rows, in a file named by what it was computed from."""
+"""The unit of commitment in collect: a fixed slice of an arm's rows, in a file named after the hash of its inputs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from distillctl.errors import UpstreamError
 from distillctl.run_dir.workspace import Workspace, digest
 
 _FILE = re.compile(r".+-\w+-\d{5,}-[0-9a-f]{16}\.parquet")
-"""`Shard.file`, whatever the plan."""
+"""Matches every `Shard.file`."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A slice of the plan: which rows, and the key of all that their numbers depend on."""
+    """A slice of the plan: its rows, and the hash of everything their numbers depend on."""
 
     arm: str
     split: str
@@ -27,7 +27,7 @@ class Shard:
     key: str
     ids: list[str]
     places: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32), compare=False)
-    """Of a planned one: where its rows stand in the split, int32."""
+    """Positions of its rows in the split, int32; empty unless the shard comes from `plan`."""
 
     @property
     def file(self) -> str:
@@ -40,26 +40,33 @@ def plan(
     split: str,
     rows: Sequence[str],
     lengths: np.ndarray,
-    seen: Callable[[int], Any],
-    how: Any,
+    teacher_input: Callable[[int], Any],
+    settings: Any,
     shard_rows: int,
 ) -> list[Shard]:
-    """The split in slices of like length.
+    """Cut the split into slices of similar length.
 
-    rows: ids; lengths: of their views, int [N]; seen: what the teacher sees of the row at a place, its token ids or its
-    text (as JSON), asked for one slice at a time; how: what else of recipe and models a row's numbers depend on, to the
-    last bit (as JSON); not the machine and the libraries' versions.
+    rows: ids. lengths: of their views, int [N]. teacher_input: returns what the teacher sees of a row, its token ids or
+    its text (as JSON); called for one slice at a time. settings: everything else in the recipe and the models that
+    changes a row's numbers, to the last bit (as JSON), except the machine and the libraries' versions.
     """
     order = np.argsort(lengths, kind="stable").astype(np.int32)
     slices = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
     return [
-        Shard(arm, split, number, digest([how, [[rows[r], seen(r)] for r in part]]), [rows[r] for r in part], part)
+        Shard(
+            arm,
+            split,
+            number,
+            digest([settings, [[rows[r], teacher_input(r)] for r in part]]),
+            [rows[r] for r in part],
+            part,
+        )
         for number, part in enumerate(slices)
     ]
 
 
 def drop_others(folder: Path, shards: Iterable[Shard]) -> None:
-    """Remove the files of plans that are no longer this one; not what else lies beside them."""
+    """Remove the shards of earlier plans, and no other file."""
     named = {shard.file for shard in shards}
     for path in (folder / "shards").glob("*.parquet"):
         if _FILE.fullmatch(path.name) and f"shards/{path.name}" not in named:
@@ -67,11 +74,11 @@ def drop_others(folder: Path, shards: Iterable[Shard]) -> None:
 
 
 def files(workspace: Workspace, arm: str, split: str) -> list[Path]:
-    """The shards of an arm that collect's manifest names, in order. UpstreamError when there are none."""
+    """Return the shards of an arm that collect's manifest names, in order. Raise UpstreamError if there are none."""
     manifest = workspace.manifest("collect")
     folder = workspace.folder("collect")
     names = sorted(manifest.outputs) if manifest else []
-    found = [folder / name for name in names if name.startswith(f"shards/{arm}-{split}-")]
-    if not found:
+    paths = [folder / name for name in names if name.startswith(f"shards/{arm}-{split}-")]
+    if not paths:
         raise UpstreamError(f"no soft labels for {arm}/{split}", where=str(folder), next="distillctl collect RECIPE")
-    return found
+    return paths

@@ -9,24 +9,24 @@ from distillctl.recipe import Dense, Sampled, SoftLabels, TopK
 _TEXT = 3.3
 """Bytes of a response token's id and text, with its share of the file's overhead."""
 _VALUE = 1.8
-"""A float of 11 significant bits for each response token."""
+"""A float of 11 significant bits."""
 _KEPT = 2.4
-"""An id and how likely it is: 2.4 for the 32 likeliest tokens of recipes/tickets.yaml (`make bench-softlabels`), 1.9
-for drawn ones there, of which fewer are rare. Ids cost the same in any vocabulary."""
+"""An id and its log-probability, measured on the 32 likeliest tokens of recipes/tickets.yaml (`make bench-softlabels`).
+Drawn ones cost 1.9 there, because fewer are rare. Ids cost the same in any vocabulary."""
 _DRAWN = 3.5
-"""A drawn id with its weight and its probability, without which there is no KL over a trimmed vocabulary: of made-up
-rows where no id comes twice (tests/soft_labels/test_response_shards.py)."""
+"""A drawn id with its weight and its probability, which the KL over a trimmed vocabulary needs. Measured on made-up
+rows without repeated ids (tests/soft_labels/test_response_shards.py)."""
 _IN_TAIL = 0.05
-"""Mean mass beyond the 32 likeliest, there."""
+"""Mean mass beyond the 32 likeliest tokens in recipes/tickets.yaml."""
 _DENSE = 3.7
-"""A whole float."""
+"""A float of 24 significant bits."""
 
 
 def bytes_per_token(spec: SoftLabels, vocabulary: int | None) -> float | None:
     """Return the bytes per response token, or None if they depend on an unknown vocabulary.
 
-    How many of N draws are distinct depends on the text, too: √(2.9 N) is taken, 12 of 50 as in the paper (Anshumann et
-    al. 2025); 5 were measured on a fixed format, 24 on free text.
+    The number of distinct tokens among N draws depends on the text. √(2.9 N) is assumed: 12 of 50, as in Anshumann et
+    al. 2025. On a fixed format 5 were measured, on free text 24.
     """
     match spec:
         case TopK():

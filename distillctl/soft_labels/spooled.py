@@ -14,7 +14,7 @@ from distillctl.soft_labels.ragged import Ragged
 
 
 class SpooledLabels:
-    """A codec's columns on disk, one value per response: arrays [T], or `Ragged` in a nested column."""
+    """A codec's columns on disk. One value per response: arrays [T], or `Ragged` in a nested column."""
 
     def __init__(self, folder: Path, fields: Iterable[pa.Field]) -> None:
         self._columns = {field.name: _column(folder, field) for field in fields}
@@ -37,7 +37,7 @@ def _column(folder: Path, field: pa.Field) -> DiskRows | _Nested:
 
 
 class _Nested:
-    """Several values at each of a response's tokens."""
+    """A column with several values at each of a response's tokens."""
 
     def __init__(self, folder: Path, kind: type[np.generic]) -> None:
         self._values, self._counts = DiskRows(folder, kind), DiskRows(folder, np.int32)

@@ -15,7 +15,7 @@ from distillctl.recipe import Text
 
 
 class TextLabels:
-    """Keep nothing per response token but the token, which every codec keeps."""
+    """Store only the response's tokens, which every codec's rows have."""
 
     def __init__(self, spec: Text) -> None:
         self.fields: list[pa.Field] = []
@@ -31,14 +31,14 @@ class TextLabels:
         return Targets(flat_token_ids(token_ids, remap))
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> None:
-        """No distribution was kept."""
+        """Return None: no distribution was stored."""
 
     def entropy(self, labels: dict[str, list[Any]]) -> None:
-        """No distribution was kept."""
+        """Return None: no distribution was stored."""
 
 
 def flat_token_ids(token_ids: Sequence[np.ndarray], remap: np.ndarray | None) -> Tensor:
-    """Concatenate the responses' tokens, int64 [N], as the student's ids; −1 if it has no such token."""
+    """Concatenate the responses' tokens as the student's ids, int64 [N]; −1 for a token that it lacks."""
     parts = [np.asarray(ids, np.int64) for ids in token_ids]
     whole = np.concatenate(parts) if parts else np.empty(0, np.int64)
     return torch.from_numpy(whole if remap is None else remap[whole])

@@ -24,11 +24,12 @@ from distillctl.soft_labels.text import flat_token_ids
 
 
 class TopKLabels:
-    """Per response token: `ids`, the likeliest first, and their `log_probs` at T = 1; `log_tail`, the log of all other
-    tokens' mass; for every further temperature T `log_tail_at_T`, log Σ exp(log p/T) over all other tokens. With the
-    head that is log Σ_v exp(log p_v/T), which a lumped tail could not be brought to later. Of N draws from the whole
-    distribution `tail_ids`, those that fell on the others, one entry a draw, each standing for a mass of 1/N; and their
-    `tail_log_probs`, log p.
+    """Store at each response token the k likeliest tokens, the mass of the tail, and draws from the tail.
+
+    ids: the likeliest first. log_probs: theirs, at T = 1. log_tail: the log of all other tokens' mass. log_tail_at_T,
+    for every further temperature T: log Σ exp(log p/T) over all other tokens; together with the head it gives log Σ_v
+    exp(log p_v/T), which cannot be computed later from a lumped tail. tail_ids: of N draws from the whole distribution
+    those that fell on the tail, one entry per draw, each for a mass of 1/N. tail_log_probs: their log p.
 
     Stored logs δ-close to the true ones, |δ| ≤ 2^−11 |log p|, are normalised over head and tail when read. That costs
     KL(P‖P̃) = log E[exp(δ − E[δ])] ≲ ½ E[δ²] ≤ 2^−23 E[log² p] nats, about 1e-6 at most for k = 32.
@@ -50,11 +51,11 @@ class TopKLabels:
         """Extract the columns from normalised log-probabilities [T, V]. Impossible tokens (−inf) have no rank."""
         values, ids = log_probs.float().topk(min(self.k, log_probs.shape[-1]))
         others = log_probs.float().scatter(-1, ids, -torch.inf)
-        ends = (~values.isneginf()).sum(-1).cumsum(0)[:-1].cpu().numpy()
-        there = ~values.isneginf()
+        possible = ~values.isneginf()
+        ends = possible.sum(-1).cumsum(0)[:-1].cpu().numpy()
         kept = {
-            "ids": np.split(ids[there].cpu().numpy().astype(np.int32), ends),
-            "log_probs": np.split(short(values[there].cpu().numpy()), ends),
+            "ids": np.split(ids[possible].cpu().numpy().astype(np.int32), ends),
+            "log_probs": np.split(short(values[possible].cpu().numpy()), ends),
         } | {name: short((others / T).logsumexp(-1).cpu().numpy()) for T, name in self.tails.items()}
         return kept | self._drawn(others, generator) if self.draws else kept
 
@@ -62,7 +63,7 @@ class TopKLabels:
         """Build the columns from the tokens that a server shows at each position, as (id, log-probability), likeliest
         first.
 
-        All other tokens are the tail. It cannot be drawn from, and its mass at other temperatures is unknown.
+        All other tokens are the tail. Draws from it and its mass at other temperatures are unknown.
         """
         kept = [shown[: self.k] for shown in positions]
         left = [1.0 - math.fsum(math.exp(value) for _, value in shown) for shown in kept]
@@ -76,18 +77,18 @@ class TopKLabels:
     def _drawn(self, others: Tensor, generator: torch.Generator) -> dict[str, Any]:
         """Draw from log-probabilities [T, V] of the tail alone."""
         drawn = sampling.draw(sampling.mass(others), 1.0, self.draws, generator)
-        there = drawn < others.shape[-1]
-        ends = there.sum(-1).cumsum(0)[:-1].cpu().numpy()
-        log_probs = others.gather(-1, drawn.clamp_max(others.shape[-1] - 1))[there]
+        in_tail = drawn < others.shape[-1]
+        ends = in_tail.sum(-1).cumsum(0)[:-1].cpu().numpy()
+        log_probs = others.gather(-1, drawn.clamp_max(others.shape[-1] - 1))[in_tail]
         return {
-            "tail_ids": np.split(drawn[there].cpu().numpy().astype(np.int32), ends),
+            "tail_ids": np.split(drawn[in_tail].cpu().numpy().astype(np.int32), ends),
             "tail_log_probs": np.split(short(log_probs.cpu().numpy()), ends),
         }
 
     def targets(
         self, labels: dict[str, list[Any]], token_ids: Sequence[np.ndarray], remap: np.ndarray | None
     ) -> TopKTargets:
-        """Return targets for the rows' positions in order. Ids and draws that ``remap`` drops go, and the rest is
+        """Return targets for the rows' positions in order, without the ids and draws that ``remap`` drops,
         renormalised.
 
         The share of draws that stay estimates how much of the tail stays. One more is counted as kept, so that it is
@@ -119,11 +120,11 @@ class TopKLabels:
         sums = {T: _total(head / T, tail) for T, tail in tails.items() if T != 1}
         return TopKTargets(flat_ids, ids, head, tails[1.0], sums, drawn, dropped)
 
-    def _draws(self, labels: dict[str, list[Any]], said: Tensor, whole: Tensor) -> SampledTargets:
+    def _draws(self, labels: dict[str, list[Any]], token_ids: Tensor, whole: Tensor) -> SampledTargets:
         """Return the stored draws. whole: log of the stored total mass [N], which is 0 but for rounding."""
         ids = torch.from_numpy(Ragged.joined(labels["tail_ids"]).padded(-1)).long()
         log_probs = torch.from_numpy(Ragged.joined(labels["tail_log_probs"]).padded(0)) - whole[:, None]
-        return SampledTargets(said, ids, (ids >= 0).float() / self.draws, log_probs.where(ids >= 0, 0))
+        return SampledTargets(token_ids, ids, (ids >= 0).float() / self.draws, log_probs.where(ids >= 0, 0))
 
     def captured_mass(self, labels: dict[str, list[Any]]) -> np.ndarray:
         """Return Σ p over the kept ids at each response token, float32 [N]."""

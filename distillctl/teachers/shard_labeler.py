@@ -37,8 +37,8 @@ class ShardLabeler:
         self._reuse(plan, missing)
         start = time.perf_counter()
         with interrupts.deferred():
-            for shard, found in self.pool.map((shard, task(shard)) for shard in missing):
-                self.tokens += self.commit(shard, found)
+            for shard, labels in self.pool.map((shard, task(shard)) for shard in missing):
+                self.tokens += self.commit(shard, labels)
                 self.scored += len(shard.ids)
                 speed = self.tokens / (self.seconds + time.perf_counter() - start)
                 self.bar.advance(len(shard.ids), arm=shard.arm, tokens=f"{speed:,.0f}/s")

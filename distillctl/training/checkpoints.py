@@ -1,6 +1,6 @@
-"""Atomic checkpoints of a training run: everything the next step depends on, and the best weights so far.
+"""Atomic checkpoints of a training run: the complete state before the next step, and the best weights so far.
 
-Tensors are whole and in safetensors, so a run goes on from them on any number of ranks; the first rank writes.
+Tensors are unsharded and in safetensors, so a run can continue on any number of ranks. The first rank writes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DAMAGED = "-damaged"
 
 @dataclass
 class TrainingProgress:
-    """How far a run is. A lower ``best`` is better."""
+    """The number of steps done, and the best evaluation so far. A lower ``best`` is better."""
 
     step: int = 0
     best: float = float("inf")
@@ -64,21 +64,23 @@ class _SavedState(BaseModel):
             raise ValueError("it belongs to another checkpoint")
 
 
-def forget(folder: Path, run: str, but: str | None = None) -> None:
-    """Remove a run's checkpoints, except those whose names start with ``but``, and nothing else."""
+def forget(folder: Path, run: str, except_prefix: str | None = None) -> None:
+    """Remove a run's checkpoints, except those whose names start with ``except_prefix``, and nothing else."""
     for stale in folder.glob(f"{run}-*"):
-        if SCRATCH.fullmatch(f"checkpoints/{stale.name}") and (but is None or not stale.name.startswith(but)):
+        if SCRATCH.fullmatch(f"checkpoints/{stale.name}") and (
+            except_prefix is None or not stale.name.startswith(except_prefix)
+        ):
             shutil.rmtree(stale, ignore_errors=True)
 
 
 class Checkpoints:
-    """The checkpoints of one run; ``key`` is what the run depends on. Those of another key are removed."""
+    """The checkpoints of one run. key: the hash of everything the run depends on; others of the run are removed."""
 
     def __init__(self, folder: Path, run: str, key: str) -> None:
         self.folder = folder
         self.prefix = f"{run}-{key[:16]}"
         if ranks.is_first():
-            forget(folder, run, but=self.prefix)
+            forget(folder, run, except_prefix=self.prefix)
 
     def latest(self) -> Path | None:
         """Return the folder of the newest checkpoint, if there is one."""
@@ -101,16 +103,13 @@ class Checkpoints:
         self._drop_others(target)
 
     def _drop_others(self, kept: Path) -> None:
-        """Remove all other checkpoints, including those that a killed process had begun to remove."""
+        """Remove all other checkpoints, including those that a killed process began to remove."""
         for other in self.folder.glob(f"{self.prefix}-step-*"):
             if other != kept and re.search(r"step-\d+$", other.name):
                 shutil.rmtree(other, ignore_errors=True)
 
     def restore(self, learner: Learner) -> tuple[TrainingProgress, dict[str, Tensor] | None] | None:
-        """Load the latest checkpoint into the learner, on every rank.
-
-        Nothing is loaded from a checkpoint of which any file is not as it was written; it is set aside.
-        """
+        """Load the latest checkpoint into the learner, on every rank. A damaged one is set aside instead."""
         folder: Path | None = collectives.broadcast(self._sound() if ranks.is_first() else None)
         if folder is None:
             return None
@@ -120,13 +119,13 @@ class Checkpoints:
             best = load_file(folder / "best.safetensors") if progress.has_best else None
             weights, optimizer = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer"))
             learner.restore(weights, optimizer, state.schedule)
-            if best is not None and {name: one.shape for name, one in best.items()} != {
-                name: one.shape for name, one in weights.items()
+            if best is not None and {name: tensor.shape for name, tensor in best.items()} != {
+                name: tensor.shape for name, tensor in weights.items()
             }:
                 raise ValueError("the best weights belong to another model")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise UpstreamError(
-                f"the checkpoint is not one of this run: {first_line(error)}",
+                f"the checkpoint does not belong to this run: {first_line(error)}",
                 where=str(folder),
                 next=f"rm -r {folder}; training then starts from the beginning",
             ) from error

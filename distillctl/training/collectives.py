@@ -1,6 +1,6 @@
-"""Communicate between the ranks of a run. With one rank everything here is the identity and costs nothing.
+"""Communicate between the ranks of a run. With one rank every function is the identity and costs nothing.
 
-Figures and decisions go through a gloo group of their own, in the main memory, whatever the gradients take.
+Figures and decisions use a gloo group of their own, in main memory, whatever the gradients use.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from distillctl import console, interrupts, ranks
 from distillctl.errors import UnavailableError, UsageError
 
 _PATIENCE = timedelta(days=1)
-"""Others wait while the first rank reads and writes. A rank that ends is noticed at once: its connections close."""
+"""Time limit for waiting for the first rank. A rank that ends is noticed at once, because its connections close."""
 _group: Any = None
 
 
 def join() -> None:
     """Join the other ranks; only the first call does anything.
 
-    A rank that waits for others has nothing to lose, and Python cannot interrupt it there: a signal just ends it.
-    Models are loaded whole on every rank, whatever the launcher asks transformers for.
+    Python cannot interrupt a rank that waits for others, so a signal just ends it; it has nothing to lose. Models are
+    loaded whole on every rank, whatever the launcher asks transformers for.
     """
     global _group
     if ranks.count() == 1 or _group is not None:
@@ -51,18 +51,20 @@ def join() -> None:
 
 
 def on_cpu() -> bool:
-    """Whether several ranks compute on CPUs; UnavailableError when some but not all of a machine's ranks can have a
-    GPU."""
+    """Tell whether several ranks compute on CPUs.
+
+    Raises UnavailableError if a machine has more ranks than accelerators.
+    """
     device = torch.accelerator.current_accelerator(check_available=True)
     if ranks.count() == 1 or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
     if device is None or device.type == "mps":
         return True
-    here, have = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count())), torch.accelerator.device_count()
-    if here > have:
+    local_ranks, accelerators = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count())), torch.accelerator.device_count()
+    if local_ranks > accelerators:
         raise UnavailableError(
-            f"{here} ranks on a machine with {have} accelerators",
-            next=f"start {have} there, or all on the CPU with ACCELERATE_USE_CPU=true",
+            f"{local_ranks} ranks on a machine with {accelerators} accelerators",
+            next=f"start {accelerators} there, or all on the CPU with ACCELERATE_USE_CPU=true",
         )
     return False
 
@@ -107,12 +109,12 @@ def gathered(values: dict[int, Any]) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Until the end of the block this rank belongs to the others; that one of them is lost is an UnavailableError."""
+    """Leave the other ranks at the end of the block. Raise UnavailableError if one of them is lost."""
     try:
         yield
     except RuntimeError as error:
         if ranks.count() > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
-            raise UnavailableError("another rank ended", next="the same command goes on from there") from error
+            raise UnavailableError("another rank ended", next="run the same command again to continue") from error
         raise
     if _group is not None:
         barrier()

@@ -1,7 +1,7 @@
-"""Hold a model and its optimizer during training, on one rank or many: whole on each (DDP), or in shards (FSDP2).
+"""Hold a model and its optimizer during training, whole on each rank (DDP) or in shards (FSDP2).
 
-Ranks share the rows of every batch. The loss is a sum over positions divided by the step's whole count, while DDP and
-FSDP average gradients over ranks: each rank's loss is multiplied by their number, which makes sums of averages.
+Ranks share the rows of every batch. The loss is a sum over positions divided by the step's total count. DDP and FSDP
+average gradients over ranks; multiplying each rank's loss by their number makes sums of these averages.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ Batch = Sequence[int] | np.ndarray
 
 
 class Loss(Protocol):
-    """What is trained on: a sum that can be differentiated."""
+    """A differentiable sum over positions, to train on."""
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """The SUM of the loss over the positions of some train rows, in nats; a scalar to differentiate."""
+        """Return the SUM of the loss over the positions of some train rows, in nats, as a differentiable scalar."""
 
 
 class Learner:
-    """``model`` stays whole and is what is measured; in shards a copy of it is trained, and `measured` brings it
-    back.
+    """A model with optimizer and schedule. ``model`` stays whole, for evaluation.
 
-    ``steps``: of the whole schedule.
+    With shards a copy of it is trained, and `measured` copies the weights back. steps: number of steps of the whole
+    schedule.
     """
 
-    def __init__(self, model: PreTrainedModel, problem: Loss, spec: Train, steps: int) -> None:
+    def __init__(self, model: PreTrainedModel, objective: Loss, spec: Train, steps: int) -> None:
         with console.libraries_quiet():
             self.accelerator = Accelerator(cpu=collectives.on_cpu(), mixed_precision=spec.mixed_precision)
         self.device = self.accelerator.device
         self.model, self.clip_norm = model.to(self.device), spec.clip_norm
         self.in_shards = ranks.count() > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
-        step = _Step(copy.deepcopy(model) if self.in_shards else model, problem)
+        step = _Step(copy.deepcopy(model) if self.in_shards else model, objective)
         self._trained = step.model
         self._step = self._spread(step)
         groups = _decay_groups(self._trained, spec.weight_decay)
@@ -74,7 +74,7 @@ class Learner:
     # ── a step ───────────────────────────────────────────────────────────────────────────────────
 
     def gradients(self, batches: Sequence[Batch], count: int) -> tuple[float, float]:
-        """Of one mean over all ``count`` positions of ``batches``, however they are batched: (the mean, their norm)."""
+        """Compute the gradients of the mean over all ``count`` positions of ``batches``. Return (mean, their norm)."""
         self._step.train()
         total = 0.0
         for number, batch in enumerate(batches):
@@ -82,7 +82,7 @@ class Learner:
             counts = len(mine) > 0
             with self._unless_last(number == len(batches) - 1), self._quiet():
                 with self.accelerator.autocast():
-                    # Gradients are exchanged on the way: a rank that has no row reads one and counts it for nothing.
+                    # All ranks must exchange gradients: one without rows runs a row with weight 0.
                     loss = self._step(mine if counts else batch[:1]) / count
                 (loss * (ranks.count() if counts else 0)).backward()
             total += loss.item() if counts else 0.0
@@ -110,22 +110,26 @@ class Learner:
             yield self.model
 
     def _unless_last(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Of the batches of a step, DDP exchanges gradients after the last."""
+        """Let DDP exchange gradients only after the last batch of a step."""
         waits = isinstance(self._step, DistributedDataParallel) and not last
         return self._step.no_sync() if waits else contextlib.nullcontext()  # type: ignore[operator]
 
     def _quiet(self) -> contextlib.AbstractContextManager[None]:
-        """FSDP warns of views that T5's layers return; they are not changed in place."""
+        """Silence FSDP's warning about views that T5's layers return; they are not changed in place."""
         return console.libraries_quiet() if self.in_shards else contextlib.nullcontext()
 
-    # ── all that the next step depends on ────────────────────────────────────────────────────────
+    # ── state ────────────────────────────────────────────────────────────────────────────────────
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy in main memory, whole, each tensor under one of its names; on every rank."""
-        return {name: _whole(one).to("cpu", copy=True).contiguous() for name, one in _tensors(self._trained).items()}
+        """Return a copy of the weights in main memory, unsharded, each tensor under one name; on every rank."""
+        return {
+            name: _whole(tensor).to("cpu", copy=True).contiguous() for name, tensor in _tensors(self._trained).items()
+        }
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        """Weights, the optimizer's `name:key`, the schedule as JSON; whole, and of tensors on the first rank alone."""
+        """Return weights, the optimizer's `name:key`, and the schedule as JSON; tensors unsharded, on the first rank
+        only.
+        """
         tensors = _tensors(self._trained)
         moments = {
             f"{name}:{key}": value
@@ -143,25 +147,25 @@ class Learner:
             name, _, key = name.rpartition(":")
             parameter = tensors[name]
             if key == "step":
-                here = value.to(self.device)
+                target = value.to(self.device)
             else:
-                here = torch.zeros_like(parameter, requires_grad=False)
-                _put(value, here)
-            self._optimizer.state[parameter][key] = here
+                target = torch.zeros_like(parameter, requires_grad=False)
+                _put(value, target)
+            self._optimizer.state[parameter][key] = target
         self._schedule.load_state_dict(schedule)
-        for each, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
-            each["lr"] = rate
+        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
 
 
 class _Step(nn.Module):
-    """The loss as a forward pass. DDP and FSDP hook into that; the model inside is used by its parts."""
+    """The loss as a forward pass, into which DDP and FSDP hook. The loss uses parts of the model inside."""
 
-    def __init__(self, model: PreTrainedModel, problem: Loss) -> None:
+    def __init__(self, model: PreTrainedModel, objective: Loss) -> None:
         super().__init__()
-        self.model, self.problem = model, problem
+        self.model, self.objective = model, objective
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.problem.loss(self.model, batch)
+        return self.objective.loss(self.model, batch)
 
 
 def put(weights: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -173,13 +177,13 @@ def put(weights: Mapping[str, Tensor], model: nn.Module) -> None:
 @torch.no_grad()
 def _put(value: Tensor, into: Tensor) -> None:
     if isinstance(into, DTensor):
-        here = value.to(into.device)
-        value = distribute_tensor(here, into.device_mesh, into.placements, src_data_rank=None)
+        local = value.to(into.device)
+        value = distribute_tensor(local, into.device_mesh, into.placements, src_data_rank=None)
     into.copy_(value)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that are saved, each once: tied ones have several names."""
+    """Return the parameters and buffers that are saved, each once: tied ones have several names."""
     names = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
     return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if names[id(tensor)] == name}
 
@@ -190,13 +194,13 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All ranks take part in making a tensor whole; one keeps it."""
-    found = {}
+    """Unshard tensors, in which all ranks take part, and keep them on the first rank."""
+    gathered = {}
     for name, tensor in tensors.items():
         whole = _whole(tensor)
         if ranks.is_first():
-            found[name] = whole.cpu().contiguous()
-    return found
+            gathered[name] = whole.cpu().contiguous()
+    return gathered
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

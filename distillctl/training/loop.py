@@ -1,9 +1,9 @@
-"""One training run: AdamW, length-bucketed batches, early stopping, exact resume. What is learnt is a
-`TrainingObjective`.
+"""Run the training loop: AdamW, length-bucketed batches, early stopping, exact resume. A `TrainingObjective` is
+minimised.
 
-The plan of batches depends on the lengths and the seed alone, what a step draws (dropout) on seed, step and rank, and
-everything else a step depends on is in the checkpoint, so a resumed run and an unbroken one end in the same bits (on
-one device, with the same threads). On several ranks a step is the same but for rounding and for what is drawn.
+The plan of batches depends on lengths and seed alone, randomness (dropout) on seed, step and rank, and everything else
+is in the checkpoint. So a resumed run and an unbroken one end in the same bits on one device with the same threads. On
+several ranks a step differs only by rounding and by its random draws.
 """
 
 from __future__ import annotations
@@ -65,19 +65,20 @@ class Fit:
         return asdict(self)
 
 
-def hold_out(of: Iterable[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Return row numbers to train on, and those held out for early stopping; both in order.
+def hold_out(groups: Iterable[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Return row numbers to train on, and row numbers held out for early stopping; both in order.
 
-    ``of``: what each row belongs to; a seeded share of that is held out with all its rows. DataError where that is all.
+    groups: the group of each row. A seeded share of the groups is held out with all its rows. Raises DataError if that
+    is all of them.
     """
-    of = list(of)
-    names = list(dict.fromkeys(of))
+    groups = list(groups)
+    names = list(dict.fromkeys(groups))
     order = np.random.default_rng(seed).permutation(len(names))
     held = {names[index] for index in order[: max(1, round(share * len(names)))]}
     if len(held) == len(names):
         raise split_checks.no_train_rows(len(names), share)
-    return [row for row, name in enumerate(of) if name not in held], [
-        row for row, name in enumerate(of) if name in held
+    return [row for row, name in enumerate(groups) if name not in held], [
+        row for row, name in enumerate(groups) if name in held
     ]
 
 
@@ -88,27 +89,27 @@ class TrainingRun:
         self,
         name: str,
         model: PreTrainedModel,
-        problem: TrainingObjective,
+        objective: TrainingObjective,
         spec: Train,
         seed: int,
         checkpoints: Checkpoints,
     ) -> None:
-        self.name, self.model, self.problem, self.spec, self.seed = name, model, problem, spec, seed
+        self.name, self.model, self.objective, self.spec, self.seed = name, model, objective, spec, seed
         self.checkpoints = checkpoints
-        self.plan = _plan(problem.lengths, spec, seed)
-        self.learner = Learner(model, problem, spec, len(self.plan))
+        self.plan = _plan(objective.lengths, spec, seed)
+        self.learner = Learner(model, objective, spec, len(self.plan))
 
     def fit(self, metrics: Path) -> Fit:
         """Train until the epochs are done or patience runs out. The model then has its best weights."""
-        spec, lengths, plan = self.spec, self.problem.lengths, self.plan
+        spec, lengths, plan = self.spec, self.objective.lengths, self.plan
         split_checks.check_steps(len(plan))
         steps_per_epoch = math.ceil(len(plan) / spec.epochs)
-        every = spec.evaluate_every or max(1, steps_per_epoch // 2)
+        evaluate_every = spec.evaluate_every or max(1, steps_per_epoch // 2)
         restored = self.checkpoints.restore(self.learner)
         progress, best = restored or (TrainingProgress(), None)
         resumed = progress.step if restored else None
         if resumed:
-            console.note(f"train: {self.name} goes on from step {resumed} of {len(plan)}")
+            console.note(f"train: {self.name} continues from step {resumed} of {len(plan)}")
         stopped, tokens, started = "epochs", 0, time.perf_counter()
         with (
             metrics_log.opened(metrics, self.name, progress.step) as log,
@@ -131,7 +132,7 @@ class TrainingRun:
                     log, run=self.name, step=progress.step, epoch=round(epoch, 4), loss=loss, grad_norm=norm,
                     learning_rate=rate, tokens_per_second=round(speed, 1),
                 )  # fmt: skip
-                if progress.step % every == 0 or progress.step == len(plan):
+                if progress.step % evaluate_every == 0 or progress.step == len(plan):
                     best, fields = self._evaluate(progress, best, log)
                     if progress.evals_without_improvement >= spec.patience:
                         stopped = "patience"
@@ -142,7 +143,7 @@ class TrainingRun:
                     self.checkpoints.save(self.learner, progress, best)
                 if stop:
                     interrupts.raise_if_pending()
-                    raise Interrupted(signal.SIGTERM)  # that came to another rank
+                    raise Interrupted(signal.SIGTERM)  # another rank received it
                 bar.advance(1, loss=f"{loss:.3f}", **fields, tokens=f"{speed:,.0f}/s")
         if best is not None:
             put(best, self.model)
@@ -151,7 +152,7 @@ class TrainingRun:
 
     def _step(self, batches: Sequence[Batch]) -> tuple[float, float]:
         """Compute the gradients of one optimizer step: one mean over all its positions, however they are batched."""
-        count = sum(int(self.problem.positions[row]) for batch in batches for row in batch)
+        count = sum(int(self.objective.positions[row]) for batch in batches for row in batch)
         loss, norm = self.learner.gradients(batches, count)
         return float(collectives.summed(np.array(loss))), norm
 
@@ -178,7 +179,7 @@ class TrainingRun:
     ) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         """Evaluate the held-out rows, and keep the weights if they are the best so far."""
         with self.learner.measured() as model:
-            criterion, figures = self.problem.held_out(model)
+            criterion, figures = self.objective.held_out(model)
         if criterion < progress.best:
             progress.best, progress.best_step, progress.evals_without_improvement = criterion, progress.step, 0
             best = self.learner.weights()
@@ -189,7 +190,7 @@ class TrainingRun:
 
 
 Plan = list[tuple[float, list[np.ndarray]]]
-"""Every optimizer step: (epoch reached, its batches of row numbers)."""
+"""One entry per optimizer step: (epoch reached, batches of row numbers)."""
 
 
 def _plan(lengths: np.ndarray, spec: Train, seed: int) -> Plan:

@@ -29,7 +29,7 @@ def opened(metrics: Path, run: str, step: int) -> Iterator[TextIO]:
 
 
 def flush_to_disk(log: TextIO) -> None:
-    """Write the lines to disk, before a checkpoint says that these steps are done."""
+    """Write the lines to disk. Call it before a checkpoint that includes these steps is saved."""
     log.flush()
     if ranks.is_first():
         os.fsync(log.fileno())

@@ -237,7 +237,7 @@ def outside_weights(folder: Path, location: str) -> None:
 def test_weights_outside_the_bundle(folder, absolute):
     place = str(folder.parent / "weights.bin") if absolute else "../weights.bin"
     outside_weights(folder, place)
-    with pytest.raises(GateFailed, match=r"reads .*weights.bin.*none of the files"):
+    with pytest.raises(GateFailed, match=r"reads .*weights.bin.*none of the folder's files"):
         verify(folder)
 
 

@@ -26,7 +26,7 @@ TIMED = {"quantize": {"candidates.json", "README.md"}, "bench": None}
 """Outputs with measured times in them, which no two runs share; None: all of them."""
 SHARD = re.compile(r"/collect/shards/[^/]+\.parquet$")
 CHECKPOINT = re.compile(r"/train/checkpoints/(\w+)-[0-9a-f]+-step-(\d+)$")
-RESUMED = re.compile(r"train: (\w+) goes on from step (\d+)")
+RESUMED = re.compile(r"train: (\w+) continues from step (\d+)")
 
 
 @dataclass

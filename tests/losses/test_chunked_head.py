@@ -80,7 +80,7 @@ def test_a_head_that_is_not_all_of_it_is_told(spoiled, monkeypatch):
     parts = {"weight": whole.weight, "bias": whole.bias, "scale": whole.scale, "softcap": whole.softcap}
     half = Head(**parts | {spoiled: 1.0 if spoiled == "scale" else None})
     monkeypatch.setattr("distillctl.losses.heads.head_of", lambda _: half)
-    with pytest.raises(RecipeError, match="its logits are not") as told:
+    with pytest.raises(RecipeError, match="gives other logits") as told:
         check_head(model, _inputs(model))
     assert told.value.where == "student"
 

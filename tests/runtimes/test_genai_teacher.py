@@ -16,8 +16,8 @@ from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
 from distillctl.report import speed
 from distillctl.runtimes import model_facts, teacher_tokens
-from distillctl.runtimes.genai_teacher import GenaiTeacherClassifier, GenaiTeacherWriter, Prompted
-from distillctl.runtimes.torch import TeacherClassifier, TeacherWriter, shared_context
+from distillctl.runtimes.genai_teacher import GenaiTeacherClassifier, GenaiTeacherGenerator, Prompted
+from distillctl.runtimes.torch import TeacherClassifier, TeacherGenerator, shared_context
 from distillctl.teachers.huggingface import Teacher, load
 from tests.fixtures import exported_generate, tiny_generate
 
@@ -63,9 +63,9 @@ def test_of_the_same_weights_it_says_what_pytorchs_says(tmp_path: Path, kind: st
         assert ours.label(text) == theirs.label(text)
     written, _ = _prompted(teacher, source, None)
     stop = exported_generate.STOP_IDS
-    writer = GenaiTeacherWriter(graph, 1, written, stop, LIMIT)
+    writer = GenaiTeacherGenerator(graph, 1, written, stop, LIMIT)
     writer.read_prompt()
-    expected = TeacherWriter(teacher, stop, PLACE, context)
+    expected = TeacherGenerator(teacher, stop, PLACE, context)
     for text in [*VIEWS, *VIEWS[::-1]]:
         view = writer.encode(text)
         assert view == expected.encode(text)
@@ -82,9 +82,9 @@ def test_views_that_share_nothing(tmp_path: Path) -> None:
     found = teacher_tokens.read(teacher.spec, source, texts, PLACE, None)
     found.pop("vocabulary")
     assert found["context"] == []
-    writer = GenaiTeacherWriter(graph, 1, Prompted(**found), exported_generate.STOP_IDS, LIMIT)
+    writer = GenaiTeacherGenerator(graph, 1, Prompted(**found), exported_generate.STOP_IDS, LIMIT)
     writer.read_prompt()
-    expected = TeacherWriter(teacher, exported_generate.STOP_IDS, PLACE)
+    expected = TeacherGenerator(teacher, exported_generate.STOP_IDS, PLACE)
     for text in [*texts, *texts]:
         assert list(writer.stream(writer.encode(text), LIMIT)) == list(expected.stream(expected.encode(text), LIMIT))
 
@@ -126,7 +126,7 @@ def test_a_teacher_that_cannot_be_had_so_is_timed_in_pytorch_with_a_note(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     teacher, source = _teacher(tmp_path / "source", kind, **config)
     assert teacher_graph.build(teacher.spec, source, 60) is None
-    assert "the teacher is timed in PyTorch alone" in capsys.readouterr().err
+    assert "the teacher is timed in PyTorch only" in capsys.readouterr().err
 
 
 def test_a_teacher_that_memory_does_not_hold_is_not_built(

@@ -93,7 +93,7 @@ def test_in_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
     assert (workspace.folder("bench") / "loadgen" / loadgen.DETAIL).is_file()
     assert facts["loadgen"]["queries"] >= 10
     if not facts["loadgen"]["valid"]:
-        assert "LoadGen says INVALID" in capfd.readouterr().err
+        assert "verdict is INVALID" in capfd.readouterr().err
     assert facts["sustained"]["seconds"] >= 0.6
     assert {name: m["processes"] for name, m in facts["models"].items()} == {
         "teacher": 1, "teacher_cached": 1, "fp32": 2, "deployed": 2,

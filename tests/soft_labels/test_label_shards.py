@@ -51,7 +51,7 @@ def test_rows_of_unlike_numbers_of_labels_are_refused(tmp_path):
     lists = pa.array([[0.0, 0.0], [0.0] * 4, [0.0] * 3, [0.0] * 3, [0.0] * 3], pa.list_(pa.float32()))
     mass = pa.array([1.0] * 5, pa.float32())
     shard_files.write(tmp_path / SHARD.file, pa.table({"id": IDS, "label_log_probs": lists, "label_mass": mass}))
-    with pytest.raises(UpstreamError, match="not of as many labels"):
+    with pytest.raises(UpstreamError, match="different numbers of labels"):
         label_shards._read(tmp_path / SHARD.file)
     assert not label_shards.present(tmp_path, SHARD)
 

@@ -167,7 +167,7 @@ def test_context_kl_is_kept_where_it_was_worked_out(tmp_path):
     assert [per_token.tolist() for per_token in found.context_kl] == [
         per_token.astype(np.float32).tolist() for per_token in kl[::-1]
     ]
-    with pytest.raises(ValueError, match="context_kl of row b"):
+    with pytest.raises(ValueError, match="row b has no context_kl"):
         store.write(tmp_path, shard("ab"), [rows[0], ("b", 0, responses[1])], profile)
 
 

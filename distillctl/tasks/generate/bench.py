@@ -14,7 +14,7 @@ from distillctl.recipe import Text
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.bench import FOLDERS, Answers, BenchSession
 from distillctl.runtimes.genai import CONFIG
-from distillctl.runtimes.interleaved import ProcessRun, writing_figures
+from distillctl.runtimes.interleaved import ProcessRun, generation_figures
 from distillctl.runtimes.onnx_generator import ENCODER_DECODER
 from distillctl.runtimes.roofline import bytes_per_token
 from distillctl.soft_labels import response_shards
@@ -54,7 +54,7 @@ def timing(task: BoundTask, bench: BenchSession) -> Timing:
     # An encoder–decoder's decoder reads other weights for the first token than for the next ones.
     decoders = {name: folder for name, folder in graphs.items() if not (folder / ENCODER_DECODER).exists()}
     reads = {name: bytes_per_token(folder) for name, folder in decoders.items()}
-    return Timing(jobs, expected, _columns, writing_figures, reads)
+    return Timing(jobs, expected, _columns, generation_figures, reads)
 
 
 def paired_job(task: BoundTask) -> tuple[dict[str, Any], str]:

@@ -264,7 +264,7 @@ def test_a_spent_budget_leaves_out_the_last_and_names_them(space, capfd):
     assert outcome.facts["chosen"] == names[0]
     assert outcome.facts["not_tried"] == names[1:]
     assert json.loads((space.folder("quantize") / "candidates.json").read_text())["not_tried"] == names[1:]
-    assert f"not tried: {names[1]}," in " ".join(capfd.readouterr().err.split())
+    assert f"candidates were tried: {names[1]}," in " ".join(capfd.readouterr().err.split())
 
 
 def test_the_figures_are_those_of_the_committed_graph(space):

@@ -28,7 +28,7 @@ from distillctl.runtimes.interleaved import ProcessRun
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.roofline import bytes_per_token
-from distillctl.runtimes.torch import TeacherWriter, shared_context
+from distillctl.runtimes.torch import TeacherGenerator, shared_context
 from tests.fixtures import bench_run, exported_generate, real_run_generate, tiny_generate
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def test_one_query_at_a_time_the_teacher_says_what_it_says_in_batches(
     said = [one[0].token_ids for one in teacher.answer(views, None, stop=stop, max_new_tokens=LIMIT)]
     assert min(map(len, said)) < LIMIT
     context = shared_context(teacher, VIEWS, PLACE)
-    uncached, cached = (TeacherWriter(teacher, stop, PLACE, part) for part in ((), context))
+    uncached, cached = (TeacherGenerator(teacher, stop, PLACE, part) for part in ((), context))
     for _ in range(2):  # the cached prompt is as good for the second query as for the first
         for text, view, answer in zip(VIEWS, views, said, strict=True):
             assert uncached.encode(text) == [*context, *cached.encode(text)] == view
@@ -65,7 +65,7 @@ def test_one_query_at_a_time_the_teacher_says_what_it_says_in_batches(
 @pytest.mark.parametrize("sliding_window", [None, 5])
 def test_the_teachers_keys_and_values_are_what_its_cache_holds(tmp_path: Path, sliding_window: int | None) -> None:
     teacher = bench_run.teacher(bench_run.causal_model(tmp_path, sliding_window=sliding_window))
-    writer = TeacherWriter(teacher, [], PLACE, teacher.encode(bench_run.CONTEXT))
+    writer = TeacherGenerator(teacher, [], PLACE, teacher.encode(bench_run.CONTEXT))
     for length in (3, 20):
         layers = writer._run(list(range(length))).layers
         assert writer.kv_bytes(length) == sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
@@ -194,7 +194,7 @@ def made_runs(token_ms: list[list[list[float]]], view_tokens: list[int]) -> list
 )
 def test_figures_add_up(token_ms: list[list[list[float]]], view_tokens: list[int]) -> None:
     runs = made_runs(token_ms, view_tokens)
-    found = interleaved.figures(runs) | interleaved.writing_figures(runs)
+    found = interleaved.figures(runs) | interleaved.generation_figures(runs)
     answers = [one for part in token_ms for one in part]
     read = [view_tokens[query] for run in runs for query in run.queries]
     assert 0 < found["first_token_ms"] <= found["p50_ms"] * (1 + 1e-9)
@@ -214,7 +214,7 @@ def test_figures_add_up(token_ms: list[list[list[float]]], view_tokens: list[int
 
 
 def test_the_first_token_is_no_part_of_the_speed_of_the_others() -> None:
-    found = interleaved.writing_figures(made_runs([[[100.0, 2.0, 4.0], [300.0]], [[200.0, 6.0]]], [30, 50]))
+    found = interleaved.generation_figures(made_runs([[[100.0, 2.0, 4.0], [300.0]], [[200.0, 6.0]]], [30, 50]))
     assert found["first_token_ms"] == 200
     assert found["decode_tokens_per_second"] == pytest.approx(3 / 0.012)
     assert found["prefill_tokens_per_second"] == pytest.approx((30 + 50 + 30) / 0.6)
