@@ -4,7 +4,7 @@ import signal
 
 
 def main() -> None:
-    """Run the command line. A Ctrl-C while it is being imported ends the process as it ends any program."""
+    """Run the command line. A Ctrl-C during its import ends the process like any program."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from distillctl import cli
 

@@ -1,7 +1,7 @@
-"""Doubts about the user's data or numbers: shown as they arise, kept with the stage, and repeated in the report.
+"""Doubts about the user's data or figures: shown as they arise, stored with the stage, and repeated in the report.
 
-A warning says what the program does; a caution says why a figure may not mean what it seems to mean. Any code that runs
-inside a stage may add one, and the pipeline stores all of them among the stage's facts, under ``cautions``.
+A warning describes the program's behaviour; a caution says why a figure may be misleading. Any code inside a stage may
+add one. The pipeline stores them among the stage's facts, under ``cautions``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextvars import ContextVar
 from distillctl import console
 
 Caution = dict[str, str]
-"""``code``: a fixed name in kebab-case, for programs to filter by; ``text``: whole sentences, for people."""
+"""``code``: a fixed name in kebab-case, for programs. ``text``: whole sentences, for people."""
 
 _collector: ContextVar[list[Caution] | None] = ContextVar("cautions", default=None)
 
 
 def add(code: str, text: str) -> None:
-    """Show a caution, and keep it where a stage collects them. The same caution is shown and kept once."""
+    """Show a caution, and store it if a stage collects them. The same caution is shown only once."""
     kept, caution = _collector.get(), {"code": code, "text": text}
     if kept is not None:
         if caution in kept:
@@ -29,7 +29,7 @@ def add(code: str, text: str) -> None:
 
 
 def repeat(kept: Iterable[Mapping[str, str]]) -> None:
-    """Show the cautions of a stage that is fresh, so that they are seen whenever its figures are."""
+    """Show the cautions of a fresh stage again, next to its figures."""
     for caution in kept:
         console.caution(caution["text"])
 
@@ -37,9 +37,9 @@ def repeat(kept: Iterable[Mapping[str, str]]) -> None:
 @contextmanager
 def collected() -> Iterator[list[Caution]]:
     """Collect the cautions added inside the block."""
-    found: list[Caution] = []
-    token = _collector.set(found)
+    cautions: list[Caution] = []
+    token = _collector.set(cautions)
     try:
-        yield found
+        yield cautions
     finally:
         _collector.reset(token)

@@ -52,7 +52,7 @@ Set = Annotated[
 ]
 QUICK = ("bench.queries=40", "bench.processes=2", "bench.max_seconds=5", "bench.sustained_seconds=null")
 QUICK_LOADGEN = ("bench.loadgen.min_queries=64", "bench.loadgen.min_seconds=1")
-"""`bench --quick`, in the recipe's own words: what was measured so is stale for any other command."""
+"""Settings of `bench --quick`. Its results are stale for any other command."""
 Force = Annotated[bool, typer.Option("--force", help="Run again even if fresh, and reuse nothing.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")]
 Trust = Annotated[
@@ -84,7 +84,7 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
                 try:
                     with interrupts.handled(console.from_handler):
                         if not ranks.is_first():
-                            interrupts.leave()  # until it has met the others it has nothing to lose
+                            interrupts.leave()  # before it has joined the others it has nothing to lose
                         if ranks.count() > 1 and name != "train":
                             raise UsageError(
                                 f"{name} runs in one process; only train takes several ranks",
@@ -95,10 +95,10 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
                 except typer.Exit:
                     raise
                 except (UserFacingError, KeyboardInterrupt, Exception) as problem:
-                    told = _told(problem)
-                    if _tells():
-                        console.bug(problem) if told is None else console.error(told)
-                    raise typer.Exit(1 if told is None else told.exit_code) from None
+                    error = _user_error(problem)
+                    if _reports_error():
+                        console.bug(problem) if error is None else console.error(error)
+                    raise typer.Exit(1 if error is None else error.exit_code) from None
 
         group.command(name, help=help)(guarded)
         return guarded
@@ -106,28 +106,28 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
     return register
 
 
-def _told(problem: BaseException) -> UserFacingError | None:
+def _user_error(problem: BaseException) -> UserFacingError | None:
     """Return the error to show to the user, or None if the problem is a bug."""
     if isinstance(problem, KeyboardInterrupt):
         return Interrupted(signal.SIGINT)
     if isinstance(problem, Exception) and not isinstance(problem, UserFacingError):
-        told = os_errors.explained(problem)
-        if told is not None:
-            told.__cause__ = problem
-        return told
+        error = os_errors.explained(problem)
+        if error is not None:
+            error.__cause__ = problem
+        return error
     assert isinstance(problem, UserFacingError)
     return problem
 
 
-def _tells() -> bool:
-    """Whether this rank says what went wrong. One that failed alone meets the others first, which shows it."""
+def _reports_error() -> bool:
+    """Tell whether this rank reports the error. A rank that failed alone first joins the others, to find out."""
     if not ranks.is_first():
         interrupts.leave()
         from distillctl.training import collectives
 
         collectives.join()
         interrupts.ignore()
-    return ranks.tells()
+    return ranks.reports_error()
 
 
 def _open(
@@ -146,7 +146,9 @@ def _open(
     loaded = recipe.load(recipe_path, overrides or ())
     workspace = Workspace(run_dir or Path("runs") / loaded.name)
     if os.path.lexists(workspace.root) and not workspace.root.is_dir():
-        raise UnavailableError("is not a folder", where=str(workspace.root), next="choose another one with --run-dir")
+        raise UnavailableError(
+            "the run directory is not a folder", where=str(workspace.root), next="choose another one with --run-dir"
+        )
     return loaded, workspace
 
 
@@ -185,8 +187,8 @@ def _run_stage(name: str, loaded: Any, workspace: Any, *, force: bool, dry_run: 
 
     if dry_run:
         return _plan(loaded, workspace, [name])
-    ran = pipeline.stage(name, loaded, workspace, force=force)
-    console.result(output.as_json(ran), *output.readable(ran))
+    result = pipeline.stage(name, loaded, workspace, force=force)
+    console.result(output.as_json(result), *output.readable(result))
 
 
 def _stage(name: str, help: str) -> None:
@@ -277,7 +279,7 @@ def bench(
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help=f"Measure little, while developing: {' '.join('--set ' + one for one in QUICK)}."),
+        typer.Option("--quick", help=f"Measure little, while developing: {' '.join(f'--set {key}' for key in QUICK)}."),
     ] = False,
     against: Annotated[
         Path | None,
@@ -344,11 +346,11 @@ def bench(
         verdict = compare.compare(loaded, workspace, against, bounds)
         verdicts.emit(verdict, undecided_fails=undecided == "fail", junit=junit, summary=summary)
     elif serve:
-        found = pipeline.serve(loaded, workspace, **given)
-        console.result({"stage": "devices", "devices": found}, *output.devices(found))
+        results = pipeline.serve(loaded, workspace, **given)
+        console.result({"stage": "devices", "devices": results}, *output.devices(results))
     else:
-        ran = pipeline.stage("bench", loaded, workspace, force=force)
-        console.result(output.as_json(ran), *output.readable(ran))
+        result = pipeline.stage("bench", loaded, workspace, force=force)
+        console.result(output.as_json(result), *output.readable(result))
 
 
 @command("report", "Write one self-contained HTML page, or print a summary for CI.")
@@ -384,18 +386,18 @@ def report(
     wanted = bounds.parse(fail_under or (), loaded)
     if dry_run:
         return _plan(loaded, workspace, ["report"])
-    ran = pipeline.stage("report", loaded, workspace, force=force)
+    result = pipeline.stage("report", loaded, workspace, force=force)
     if as_json:
-        bounds.check_bounds(wanted, ran.manifest.facts)  # the one JSON object is then the error's, with these facts
+        bounds.check_bounds(wanted, result.manifest.facts)  # before printing: the error's JSON object has these facts
     if format == "md":
         from distillctl.report.markdown import render
 
-        console.text(render(ran.manifest.facts))
+        console.text(render(result.manifest.facts))
     elif format == "json":
-        console.print_json(ran.manifest.facts)
+        console.print_json(result.manifest.facts)
     else:
-        console.result(output.as_json(ran), *output.readable(ran), output.report_path(workspace))
-    bounds.check_bounds(wanted, ran.manifest.facts)
+        console.result(output.as_json(result), *output.readable(result), output.report_path(workspace))
+    bounds.check_bounds(wanted, result.manifest.facts)
 
 
 @command("run", "Run all stages in order, and skip what is fresh (like make).")
@@ -418,14 +420,14 @@ def run(
     if dry_run:
         return _plan(loaded, workspace, [name for name, stage in pipeline.STAGES.items() if not stage.on_request])
     done = []
-    for ran in pipeline.run(loaded, workspace, force=force):
-        if ran.reused:
-            console.note(output.line(ran))
-        elif ran.stage != "report":
-            console.aside(*output.readable(ran))
-        done.append(ran)
-    outcome = output.as_json(done[-1]) | {"stages": {ran.stage: output.brief(ran) for ran in done}}
-    console.result(outcome, *output.readable(done[-1]), output.report_path(workspace))
+    for result in pipeline.run(loaded, workspace, force=force):
+        if result.reused:
+            console.note(output.line(result))
+        elif result.stage != "report":
+            console.intermediate(*output.readable(result))
+        done.append(result)
+    summary = output.as_json(done[-1]) | {"stages": {result.stage: output.brief(result) for result in done}}
+    console.result(summary, *output.readable(done[-1]), output.report_path(workspace))
 
 
 # ── bundles ──────────────────────────────────────────────────────────────────────────────────────
@@ -440,7 +442,7 @@ app.add_typer(bundles, name="bundle")
 
 @bundles.callback()
 def _bundles() -> None:
-    pass  # with it, a group of one command stays a group
+    pass  # without a callback, a group of one command would become that command
 
 
 @command("verify", "Check names, sizes and hashes, open every graph, and ask it for the recorded answer.", bundles)
@@ -453,11 +455,11 @@ def verify(
     from distillctl.bundle.verify import verify as check
     from distillctl.commands import output
 
-    found = check(path)
-    console.result(found, *output.verified(found))
+    facts = check(path)
+    console.result(facts, *output.verified(facts))
 
 
-# ── around them ──────────────────────────────────────────────────────────────────────────────────
+# ── other commands ───────────────────────────────────────────────────────────────────────────────
 
 
 @command("status", "Say which stages are fresh, stale, missing or damaged, and why.")
@@ -510,11 +512,11 @@ def guide(
     from distillctl.terminal.text_table import TextTable
 
     if topic is None:
-        found = guides.topics()
+        topics = guides.topics()
         table = TextTable(("topic", "what it is for"), text=(0, 1))
-        for one in found:
-            table.add_row(one.name, one.summary)
-        console.result({"topics": [{"topic": one.name, "summary": one.summary} for one in found]}, table)
+        for entry in topics:
+            table.add_row(entry.name, entry.summary)
+        console.result({"topics": [{"topic": entry.name, "summary": entry.summary} for entry in topics]}, table)
         return
     page = guides.topic(topic)
     if console.is_json():
@@ -531,9 +533,9 @@ def guide(
 def doctor(as_json: Json = False) -> None:
     from distillctl.commands import doctor, output
 
-    found = doctor.examine()
-    console.result(found, *output.diagnosis(found))
-    if found["missing"]:
+    findings = doctor.examine()
+    console.result(findings, *output.diagnosis(findings))
+    if findings["missing"]:
         raise typer.Exit(5)
 
 
@@ -553,8 +555,10 @@ def _root(
 
 
 def main() -> None:
-    """The console script. One of several ranks ends at once when it has said all: gloo's threads may still hold what is
-    Python's, and taking the interpreter down around them can abort it (https://github.com/pytorch/pytorch/pull/179291).
+    """Run the console script.
+
+    One of several ranks ends at once after its last message: gloo's threads may still hold Python objects, and shutting
+    the interpreter down around them can abort it (https://github.com/pytorch/pytorch/pull/179291).
     """
     streams.guard()
     try:
@@ -569,7 +573,7 @@ def main() -> None:
 
 
 def _code(ended: Any) -> int:
-    """The exit code; a command that is done is not, where its result has got lost."""
+    """Return the exit code; it is not 0 if the result got lost on stdout."""
     code = ended if isinstance(ended, int) else int(bool(ended))
     if (lost := streams.lost()) is None or code != 0:
         return code

@@ -39,7 +39,7 @@ def configure(*, as_json: bool = False, verbosity: int = 0) -> None:
     if not ranks.is_first():
         verbosity = -1
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what the terminal's encoding lacks is no reason to lose the rest
+        if isinstance(stream, TextIOWrapper):  # replace characters that the terminal's encoding lacks
             stream.reconfigure(errors="replace")
     _out, _err = Console(**_PLAIN), Console(stderr=True, **_PLAIN)
     _state.update(json=as_json, verbosity=verbosity)
@@ -160,7 +160,7 @@ def _show(console: Console, renderable: Any) -> None:
         console.print(renderable)
 
 
-def aside(*renderables: Any) -> None:
+def intermediate(*renderables: Any) -> None:
     """Print a stage's result on stderr while a longer command continues; nothing with -q."""
     if _state["verbosity"] >= 0:
         for renderable in renderables:
@@ -225,5 +225,5 @@ def progress(label: str, total: float, unit: str = "rows") -> Iterator[Progress]
     shown: type[Progress] = Progress
     if _state["verbosity"] >= 0:
         shown = LiveProgress if _err.is_terminal and not os.environ.get("CI") else LoggedProgress
-    with shown(_err, label, total, unit) as found:
-        yield found
+    with shown(_err, label, total, unit) as bar:
+        yield bar

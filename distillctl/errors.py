@@ -1,4 +1,4 @@
-"""One family of errors; each member is one exit code."""
+"""The errors that users see; each class has an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class UserFacingError(BaseException):
-    """Something to tell the user: what happened, where, and the next command to type."""
+    """An error with what happened, where, and what to do next."""
 
     exit_code = 1
 
@@ -20,7 +20,7 @@ class UserFacingError(BaseException):
         next: str | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """facts: what was found all the same, for ``--json``."""
+        """Store the parts. facts: findings to print nevertheless, with ``--json``."""
         super().__init__(what)
         self.what = what
         self.where = where
@@ -28,12 +28,12 @@ class UserFacingError(BaseException):
         self.facts = facts or {}
 
     def __str__(self) -> str:
-        # A line's end in a name would begin what looks like a message of its own.
+        # After a line break in a name, the rest would look like another message.
         return "{}: {}".format(self.where.replace("\n", "\\n"), self.what) if self.where else self.what
 
 
 class DistillctlError(UserFacingError, Exception):
-    """Something the user can act on."""
+    """An error that the user can act on."""
 
 
 class UsageError(DistillctlError):
@@ -67,31 +67,33 @@ class UnavailableError(DistillctlError):
 
 
 class GateFailed(DistillctlError):
-    """A check the recipe asks for did not hold."""
+    """A check that the recipe asks for failed."""
 
     exit_code = 6
 
 
 class Interrupted(UserFacingError):
-    """SIGINT (130) or SIGTERM (143) ended the stage; no `except Exception` on the way may take it for a failure."""
+    """SIGINT (130) or SIGTERM (143) ended the command. It is not an Exception, so that no handler takes it for a
+    failure.
+    """
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__("interrupted; what was done is kept, the same command goes on from there")
+        super().__init__("interrupted; run the same command again to continue from here")
         self.exit_code = 128 + signal_number
 
 
 def is_of_tokenizers(error: BaseException) -> bool:
-    """The tokenizers library raises bare Exceptions; what it did not expect comes as a panic, which is none of them."""
+    """Tell whether the tokenizers library raised the error: a bare Exception, or a panic, which is not one."""
     return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def first_line(error: BaseException) -> str:
-    """A library's message in one line; its type where it has none.
+    """Return a library's message in one line, or its type.
 
-    Advice to install a package is left out: transformers takes its name from a model's code, datasets from a file.
+    Advice to install a package is removed: transformers takes the name from a model's code, datasets from a file.
     """
     line = next(iter(str(error).strip().splitlines()), "")
     if advice := re.search(r"\bpip3? install\b", line):
         before = line[: advice.start()]
-        line = before[: 1 + max(before.rfind(end) for end in ".:;,(")]  # without the sentence that leads to it
+        line = before[: 1 + max(before.rfind(end) for end in ".:;,(")]  # without the whole sentence
     return line.rstrip(" ,;:(") or type(error).__name__

@@ -1,9 +1,10 @@
-"""Handle SIGINT and SIGTERM. Where work would be lost, a signal waits for the next safe point. Everywhere else it ends
-the command at once, and so does a second signal. That is safe too: nothing incomplete is ever committed.
+"""Handle SIGINT and SIGTERM.
 
-A loop that commits step by step runs in `deferred` and calls `raise_if_pending` after each commit. Code that commits
-only at its end is not deferred, but calls `raise_if_pending` now and then: Python drops an exception that a handler
-raises while an object is finalized or a process forks.
+A signal ends the command at once, and so does a second signal; that is safe, because nothing incomplete is ever
+committed. Only where work would be lost does the first signal wait for the next safe point: a loop that commits step by
+step runs in `deferred` and calls `raise_if_pending` after each commit. Code that commits only at its end is not
+deferred, but calls `raise_if_pending` now and then: Python drops an exception that a handler raises while an object is
+finalized or a process forks.
 
 Python calls a handler only between two of its own instructions. If a library's call does not return, such as a graph
 that runs for ever, no handler is called, and a watching thread ends the process.
@@ -29,7 +30,7 @@ from distillctl.errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WAIT_SECONDS = 0.1
 _STUCK_SECONDS = 10.0
-"""How long a signal may wait for its handler. A single call of PyTorch or ONNX Runtime takes less."""
+"""Time limit for calling a signal's handler. A single call of PyTorch or ONNX Runtime takes less."""
 _LATE_SECONDS = 1.0
 """The watching thread may see a signal this much later than the handler does."""
 
@@ -42,7 +43,7 @@ class _SignalState:
     """When a handler was last called, on the monotonic clock."""
     deferred: int = 0
     """Depth of nested `deferred` blocks."""
-    say: Callable[[str], None] | None = None
+    show: Callable[[str], None] | None = None
     """Shows a note to the user. None outside of `handled`."""
 
 
@@ -58,16 +59,16 @@ def restored() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _state.came, _state.deferred, _state.say = None, 0, None
+        _state.came, _state.deferred, _state.show = None, 0, None
 
 
 @contextmanager
-def handled(say: Callable[[str], None]) -> Iterator[None]:
+def handled(show: Callable[[str], None]) -> Iterator[None]:
     """Handle signals within the block; ignore them after it, so that the last message is complete.
 
-    say: shows a note. It is called from a handler, where buffered output may not be used.
+    show: shows a note. It is called from a handler, where buffered output may not be used.
     """
-    _state.say = say
+    _state.show = show
     unraisable = sys.unraisablehook
     sys.unraisablehook = lambda dropped: None if isinstance(dropped.exc_value, Interrupted) else unraisable(dropped)
     install()
@@ -81,21 +82,21 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
 
 def install() -> None:
     """Install the handlers, also after a library replaced them. Only the main thread can."""
-    if _state.say is not None and _is_main_thread():
+    if _state.show is not None and _is_main_thread():
         for number in SIGNALS:
-            signal.signal(number, _came)
+            signal.signal(number, _on_signal)
 
 
 def leave() -> None:
     """Let signals end the process silently, as they do by default. For waits that Python cannot interrupt."""
-    if _state.say is not None and _is_main_thread():
+    if _state.show is not None and _is_main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
 
 def ignore() -> None:
     """Ignore signals from now on, because the result is being printed. Without effect outside of `handled`."""
-    if _state.say is not None and _is_main_thread():
+    if _state.show is not None and _is_main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -130,13 +131,13 @@ def sleep(seconds: float) -> None:
     raise_if_pending()
 
 
-def _came(number: int, frame: FrameType | None) -> Any:
+def _on_signal(number: int, frame: FrameType | None) -> Any:
     _state.handled_at = time.monotonic()
     again, _state.came = _state.came is not None, _state.came or number
     if again or not _state.deferred:
         raise Interrupted(number)
-    if _state.say is not None:
-        _state.say("Finishing the current step; press Ctrl-C again to stop now.")
+    if _state.show is not None:
+        _state.show("Finishing the current step; press Ctrl-C again to stop now.")
 
 
 @contextmanager
@@ -175,8 +176,8 @@ def _end_when_stuck(read: int) -> None:
         if _state.handled_at > came_at - _LATE_SECONDS:
             came_at = math.inf
         elif time.monotonic() > came_at + _STUCK_SECONDS:
-            if _state.say is not None:
-                _state.say("A library's call does not return; stopped now.")
+            if _state.show is not None:
+                _state.show("A library's call does not return; stopped now.")
             os._exit(128 + number)
 
 

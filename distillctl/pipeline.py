@@ -1,4 +1,4 @@
-"""The stages in order, what each depends on, and whether it is fresh. Freshness compares fingerprints, never times."""
+"""Run the stages in order, and tell which are fresh. Freshness compares fingerprints, never times."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from distillctl.trust import approvals, recipe_access
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: the recipe's keys it reads, the stages it reads, and the files it reads besides."""
+    """One stage: the keys of the recipe, the stages and the files that it reads."""
 
     name: str
     keys: tuple[str, ...]
     upstream: tuple[str, ...]
     optional: tuple[str, ...] = ()
-    """What is read where it is there, and makes the stage stale when it changes."""
+    """Stages that are read if they exist. A change makes this stage stale."""
     files: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
-    """Recipe key → fingerprint of what it names."""
+    """Recipe key → fingerprint of the file it names."""
     check: Callable[[Recipe, Workspace], None] = lambda recipe, workspace: None
-    """What recipe, data and upstream manifests alone can show to be wrong, found before torch is imported."""
+    """Finds the errors that recipe, data and upstream manifests show, before torch is imported."""
     soft_inputs: Callable[[Workspace], dict[str, str]] = lambda workspace: {}
-    """Stage → fingerprint of what it takes where it is there, and does without otherwise."""
+    """Stage → fingerprint of results that it uses if they exist."""
     keeps: tuple[str, ...] = ()
-    """Files in its folder that only its own next run reads, verified as its outputs are."""
+    """Files in its folder that only its own next run reads. They are verified like its outputs."""
     command: tuple[str, ...] = ()
-    """The command that makes it, and its options behind the recipe; by default its name."""
+    """The command that runs it, and options after the recipe; default: its name."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Key of the recipe → the option that turns it on for one command. What was made with it is fresh without it."""
+    """Key of the recipe → option that turns it on for one command. The result stays fresh without the option."""
     gate: str | None = None
-    """A stage above whose failed gate leaves something to do here, without it and those after it."""
+    """The stage whose failed gate this stage can report. It then runs without that stage and later ones."""
     on_request: bool = False
-    """`run` does not make it, and `status` shows it only once it was made."""
+    """`run` skips it, and `status` shows it only after it was run."""
     loads_models: bool = True
-    """Teacher or student, and so code that comes with them where the user allows it."""
+    """Loads teacher or student, and so the code that comes with them if the user allows it."""
 
     def run(self, recipe: Recipe, workspace: Workspace) -> StageOutput:
-        """Do it. Only now is torch imported."""
+        """Run the stage. This imports torch."""
         if ranks.count() > 1 and ranks.is_first():
             _group().broadcast(_WORK)
         outcome: StageOutput = importlib.import_module(f"distillctl.stages.{self.name}").run(recipe, workspace)
@@ -87,17 +87,17 @@ def _check_training(recipe: Recipe, workspace: Workspace) -> None:
 
 
 def _models(recipe: Recipe, stages: Collection[str]) -> dict[str, model_source.ModelSource | None]:
-    """The models that the stages load, by the recipe's key."""
-    found: dict[str, model_source.ModelSource | None] = {}
+    """Return recipe key → model that the stages load."""
+    models: dict[str, model_source.ModelSource | None] = {}
     if {"collect", "bench"} & {*stages}:
         teacher = model_source.teacher(recipe)
-        found["teacher.model"] = teacher
+        models["teacher.model"] = teacher
         if isinstance(teacher, model_source.ServedSource):
-            found["teacher.tokenizer"] = teacher.tokenizer
+            models["teacher.tokenizer"] = teacher.tokenizer
     if "train" in stages or ("collect" in stages and recipe.contexts.truncate == "input"):
         key = "tokenizer" if recipe.student.kind == "from_config" else "model"
-        found[f"student.{key}"] = model_source.student(recipe)
-    return found
+        models[f"student.{key}"] = model_source.student(recipe)
+    return models
 
 
 def _student_files(recipe: Recipe) -> dict[str, str]:
@@ -106,9 +106,9 @@ def _student_files(recipe: Recipe) -> dict[str, str]:
 
 
 _STUDENT_LENGTH = ("kind", "model", "revision", "model_type", "config", "tokenizer", "max_length")
-"""The student's keys on which it depends how long its views are and may be."""
+"""The student's keys on which the length and the limit of its views depend."""
 SERVED = ("collect", "train", "export", "quantize")
-"""What has to be fresh before devices are let in."""
+"""Stages that must be fresh before devices measure."""
 STAGES = {
     stage.name: stage
     for stage in (
@@ -147,12 +147,12 @@ STAGES = {
 
 
 _DEVICES = Stage("devices", (), SERVED, command=("bench", "--serve"), on_request=True)
-"""What `serve` adds to: no stage that is run, but its files are verified as a stage's are."""
+"""The results that `serve` collects. It is not run as a stage, but its files are verified like one's."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A stage's state, and why; of one that is fresh, what there is to say all the same. next: what mends damage."""
+    """A stage's state, and why. A fresh stage may have notes. next: the command that repairs damage."""
 
     stage: str
     state: Literal["fresh", "stale", "missing", "damaged"]
@@ -162,7 +162,7 @@ class State:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What `stage` did; paths among the facts are the caller's (`Workspace.located`)."""
+    """The result of `stage`. Paths among the facts can be opened by the caller (`Workspace.located`)."""
 
     stage: str
     manifest: Manifest
@@ -174,29 +174,31 @@ class StageResult:
 
 
 def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """The part of the recipe a stage depends on."""
-    found = recipe.model_dump(mode="json", include=set(stage.keys))
-    if "teacher" in found:  # what an answer costs and how long it takes makes nothing stale
-        found["teacher"] = {k: v for k, v in found["teacher"].items() if k not in recipe.teacher.operational}
-    if stage.name == "collect" and recipe.contexts.truncate == "input":  # inputs are cut for the student as well
+    """Return the part of the recipe that a stage depends on."""
+    keys_read = recipe.model_dump(mode="json", include=set(stage.keys))
+    if "teacher" in keys_read:  # costs and time limits make nothing stale
+        keys_read["teacher"] = {k: v for k, v in keys_read["teacher"].items() if k not in recipe.teacher.operational}
+    if stage.name == "collect" and recipe.contexts.truncate == "input":  # inputs are also cut for the student
         student = recipe.model_dump(mode="json", include={"student"})["student"]
-        found["student"] = {key: value for key, value in student.items() if key in _STUDENT_LENGTH}
-    return found
+        keys_read["student"] = {key: value for key, value in student.items() if key in _STUDENT_LENGTH}
+    return keys_read
 
 
 def inputs(recipe: Recipe, workspace: Workspace, stage: Stage) -> dict[str, str]:
-    """Fingerprints of everything a stage reads."""
-    found = stage.files(recipe) | stage.soft_inputs(workspace)
+    """Return the fingerprints of everything that a stage reads."""
+    fingerprints = stage.files(recipe) | stage.soft_inputs(workspace)
     for name in (*stage.upstream, *stage.optional):
-        with contextlib.suppress(UpstreamError):  # a damaged one counts as missing, or nothing could mend it
+        with contextlib.suppress(UpstreamError):  # damaged counts as missing, otherwise it could not be repaired
             if manifest := workspace.manifest(name):
-                found[name] = manifest.fingerprint
-    return found
+                fingerprints[name] = manifest.fingerprint
+    return fingerprints
 
 
 def status(recipe: Recipe, workspace: Workspace, wanted: Collection[str] = ()) -> Iterator[State]:
-    """Every stage's state in order; a stage below one that is not fresh is not fresh either. One that is made on
-    request is left out until it was made, unless it is ``wanted``."""
+    """Yield every stage's state in order. A stage whose upstream is not fresh is not fresh either.
+
+    A stage that is run on request is left out until it was run, unless it is ``wanted``.
+    """
     states: dict[str, State] = {}
     for stage in (*STAGES.values(), _DEVICES):
         states[stage.name] = _state(recipe, workspace, stage, states)
@@ -208,11 +210,11 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
     try:
         manifest = workspace.manifest(stage.name)
     except UpstreamError as error:
-        return State(stage.name, "damaged", (str(error),), _mend(stage, recipe, workspace))
+        return State(stage.name, "damaged", (str(error),), _repair_command(stage, recipe, workspace))
     if manifest is None:
         return State(stage.name, "missing")
     if damage := workspace.damage(stage.name, manifest):
-        return State(stage.name, "damaged", (damage,), _mend(stage, recipe, workspace, manifest))
+        return State(stage.name, "damaged", (damage,), _repair_command(stage, recipe, workspace, manifest))
     why = [*_changed_keys(manifest.recipe, part(recipe, stage), stage.options)]
     not_fresh = {name for name in stage.upstream if above[name].state != "fresh"}
     current = inputs(recipe, workspace, stage)
@@ -221,11 +223,11 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
             why.append(f"{name} is {above[name].state}")
         elif manifest.inputs.get(name) != current.get(name):
             why.append(_changed_input(stage, name))
-    return State(stage.name, "stale" if why else "fresh", (*why, *_noted(stage, workspace, manifest)))
+    return State(stage.name, "stale" if why else "fresh", (*why, *_notes(stage, workspace, manifest)))
 
 
-def _noted(stage: Stage, workspace: Workspace, manifest: Manifest) -> Iterator[str]:
-    """What does not make it stale."""
+def _notes(stage: Stage, workspace: Workspace, manifest: Manifest) -> Iterator[str]:
+    """Yield remarks that do not make the stage stale."""
     if manifest.checksum is None:
         yield "made by an older version (its manifest has no checksum)"
     if strangers := workspace.strangers(stage.name, manifest):
@@ -233,8 +235,8 @@ def _noted(stage: Stage, workspace: Workspace, manifest: Manifest) -> Iterator[s
         yield f"{strangers[0]}{more} not what {stage.name} committed: move it away"
 
 
-def _mend(stage: Stage, recipe: Recipe, workspace: Workspace, manifest: Manifest | None = None) -> str:
-    """What to type when something of it is damaged. manifest: it keeps what a command asked for."""
+def _repair_command(stage: Stage, recipe: Recipe, workspace: Workspace, manifest: Manifest | None = None) -> str:
+    """Return the command that repairs a damaged stage. manifest: it has the options of the original command."""
     recorded = flatten(manifest.recipe) if manifest else {}
     options = [option for key, option in stage.options.items() if recorded.get(key) is True]
     removed = f"rm -r {shlex.quote(str(workspace.folder('devices')))}; " if stage.name == "devices" else ""
@@ -257,7 +259,7 @@ def _changed_keys(before: dict[str, Any], after: dict[str, Any], options: Collec
 
 
 def _from_to(old: Any, new: Any) -> str:
-    """Both values, where they are numbers."""
+    """Return both values if they are numbers."""
     both = [value for value in (old, new) if isinstance(value, int | float) and not isinstance(value, bool)]
     return f" from {both[0]:g} to {both[1]:g}" if len(both) == 2 else ""
 
@@ -266,33 +268,33 @@ def _from_to(old: Any, new: Any) -> str:
 
 
 def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = False) -> StageResult:
-    """Run one stage unless it is fresh. UpstreamError when what it reads is missing, stale or damaged."""
+    """Run one stage unless it is fresh. Raise UpstreamError if a stage that it reads is missing, stale or damaged."""
     if ranks.count() > 1:
         return _on_ranks(STAGES[name], recipe, workspace, force)
     with workspace.lock():
         return _stage(STAGES[name], recipe, workspace, force)
 
 
-def _on_ranks(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> StageResult:
-    """The first rank holds the run directory and decides; the others wait for its word, and for what came of it."""
+def _on_ranks(stage: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> StageResult:
+    """Let the first rank hold the run directory and decide; the others follow it and get its result."""
     with _group().together():
         if ranks.is_first():
             with workspace.lock():
-                ran: StageResult = _group().broadcast(_stage(one, recipe, workspace, force))
+                result: StageResult = _group().broadcast(_stage(stage, recipe, workspace, force))
         else:
-            word: Any = _group().broadcast()
-            if word == _WORK:
-                one.run(recipe, workspace)
-                word = _group().broadcast()
-            ran = word
-    return ran
+            message: Any = _group().broadcast()
+            if message == _WORK:
+                stage.run(recipe, workspace)
+                message = _group().broadcast()
+            result = message
+    return result
 
 
 _WORK = "there is work"
 
 
 def _group() -> Any:
-    return importlib.import_module("distillctl.training.collectives")  # only now: it brings torch
+    return importlib.import_module("distillctl.training.collectives")  # not at the top: it imports torch
 
 
 def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterator[StageResult]:
@@ -301,16 +303,16 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
     for find in (model_source.teacher, model_source.student):
         find(recipe)
     with workspace.lock():
-        untouched = not force
-        all_of_them = [name for name, one in STAGES.items() if not one.on_request]
-        states = [state for state in status(recipe, workspace) if state.stage in all_of_them]
+        upstream_fresh = not force
+        in_order = [name for name, stage in STAGES.items() if not stage.on_request]
+        states = [state for state in status(recipe, workspace) if state.stage in in_order]
         if force or any(state.state != "fresh" for state in states):
             preflight.check_student(recipe)
             approvals.check_code(recipe)
             hub.require(_models(recipe, [state.stage for state in states if force or state.state != "fresh"]))
         for state in states:
-            untouched = untouched and state.state == "fresh"
-            manifest = workspace.manifest(state.stage) if untouched else None
+            upstream_fresh = upstream_fresh and state.state == "fresh"
+            manifest = workspace.manifest(state.stage) if upstream_fresh else None
             if manifest:
                 cautions.repeat(manifest.facts.get("cautions", ()))
                 yield StageResult(state.stage, workspace.located(manifest), reused=True, seconds=0.0)
@@ -319,52 +321,53 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
 
 
 def serve(recipe: Recipe, workspace: Workspace, **options: Any) -> list[dict[str, Any]]:
-    """Let devices run the deployed graph in their browsers; what they found. options: `distillctl.phone.serve.Options`.
+    """Let devices run the deployed graph in their browsers, and return their results.
 
-    The run directory is held meanwhile: what is handed out is what was recorded. UpstreamError as `stage` has it.
+    The run directory is locked meanwhile, so that the served files are the recorded ones. options:
+    `distillctl.phone.serve.Options`. Raises UpstreamError like `stage`.
     """
     with workspace.lock():
         require("bench --serve", SERVED, status(recipe, workspace), recipe, workspace)
-        read = {name: manifest.fingerprint for name in SERVED if (manifest := workspace.manifest(name))}
-        from distillctl.phone import serve  # only now: it brings onnxruntime
+        fingerprints = {name: manifest.fingerprint for name in SERVED if (manifest := workspace.manifest(name))}
+        from distillctl.phone import serve  # not at the top: it imports onnxruntime
 
-        return serve.serve(recipe, workspace, serve.Options(**options), read)
+        return serve.serve(recipe, workspace, serve.Options(**options), fingerprints)
 
 
 def require(
-    wanting: str, upstream: tuple[str, ...], states: Iterable[State], recipe: Recipe, workspace: Workspace
+    command: str, upstream: tuple[str, ...], states: Iterable[State], recipe: Recipe, workspace: Workspace
 ) -> None:
-    """Refuse unless all of ``upstream`` are fresh, and name the command that mends the first that is not."""
-    found = {state.stage: state for state in states}
+    """Raise UpstreamError unless all of ``upstream`` are fresh. It names the command that repairs the first one."""
+    by_name = {state.stage: state for state in states}
     for name in upstream:
-        if found[name].state != "fresh":
-            why = f": {'; '.join(found[name].why)}" if found[name].why else ""
+        if by_name[name].state != "fresh":
+            why = f": {'; '.join(by_name[name].why)}" if by_name[name].why else ""
             raise UpstreamError(
-                f"{wanting} needs {name}, which is {found[name].state}{why}",
+                f"{command} needs {name}, which is {by_name[name].state}{why}",
                 next=_command(STAGES[name], recipe, workspace),
             )
 
 
-def _stage(one: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> StageResult:
-    states = {state.stage: state for state in status(recipe, workspace, [one.name])}
-    require(one.name, _needs(one, recipe, workspace), states.values(), recipe, workspace)
-    manifest = workspace.manifest(one.name) if states[one.name].state in ("fresh", "stale") else None
-    if manifest and states[one.name].state == "fresh" and not force:
+def _stage(stage: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> StageResult:
+    states = {state.stage: state for state in status(recipe, workspace, [stage.name])}
+    require(stage.name, _needs(stage, recipe, workspace), states.values(), recipe, workspace)
+    manifest = workspace.manifest(stage.name) if states[stage.name].state in ("fresh", "stale") else None
+    if manifest and states[stage.name].state == "fresh" and not force:
         cautions.repeat(manifest.facts.get("cautions", ()))
-        return StageResult(one.name, workspace.located(manifest), reused=True, seconds=0.0)
+        return StageResult(stage.name, workspace.located(manifest), reused=True, seconds=0.0)
     with cautions.collected() as doubts:
-        return _make(one, recipe, workspace, force, states[one.name], manifest, doubts)
+        return _make(stage, recipe, workspace, force, states[stage.name], manifest, doubts)
 
 
-def _needs(one: Stage, recipe: Recipe, workspace: Workspace) -> tuple[str, ...]:
-    """The stages that have to be fresh: all upstream, or those before a gate that has failed."""
-    if one.gate and attempts.current(workspace, one.gate, part(recipe, STAGES[one.gate])):
-        return one.upstream[: one.upstream.index(one.gate)]
-    return one.upstream
+def _needs(stage: Stage, recipe: Recipe, workspace: Workspace) -> tuple[str, ...]:
+    """Return the stages that must be fresh: all upstream, or those before a gate that failed."""
+    if stage.gate and attempts.current(workspace, stage.gate, part(recipe, STAGES[stage.gate])):
+        return stage.upstream[: stage.upstream.index(stage.gate)]
+    return stage.upstream
 
 
 def _make(
-    one: Stage,
+    stage: Stage,
     recipe: Recipe,
     workspace: Workspace,
     force: bool,
@@ -372,49 +375,49 @@ def _make(
     manifest: Manifest | None,
     doubts: list[cautions.Caution],
 ) -> StageResult:
-    """Run the stage and commit what it made, the cautions that were added meanwhile among its facts."""
-    if one.loads_models:
+    """Run the stage, and commit its output with the cautions that were added meanwhile."""
+    if stage.loads_models:
         approvals.check_code(recipe)
-    one.check(recipe, workspace)
-    hub.require(_models(recipe, [one.name]))
+    stage.check(recipe, workspace)
+    hub.require(_models(recipe, [stage.name]))
     reason = "; ".join(state.why) or ("forced" if manifest else "not done yet")
-    console.note(f"▸ {one.name} ({reason})")
+    console.note(f"▸ {stage.name} ({reason})")
     write_text(workspace.root / "recipe.lock.yaml", dump(recipe))
     start = time.perf_counter()
-    with workspace.rerun(one.name) if force else contextlib.nullcontext():
+    with workspace.rerun(stage.name) if force else contextlib.nullcontext():
         # What the stage reads is fingerprinted before it runs: a file changed meanwhile makes the result stale.
-        read = inputs(recipe, workspace, one)
+        read = inputs(recipe, workspace, stage)
         try:
-            outcome = one.run(recipe, workspace)
+            outcome = stage.run(recipe, workspace)
         except GateFailed as failure:
             if failure.facts and ranks.is_first():
                 attempts.keep(
                     workspace,
-                    one.name,
-                    recipe=part(recipe, one),
+                    stage.name,
+                    recipe=part(recipe, stage),
                     inputs=read,
                     facts={**failure.facts, "cautions": doubts},
                     seed=recipe.seed,
                     seconds=time.perf_counter() - start,
                 )
             raise
-        # A hub model's commit is known only once it is here.
+        # A hub model's commit is known only after the download.
         read |= {key: value for key, value in _hub_models(recipe).items() if key in read}
         seconds = time.perf_counter() - start
         with interrupts.deferred():  # what is done is done
             manifest = workspace.commit(
-                one.name,
-                recipe=part(recipe, one),
+                stage.name,
+                recipe=part(recipe, stage),
                 inputs=read,
-                # The report gathers all stages' cautions; its own are among them.
+                # The report's facts have all stages' cautions, its own included.
                 outcome=StageOutput(outcome.outputs, {"cautions": doubts, **outcome.facts}),
-                seed=recipe.train_seed if one.name == "train" else recipe.seed,
+                seed=recipe.train_seed if stage.name == "train" else recipe.seed,
                 seconds=seconds,
-                keeps=one.keeps,
+                keeps=stage.keeps,
             )
-    attempts.forget(workspace, one.name)
+    attempts.forget(workspace, stage.name)
     interrupts.raise_if_pending()
-    return StageResult(one.name, workspace.located(manifest), reused=False, seconds=seconds)
+    return StageResult(stage.name, workspace.located(manifest), reused=False, seconds=seconds)
 
 
 def _hub_models(recipe: Recipe) -> dict[str, str]:
@@ -423,7 +426,7 @@ def _hub_models(recipe: Recipe) -> dict[str, str]:
 
 
 def _command(stage: Stage, recipe: Recipe, workspace: Workspace) -> str:
-    """What to type to run a stage as this one was asked for."""
+    """Return the command that runs a stage with the present recipe and options."""
     run_dir = [] if workspace.root == Path("runs") / recipe.name else ["--run-dir", str(workspace.root)]
     overrides = [word for override in recipe.overrides for word in ("--set", override)]
     command, *options = stage.command or (stage.name,)

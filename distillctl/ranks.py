@@ -35,5 +35,5 @@ def share(rows: T) -> T:
     return rows if count() == 1 else rows[number() :: count()]  # type: ignore[index]
 
 
-tells: Callable[[], bool] = is_first
-"""Tells whether this rank reports its error. Joining the other ranks replaces it."""
+reports_error: Callable[[], bool] = is_first
+"""Tells whether this rank reports its error. Joining the other ranks replaces this function."""

@@ -10,11 +10,10 @@ import numpy as np
 from distillctl.errors import GateFailed
 
 
-def of_labels(name: str, ids: Sequence[str], onnx: np.ndarray, other: np.ndarray, tie: float) -> dict[str, Any]:
-    """rows, max_logit_difference, same_label. onnx, other: logits [N, K].
+def compare(name: str, ids: Sequence[str], onnx: np.ndarray, other: np.ndarray, tie: float) -> dict[str, Any]:
+    """Return rows, max_logit_difference and same_label. onnx, other: logits [N, K].
 
-    GateFailed names a row whose label differs though the ONNX graph's two highest logits are further apart than
-    ``tie``.
+    Raise GateFailed if a row's label differs although the ONNX graph's two highest logits are at least ``tie`` apart.
     """
     differs = onnx.argmax(-1) != other.argmax(-1)
     second, first = np.sort(onnx, axis=-1)[:, -2:].T
@@ -22,8 +21,8 @@ def of_labels(name: str, ids: Sequence[str], onnx: np.ndarray, other: np.ndarray
     if wrong.any() or not np.isfinite(other).all():
         row = int(np.argmax(wrong | ~np.isfinite(other).all(-1)))
         raise GateFailed(
-            f"{name} and model.onnx give other labels: logits {_shown(other[row])} and {_shown(onnx[row])}; nothing is "
-            "committed",
+            f"{name} and model.onnx give different labels (logits {_shown(other[row])} and {_shown(onnx[row])}), so "
+            "nothing is committed",
             where=f"row {ids[row]}",
         )
     return {

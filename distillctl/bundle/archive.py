@@ -1,6 +1,7 @@
 """Write and unpack the .zip. Its bytes depend only on the files, so the same run gives the same archive.
 
-Sorted names, one fixed time, nothing compressed: weights hardly are, and what is stored cannot blow up when it is read.
+Names are sorted, the time is fixed, and nothing is compressed: weights hardly shrink, and stored files cannot blow up
+when they are read.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ _MAX_FOLDERS = 8
 
 
 def files(folder: Path) -> Iterator[str]:
-    """Names of all regular files below ``folder``, sorted, with `/` between folders. GateFailed on a link, and on
-    anything else that is neither file nor folder."""
+    """Yield the names of all regular files below ``folder``, sorted, with `/` between folders.
+
+    Raise GateFailed for links and special files.
+    """
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         name = path.relative_to(folder).as_posix()
         mode = path.lstat().st_mode
@@ -49,10 +52,10 @@ def write(folder: Path, target: Path) -> None:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """An archive's files into ``folder``, once its table of contents has been looked at: nothing is written for one
-    that names a path outside, a link, a name twice, or more bytes than the archive has.
+    """Unpack an archive into ``folder`` after checking its table of contents.
 
-    DataError where ``path`` is no archive; GateFailed where it is one that `write` has not made, or damaged.
+    Nothing is written if it names a path outside, a link, a name twice, or more bytes than the archive has. Raises
+    DataError if ``path`` is not an archive, GateFailed if it is damaged or `write` did not make it.
     """
     size = path.stat().st_size
     try:
@@ -73,10 +76,10 @@ def unpack(path: Path, folder: Path) -> None:
         OverflowError,
         OSError,
     ) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is of a place before the beginning
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a seek before the beginning
             raise
-        if path.suffix != ".zip" and not _begins_like_one(path):
-            raise DataError("neither a folder nor a .zip", where=str(path)) from None
+        if path.suffix != ".zip" and not _has_zip_header(path):
+            raise DataError("it is neither a folder nor a .zip", where=str(path)) from None
         raise GateFailed(f"the archive is damaged: {error}", where=str(path)) from None
 
 
@@ -86,7 +89,7 @@ def check_name(name: str) -> str | None:
     if any(len(part.encode()) > _MAX_NAME for part in parts):
         return "a name that is too long"
     if len(parts) > _MAX_FOLDERS:
-        return "a name of too many folders"
+        return "a name with too many folders"
     if any(part in ("", ".", "..") for part in parts):
         return "an absolute path, or one that leaves the bundle"
     if "\\" in name or ":" in name or "\0" in name or PurePosixPath(name).is_absolute():
@@ -97,10 +100,10 @@ def check_name(name: str) -> str | None:
 def _check(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
     names = [entry.filename for entry in entries]
     if len(names) > _MAX_FILES:
-        raise GateFailed(f"{len(names):,} files are listed, a bundle has a few", where=str(path))
+        raise GateFailed(f"it lists {len(names):,} files, and a bundle has about twenty", where=str(path))
     files = {PurePosixPath(name) for name in names}
     for entry in entries:
-        # What zipfile cuts or replaces in a name is looked at too.
+        # zipfile cuts and replaces parts of names: check both forms.
         for name in (entry.filename, entry.orig_filename):
             if problem := check_name(name):
                 raise GateFailed(f"{name!r}: {problem}", where=str(path))
@@ -110,16 +113,16 @@ def _check(entries: list[zipfile.ZipInfo], size: int, path: Path) -> None:
             raise GateFailed(f"{entry.filename} is compressed; a bundle's files are stored", where=str(path))
         if set(PurePosixPath(entry.filename).parents) & files:
             raise GateFailed(f"{entry.filename} lies in a file", where=str(path))
-    once: dict[str, str] = {}
+    by_key: dict[str, str] = {}
     for name in names:
         key = unicodedata.normalize("NFC", name).casefold()
-        if key in once:
-            raise GateFailed(f"{name} is listed twice, or is {once[key]} on some systems", where=str(path))
-        once[key] = name
+        if key in by_key:
+            raise GateFailed(f"{name} is listed twice, or equals {by_key[key]} on some systems", where=str(path))
+        by_key[key] = name
     if (total := sum(entry.file_size for entry in entries)) > size:
-        raise GateFailed(f"{total:,} bytes are listed in an archive of {size:,}", where=str(path))
+        raise GateFailed(f"it lists {total:,} bytes, and the archive has only {size:,}", where=str(path))
 
 
-def _begins_like_one(path: Path) -> bool:
+def _has_zip_header(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"

@@ -13,7 +13,7 @@ FOLDER = "snippets"
 
 
 def write(folder: Path, files: Iterable[str], reading: Reading, **known: Any) -> None:
-    """Render these snippets into the bundle in ``folder``. known: as `snippets.code.render` has it."""
+    """Render these snippets into the bundle in ``folder``. known: as for `snippets.code.render`."""
     (folder / FOLDER).mkdir(exist_ok=True)
     for file in files:
         (folder / FOLDER / file).write_text(code.render(file, reading, **known), encoding="utf-8")

@@ -21,7 +21,7 @@ _OF_THE_STAGE = {"README.md", "candidates.json", "eval.parquet"}
 """Files of quantize that are not for apps."""
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying|terms)([._-].*)?", re.IGNORECASE)
 _LICENCE_BYTES = 1 << 20
-_WHAT = {
+_DESCRIPTIONS = {
     "model.onnx": "the graph, ONNX",
     "encoder_model.onnx": "the encoder's graph, ONNX",
     "decoder_model_merged.onnx": "the decoder's graph, ONNX",
@@ -30,7 +30,7 @@ _WHAT = {
     "tokenizer.json": "the tokenizer",
     "tokenizer_config.json": "the tokenizer's settings",
     "config.json": "the model's configuration, with the labels' names",
-    "generation_config.json": "how an answer is written: the tokens that end it",
+    "generation_config.json": "the tokens that end an answer",
     "genai_config.json": "for onnxruntime-genai",
     "chat_template.jinja": "the chat template",
     "labels.json": "the labels, in the order of the logits",
@@ -55,7 +55,7 @@ def licences(recipe: Recipe, target: Path) -> None:
         if folder is None:
             continue
         for path in sorted((folder if folder.is_dir() else folder.parent).iterdir()):
-            if _LICENCE.fullmatch(path.name) and path.is_file() and not path.is_symlink():  # it could be any file here
+            if _LICENCE.fullmatch(path.name) and path.is_file() and not path.is_symlink():  # a link could be any file
                 with contextlib.suppress(ValueError):  # longer than any licence
                     text = limits.read_bytes(path, _LICENCE_BYTES)
                     (target / "licences").mkdir(exist_ok=True)
@@ -74,38 +74,38 @@ def provenance(recipe: Recipe, inputs: Mapping[str, str]) -> list[dict[str, Any]
 
 
 def files(folder: Path) -> dict[str, File]:
-    """Return every file but bundle.json."""
+    """Describe every file but bundle.json."""
     return {
-        name: File(bytes=(folder / name).stat().st_size, sha256=file_digest(folder / name), what=_what(name))
+        name: File(bytes=(folder / name).stat().st_size, sha256=file_digest(folder / name), what=_description(name))
         for name in archive.files(folder)
         if name != NAME
     }
 
 
 def shown(listed: Mapping[str, File]) -> str:
-    """Return file sizes for the card's list."""
-    return "\n".join(f"- {markdown.code(name)} ({one.bytes:,} bytes): {one.what}" for name, one in listed.items())
+    """Return the card's list of files."""
+    return "\n".join(f"- {markdown.code(name)} ({file.bytes:,} bytes): {file.what}" for name, file in listed.items())
 
 
-def _what(name: str) -> str:
+def _description(name: str) -> str:
     path = Path(name)
     if path.parts[0] == "licences":
-        return "a licence that lies beside what this was made from"
+        return "a licence of the teacher or the student"
     if path.parts[0] == code.FOLDER:
         languages = {".py": "Python", ".mjs": "JavaScript", ".kt": "Kotlin", ".swift": "Swift"}
         return f"how to use it: {languages[path.suffix]}"
     if path.suffix == ".ort":
         return f"the graph of {path.stem}.onnx in ONNX Runtime's format for phones"
     if ".onnx" in name and path.suffix != ".onnx":
-        return "weights of the graph beside it"
-    return _WHAT.get(name, "configuration")
+        return "weights of a graph"
+    return _DESCRIPTIONS.get(name, "configuration")
 
 
 def sizes(listed: Mapping[str, File]) -> dict[str, int]:
     """Return the bytes of each listed file."""
-    return {name: one.bytes for name, one in listed.items()}
+    return {name: file.bytes for name, file in listed.items()}
 
 
 def graphs(folder: Path, made: Sequence[str]) -> list[str]:
-    """Graphs that take ids: `.onnx` and the ``made`` `.ort` files."""
+    """Return the graphs that take ids: `.onnx` and the ``made`` `.ort` files."""
     return [path.name for path in sorted(folder.glob("*.onnx")) if path.name != text_in.FILE] + sorted(made)

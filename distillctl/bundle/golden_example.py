@@ -25,17 +25,18 @@ TEXTS = (
     "Who?",
     "I",
 )
-"""Candidates for the example. They are not from anyone's data, because bundles are published. Short ones suit small
-models."""
+"""Candidates for the example: nobody's data, because bundles are published. Short ones suit small models."""
 TOKENS = 16
 """Largest number of tokens of an answer."""
 ALLOWED = 0.05
 """Allowed difference of a logit, as a share of the range of all logits: CPUs round int8 differently."""
 
 
-def asked(recipe: Recipe, reading: Reading) -> list[tuple[str | None, str]]:
-    """Some of `TEXTS` as (input, view), those that need not be cut; where a view takes more than an input, they stand
-    as views without an input."""
+def candidates(recipe: Recipe, reading: Reading) -> list[tuple[str | None, str]]:
+    """Return some of `TEXTS` that need not be cut, as (input, view).
+
+    If a view needs more than an input, the texts are views, without inputs.
+    """
     pairs = [(text, view) for text, view in _views(recipe, reading.template) if reading.takes(view)]
     return pairs[:3] or [(None, TEXTS[-1])]
 
@@ -51,28 +52,28 @@ def _views(recipe: Recipe, template: ViewTemplate) -> list[tuple[str | None, str
     return [(None, text) for text in TEXTS]
 
 
-# ── labels ───────────────────────────────────────────────────────────────────────────────────────
+# ── classify ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def surest(
-    reading: Reading, labels: Sequence[str], asked: Sequence[tuple[str | None, str]], max_length: int
+    reading: Reading, labels: Sequence[str], candidates: Sequence[tuple[str | None, str]], max_length: int
 ) -> GoldenExample:
-    """Return the example: the input whose label is clearest to `model.onnx`. asked: inputs with their views."""
-    texts, views = zip(*asked, strict=True)
+    """Return the example whose label `model.onnx` is surest of. candidates: from `candidates`."""
+    texts, views = zip(*candidates, strict=True)
     logits = OnnxClassifier(reading.folder, max_length=max_length).logits(views)
     second, first = np.sort(logits, axis=-1)[:, -2:].T
-    at = int(np.argmax(first - second))
+    row = int(np.argmax(first - second))
     return GoldenExample(
-        input=texts[at],
-        view=views[at],
-        ids=reading.fit(reading.tokenizer.encode(views[at]).ids),
-        label=labels[int(logits[at].argmax())],
-        logits=logits[at].tolist(),
+        input=texts[row],
+        view=views[row],
+        ids=reading.fit(reading.tokenizer.encode(views[row]).ids),
+        label=labels[int(logits[row].argmax())],
+        logits=logits[row].tolist(),
     )
 
 
 def label_logits(folder: Path, name: str, graph: Graph, example: GoldenExample, max_length: int) -> np.ndarray:
-    """Logits, float32 [K], of one graph of a bundle: of the example's input, or its view, as the graph takes it."""
+    """Return a graph's logits, float32 [K], for the example's input or view, whichever the graph takes."""
     if graph.takes == "ids":
         logits: np.ndarray = OnnxClassifier(folder, file=name, max_length=max_length).logits([example.view])[0]
     else:
@@ -80,11 +81,11 @@ def label_logits(folder: Path, name: str, graph: Graph, example: GoldenExample, 
     return logits
 
 
-# ── texts ────────────────────────────────────────────────────────────────────────────────────────
+# ── generate ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def written(folder: Path, text: str | None, view: str, suffix: str = ".onnx") -> GoldenExample:
-    """Return the example for a model that generates: its answer's first tokens, from the graphs with this suffix."""
+    """Return the example of a generating model: its answer's first tokens, from the graphs with this suffix."""
     generator = open_generator(folder, suffix=suffix)
     ids = generator.encode(view)
     return GoldenExample(input=text, view=view, ids=ids, answer_ids=generator.generate(ids, TOKENS))
@@ -97,9 +98,11 @@ def difference(example: GoldenExample, labels: Sequence[str], logits: np.ndarray
     """Return how a graph's logits [K] differ from the recorded ones, or None."""
     recorded = np.array(example.logits, np.float32)
     if logits.shape != recorded.shape or not np.isfinite(logits).all():
-        return f"gives logits {logits.tolist()}, {recorded.tolist()} are recorded"
+        return f"gives the logits {logits.tolist()} instead of the recorded {recorded.tolist()}"
     label = labels[int(logits.argmax())]
-    apart, allowed = float(np.abs(logits - recorded).max()), ALLOWED * float(np.ptp(recorded))
-    if label == example.label and apart <= allowed:
-        return None
-    return f"says {label}, a logit {apart:.3g} from what is recorded ({allowed:.3g} allowed; {example.label})"
+    distance, allowed = float(np.abs(logits - recorded).max()), ALLOWED * float(np.ptp(recorded))
+    if label != example.label:
+        return f"answers {label} instead of the recorded {example.label}"
+    if distance > allowed:
+        return f"has a logit that differs from the recorded one by {distance:.3g} ({allowed:.3g} is allowed)"
+    return None

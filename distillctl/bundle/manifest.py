@@ -1,6 +1,6 @@
-"""bundle.json: every file with size and SHA-256, what it is, where it came from, and one answer to check against.
+"""bundle.json: every file with size, SHA-256, description and source, and one answer to check against.
 
-Its bytes follow from what it says (`dumps`), and `digest` is over all the rest: no byte of it can change unseen.
+Its bytes follow from its content (`dumps`), and `digest` covers everything else, so every changed byte is noticed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _ManifestPart(BaseModel):
 
 
 class File(_ManifestPart):
-    """One file: size in bytes, SHA-256 (hex), and what it is."""
+    """One file: size in bytes, SHA-256 (hex), and a description."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -38,10 +38,10 @@ class Graph(_ManifestPart):
     format: Literal["onnx", "ort"]
     libraries: tuple[str, ...] = ()
     against_onnx: dict[str, Any] = {}
-    """How it answers the held-out rows, against the graph that quantize measured: rows, max_logit_difference,
-    same_label; of a writing model's, rows and same_answers."""
+    """Comparison with the graph that quantize measured, on the held-out rows: rows, and max_logit_difference and
+    same_label, or same_answers."""
     other_ids: tuple[str, ...] = ()
-    """Of a text-in graph: those of some odd texts (`text_in.ODD_TEXTS`) that it gives other ids than the tokenizer."""
+    """The odd texts (`text_in.ODD_TEXTS`) that a text-in graph tokenizes differently."""
 
 
 class GoldenExample(_ManifestPart):
@@ -66,30 +66,30 @@ class BundleManifest(_ManifestPart):
     name: str
     task: str
     labels: list[str]
-    """In the order of the logits; empty for models that write."""
+    """In the order of the logits; empty for `generate`."""
     template: ViewTemplate
-    """What the student was trained on: apply it to an input before the tokenizer. The snippets do, and the text-in
-    graph has it inside."""
+    """The template that the student was trained with, to apply to an input before the tokenizer. The snippets do that,
+    and the text-in graph contains it."""
     max_length: int
-    """Tokens that the model takes."""
+    """Maximal number of tokens of the model."""
     view_limit: int
-    """Tokens that a view may have: of a decoder, the answer's come on top."""
+    """Maximal number of tokens of a view; a decoder's answer comes on top."""
     tail: list[int] | None
-    """The tokens behind the input in every view. A view that is too long keeps its first tokens and these, so that
-    only the end of the input is cut; null where it is refused instead."""
+    """The tokens after the input in every view. A view that is too long keeps its first tokens and these, so that only
+    the end of the input is cut; null: it is refused instead."""
     scoring: str
-    """What the graph's output means, and what has to be applied to it."""
+    """The meaning of the graph's output, and how to use it."""
     other_ids: dict[str, tuple[str, ...]] = {}
-    """Tokenizer's package → some texts that it is known to give other ids than `tokenizer.json`."""
+    """Tokenizer's package → some texts to which it is known to give other ids than `tokenizer.json`."""
     files: dict[str, File]
     graphs: dict[str, Graph]
     example: GoldenExample
     measured: dict[str, Any]
-    """quantize: figures on the held-out rows; bench: latencies of fp32 and deployed, null where there are none."""
+    """quantize: figures on the held-out rows. bench: latencies of fp32 and deployed, or null."""
     mobile: dict[str, Any]
     """Graph → execution provider → verdict of onnxruntime's own check for phones."""
     provenance: list[dict[str, Any]]
-    """Teacher, student, data: part, source, licence as stated there, SHA-256 of what was read."""
+    """Teacher, student, data: part, source, licence as stated there, SHA-256 of the files that were read."""
     made_from: dict[str, str]
     """Stage → fingerprint of its manifest."""
     versions: dict[str, str]

@@ -1,4 +1,4 @@
-"""onnxruntime's own check of a graph for phones: how much of it NNAPI or CoreML could take."""
+"""Run onnxruntime's own check of a graph for phones: how much of it NNAPI or CoreML could run."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _PROVIDERS: dict[str, _Check] = {
 
 
 def check_usability(graph: Path) -> dict[str, Any]:
-    """Provider → for the graph as it is and with its shapes fixed: verdict (yes, maybe, no), nodes it could take of
-    all, pieces the graph falls into; and the operators it does not know.
+    """Return for each provider, for the graph as it is and with fixed shapes: verdict (yes, maybe, no), number of nodes
+    that it can run, number of all nodes, number of pieces; and the unknown operators.
 
-    As `onnxruntime.tools.check_onnx_model_mobile_usability` finds it, after the same basic optimisation. Empty, with a
-    warning, for a graph that its shape inference does not get through: that is no fault of the graph.
+    It equals `onnxruntime.tools.check_onnx_model_mobile_usability`, after the same basic optimisation. If its shape
+    inference fails, which is not the graph's fault, it warns and returns nothing.
     """
     try:
         return _check(graph)
     except Exception as error:
-        console.warn(f"onnxruntime's check for phones does not read {graph.name}: {first_line(error)}")
+        console.warn(f"onnxruntime's check for phones cannot read {graph.name}: {first_line(error)}")
         return {}
 
 
@@ -56,23 +56,25 @@ def _check(graph: Path) -> dict[str, Any]:
         }
 
 
-def _verdict(found: Any) -> dict[str, Any]:
+def _verdict(result: Any) -> dict[str, Any]:
     return {
-        "verdict": found.suitability().name.lower(),
-        "nodes_taken": found.num_supported_nodes,
-        "nodes": found.num_nodes,
-        "pieces": found.num_partitions,
+        "verdict": result.suitability().name.lower(),
+        "nodes_taken": result.num_supported_nodes,
+        "nodes": result.num_nodes,
+        "pieces": result.num_partitions,
     }
 
 
-def advice(found: dict[str, Any]) -> str:
-    """One graph's verdicts in a sentence."""
-    if not found:
-        return "the CPU provider; onnxruntime's check could not read it"
-    useful = [name for name, one in found.items() if one["as_is"]["verdict"] != "no"]
-    fixable = [name for name, one in found.items() if name not in useful and one["fixed_shapes"]["verdict"] != "no"]
+def advice(verdicts: dict[str, Any]) -> str:
+    """Summarise one graph's verdicts in a sentence."""
+    if not verdicts:
+        return "use the CPU provider; onnxruntime's check could not read the graph"
+    useful = [name for name, verdict in verdicts.items() if verdict["as_is"]["verdict"] != "no"]
+    fixable = [
+        name for name, verdict in verdicts.items() if name not in useful and verdict["fixed_shapes"]["verdict"] != "no"
+    ]
     if useful:
-        return f"worth a try with {', '.join(useful)}, against the CPU"
+        return f"compare {', '.join(useful)} with the CPU provider"
     if fixable:
-        return f"the CPU provider; with its shapes fixed, worth a try with {', '.join(fixable)}"
-    return "the CPU provider; neither NNAPI nor CoreML takes it in few enough pieces"
+        return f"use the CPU provider, or fix the graph's shapes and try {', '.join(fixable)}"
+    return "use the CPU provider; NNAPI and CoreML would split the graph into too many pieces"

@@ -1,7 +1,7 @@
-"""The same graph, the same `.ort` bytes: what ONNX Runtime writes in the order of a hash table is put in order.
+"""Make `.ort` bytes reproducible: sort the part that ONNX Runtime writes in the order of a hash table.
 
 An .ort file is a flatbuffer (onnxruntime's core/flatbuffers/schema/ort.fbs): first the table of operators' type
-arguments, whose entries come in another order each time, then the model. The model's bytes are kept as they are.
+arguments, whose order varies, then the model, whose bytes are kept.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs import (
 
 _ALIGNMENT = 16
 _Arguments = dict[bytes, dict[bytes, list[tuple[int, int]]]]
-"""Operator → type's name → (input or output, index)."""
+"""Operator → name of a type → (input or output, index)."""
 
 
 def rewrite(path: Path) -> None:
-    """Write ``path`` anew, its operators in order. ValueError when it is laid out otherwise than this knows."""
+    """Rewrite the file with its operators sorted. Raise ValueError if its layout is unknown."""
     data = path.read_bytes()
     session = InferenceSession.InferenceSession.GetRootAs(data, 0)
     model, resolver = session.Model()._tab.Pos, session.KernelTypeStrResolver()
-    start = min(model, model - struct.unpack_from("<i", data, model)[0])  # of its fields' table, which lies in front
+    start = min(model, model - struct.unpack_from("<i", data, model)[0])  # the table of its fields precedes it
     if resolver is None or resolver._tab.Pos > start:
-        raise ValueError(f"{path.name}: the operators' types do not lie in front of the model")
+        raise ValueError(f"{path.name}: the operators' types do not precede the model")
     builder = flatbuffers.Builder(len(data) + 4096)
     tail = data[start:]
     builder.head = len(builder.Bytes) - len(tail)
     builder.Bytes[builder.head :] = tail
-    builder.minalign = _ALIGNMENT  # the model's tables are aligned from the file's end, which has to stay aligned too
+    builder.minalign = _ALIGNMENT  # the model's tables are aligned relative to the file's end
     version = builder.CreateString(session.OrtVersion())
     operators = _write(builder, _read(resolver))
     InferenceSession.Start(builder)
@@ -83,9 +83,9 @@ def _write_type(builder: flatbuffers.Builder, name: bytes, places: list[tuple[in
         ArgTypeAndIndex.AddArgType(builder, kind)
         ArgTypeAndIndex.AddIndex(builder, index)
         arguments.append(ArgTypeAndIndex.End(builder))
-    own, vector = builder.CreateString(name), _vector(builder, arguments)
+    label, vector = builder.CreateString(name), _vector(builder, arguments)
     KernelTypeStrArgsEntry.Start(builder)
-    KernelTypeStrArgsEntry.AddKernelTypeStr(builder, own)
+    KernelTypeStrArgsEntry.AddKernelTypeStr(builder, label)
     KernelTypeStrArgsEntry.AddArgs(builder, vector)
     offset: int = KernelTypeStrArgsEntry.End(builder)
     return offset

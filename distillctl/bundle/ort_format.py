@@ -1,4 +1,4 @@
-"""`.ort`: ONNX Runtime's own format for phones, and the list of operators that a reduced build of it needs."""
+"""Write `.ort`, ONNX Runtime's own format for phones, and the operators that a reduced build of it needs."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from distillctl.runtimes.onnxruntime import graph_bytes
 
 OPERATORS = "required_operators_and_types.config"
 MAX_BYTES = 2_000_000_000
-"""Of a graph: an .ort file is one flatbuffer, which ends at 2 GiB."""
+"""Largest graph: an .ort file is one flatbuffer of at most 2 GiB."""
 
 
 def convert(folder: Path, *, listed_too: Sequence[Path] = (), library: str | None = None) -> list[str]:
-    """Write an `.ort` beside each `.onnx` of ``folder``, and `required_operators_and_types.config`.
+    """Write an `.ort` for each `.onnx` of ``folder``, and `required_operators_and_types.config`. Return the `.ort`
+    names.
 
-    Only the fixed style: optimised once, here, for ARM. The other one keeps what NNAPI and CoreML may leave for later,
-    and neither takes these graphs (see `mobile`). listed_too: graphs whose operators are listed without an `.ort` of
-    theirs; library: of custom operators. Returns the `.ort` files' names, none for graphs too large for the format.
+    Only the fixed style is written, optimised for ARM: the other one leaves nodes to NNAPI and CoreML, and neither
+    takes these graphs (see `mobile`). listed_too: further graphs whose operators are listed. library: of custom
+    operators. Graphs that are too large for the format get none.
     """
     graphs = sorted(folder.glob("*.onnx"))
     if graph_bytes(folder) > MAX_BYTES:
-        console.warn(f"no .ort: the format ends at 2 GiB, the graphs have {graph_bytes(folder):,} bytes")
+        console.warn(f"no .ort is written: the format allows 2 GiB, and the graphs have {graph_bytes(folder):,} bytes")
         return []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        own = Path(scratch)
+        work = Path(scratch)
         for path in [*folder.glob("*.onnx*"), *listed_too]:
-            shutil.copyfile(path, own / path.name)
+            shutil.copyfile(path, work / path.name)
         with console.libraries_quiet(), _disk_errors(folder):
             logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
             convert_onnx_models_to_ort(
-                own,
+                work,
                 optimization_styles=[OptimizationStyle.Fixed],
                 custom_op_library_path=Path(library) if library else None,
                 target_platform="arm",
@@ -48,18 +49,18 @@ def convert(folder: Path, *, listed_too: Sequence[Path] = (), library: str | Non
             )
         written = [path.with_suffix(".ort").name for path in graphs]
         for name in written:
-            ort_canonical.rewrite(own / name)
-            (own / name).replace(folder / name)
-        listed = (own / OPERATORS).read_text(encoding="utf-8")
-    of = ", ".join(path.name for path in [*graphs, *listed_too])
-    lines = [line for line in listed.splitlines() if not line.startswith("#")]  # they name the scratch folder
-    (folder / OPERATORS).write_text("\n".join([f"# Generated from {of}", *lines]) + "\n", encoding="utf-8")
+            ort_canonical.rewrite(work / name)
+            (work / name).replace(folder / name)
+        operators = (work / OPERATORS).read_text(encoding="utf-8")
+    sources = ", ".join(path.name for path in [*graphs, *listed_too])
+    lines = [line for line in operators.splitlines() if not line.startswith("#")]  # comments name the scratch folder
+    (folder / OPERATORS).write_text("\n".join([f"# Generated from {sources}", *lines]) + "\n", encoding="utf-8")
     return written
 
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Within the block: ONNX Runtime tells a file that it cannot write as an error of its own."""
+    """Turn ONNX Runtime's error for a file that cannot be written into UnavailableError."""
     try:
         yield
     except native.Fail as error:

@@ -1,4 +1,4 @@
-"""The bundle's model card: what is in it, how to use it on which system, what was measured."""
+"""The bundle's model card: contents, use on each system, measurements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distillctl.snippets import javascript
 from distillctl.snippets.reading import Reading
 
 
-def of_labels(
+def classify(
     recipe: Recipe,
     reading: Reading,
     about: str,
@@ -22,16 +22,19 @@ def of_labels(
     verdicts: Mapping[str, Any],
     figures: tuple[list[dict[str, str]], str],
 ) -> str:
-    """A classifier's. about: in a few sentences; verdicts: `mobile.check_usability` of each graph; figures: the table's
-    rows, and where the latencies come from."""
+    """Return a classifier's card.
+
+    about: a few sentences. verdicts: `mobile.check_usability` of each graph. figures: the table's rows, and where
+    latencies were measured.
+    """
     inside = text_in.FILE in files
     tokens = (
-        f"`{text_in.FILE}` takes the text itself: its tokenizer is inside, as operators of onnxruntime-extensions. On "
-        f"all {graphs[text_in.FILE].against_onnx['rows']:,} held-out rows it gives the very token ids of "
+        f"`{text_in.FILE}` takes the text itself: it contains its tokenizer, as operators of onnxruntime-extensions. "
+        f"On all {graphs[text_in.FILE].against_onnx['rows']:,} held-out rows it gives the same token ids as "
         f"`tokenizer.json`{_odd(graphs[text_in.FILE].other_ids)}. Kotlin and Swift use it."
         if inside
-        else "ONNX Runtime makes no token ids: an app needs a tokenizer that reads `tokenizer.json`, or a bundle with "
-        "a graph that takes the text itself (`distillctl export RECIPE --bundle --text-in`)."
+        else "ONNX Runtime does not tokenize: an app needs a tokenizer that reads `tokenizer.json`, or a bundle with a "
+        "graph that takes the text itself (`distillctl export RECIPE --bundle --text-in`)."
     )
     use = f"""Each of these loads exactly the files here: `snippets/classify.py`, `snippets/classify.mjs` (browser and
 Node), `snippets/Classifier.kt` (Android), `snippets/Classifier.swift` (iOS, macOS).
@@ -44,7 +47,7 @@ Node), `snippets/Classifier.kt` (Android), `snippets/Classifier.swift` (iOS, mac
     return _page(recipe, "text-classification", about, use, figures)
 
 
-def of_texts(
+def generate(
     recipe: Recipe,
     reading: Reading,
     task: str,
@@ -54,7 +57,7 @@ def of_texts(
     verdicts: Mapping[str, Any],
     figures: tuple[list[dict[str, str]], str],
 ) -> str:
-    """A writing model's. task: the hub's name; use: the card's code."""
+    """Return a generating model's card. task: the hub's name for it. use: the card's code."""
     genai = "genai_config.json" in files
     apps = (
         "`snippets/Writer.kt` is for Android, with onnxruntime-genai, which brings tokenizer and loop. For Apple "
@@ -75,34 +78,36 @@ def _page(recipe: Recipe, task: str, about: str, use: str, figures: tuple[list[d
 
 
 def _odd(texts: Sequence[str]) -> str:
-    """What it reads otherwise, as JSON strings: what is odd in a text is not always seen."""
-    tried = f"of {len(text_in.ODD_TEXTS)} odd texts that were tried"
+    """List the texts that the text-in graph tokenizes differently, as JSON strings, because odd characters can be
+    invisible.
+    """
+    tried = f"{len(text_in.ODD_TEXTS)} odd texts that were tried"
     if not texts:
         return f", and on all {tried}"
-    return f"; {tried} it reads otherwise: " + ", ".join(f"`{json.dumps(text)}`" for text in texts)
+    return f". Of {tried} it tokenizes these differently: " + ", ".join(f"`{json.dumps(text)}`" for text in texts)
 
 
 def _javascript(reading: Reading) -> str:
-    """What its tokenizer is known to read otherwise."""
+    """List the texts that its tokenizer is known to read differently."""
     return "".join(
-        f"\n\n{package}, which the JavaScript uses, is known to read some rare characters otherwise than the tokenizer "
-        f"that the model learned with, such as {', '.join(f'`{json.dumps(text)}`' for text in texts)}."
+        f"\n\n{package}, which the JavaScript uses, is known to read some rare characters differently from the "
+        f"tokenizer that the model learned with, such as {', '.join(f'`{json.dumps(text)}`' for text in texts)}."
         for package, texts in javascript.other_ids(reading).items()
     )
 
 
 def _rest(files: Mapping[str, File], verdicts: Mapping[str, Any]) -> str:
-    checked = "\n".join(f"- `{name}`: {mobile.advice(found)}" for name, found in verdicts.items())
+    checked = "\n".join(f"- `{name}`: {mobile.advice(verdict)}" for name, verdict in verdicts.items())
     return f"""## Files
 
 {contents.shown(files)}
-- `bundle.json`: all of these with size and SHA-256, where they came from, what is put around an input (`template`), and
-  an example: its input, view, token ids and answer
+- `bundle.json`: all of these with size and SHA-256, their sources, the template to put around an input, and an example
+  with its input, view, token ids and answer
 
-`distillctl bundle verify .` checks them, opens the graphs and asks the example.
+`distillctl bundle verify .` checks the files, opens the graphs and repeats the example.
 
 ## Execution providers
 
-What onnxruntime's own check for phones advises:
+Advice from onnxruntime's own check for phones:
 
 {checked}"""

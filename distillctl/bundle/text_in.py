@@ -1,7 +1,7 @@
-"""One file from text to logits: the tokenizer inside the graph, as onnxruntime-extensions' operators.
+"""Build one graph from text to logits, with the tokenizer inside, as onnxruntime-extensions' operators.
 
-Those are other programs than the tokenizer that the student learned with, so nothing is believed of them: every
-held-out row has to give the very same ids (`check`).
+These are other programs than the tokenizer that the student learned with, so they are not trusted: every held-out row
+must get the same ids (`check_ids`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from distillctl.data.view_template import BARE, WHITESPACE, ViewTemplate
 from distillctl.errors import GateFailed, RecipeError, UnavailableError, first_line
+from distillctl.runtimes import onnxruntime
 from distillctl.snippets.reading import Reading
 
 FILE = "model_text_in.onnx"
@@ -30,10 +31,10 @@ _DOMAIN = "ai.onnx.contrib"
 _WHERE = "bundle.text_in"
 _PREFIX = "text_in/"
 _VIEW = f"{_PREFIX}view"
-_WITHOUT = "leave --text-in (bundle.text_in) out"
+_WITHOUT = "omit --text-in (bundle.text_in)"
 _SPACE = "[" + "".join(f"\\x{{{ord(character):x}}}" for character in WHITESPACE) + "]+"
 _AT_ENDS = f"^{_SPACE}|{_SPACE}$"
-"""What is dropped of a text, as a regular expression of RE2."""
+"""The part of a text that is dropped, as a regular expression of RE2."""
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 _PROBE = "a"
 ODD_TEXTS = (
@@ -46,60 +47,55 @@ ODD_TEXTS = (
     "emoji 😀👍🏽",
     "[CLS] [SEP] [MASK] <s> </s> <|endoftext|>",
 )
-"""Texts that programs read differently, where they do; held-out rows seldom have such."""
+"""Texts that tokenizers may read differently; held-out rows seldom have such texts."""
 
 
 def library() -> str:
-    """Path of onnxruntime-extensions' operators; UnavailableError where it is not installed."""
+    """Return the path of onnxruntime-extensions' operators. Raise UnavailableError if it is not installed."""
     package = importlib.util.find_spec("onnxruntime_extensions")
     if package is None:
         raise UnavailableError(f"{EXTENSIONS} is not installed", where=_WHERE, next="pip install 'distillctl[text-in]'")
-    # As its get_library_path() has it; but importing the package imports torch where that is installed.
-    found = PathFinder.find_spec("_extensions_pydll", package.submodule_search_locations)
-    if found is None or found.origin is None:
+    # As in its get_library_path(). Importing the package would import torch if that is installed.
+    operators = PathFinder.find_spec("_extensions_pydll", package.submodule_search_locations)
+    if operators is None or operators.origin is None:
         raise UnavailableError(f"this {EXTENSIONS} has no library of operators", where=_WHERE)
-    return found.origin
+    return operators.origin
 
 
 def is_installed() -> bool:
-    """Return whether onnxruntime-extensions is installed, without importing it."""
+    """Tell whether onnxruntime-extensions is installed, without importing it."""
     return importlib.util.find_spec("onnxruntime_extensions") is not None
 
 
-def session(graph: Path | bytes, threads: int = 1) -> ort.InferenceSession:
-    """A CPU session in which the tokenizers' operators are known."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what does not load is told by its error
-    options.register_custom_ops_library(library())
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+def session(graph: Path | bytes) -> ort.InferenceSession:
+    """Return a CPU session that knows the tokenizers' operators."""
+    return onnxruntime.session(graph, 1, library())
 
 
 # ── building ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def build(folder: Path, max_length: int, template: ViewTemplate = BARE) -> None:
-    """`model_text_in.onnx` beside `model.onnx`: `text` (one string, the bare input) → `logits` [1, K], `label` (int64
-    [1], their largest). The template is put around the text; the end of a text that makes more than ``max_length``
-    tokens is cut.
+    """Write `model_text_in.onnx`: `text` (one string, the bare input) → `logits` [1, K], `label` (int64 [1], the
+    argmax).
 
-    RecipeError where onnxruntime-extensions has no such tokenizer, or the template is more than text around the input.
+    The template is put around the text, and the end of a text beyond ``max_length`` tokens is cut. Raises RecipeError
+    if onnxruntime-extensions lacks the tokenizer, or the template is more than text around the input.
     """
     reading = Reading(template, max_length, folder)
     tokenizer, tail = reading.tokenizer, reading.tail
     if tail is None:
-        what = (
-            "a text that is too long cannot be cut: its end shares a token with what the template puts behind it"
+        message = (
+            "a text that is too long cannot be cut: its end shares a token with the template's text after it"
             if template.form == "text"
-            else "the template of contexts.simplified is more than text around the input, which no graph can apply"
+            else "the template of contexts.simplified is more than text around the input, so no graph can apply it"
         )
-        raise RecipeError(what, where=_WHERE, next=_WITHOUT)
+        raise RecipeError(message, where=_WHERE, next=_WITHOUT)
     model = onnx.load(folder / "model.onnx")
     graph = model.graph
     inputs = [value.name for value in graph.input]
     if unknown := sorted({*inputs} - _INPUTS):
-        raise RecipeError(f"the graph takes {', '.join(unknown)} too, which no tokenizer makes", where=_WHERE)
+        raise RecipeError(f"the graph also takes {', '.join(unknown)}, which no tokenizer returns", where=_WHERE)
     operator = _operator(tokenizer, folder)
     nodes, constants = _front(operator, _Frame.of(tokenizer, operator), max_length, tail, inputs)
     before, texts = _around_text(template)
@@ -116,12 +112,12 @@ def build(folder: Path, max_length: int, template: ViewTemplate = BARE) -> None:
 
 
 def _operator(tokenizer: Tokenizer, folder: Path) -> onnx.NodeProto:
-    """The tokenizer as one operator: `text` → ids, among them special tokens in front and behind."""
+    """Return the tokenizer as one operator: `text` → ids, with special tokens before and after."""
     document = json.loads(tokenizer.to_str())
     model = document["model"]
     if model["type"] == "WordPiece":
         attributes = _bert(document)
-        outputs = [f"{_PREFIX}{name}" for name in ("ids", "types", "mask")]  # it writes to all, asked or not
+        outputs = [f"{_PREFIX}{name}" for name in ("ids", "types", "mask")]  # it needs all three
         node = helper.make_node("BertTokenizer", [_VIEW], outputs, domain=_DOMAIN, **attributes)
     elif model["type"] == "BPE":
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -138,7 +134,7 @@ def _operator(tokenizer: Tokenizer, folder: Path) -> onnx.NodeProto:
 
 
 def _bert(document: dict[str, Any]) -> dict[str, Any]:
-    """BertTokenizer's attributes. Its special tokens are cut off again, so any token will do for them."""
+    """Return BertTokenizer's attributes. Its special tokens are cut off again, so any token will do for them."""
     model, normalizer = document["model"], document["normalizer"] or {}
     splits = (document["pre_tokenizer"] or {}).get("type")
     if normalizer.get("type") != "BertNormalizer" or splits != "BertPreTokenizer":
@@ -164,7 +160,7 @@ def _no_such_tokenizer(kind: str) -> RecipeError:
 
 @dataclass(frozen=True)
 class _Frame:
-    """strip: special tokens that the operator puts in front and behind; begin, end: those of the tokenizer."""
+    """Special tokens. strip: how many the operator puts before and after; begin, end: the tokenizer's own."""
 
     strip: tuple[int, int]
     begin: list[int]
@@ -175,15 +171,15 @@ class _Frame:
         plain = tokenizer.encode(_PROBE, add_special_tokens=False).ids
         begin, end = _around(tokenizer.encode(_PROBE).ids, plain)
         try:
-            found = _probe(operator)
+            ids = _probe(operator)
         except Exception as error:
             raise _no_such_tokenizer(f"like the student's ({first_line(error)})") from error
-        first, last = _around(found, plain)
+        first, last = _around(ids, plain)
         return cls((len(first), len(last)), begin, end)
 
 
 def _around(ids: list[int], plain: list[int]) -> tuple[list[int], list[int]]:
-    """What stands before and after ``plain`` in ``ids``."""
+    """Split ``ids`` into the parts before and after ``plain``."""
     for at in range(len(ids) - len(plain) + 1):
         if ids[at : at + len(plain)] == plain:
             return ids[:at], ids[at + len(plain) :]
@@ -191,18 +187,18 @@ def _around(ids: list[int], plain: list[int]) -> tuple[list[int], list[int]]:
 
 
 def _probe(operator: onnx.NodeProto) -> list[int]:
-    """What the operator alone makes of a text."""
+    """Return the operator's ids for a short text."""
     text = helper.make_tensor_value_info(_VIEW, TensorProto.STRING, [1])
     ids = helper.make_tensor_value_info(operator.output[0], TensorProto.INT64, None)
     graph = helper.make_graph([operator], "probe", [text], [ids])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(_DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    found = session(model.SerializeToString()).run(None, {_VIEW: [_PROBE]})[0]
-    return [int(token) for token in found.reshape(-1)]
+    ids = session(model.SerializeToString()).run(None, {_VIEW: [_PROBE]})[0]
+    return [int(token) for token in ids.reshape(-1)]
 
 
 def _around_text(template: ViewTemplate) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """From `text` to its view: whitespace dropped at its ends, prefix and suffix added."""
+    """Return nodes that turn `text` into its view: strip whitespace, add prefix and suffix."""
     given = {"at_ends": _AT_ENDS, "nothing": "", "prefix": template.prefix or "", "suffix": template.suffix or ""}
     constants = [numpy_helper.from_array(np.array([text], object), f"{_PREFIX}{name}") for name, text in given.items()]
     stripped, begun = f"{_PREFIX}stripped", f"{_PREFIX}begun"
@@ -220,8 +216,11 @@ def _around_text(template: ViewTemplate) -> tuple[list[onnx.NodeProto], list[Ten
 def _front(
     operator: onnx.NodeProto, frame: _Frame, max_length: int, tail: list[int], inputs: Sequence[str]
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """From the view to the classifier's inputs, int64 [1, T]: the tokenizer's ids, framed; of too many the first ones,
-    and those of ``tail``, which end every view."""
+    """Return nodes that turn the view into the classifier's inputs, int64 [1, T].
+
+    The tokenizer's ids get the special tokens. If they are too many, the first ones stay, and ``tail``, which ends
+    every view.
+    """
     constants: list[TensorProto] = []
 
     def constant(name: str, values: list[int]) -> str:
@@ -248,7 +247,7 @@ def _front(
         node("Concat", [constant("begin", frame.begin), plain, constant("end", frame.end)], framed, axis=0),
         node("Shape", [framed], length),
         node("Greater", [length, most], over),
-        # Where there are too many: room for the tail, and all of it. Else all, and nothing of the tail.
+        # Too many ids: the first ones and the tail. Otherwise: all ids, and no tail.
         node("Where", [over, constant("before_tail", [max_length - len(tail)]), length], room),
         node("Slice", [framed, constant("start", [0]), room], kept),
         node("Where", [over, constant("whole", [len(tail)]), constant("none", [0])], f"{_PREFIX}so_many"),
@@ -270,37 +269,40 @@ def _front(
 def check_ids(
     folder: Path, max_length: int, ids: Sequence[str], texts: Sequence[str], template: ViewTemplate = BARE
 ) -> np.ndarray:
-    """Logits of the text-in graph, float32 [N, K]; GateFailed names the first row whose token ids are not the
-    tokenizer's. texts: bare inputs."""
+    """Return the text-in graph's logits, float32 [N, K]. Raise GateFailed for the first row with other ids than the
+    tokenizer's.
+
+    texts: bare inputs.
+    """
     reading = Reading(template, max_length, folder)
-    found = []
+    rows = []
     for row, text, (tokens, logits) in zip(ids, texts, _answers(folder, texts), strict=True):
         wanted = reading.encode(text)
         if tokens != wanted or any(reading.tokenizer.encode(template.view(text)).type_ids):
             raise GateFailed(
-                f"the text-in graph's tokenizer gives {_first_difference(tokens, wanted)}, nothing is committed",
+                f"the text-in graph's tokenizer gives {_first_difference(tokens, wanted)}; nothing is committed",
                 where=f"row {row}",
                 next=_WITHOUT,
             )
-        found.append(logits)
-    return np.array(found, np.float32)
+        rows.append(logits)
+    return np.array(rows, np.float32)
 
 
 def other_ids(
     folder: Path, max_length: int, texts: Sequence[str] = ODD_TEXTS, template: ViewTemplate = BARE
 ) -> list[str]:
-    """Those of ``texts`` that get other token ids in the text-in graph than from the tokenizer.
+    """Return those of ``texts`` that get other token ids in the text-in graph than from the tokenizer.
 
-    BERT's operator of onnxruntime-extensions 0.15 keeps the pieces that it found of a word before the one that it does
-    not know; tokenizers gives one unknown token for the whole word.
+    If BERT's operator of onnxruntime-extensions 0.15 does not know a piece of a word, it keeps the pieces before it;
+    tokenizers gives one unknown token for the whole word.
     """
     reading = Reading(template, max_length, folder)
-    found = zip(texts, _answers(folder, texts), strict=True)
-    return [text for text, (tokens, _) in found if tokens != reading.encode(text)]
+    answers = zip(texts, _answers(folder, texts), strict=True)
+    return [text for text, (tokens, _) in answers if tokens != reading.encode(text)]
 
 
 def _answers(folder: Path, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Each text's token ids and logits, out of the file as it will be shipped."""
+    """Yield each text's token ids and logits, from the file as it will be shipped."""
     model = onnx.load(folder / FILE)
     model.graph.output.append(helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, None]))
     opened = session(model.SerializeToString())
@@ -309,11 +311,9 @@ def _answers(folder: Path, texts: Sequence[str]) -> Iterator[tuple[list[int], np
         yield tokens[0].tolist(), logits[0]
 
 
-def _first_difference(found: list[int], wanted: list[int]) -> str:
-    at = next(
-        (at for at, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted))
-    )
+def _first_difference(ids: list[int], wanted: list[int]) -> str:
+    at = next((at for at, (a, b) in enumerate(zip(ids, wanted, strict=False)) if a != b), min(len(ids), len(wanted)))
     return (
-        f"{found[at : at + 4]} from token {at} on, the student's gives {wanted[at : at + 4]} "
-        f"({len(found)} and {len(wanted)} tokens)"
+        f"{ids[at : at + 4]} from token {at} on, and the student's {wanted[at : at + 4]} "
+        f"({len(ids)} and {len(wanted)} tokens)"
     )

@@ -25,10 +25,10 @@ _NEXT = "distillctl export RECIPE --bundle  builds it again"
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Verify a bundle, and return what it holds.
+    """Verify a bundle, and describe it.
 
-    Raise DataError if ``path`` is no bundle, UnavailableError if it cannot be read, and GateFailed with all differences
-    if it was changed.
+    Raises DataError if ``path`` is not a bundle, UnavailableError if it cannot be read, and GateFailed with all
+    differences if it was changed.
     """
     try:
         return _verify(path)
@@ -40,9 +40,8 @@ def verify(path: Path) -> dict[str, Any]:
 
 def _verify(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        return {"path": str(path)} | _folder(
-            path, {MANIFEST}
-        )  # the stage's manifest, if the bundle is still in its run directory
+        # a bundle in its run directory also has the stage's manifest
+        return {"path": str(path)} | _folder(path, {MANIFEST})
     if not path.is_file():
         raise DataError("no such bundle", where=str(path), next="distillctl export RECIPE --bundle")
     with writable(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="distillctl-") as scratch:
@@ -53,16 +52,16 @@ def _verify(path: Path) -> dict[str, Any]:
         archive.write(folder, again)
         if file_digest(again) != file_digest(path):
             raise GateFailed(
-                "its files are whole, but the archive around them is not the one that was made (packed again?)",
+                "its files are unchanged, but the archive is not the original one (packed again?)",
                 where=str(path),
                 next="unpack it, and verify the folder",
             )
         return {"path": str(path)} | facts
 
 
-def _folder(folder: Path, besides: set[str]) -> dict[str, Any]:
+def _folder(folder: Path, allowed: set[str]) -> dict[str, Any]:
     manifest = _manifest(folder)
-    problems = list(_differences(folder, manifest, besides)) or ["there is no graph"] * (not manifest.graphs)
+    problems = list(_differences(folder, manifest, allowed)) or ["there is no graph"] * (not manifest.graphs)
     if not problems:
         problems = [problem for name in manifest.graphs for problem in _outside(folder, name, manifest)]
     if problems:
@@ -84,33 +83,33 @@ def _folder(folder: Path, besides: set[str]) -> dict[str, Any]:
 def _manifest(folder: Path) -> BundleManifest:
     path = folder / NAME
     if not path.is_file() or path.is_symlink():
-        raise DataError(f"no bundle: there is no {NAME} in it", where=str(folder), next=_NEXT)
+        raise DataError(f"it is not a bundle: it has no {NAME}", where=str(folder), next=_NEXT)
     if path.stat().st_size > MAX_BYTES:
-        raise _failed(folder, [f"{NAME} has {path.stat().st_size:,} bytes, {MAX_BYTES:,} are allowed"])
+        raise _failed(folder, [f"{NAME} has {path.stat().st_size:,} bytes, and {MAX_BYTES:,} are allowed"])
     data = path.read_bytes()
     try:
         manifest = BundleManifest.model_validate(from_json(data, allow_inf_nan=False))
     except ValueError as error:
         if OLD_FORMAT in data:
-            what = "made by an older version, whose snippets left out what the recipe puts around an input"
-            raise GateFailed(what, where=str(folder), next=_NEXT) from None
+            message = "an older version made it, whose snippets left out what the recipe puts around an input"
+            raise GateFailed(message, where=str(folder), next=_NEXT) from None
         raise _failed(folder, [f"{NAME} is damaged: {first_line(error)}"]) from None
     if not manifest.is_whole or manifest.dumps() != data:
-        raise _failed(folder, [f"{NAME} is damaged: it is not what its digest says"])
+        raise _failed(folder, [f"{NAME} is damaged: its digest differs"])
     return manifest
 
 
-def _differences(folder: Path, manifest: BundleManifest, besides: set[str]) -> list[str]:
+def _differences(folder: Path, manifest: BundleManifest, allowed: set[str]) -> list[str]:
     """Compare names, then sizes, then hashes, so that no file is read that is larger than it should be."""
     problems = [f"{name!r}: {problem}" for name in manifest.files if (problem := archive.check_name(name))]
     if problems:
         return problems
-    there = set(archive.files(folder)) - {NAME}
-    missing = sorted(set(manifest.files) - there)
-    surplus = sorted(there - set(manifest.files) - besides)
+    present = set(archive.files(folder)) - {NAME}
+    missing = sorted(set(manifest.files) - present)
+    surplus = sorted(present - set(manifest.files) - allowed)
     problems = [f"{name} is missing" for name in missing] + [f"{name} is not listed" for name in surplus]
     for name, file in manifest.files.items():
-        if name in there:
+        if name in present:
             size = (folder / name).stat().st_size
             if size != file.bytes:
                 problems.append(f"{name} has {size:,} bytes, not {file.bytes:,}")
@@ -128,7 +127,7 @@ def _outside(folder: Path, name: str, manifest: BundleManifest) -> list[str]:
     try:
         problem = sidecar_files.problem_of(folder / name)
     except Exception as error:
-        problem = f"is no ONNX graph: {first_line(error)}"
+        problem = f"the file is not an ONNX graph: {first_line(error)}"
     return [] if problem is None else [f"{name}: {problem}"]
 
 
@@ -158,4 +157,4 @@ def _answers(folder: Path, manifest: BundleManifest) -> dict[str, str]:
 
 def _failed(folder: Path, problems: list[str]) -> GateFailed:
     lines = "\n".join(f"  {problem}" for problem in problems)
-    return GateFailed(f"not as it was made:\n{lines}", where=str(folder), next=_NEXT)
+    return GateFailed(f"the bundle is not as it was built:\n{lines}", where=str(folder), next=_NEXT)

@@ -35,7 +35,7 @@ def main() -> None:
         name = json.loads(line)["graph"]
         try:
             problem = _problem(folder, manifest, name, manifest.graphs[name])
-        except Exception as error:  # of any kind: ONNX Runtime's, the tokenizers' or Python's
+        except Exception as error:  # ONNX Runtime's, the tokenizers' or Python's
             problem = f"does not open or run: {first_line(error)}"
         replies.write(json.dumps({"problem": problem}) + "\n")
 
@@ -47,9 +47,9 @@ def _problem(folder: Path, manifest: BundleManifest, name: str, graph: Graph) ->
         return golden_example.difference(example, manifest.labels, logits)
     again = golden_example.written(folder, example.input, example.view, f".{graph.format}")
     if again.ids != example.ids:
-        return f"reads the tokens {again.ids}, {example.ids} are recorded"
+        return f"reads the tokens {again.ids} instead of the recorded {example.ids}"
     if again.answer_ids != example.answer_ids:
-        return f"answers {again.answer_ids}, {example.answer_ids} are recorded"
+        return f"answers {again.answer_ids} instead of the recorded {example.answer_ids}"
     return None
 
 

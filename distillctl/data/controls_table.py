@@ -1,4 +1,4 @@
-"""train/controls.parquet: what each control answers to every held-out row."""
+"""Read and write train/controls.parquet, each control's answer to every held-out row."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def write(workspace: Workspace, ids: Sequence[str], answers: Mapping[str, Sequen
 
 
 def read(workspace: Workspace, ids: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Control → its answers, in the order of ``ids``; UpstreamError unless all of ``names`` answer every row."""
+    """Return control → its answers, in the order of ``ids``. Raise UpstreamError if an answer is missing."""
     path = workspace.folder("train") / FILE
-    found: dict[str, Any] = eval_table.read(path, ids)
+    columns: dict[str, Any] = eval_table.read(path, ids)
     for name in names:
-        if not all(isinstance(answer, str) for answer in found.get(name, [None])):
-            raise UpstreamError(f"no answers of the control {name}", where=str(path), next="distillctl train RECIPE")
-    return {name: found[name] for name in names}
+        if not all(isinstance(answer, str) for answer in columns.get(name, [None])):
+            raise UpstreamError(f"the control {name} lacks answers", where=str(path), next="distillctl train RECIPE")
+    return {name: columns[name] for name in names}

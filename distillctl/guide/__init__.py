@@ -1,6 +1,6 @@
 """The guide: a Markdown file per topic, which `distillctl guide` shows in a terminal and code hosts show as a page.
 
-The first lines of a file are its title, an empty line, and one sentence that says what the reader can do after it.
+A file begins with its title, an empty line, and one sentence that says what the reader can do after reading it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Topic:
 
 
 def topic(name: str) -> Topic:
-    """Read a topic. UsageError names the nearest one where there is none of that name."""
+    """Read a topic. If there is none of that name, raise UsageError with the nearest one."""
     if name not in NAMES:
         nearest = difflib.get_close_matches(name[:50].lower(), NAMES, n=1, cutoff=0.5)
         raise UsageError(

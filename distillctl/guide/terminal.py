@@ -1,4 +1,4 @@
-"""A topic as rich draws it in a terminal."""
+"""Draw a topic in a terminal with rich."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.markdown import Markdown, TableElement
 from rich.table import Table
 
 _WIDEST = 100
-"""Columns beyond which lines of prose are hard to read."""
+"""Longer lines of prose are hard to read."""
 
 
 class _WholeTable(TableElement):

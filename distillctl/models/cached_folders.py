@@ -1,5 +1,4 @@
-"""Keep folders in the user's cache that take long to make. Each records its files' hashes, and every use checks
-them."""
+"""Keep folders that take long to make in the user's cache. Each records its files' hashes, which every use checks."""
 
 from __future__ import annotations
 
@@ -58,11 +57,11 @@ def _problem(folder: Path) -> str | None:
     recorded = document.get("files")
     if checksum is None or not isinstance(recorded, dict):
         raise ValueError("it has no valid checksum")
-    there = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    if unlike := sorted(there.keys() ^ recorded.keys()):
-        return f"{unlike[0]} is {'not recorded' if unlike[0] in there else 'gone'}"
-    digests = hash_cache.file_digests(there.values())
-    return next((f"{name} has changed" for name, path in there.items() if digests[path] != recorded[name]), None)
+    present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    if different := sorted(present.keys() ^ recorded.keys()):
+        return f"{different[0]} is {'not recorded' if different[0] in present else 'gone'}"
+    digests = hash_cache.file_digests(present.values())
+    return next((f"{name} has changed" for name, path in present.items() if digests[path] != recorded[name]), None)
 
 
 def _files(folder: Path) -> list[Path]:

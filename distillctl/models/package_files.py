@@ -15,17 +15,17 @@ from distillctl.errors import RecipeError, UnavailableError
 
 PREFIX = "package:"
 _ALIKE = 0.7
-"""Least similarity of a name that is suggested (`difflib`, 0 to 1)."""
-_LISTED, _TOLD = 2000, 5
-"""How many entries of a folder are read, and how many are named."""
+"""Smallest similarity of a suggested name (`difflib`, 0 to 1)."""
+_LISTED, _SHOWN = 2000, 5
+"""Numbers of a folder's entries to read, and to show."""
 
 
 def find(reference: str, *, where: str) -> Path:
     """Return the file or folder of `package:NAME/path`.
 
-    RecipeError for a reference that is none; UnavailableError where the package is not installed or has no such file.
-    Both suggest the nearest name that is there. They never advise to install what a recipe names: anybody can publish a
-    package under a name that is mistyped often.
+    Raises RecipeError for an invalid reference, and UnavailableError if the package is not installed or has no such
+    file. Both suggest the nearest existing name. They never advise to install what a recipe names, because anybody can
+    publish a package under a name that is often mistyped.
     """
     name, _, inner = reference.removeprefix(PREFIX).partition("/")
     if ".." in Path(inner).parts or inner.startswith("/") or not name.isidentifier():
@@ -40,28 +40,26 @@ def find(reference: str, *, where: str) -> Path:
             f"the Python package {name[:200]} is not installed ({reference[:200]})",
             where=where,
             next=_did_you_mean(name, inner)
-            or "package: reads only what is installed; check the name, or give a file, a folder or a hub id",
+            or "package: reads only installed packages; check the name, or give a file, a folder or a hub id",
         )
     if not folders:
-        raise UnavailableError(f"{name} is a single module and carries no files ({reference})", where=where)
+        raise UnavailableError(f"{name} is a single module and has no files ({reference})", where=where)
     for folder in folders:
         path = folder / inner
         if _exists(path, reference, where):
             return path
-    raise UnavailableError(
-        f"the package {name} carries no {inner}", where=where, next=_nearest_file(name, folders, inner)
-    )
+    raise UnavailableError(f"the package {name} has no {inner}", where=where, next=_nearest_file(name, folders, inner))
 
 
 def _exists(path: Path, reference: str, where: str) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError) as error:  # too long, or a NUL
-        raise RecipeError(f"{reference[:200]!r} is no path: {str(error)[:200]}", where=where) from None
+        raise RecipeError(f"{reference[:200]!r} is not a path: {str(error)[:200]}", where=where) from None
 
 
 def _folders(name: str) -> list[Path] | None:
-    """Return the folders of an installed package; none of a single module, None where nothing of that name is there."""
+    """Return the folders of an installed package; empty for a single module, None if nothing has that name."""
     try:
         spec = importlib.util.find_spec(name)
     except (ValueError, ImportError):  # a module without a spec
@@ -89,19 +87,19 @@ def _folded(name: str) -> str:
 def _nearest_file(name: str, folders: Iterable[Path], inner: str) -> str | None:
     """Suggest the path whose parts are nearest to those of ``inner``, or name some entries of the last folder."""
     for folder in folders:
-        at = folder
+        place = folder
         for part in PurePosixPath(inner).parts:
-            if not (at / part).exists():
-                there = sorted(_entries(at))
-                close = difflib.get_close_matches(part, there, n=1, cutoff=_ALIKE)
+            if not (place / part).exists():
+                entries = sorted(_entries(place))
+                close = difflib.get_close_matches(part, entries, n=1, cutoff=_ALIKE)
                 if not close:
-                    more = " …" if len(there) > _TOLD else ""
-                    within = at.relative_to(folder).as_posix()
+                    more = " …" if len(entries) > _SHOWN else ""
+                    within = place.relative_to(folder).as_posix()
                     inside = name if within == "." else f"{name}/{within}"
-                    return f"in {PREFIX}{inside} there is: {', '.join(there[:_TOLD]) or 'nothing'}{more}"
+                    return f"in {PREFIX}{inside} there is: {', '.join(entries[:_SHOWN]) or 'nothing'}{more}"
                 part = close[0]
-            at = at / part
-        return f"did you mean {PREFIX}{name}/{at.relative_to(folder).as_posix()}?"
+            place = place / part
+        return f"did you mean {PREFIX}{name}/{place.relative_to(folder).as_posix()}?"
     return None
 
 

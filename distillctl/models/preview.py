@@ -27,7 +27,7 @@ class ModelPreview:
 
     def __init__(self, source: ModelSource | None) -> None:
         self._source = source
-        self._folder = None if source is None else source.at_hand
+        self._folder = None if source is None else source.local_folder
         self.config = _json(self._folder, "config.json")
         self._tokenizer_config = _json(self._folder, "tokenizer_config.json")
 

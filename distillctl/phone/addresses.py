@@ -16,22 +16,24 @@ _LOCAL = frozenset({"localhost", LOOPBACK, "[::1]"})
 def resolve(host: str) -> str:
     """Resolve --host to an IP address. Raise UsageError if it is not a name of this machine."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise UsageError(f"--host {host}: no such address", next="--host 0.0.0.0 for every network") from None
-    return str(found[0][4][0])
+        raise UsageError(f"--host {host}: there is no such address", next="--host 0.0.0.0 for every network") from None
+    return str(entries[0][4][0])
 
 
 def names(host: str, address: str) -> frozenset[str]:
-    """What a Host header may say, without the port: what was asked for, and this machine's own names and addresses
-    where the server listens on all of them."""
-    found = {_bracketed(host.lower()), _bracketed(address)}
+    """Return the allowed Host headers, without the port.
+
+    These are the requested host and, if the server listens on all addresses, this machine's own names and addresses.
+    """
+    allowed = {_bracketed(host.lower()), _bracketed(address)}
     if ipaddress.ip_address(address).is_loopback:
-        found |= _LOCAL
+        allowed |= _LOCAL
     if ipaddress.ip_address(address).is_unspecified:
         name = socket.gethostname().lower()
-        found |= _LOCAL | {name, f"{name}.local", *map(_bracketed, _addresses())}
-    return frozenset(found)
+        allowed |= _LOCAL | {name, f"{name}.local", *map(_bracketed, _addresses())}
+    return frozenset(allowed)
 
 
 def shown(host: str, address: str) -> str:
@@ -44,7 +46,9 @@ def shown(host: str, address: str) -> str:
             probe.connect((far, 9))  # sends nothing: only asks which of the addresses the route would use
             return _bracketed(str(probe.getsockname()[0]))
     except OSError:
-        outside = (found for found in _addresses() if not ipaddress.ip_address(found).is_loopback)
+        outside = (
+            address_of_host for address_of_host in _addresses() if not ipaddress.ip_address(address_of_host).is_loopback
+        )
         return _bracketed(next(outside, LOOPBACK))
 
 

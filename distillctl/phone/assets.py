@@ -1,4 +1,4 @@
-"""onnxruntime-web: the files a page needs to run a graph, from its npm package, each checked against a pinned hash."""
+"""Provide onnxruntime-web, which runs a graph in a page: files of its npm package, each with a pinned hash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distillctl.untrusted import limits
 VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web@{VERSION}"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""SHA-512 of the tarball in base64, as every package-lock.json names it."""
+"""SHA-512 of the tarball in base64, as in every package-lock.json."""
 TARBALL_BYTES = 33_106_585
 
 # ort.wasm is the build for the CPU, with every operator of onnxruntime's own and of com.microsoft; ort.webgpu has the
@@ -34,7 +34,7 @@ FILES = {
 }
 """Name in the package's dist/ → SHA-256."""
 OFFLINE = (
-    f"on a machine where npm reaches its registry: npm pack {PACKAGE}, unpack it, and give its dist folder: "
+    f"on a machine where npm reaches its registry, run npm pack {PACKAGE}, unpack it, and pass its dist folder: "
     "distillctl bench RECIPE --serve --assets DIR"
 )
 
@@ -45,17 +45,17 @@ def cache() -> Path:
 
 
 def find(given: Path | None = None) -> Path:
-    """Return the folder with all `FILES`, checked: the ``given`` one, else the cache, which npm fills where it must.
+    """Return a folder with all `FILES`, verified: ``given``, or the cache, which npm fills if necessary.
 
-    DataError when a given file is missing or not the pinned one; UnavailableError when npm cannot fetch the package.
+    Raises DataError if a given file is missing or has another hash, UnavailableError if npm cannot fetch the package.
     """
     if given is not None:
         if problem := _problem(given):
-            raise DataError(f"{problem} of onnxruntime-web {VERSION}", where=str(given), next=OFFLINE)
+            raise DataError(problem, where=str(given), next=OFFLINE)
         return given
     folder = cache()
     if _problem(folder):
-        console.note(f"asking npm for {PACKAGE} ({TARBALL_BYTES / 1e6:.0f} MB, once)")
+        console.note(f"npm downloads {PACKAGE} once ({TARBALL_BYTES / 1e6:.0f} MB)")
         _unpack(_fetch(), folder)
     return folder
 
@@ -67,12 +67,12 @@ def _problem(folder: Path) -> str | None:
         if not path.is_file():
             return f"there is no {name}"
         if file_digest(path) != sha256:
-            return f"{name} is not the one"
+            return f"{name} is not that of onnxruntime-web {VERSION}"
     return None
 
 
 def _fetch() -> bytes:
-    """Return the tarball's bytes as npm delivers them. Neither their number nor what they are is trusted."""
+    """Return the tarball's bytes from npm, whose size and content are not trusted."""
     with writable(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="distillctl-npm-") as folder:
         try:
             tarball = limits.read_bytes(npm.pack(PACKAGE, Path(folder)), TARBALL_BYTES)
@@ -82,7 +82,7 @@ def _fetch() -> bytes:
             tarball = b""
     if base64.b64encode(hashlib.sha512(tarball).digest()).decode() != INTEGRITY:
         raise UnavailableError(
-            "what npm delivered is not the package (its SHA-512 differs)", where=PACKAGE, next=OFFLINE
+            "npm delivered another file than the package (its SHA-512 differs)", where=PACKAGE, next=OFFLINE
         )
     return tarball
 
@@ -92,7 +92,7 @@ def _next(error: UnavailableError) -> str:
 
 
 def _unpack(tarball: bytes, folder: Path) -> None:
-    """Unpack only the files that are known by name, never a path from the archive."""
+    """Unpack only files with known names, never a path from the archive."""
     with tarfile.open(fileobj=io.BytesIO(tarball)) as archive, replacing_folder(folder) as staged:
         for name, sha256 in FILES.items():
             member = archive.extractfile(f"package/dist/{name}")

@@ -23,7 +23,7 @@ _BROWSERS = {
     "Chrome": r"(?:Chrome|CriOS)/(\d+)",
     "Safari": r"Version/(\d+).*Safari/",
 }
-"""Name → pattern with the version; the first that is found, for most also call themselves Chrome and Safari."""
+"""Name → pattern with the version. The first match counts: most browsers also name Chrome and Safari."""
 _SYSTEMS = {
     "iPhone": "iPhone",
     "iPad": "iPad",
@@ -36,7 +36,7 @@ _SYSTEMS = {
 
 
 class Check(BaseModel):
-    """How a device's answers compare with those on record: `Task.check`."""
+    """The comparison of a device's answers with the recorded ones, from `PhoneTask.check`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     rows: int
@@ -61,8 +61,8 @@ class BackendRun(BaseModel):
     def figures(self) -> dict[str, Any]:
         """Return the facts for the report, with the samples as percentiles."""
         p50, p90 = (float(p) for p in np.percentile(self.milliseconds, (50, 90)))
-        found = self.model_dump(exclude={"milliseconds"})
-        return found | {"p50_ms": p50, "p90_ms": p90, "n": len(self.milliseconds)}
+        facts = self.model_dump(exclude={"milliseconds"})
+        return facts | {"p50_ms": p50, "p90_ms": p90, "n": len(self.milliseconds)}
 
 
 class DeviceResult(BaseModel):
@@ -77,7 +77,7 @@ class DeviceResult(BaseModel):
     onnxruntime_web: Word
     device: Device
     graph_sha256: Word
-    """SHA-256 of the graph that it ran."""
+    """Of the graph that it ran."""
     download_ms: Milliseconds
     timer_ms: Milliseconds
     hidden: bool
@@ -106,24 +106,24 @@ def read(workspace: Workspace) -> list[DeviceResult]:
             return []
         if damage := workspace.damage(STAGE, manifest):
             raise UpstreamError(damage)
-        found = [
+        results = [
             DeviceResult.model_validate_json(limits.read_bytes(folder / name, MAX_BYTES)) for name in manifest.outputs
         ]
     except (UpstreamError, ValueError, OSError) as error:
         raise UpstreamError(str(error).splitlines()[0], where=str(folder), next=next) from None
-    return sorted(found, key=lambda measured: measured.created)
+    return sorted(results, key=lambda measured: measured.created)
 
 
 def add(workspace: Workspace, measured: DeviceResult, inputs: Mapping[str, str], seed: int, seconds: float) -> None:
     """Commit one more result. inputs: fingerprints of what the device ran. seconds: duration."""
-    everything = [*read(workspace), measured]
+    devices = [*read(workspace), measured]
     write_text(workspace.folder(STAGE) / f"{measured.id}.json", measured.model_dump_json(indent=1) + "\n")
     workspace.commit(
         STAGE,
         recipe={},
         inputs=inputs,
         outcome=StageOutput(
-            [f"{one.id}.json" for one in everything], {"devices": [one.figures() for one in everything]}
+            [f"{device.id}.json" for device in devices], {"devices": [device.figures() for device in devices]}
         ),
         seed=seed,
         seconds=seconds,

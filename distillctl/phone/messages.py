@@ -15,7 +15,7 @@ Milliseconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e7)]
 
 
 def _printable(text: str) -> str:
-    """Refuse control characters, which could control a terminal."""
+    """Replace control characters, which could control a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -52,7 +52,7 @@ class Device(PageMessage):
     """navigator.deviceMemory, rounded and cut off at 8 by the browser."""
     screen: Screen
     isolated: bool
-    """Cross-origin isolated: only then are there threads."""
+    """Cross-origin isolated; otherwise there are no threads."""
     gpu: bool
     """Whether the browser handed out a WebGPU adapter."""
 
@@ -71,7 +71,7 @@ class Measurement(PageMessage):
         list[Annotated[list[Finite], Field(min_length=1, max_length=MAX_LABELS)]],
         Field(min_length=1, max_length=MAX_ROWS),
     ]
-    """Of every row, in the order of the task."""
+    """One list per row, in the order of the task."""
 
 
 class Failure(PageMessage):

@@ -34,9 +34,8 @@ _MOST_CHARACTERS = 300
 
 
 def client() -> list[str]:
-    """Return the command that starts npm: the client on PATH, else the one that `distillctl[phone]` installs.
-
-    UnavailableError when there is neither.
+    """Return the command that starts npm: the one on PATH, or `distillctl[phone]`'s. Raise UnavailableError without
+    one.
     """
     if found := shutil.which("npm"):
         return [str(Path(found).absolute())]
@@ -52,9 +51,9 @@ def client() -> list[str]:
 def pack(package: str, folder: Path, *, seconds: float = SECONDS) -> Path:
     """Let npm download the tarball of ``package`` (NAME@VERSION) into an empty folder; return the tarball's path.
 
-    Nothing of the package is run. The folder is npm's project, so of the files `.npmrc` only the user's and the
-    machine's count, not one that came with a recipe. UnavailableError gives npm's own reason, or says that the time
-    limit ended it; npm and all that it started are gone then.
+    Nothing of the package is run. The folder is npm's project, so only the user's and the machine's `.npmrc` count, not
+    one that came with a recipe. Raises UnavailableError with npm's own reason or after the time limit; npm and
+    everything it started has ended then.
     """
     write_text(folder / "package.json", "{}\n")
     process = subprocess.Popen(
@@ -80,7 +79,7 @@ def pack(package: str, folder: Path, *, seconds: float = SECONDS) -> Path:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Kill npm's process group where npm is still running."""
+    """Kill npm's process group if npm is still running."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -93,11 +92,11 @@ def _reason(out: str, err: str, code: int) -> str:
     """Return npm's error in one line, without the password of an address in it."""
     try:
         error: Any = json.loads(out)["error"]
-        said = f"{error.get('summary') or error.get('detail') or ''} ({error.get('code')})"
+        reason = f"{error.get('summary') or error.get('detail') or ''} ({error.get('code')})"
     except (ValueError, TypeError, KeyError, AttributeError):
         lines = [re.sub(r"^npm (ERR!|error) ?", "", line).strip() for line in err.splitlines()]
-        # Its first line is "code …" where it has one; a client that cannot start says what it has to say last.
+        # npm's first line may be "code …"; a client that cannot start gives its reason last.
         lines = [line for line in lines if line and not line.startswith(("code ", "A complete log"))]
-        said = lines[0] if "npm " in err and lines else (lines or [f"it ended with exit code {code}"])[-1]
-    line = " ".join(said.split())
+        reason = lines[0] if "npm " in err and lines else (lines or [f"it ended with exit code {code}"])[-1]
+    line = " ".join(reason.split())
     return re.sub(r"(?<=//)[^/@\s]*@", "***@", line)[:_MOST_CHARACTERS]

@@ -35,10 +35,12 @@ class Options:
 
 
 class _Visits:
-    """The devices that came, the stored results, and the failures."""
+    """The devices that came: stored results and failures."""
 
-    def __init__(self, recipe: Recipe, workspace: Workspace, given: task.PhoneTask, inputs: Mapping[str, str]) -> None:
-        self._recipe, self._workspace, self._task, self._inputs = recipe, workspace, given, inputs
+    def __init__(
+        self, recipe: Recipe, workspace: Workspace, phone_task: task.PhoneTask, inputs: Mapping[str, str]
+    ) -> None:
+        self._recipe, self._workspace, self._task, self._inputs = recipe, workspace, phone_task, inputs
         self._began = time.monotonic()
         self.stored: list[devices.DeviceResult] = []
         self.failed: list[tuple[str, Failure]] = []
@@ -48,9 +50,10 @@ class _Visits:
         name = devices.name(device)
         runs = [
             devices.BackendRun(
-                **one.model_dump(exclude={"logits"}), check=devices.Check(**self._task.check(one.logits))
+                **measurement.model_dump(exclude={"logits"}),
+                check=devices.Check(**self._task.check(measurement.logits)),
             )
-            for one in results.measurements
+            for measurement in results.measurements
         ]
         for failure in results.failures:
             console.warn(f"{name}: {_way(failure.backend, failure.threads)} did not work: {failure.error}")
@@ -76,19 +79,19 @@ class _Visits:
 
 
 def serve(recipe: Recipe, workspace: Workspace, options: Options, inputs: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Hand out the page until enough devices are done or none asks any more; what the devices found.
+    """Serve the page until enough devices are done or no request comes any more. Return the devices' figures.
 
-    inputs: fingerprints of the stages whose outputs are handed out. What one device found is committed when it comes,
-    so an interrupted command keeps it. UnavailableError when none could run the graph or none came; GateFailed when one
-    answers otherwise than recorded (it is stored nevertheless, for the report to show).
+    inputs: fingerprints of the stages whose outputs are served. Each device's results are committed at once, so an
+    interrupted command keeps them. Raises UnavailableError if no device came or none could run the graph; GateFailed if
+    a device's answers differ from the recorded ones (they are stored for the report).
     """
     address = addresses.resolve(options.host)
-    given = task.prepare(recipe, workspace)
-    devices.read(workspace)  # damaged: better told now than to who has waited for a minute
+    phone_task = task.prepare(recipe, workspace)
+    devices.read(workspace)  # raises now, instead of after a minute's wait, if they are damaged
     files = assets.find(options.assets)
-    visits = _Visits(recipe, workspace, given, inputs)
-    table = {name: files / name for name in assets.FILES} | {"model.onnx": given.graph}
-    with _listening(options, address, table, given.describe(), visits) as server:
+    visits = _Visits(recipe, workspace, phone_task, inputs)
+    table = {name: files / name for name in assets.FILES} | {"model.onnx": phone_task.graph}
+    with _listening(options, address, table, phone_task.describe(), visits) as server:
         while server.answered < options.devices and server.failure is None:
             left = server.active + options.idle_seconds - time.monotonic()
             if left <= 0:
@@ -112,7 +115,7 @@ def _listening(
         where = f"--host {options.host} --port {options.port}"
         reason = getattr(error, "strerror", None) or str(error)
         raise UnavailableError(
-            f"cannot listen there: {reason}", where=where, next="another --port, or 0 for any"
+            f"the server cannot listen there: {reason}", where=where, next="choose another --port, or 0 for any"
         ) from None
     port = server.server_address[1]
     with server:
@@ -122,8 +125,9 @@ def _listening(
             console.show_qr(f"http://{addresses.shown(options.host, address)}:{port}/{server.token}/")
             if ipaddress.ip_address(address).is_loopback:
                 console.note(
-                    "only this machine can open it. A phone in the same network: --host 0.0.0.0. An Android phone on a "
-                    f"cable: adb reverse tcp:{port} tcp:{port}, and the browser has threads and WebGPU too"
+                    "only this machine can open it. For a phone in the same network, add --host 0.0.0.0. For an "
+                    f"Android phone on a cable, adb reverse tcp:{port} tcp:{port}; its browser then has threads and "
+                    "WebGPU"
                 )
             yield server
         finally:
@@ -137,21 +141,22 @@ def _outcome(visits: _Visits, options: Options) -> list[dict[str, Any]]:
             name, failure = visits.failed[0]
             raise UnavailableError(f"the graph could not be run: {failure.error}", where=name)
         raise UnavailableError(
-            f"no device has sent results, and none has asked for anything in {options.idle_seconds:g} s",
+            f"no device has sent results, and no request came within {options.idle_seconds:g} s",
             next="distillctl bench RECIPE --serve --host 0.0.0.0, and scan the code with a phone in the same network",
         )
     came = len(visits.stored) + len(visits.failed)
     if came < options.devices:
-        console.warn(f"{came} of {options.devices} devices came")
+        console.warn(f"only {came} of {options.devices} devices came")
     for measured in visits.stored:
         for run in measured.runs:
             if not run.check.same:
                 raise GateFailed(
-                    f"{_way(run.backend, run.threads)}: a probability lies {run.check.max_probability_difference:.3f} "
-                    f"from the recorded one (at most {run.check.tolerance}), the label is the same on "
-                    f"{run.check.same_label} of {run.check.rows} rows; stored nevertheless",
+                    f"{_way(run.backend, run.threads)}: a probability differs from the recorded one by "
+                    f"{run.check.max_probability_difference:.3f} ({run.check.tolerance} is allowed), and "
+                    f"{run.check.same_label} of {run.check.rows} rows have the same label. The results are stored "
+                    "nevertheless.",
                     where=measured.name,
-                    next="choose another candidate (quantize.candidates): this graph gives other answers there",
+                    next="choose another candidate (quantize.candidates): this graph answers differently there",
                 )
     return [measured.figures() for measured in visits.stored]
 

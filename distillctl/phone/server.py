@@ -1,7 +1,7 @@
-"""The server that hands out the page: a closed table of paths behind a secret, on the standard library's HTTP.
+"""Serve the page: a closed table of paths behind a secret, with the standard library's HTTP server.
 
-Every request has the token as the first part of its path, so the page's own addresses can be relative and no cookie is
-needed. What a request may be is decided before anything of it is read: host, token, path, method, type, size.
+Every request has the token as the first part of its path, so the page's own addresses can be relative, and no cookie is
+needed. Host, token, path, method, type and size are checked before the body of a request is read.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ TYPES = {
     ".onnx": "application/octet-stream",
 }
 HEADERS = {
-    # Only what the page consists of: no inline code, no other origin, in no frame. WebAssembly has to be allowed.
+    # Only the page's own parts: no inline code, no other origin, no frame. WebAssembly must be allowed.
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; "
     "connect-src 'self'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    # Isolated from other origins, or there are no threads.
+    # Without isolation from other origins there are no threads.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -51,7 +51,7 @@ HEADERS = {
 }
 MAX_SESSIONS, MAX_CONNECTIONS = 64, 64
 REQUEST_SECONDS = 20.0
-"""For a whole request to come in, and for each piece of an answer to be taken."""
+"""Time limit for receiving a whole request, and for sending each piece of an answer."""
 CHUNK_BYTES = 1 << 18
 
 
@@ -64,13 +64,13 @@ class Refused(Exception):
 
 
 class PhoneServer(ThreadingHTTPServer):
-    """Bound and ready; `serve_forever` in a thread of its own, then `shutdown`.
+    """A server that is bound and ready. Call `serve_forever` in a thread, then `shutdown`.
 
-    files: name in the address → file. task: what a page is told, besides its session's id. store: called with a
-    session's id, device and results, one call at a time; what it returns is the answer; a ValueError of it is the
-    page's fault. ``token`` is the secret, ``active`` when a request with it last came (monotonic seconds),
-    ``answered`` how many results were stored and the page told so, ``failure`` what went wrong in a request by our own
-    fault or on this machine; ``changed`` is set with either.
+    files: name in the address → file. task: the page's task; each page also gets a session id. store: called with a
+    session's id, device and results, one call at a time; it returns the answer, or raises ValueError if the page is at
+    fault. ``token`` is the secret, ``active`` the time of the last request with it (monotonic seconds), ``answered``
+    the number of results that were stored and acknowledged, ``failure`` an error of our own or of this machine.
+    ``changed`` is set when one of the last two changes.
     """
 
     daemon_threads = True
@@ -88,7 +88,7 @@ class PhoneServer(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         port = self.server_address[1]
         self.token = secrets.token_urlsafe(16)
-        # Port 80 is left out of a Host header.
+        # Browsers omit port 80 in the Host header.
         self.hosts = frozenset(f"{host}:{port}" for host in hosts) | (hosts if port == 80 else frozenset())
         self.files = dict(files) | {
             "": PAGE / "index.html",
@@ -103,17 +103,17 @@ class PhoneServer(ThreadingHTTPServer):
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def start(self, device: Device) -> dict[str, Any]:
-        """A session of its own for every page that is loaded."""
+        """Open a session for a page that was loaded."""
         with self._lock:
             if sum(device is not None for device in self._sessions.values()) >= MAX_SESSIONS:
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open")
             session = secrets.token_hex(8)
             self._sessions[session] = device
-        console.note(f"{devices.name(device)} is at it")
+        console.note(f"{devices.name(device)} is measuring")
         return {"session": session, **self.task}
 
     def finish(self, session: str, results: Results) -> Mapping[str, Any]:
-        """Store what a session found, once."""
+        """Store a session's results, once."""
         with self._lock:
             if session not in self._sessions:
                 raise Refused(HTTPStatus.NOT_FOUND, "no such session")
@@ -128,7 +128,7 @@ class PhoneServer(ThreadingHTTPServer):
         return stored
 
     def failed(self, problem: BaseException) -> None:
-        """Hand a problem to whoever waits for ``changed``."""
+        """Record an error for the thread that waits for ``changed``."""
         self.failure = self.failure or problem
         self.changed.set()
 
@@ -149,12 +149,12 @@ class PhoneServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report an error of ours."""
         problem = sys.exc_info()[1]
-        if problem is not None and not isinstance(problem, OSError):  # a device that went away is no error of ours
+        if problem is not None and not isinstance(problem, OSError):  # an OSError means that the device went away
             self.failed(problem)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request and the end: HTTP/1.0 keeps nothing open."""
+    """Handle one request per connection: HTTP/1.0 keeps nothing open."""
 
     server: PhoneServer
     timeout = REQUEST_SECONDS
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = do_PUT
 
-    # ── what is answered ──
+    # ── routes ──
 
     def _get(self, name: str) -> None:
         path = self.server.files.get(name)
@@ -199,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.NOT_FOUND, "not found")
         answer = target(self._body())
         self._answer(HTTPStatus.OK, "application/json", json.dumps(answer).encode())
-        if name != "session":  # only now: whoever waits for it may end the process
+        if name != "session":  # only after the answer, because the waiting thread may end the process
             self.server.answered += 1
             self.server.changed.set()
 
@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"only {allowed}", {"Allow": allowed})
 
     def _target(self, name: str) -> Callable[[bytes], Mapping[str, Any]] | None:
-        """What takes a message to this address."""
+        """Return the function that takes messages to this address, or None."""
         if name == "session":
             return lambda body: self.server.start(Device.model_validate_json(body))
         if name.startswith("results/"):
@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
             return lambda body: self.server.finish(session, Results.model_validate_json(body))
         return None
 
-    # ── what is let in ──
+    # ── checks ──
 
     def _guarded(self, answer: Callable[[str], None]) -> None:
         try:
@@ -227,15 +227,15 @@ class _Handler(BaseHTTPRequestHandler):
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             why = f"{'.'.join(map(str, first['loc'])) or 'the message'}: {first['msg']}"
             self._answer(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", why.encode())
-        except UserFacingError as told:  # the disk is full, say: the page hears of it, and so does the command
-            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", str(told).encode())
-            self.server.failed(told)
+        except UserFacingError as error:  # such as a full disk: report it to the page and to the command
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", str(error).encode())
+            self.server.failed(error)
 
     def _name(self) -> str:
-        """The address behind the token; as it stands, so that nothing is decoded into another one."""
-        # A page of another site can make its own name resolve to this machine, but not change the name it sends.
+        """Check Host and token, and return the rest of the path, undecoded, so that it cannot become another path."""
+        # Another site can make its own name resolve to this machine, but cannot change the Host that browsers send.
         if (self.headers.get("Host") or "").lower() not in self.server.hosts:
-            raise Refused(HTTPStatus.FORBIDDEN, "this server does not go by that name")
+            raise Refused(HTTPStatus.FORBIDDEN, "this server does not have that name")
         start, _, name = self.path.partition("?")[0].removeprefix("/").partition("/")
         if not hmac.compare_digest(start.encode(errors="surrogateescape"), self.server.token.encode()):
             raise Refused(HTTPStatus.FORBIDDEN, "the address is not complete: scan the code again")
@@ -244,20 +244,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         if self.headers.get_content_type() != "application/json":
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "want application/json")
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "expected application/json")
         length = self.headers.get("Content-Length")
         if length is None:
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "want a Content-Length")
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "expected a Content-Length")
         if not (length.isascii() and length.isdigit()):
-            raise Refused(HTTPStatus.BAD_REQUEST, "that is no Content-Length")
+            raise Refused(HTTPStatus.BAD_REQUEST, "the Content-Length is not a number")
         if len(length) > 12 or int(length) > MAX_BYTES:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_BYTES} bytes")
         body = self.rfile.read(int(length))
         if len(body) != int(length):
-            raise Refused(HTTPStatus.BAD_REQUEST, "the message broke off")
+            raise Refused(HTTPStatus.BAD_REQUEST, "the message is incomplete")
         return body
 
-    # ── how it is said ──
+    # ── answers ──
 
     def _answer(self, status: int, kind: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self._head(status, kind, len(body), headers)
@@ -271,18 +271,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the standard library refuses by itself, with our headers and without its page."""
+        """Answer the standard library's own refusals with our headers and without its page."""
         self._answer(code, "text/plain; charset=utf-8", HTTPStatus(code).phrase.encode())
 
     def version_string(self) -> str:
         return "distillctl"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the token is part of every address."""
+        """Log nothing: the token is part of every address."""
 
 
 class _UntilDeadline(io.RawIOBase):
-    """A socket's bytes, all of which have to come before a moment; one byte now and then keeps no thread."""
+    """Read a socket until a deadline for all bytes, so that a slow sender cannot keep a thread."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self._connection, self._deadline = connection, time.monotonic() + seconds

@@ -17,13 +17,13 @@ from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 
 TOLERANCE = 0.05
-"""How far a probability may lie from the recorded one. Between ONNX Runtime here and its WebAssembly build the demo's
-fp32 graph differs by nothing, its int4 and int8 weights by 0.016 and its dynamic int8 graphs by 0.043 at most, 0.016 at
-p99 (1,000 rows): that rounds every activation to one of 256 steps, and a last bit decides which."""
+"""Allowed difference of a probability from the recorded one. Between ONNX Runtime here and its WebAssembly build, the
+demo's fp32 graph does not differ, its int4 and int8 weights differ by 0.016, and its dynamic int8 graphs by at most
+0.043, 0.016 at p99 (1,000 rows): they round every activation to one of 256 steps, and the last bit decides which."""
 SECONDS = 20.0
-"""Most seconds for which one backend is timed."""
+"""Time limit for measuring one backend."""
 SHOWN = 4
-"""How many inputs the page shows with their answers."""
+"""Number of inputs that the page shows with their answers."""
 MAX_GRAPH_BYTES = 1 << 30
 """Largest graph: WebAssembly addresses 4 GB, and loading holds the graph twice."""
 
@@ -40,7 +40,7 @@ class PhoneTask:
     texts: list[str]
     """The rows' inputs, as the page shows them."""
     feeds: list[dict[str, np.ndarray]]
-    """Per row, the graph's inputs, int64 [1, T]: the simplified view's tokens, by the tokenizer beside the graph."""
+    """For each row the graph's inputs, int64 [1, T]: the tokens of the simplified view."""
     recorded: np.ndarray
     """Normalised log-probabilities, float32 [N, K]."""
 
@@ -59,20 +59,20 @@ class PhoneTask:
         }
 
     def check(self, logits: list[list[float]]) -> dict[str, Any]:
-        """How the answers compare with those on record; ValueError when their shape is another.
+        """Compare a device's logits with the recorded answers. Raise ValueError if their shape is wrong.
 
-        ``same``: no probability is further than `TOLERANCE` off. So the labels are the same ones too, but where the two
-        best lie so close together on record (``ties``) that rounding may decide between them.
+        ``same``: no probability differs by more than `TOLERANCE`. Then the labels are also the same, except in
+        ``ties``, rows whose two best recorded probabilities are so close that rounding may decide between them.
         """
         if len(logits) != len(self.recorded) or any(len(row) != len(self.labels) for row in logits):
-            raise ValueError(f"want logits of {len(self.recorded)} rows and {len(self.labels)} labels")
-        found = np.exp(log_softmax(np.array(logits, dtype=np.float64), axis=1))
+            raise ValueError(f"expected logits of {len(self.recorded)} rows and {len(self.labels)} labels")
+        probabilities = np.exp(log_softmax(np.array(logits, dtype=np.float64), axis=1))
         recorded = np.exp(self.recorded.astype(np.float64))
         second, best = np.sort(recorded, axis=1)[:, -2:].T
-        furthest = float(np.abs(found - recorded).max())
+        furthest = float(np.abs(probabilities - recorded).max())
         return {
-            "rows": len(found),
-            "same_label": int((found.argmax(1) == recorded.argmax(1)).sum()),
+            "rows": len(probabilities),
+            "same_label": int((probabilities.argmax(1) == recorded.argmax(1)).sum()),
             "ties": int((best - second <= 2 * TOLERANCE).sum()),
             "max_probability_difference": furthest,
             "tolerance": TOLERANCE,
@@ -92,7 +92,7 @@ def prepare(recipe: Recipe, workspace: Workspace) -> PhoneTask:
         raise UnavailableError("the graph is too large for a browser", where=str(folder / "model.onnx"))
     classifier = OnnxClassifier(folder)
     if len(classifier.labels) > MAX_LABELS:
-        raise UnavailableError(f"the page takes {MAX_LABELS} labels at most", where="task.labels")
+        raise UnavailableError(f"the page takes at most {MAX_LABELS} labels", where="task.labels")
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     sample = np.random.default_rng(recipe.seed).permutation(len(views.id))[:MAX_ROWS].tolist()
     return PhoneTask(
@@ -101,6 +101,6 @@ def prepare(recipe: Recipe, workspace: Workspace) -> PhoneTask:
         sha256=manifest.outputs["model.onnx"].sha256,
         labels=classifier.labels,
         texts=[views.input[row] for row in sample],
-        feeds=[classifier.feed([views.simplified[row]]) for row in sample],  # the template is around the input here
+        feeds=[classifier.feed([views.simplified[row]]) for row in sample],
         recorded=eval_table.read(folder / "eval.parquet", [views.id[row] for row in sample])["deployed"],
     )

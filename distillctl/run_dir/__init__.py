@@ -1,1 +1,1 @@
-"""The run directory: what tells it from any other folder, how files are written durably, and what stages record."""
+"""The run directory: how it is recognised, how files are written durably, and what stages record."""

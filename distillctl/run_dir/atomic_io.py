@@ -1,7 +1,8 @@
-"""Write files durably: to a temporary name, then fsync, then rename. All files of a run directory are written so.
+"""Write files durably: to a temporary name, then fsync, then rename. All files of a run directory are written like
+that.
 
-While a run directory is held (`owned_by`), temporary names carry its token. They show which files a killed process left
-behind, and which are the user's.
+While a run directory is held (`owned_by`), temporary names carry its token, which tells the files that a killed process
+left behind from the user's.
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def set_aside_name(path: Path, token: str | None = None) -> Path:
-    """Return the name under which a folder is kept while a new one replaces it. token: by default that of
-    `owned_by`."""
+    """Return the name under which a folder is kept while a new one replaces it. token: default: `owned_by`'s."""
     token = _owner if token is None else token
     return path.with_name(f".{path.name}.{token}.aside" if token else f".{path.name}.aside")
 
@@ -121,8 +121,7 @@ MOVED = ".distillctl-moved"
 
 
 def remove_moved(path: Path) -> None:
-    """Remove a folder whose copy is complete. If the process is killed meanwhile, the rest does not pass for
-    complete."""
+    """Remove a folder whose copy is complete, so that after a kill the rest does not pass for complete."""
     mark = path / MOVED
     mark.touch()
     sync(path)
@@ -146,8 +145,7 @@ def _sync_below(folder: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` durably if the block succeeds.
 
-    Raise UnavailableError if it cannot be written, or if ``path`` exists and is no regular file: a device would be
-    lost.
+    Raise UnavailableError if it cannot be written, or if ``path`` is not a regular file: a device would be lost.
     """
     with writable(path):
         if path.exists() and not path.is_file():
@@ -182,7 +180,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             yield temporary
             _sync_below(temporary)
             set_aside = set_aside_name(path)
-            if path.exists() and set_aside.exists():  # set aside before: what is there now is scratch of this run
+            if path.exists() and set_aside.exists():  # it was set aside before: ``path`` is scratch of this run
                 shutil.rmtree(path)
             elif path.exists():
                 move(path, set_aside)
@@ -228,23 +226,26 @@ def writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         failed_path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        is_of_place = error.errno in _OF_PLACE and failed_path.is_relative_to(path.parent)
-        if isinstance(error, regular_files.NotRegular) or error.errno in _WRITE_ERRORS or is_of_place:
+        place_is_missing = error.errno in _MISSING_PLACE and failed_path.is_relative_to(path.parent)
+        if isinstance(error, regular_files.NotRegular) or error.errno in _WRITE_ERRORS or place_is_missing:
             raise _unwritable(path, error) from error
         raise
     except Exception as error:
         text = str(error)
-        marks = [*_TORCH_WRITER, *(mark for code in _TOLD for mark in (f"os error {code})", os.strerror(code)))]
+        marks = [
+            *_TORCH_WRITER,
+            *(mark for code in _FOUND_IN_TEXT for mark in (f"os error {code})", os.strerror(code))),
+        ]
         if any(mark in text for mark in marks):
             raise _unwritable(path, error) from error
         raise
 
 
 _TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc")
-_TOLD = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+_FOUND_IN_TEXT = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 """Error numbers that are searched for in the text of libraries' errors."""
 _WRITE_ERRORS = (
-    *_TOLD,
+    *_FOUND_IN_TEXT,
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
@@ -260,7 +261,7 @@ _WRITE_ERRORS = (
     errno.ENXIO,
     errno.ENODEV,
 )
-_OF_PLACE = (errno.ENOENT, errno.EINVAL)
+_MISSING_PLACE = (errno.ENOENT, errno.EINVAL)
 """Write errors only if they name the folder that is written: it is gone, or its file system refuses the name."""
 
 

@@ -17,7 +17,7 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes. OSError where it cannot be read, or is no regular file."""
+    """Return the SHA-256 (hex) of a file's bytes. Raise OSError if it cannot be read or is not a regular file."""
     with regular_files.opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Read and write manifest.json: what a stage committed, its inputs and its findings, with a checksum of its own."""
+"""Read and write manifest.json: a stage's outputs, inputs and findings, with a checksum of its own."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Files = dict[Annotated[str, AfterValidator(_inside)], Output]
 
 
 class Manifest(BaseModel):
-    """What a stage committed, its inputs and its findings."""
+    """A stage's outputs, inputs and findings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     stage: str

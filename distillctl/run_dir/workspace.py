@@ -70,14 +70,8 @@ def _below(folder: Path, names: Iterable[str]) -> list[Path]:
     return sorted(f for path in paths for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
 
 
-def _names(folder: Path, pattern: str) -> list[str]:
-    """Return the matching paths, relative to the folder, in order."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
-
-
 def _others(folder: Path, stage: str, ours: Collection[str]) -> list[str]:
-    """Return the user's files in a stage's folder: neither among ``ours`` nor named like shards, checkpoints or
-    answers."""
+    """Return the user's files in a stage's folder: not in ``ours``, nor named like shards, checkpoints or answers."""
     paths = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -232,8 +226,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def rerun(self, stage: str) -> Iterator[None]:
-        """Set the stage's folder aside, so that the block runs the stage from nothing. Restore the folder if it
-        fails."""
+        """Set the stage's folder aside, so that the block starts from nothing. Restore it if the block fails."""
         folder = self.folder(stage)
         with writable(folder):
             if folder.exists():
@@ -256,8 +249,7 @@ class Workspace:
         seconds: float,
         keeps: Sequence[str] = (),
     ) -> Manifest:
-        """Hash the output files and write the manifest last. Then remove the checkpoints, which are not needed any
-        more.
+        """Hash the output files and write the manifest last. Then remove the checkpoints.
 
         keeps: files, if they exist, that only the next run of the stage reads.
         """
@@ -271,8 +263,8 @@ class Workspace:
                     next=f"distillctl {stage} RECIPE",
                 )
             files, kept = _below(folder, outcome.outputs), _below(folder, keeps)
-            every = [*files, *kept]
-            for path in [*every, *sorted({file.parent for file in every})]:
+            all_files = [*files, *kept]
+            for path in [*all_files, *sorted({file.parent for file in all_files})]:
                 sync(path)
             manifest, text = Manifest(
                 stage=stage,
@@ -285,7 +277,11 @@ class Workspace:
                 seconds=round(seconds, 3),
                 created=round(time.time(), 3),
                 keeps={os.path.relpath(file, folder): _output(file) for file in kept},
-                scratch=tuple(name for name in _names(folder, "checkpoints/*") if SCRATCH.fullmatch(name)),
+                scratch=tuple(
+                    name
+                    for path in sorted(folder.glob("checkpoints/*"))
+                    if SCRATCH.fullmatch(name := f"checkpoints/{path.name}")
+                ),
             ).with_checksum()
             write_text(folder / MANIFEST, text)
         self._discard(manifest)
@@ -306,9 +302,8 @@ class Workspace:
     def lock(self) -> Iterator[None]:
         """Lock the run directory, and clean up after a killed process.
 
-        Raise UnavailableError if the folder is no run directory, if another process holds it, or if a link or special
-        file stands where something is written. The operating system releases the lock when its holder ends, however it
-        ends.
+        Raise UnavailableError if the folder is not a run directory, if another process holds it, or if a link or
+        special file is in the place of a file to write. The operating system releases the lock when its holder ends.
         """
         path = self.root / LOCK
         with writable(self.root):
@@ -336,7 +331,7 @@ class Workspace:
                 token = run_marker.token(self.root)
             with owned_by(token):
                 self.sweep(token)
-                if os.fstat(file.fileno()).st_nlink > 1:  # the file has another name elsewhere: change nothing in it
+                if os.fstat(file.fileno()).st_nlink > 1:  # a hard link to another file: do not change it
                     with self._still_there(file.fileno()):
                         yield
                     return

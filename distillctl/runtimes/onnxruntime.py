@@ -20,12 +20,18 @@ ERRORS = tuple(
 """Exceptions of ONNX Runtime for a graph that does not open or run; their only common type is Exception."""
 
 
-def session(graph: Path, threads: int) -> ort.InferenceSession:
-    """Return a CPU session with exactly ``threads`` threads. ONNX Runtime's default depends on the machine."""
+def session(graph: Path | bytes, threads: int, operators: str | None = None) -> ort.InferenceSession:
+    """Return a CPU session with exactly ``threads`` threads (ONNX Runtime's default depends on the machine).
+
+    operators: path of a library of custom operators.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if operators is not None:
+        options.log_severity_level = 4  # the exception says why a graph does not load
+        options.register_custom_ops_library(operators)
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

@@ -1,1 +1,1 @@
-"""Code that asks a deployed graph, in the languages that apps are written in: one copy for report, cards and bundle."""
+"""Code that runs a deployed graph, in the languages of apps: one copy for report, cards and bundle."""

@@ -1,4 +1,4 @@
-"""The snippets, rendered from the templates in this folder."""
+"""Render the snippets from the templates in this folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _HERE = "Path(__file__).resolve().parent.parent"
 
 
 def render(file: str, reading: Reading, place: Place = "bundle", *, folder: str | None = None, **known: Any) -> str:
-    """The code of one template, `classify.py` for example. folder: the graph's, for Python (default: seen from a
-    bundle's file, or the one a card lies in). known: what the template asks for besides.
+    """Return the code of one template, such as `classify.py`.
 
-    name: of the recipe. sample: an input that the report's code asks. Of classifiers: versions, inputs (the graph's),
-    ids_graph (the file an app loads), text_in (whether there is a graph with the tokenizer inside, which it loads
-    instead). Of models that write: builder, stop (strings that end an answer), max_new_tokens, begin (special tokens
-    that onnxruntime-genai's tokenizer leaves out); and for JavaScript graphs (decoder, encoder: the files to load),
-    caches ([name, heads, size] of the decoder's keys and values), start (the decoder's first token where there is an
-    encoder), ends (tokens that end an answer).
+    folder: the graph's, for Python (default: relative to a bundle's file, or the card's folder). known: other
+    variables: name (the recipe's), sample (an input for the report's code). Classifiers: versions, inputs (the
+    graph's), ids_graph (the file to load), text_in (whether to load a graph with the tokenizer inside instead).
+    Generating models: builder, stop (strings that end an answer), max_new_tokens, begin (special tokens that
+    onnxruntime-genai's tokenizer omits); in JavaScript also graphs (decoder, encoder: the files to load), caches
+    ([name, heads, size] of the decoder's keys and values), start (the decoder's first token after an encoder), ends
+    (tokens that end an answer).
     """
     template = reading.template
     call = "text" if template.form == "text" else "view"  # in languages without Jinja
@@ -58,14 +58,14 @@ def render(file: str, reading: Reading, place: Place = "bundle", *, folder: str 
 
 
 def _shown(names: Sequence[str]) -> str:
-    """A row's columns as further arguments."""
+    """Return a row's columns as further arguments."""
     if all(name.isidentifier() and not keyword.iskeyword(name) for name in names):
         return "".join(f', {name}="…"' for name in names)
     return f", **{dict.fromkeys(names, '…')}"
 
 
 def _lowercases(normalizer: dict[str, Any] | None) -> bool:
-    """Whether a tokenizer.json's normalizer lowers letters."""
+    """Tell whether a tokenizer.json's normalizer lowers letters."""
     if normalizer is None:
         return False
     if normalizer["type"] == "Sequence":

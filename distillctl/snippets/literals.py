@@ -1,4 +1,4 @@
-"""Texts as string literals of the languages that snippets are written in."""
+"""Quote texts as string literals of the snippets' languages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ python = repr
 
 
 def javascript(text: str) -> str:
-    """A JSON string is one, too."""
+    """Return the text as a JSON string, which is also a JavaScript literal."""
     return json.dumps(text, ensure_ascii=False)
 
 

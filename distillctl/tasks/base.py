@@ -46,7 +46,7 @@ class Task(Protocol):
     runtime: ClassVar[str]
     """The name by which `runtimes.worker` runs this kind's graphs."""
 
-    def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], Asked]:
+    def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], AnswerRequest]:
         """Return a function from arm, split and example to what the teacher is asked about that view."""
 
     def collection(self, reader: Any, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> Collection:

@@ -144,7 +144,7 @@ def arms(
     reader: TeacherReader,
     dataset: Dataset,
     contexts: dict[str, Renderer],
-    asked: Callable[[str, str, Example], Asked],
+    asked: Callable[[str, str, Example], AnswerRequest],
     folder: Path,
     *,
     student: StudentLength | None,

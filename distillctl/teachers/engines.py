@@ -1,6 +1,6 @@
 """Engines: where labelling runs. They hand tasks to workers, and the stage alone commits what comes back.
 
-A **task** (`worker_pool.ShardTask`) is one shard of work and carries all that it needs: the rows of one arm, their
+A **task** (`worker_pool.ShardTask`) is one shard of work with everything that it needs: the rows of one arm, their
 views, and the responses to score. A **worker** (`worker_pool.Worker`) holds a teacher and answers one task at a time,
 in any order. Its answer depends on the task alone, so every worker gives the same answer. An **engine** maps workers
 over tasks and yields each shard with its answer when it is finished.
@@ -9,12 +9,12 @@ To write a worker for another kind of teacher:
 
 - Make it from a `worker_pool.WorkerSpec`, a small picklable value (the teacher's spec, the recipe's task). The engine
   calls ``worker()`` where the worker will run, and the weights are loaded there: see `teachers.labelling.Local`.
-- Give it ``label(task)``. For labels it returns an object with ``log_probs`` float32 [N, K], ``mass`` float32 [N] and
-  ``tokens``, the number of tokens it took; for texts a list of (row id, sample, `data.responses.Response`), in the
-  task's order.
-- Give it a ``reader`` (`worker_pool.TeacherReader`), which the stage asks before any row is answered, without weights.
-  Its ``view`` returns what the teacher sees of one row: text and token ids, or text alone where a server tokenizes. A
-  task then carries ``ids`` or ``texts``, whichever the reader's views have.
+- Give it ``label(task)``. For `classify` it returns an object with ``log_probs`` float32 [N, K], ``mass`` float32 [N]
+  and ``tokens``, the number of tokens it took; for `generate` a list of (row id, sample, `data.responses.Response`), in
+  the task's order.
+- Give it a ``reader`` (`worker_pool.TeacherReader`), which the stage calls before any row is answered, without weights.
+  Its ``view`` returns one row as the teacher sees it: text and token ids, or only text if a server tokenizes. A task
+  then has ``ids`` or ``texts``, whichever the reader's views have.
 
 Nothing here imports torch, and only `ray_engine` imports Ray.
 """
@@ -36,7 +36,7 @@ def check_installed(spec: Collect) -> None:
         raise UnavailableError("Ray is not installed", where="collect.engine", next="pip install 'distillctl[ray]'")
 
 
-def open_pool(spec: Collect, description: WorkerSpec) -> AbstractContextManager[WorkerPool]:
+def open_pool(spec: Collect, worker_spec: WorkerSpec) -> AbstractContextManager[WorkerPool]:
     """Start the workers of the recipe's engine; they end with the block."""
     check_installed(spec)
     if spec.engine == "ray":

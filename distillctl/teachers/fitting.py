@@ -34,7 +34,7 @@ class Fitting:
         self,
         reader: TeacherReader,
         contexts: Mapping[str, Renderer],
-        asked: Callable[[str, str, Example], Asked],
+        asked: Callable[[str, str, Example], AnswerRequest],
         student: StudentLength | None,
         folder: Path,
         *,

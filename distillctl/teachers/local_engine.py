@@ -12,8 +12,7 @@ from distillctl.teachers.worker_pool import Key, ShardTask, Worker, WorkerPool, 
 
 @contextmanager
 def open_pool(spec: WorkerSpec) -> Iterator[WorkerPool]:
-    """Yield a pool of one worker. It loads the teacher's weights with the first task, so that bad rows are refused
-    first."""
+    """Yield a pool of one worker, which loads the teacher's weights with the first task, after bad rows are refused."""
     yield InProcessPool(spec)
 
 

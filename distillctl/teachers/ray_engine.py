@@ -41,7 +41,7 @@ STORE_BYTES = 2**28
 """Size of the object store of workers on this machine; tasks and answers are small."""
 
 RESTARTS = 20
-"""How often one actor is restarted. Without a limit, an actor whose teacher does not fit would die for ever."""
+"""Number of restarts of one actor. Without a limit, an actor whose teacher does not fit would die for ever."""
 _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 
 
@@ -98,9 +98,9 @@ class _Actors:
     def _start(self) -> None:
         if ray.is_initialized():
             return
-        spec, here = self._spec, self._spec.address is None
+        spec, is_local = self._spec, self._spec.address is None
         options: dict[str, Any] = {"address": spec.address}
-        if here:
+        if is_local:
             cpus = max(1, round(spec.workers * spec.cpus + 0.5))
             options = {"address": "local", "num_cpus": cpus, "object_store_memory": STORE_BYTES}
             options["include_dashboard"] = False
@@ -108,22 +108,22 @@ class _Actors:
             with _no_stderr():  # Ray's core prints there how much it will log
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as error:  # Ray has no more specific error for a machine that is too busy
-            where, what = (
-                ("engine", "Ray cannot be started") if here else ("address", f"no Ray cluster at {spec.address}")
+            key, problem = (
+                ("engine", "Ray cannot be started") if is_local else ("address", f"no Ray cluster at {spec.address}")
             )
-            raise UnavailableError(f"{what}: {first_line(error)}", where=f"collect.{where}") from error
+            raise UnavailableError(f"{problem}: {first_line(error)}", where=f"collect.{key}") from error
         finally:
             interrupts.install()  # Ray has replaced the handler of SIGTERM
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        there = ray.cluster_resources()
+        resources = ray.cluster_resources()
         for name, wanted in (("CPU", spec.cpus), ("GPU", spec.gpus)):
-            if there.get(name, 0) < wanted * spec.workers:
+            if resources.get(name, 0) < wanted * spec.workers:
                 raise UnavailableError(
-                    f"{spec.workers} workers with {wanted:g} {name}s each are asked for, and there are "
-                    f"{there.get(name, 0):g} {name}s",
+                    f"the recipe asks for {spec.workers} workers with {wanted:g} {name}s each, and Ray has "
+                    f"{resources.get(name, 0):g} {name}s",
                     where="collect",
                     next="ask for fewer workers, or for less of each",
                 )
@@ -137,7 +137,7 @@ def _following(batches: Iterator[Any]) -> Any:
         raise UnavailableError(
             f"workers died before they answered: {first_line(error)}",
             where="collect",
-            next="give each more memory, or ask for fewer on a machine; what was committed is kept",
+            next="give each more memory, or use fewer workers per machine; what was committed is kept",
         ) from error
 
 

@@ -128,16 +128,16 @@ class LocalReader:
         """Return the row's text. Messages are rendered with the tokenizer's chat template."""
         return renderer.render(example, self.tokenizer)
 
-    def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
+    def view(self, renderer: Renderer, example: Example, request: AnswerRequest) -> View:
         """Return the row's text, its tokens, and its length with the limit."""
-        text, place = self.text(renderer, example), self.place(renderer, example, asked.prefix)
-        if asked.room:
-            in_place = self.in_place(text, asked.words, place) if asked.words else None
+        text, place = self.text(renderer, example), self.place(renderer, example, request.prefix)
+        if request.room:
+            in_place = self.in_place(text, request.words, place) if request.words else None
         else:
-            in_place = self.label_tokens(text, asked.words, place)
+            in_place = self.label_tokens(text, request.words, place)
         ids = self.encode(place.before(text), chat=renderer.is_chat) if in_place is None else in_place.view
         answers = () if in_place is None else in_place.answers
-        limit = self.max_length - max([asked.room, *map(len, answers)])
+        limit = self.max_length - max([request.room, *map(len, answers)])
         if not ids:
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
         length = Length(

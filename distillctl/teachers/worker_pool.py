@@ -12,8 +12,6 @@ from distillctl.data.truncation import Length
 from distillctl.data.views import Renderer
 
 Key = TypeVar("Key")
-
-
 Answers = tuple[tuple[int, ...], ...]
 """Token ids of the answers to score after a view: one tuple per label, or the given response."""
 
@@ -81,18 +79,18 @@ class ShardTask:
     """Row ids."""
     views: Views
     seeds: list[int] = field(default_factory=list)
-    """For texts: the random seed of each row."""
+    """For `generate`: the random seed of each row."""
     given: list[list[int]] | None = None
-    """For texts: token ids of the responses in the data. None if the teacher answers."""
+    """For `generate`: token ids of the responses in the data. None if the teacher answers."""
     compared: ContextComparison | None = None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the teacher is asked about a view.
+class AnswerRequest:
+    """The answers to score or to generate after a view.
 
-    prefix: task.answer_prefix. words: the texts to score after it, one per label, or the given response. room: how many
-    tokens an answer of the teacher may take.
+    prefix: task.answer_prefix. words: the texts to score after it, one per label, or the given response. room: maximal
+    number of tokens of the teacher's own answer.
     """
 
     prefix: str | None = None
@@ -101,22 +99,22 @@ class Asked:
 
 
 class TeacherReader(Protocol):
-    """A teacher without its weights: what must be known before rows are answered."""
+    """A teacher without its weights, for everything that must be known before rows are answered."""
 
     def text(self, renderer: Renderer, example: Example) -> str:
         """Return the text of the row's view."""
 
-    def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
+    def view(self, renderer: Renderer, example: Example, request: AnswerRequest) -> View:
         """Return the row's view with its length. A view within the limit leaves room for the answer."""
 
     def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
         """Return where an answer begins after this context's views, judged by one example."""
 
     def tokens(self, text: str) -> int:
-        """Return about how many tokens a text has."""
+        """Return the approximate number of a text's tokens."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what collect's manifest records about the teacher: ``parameters``, ``bytes``, and more by kind."""
+        """Return the facts about the teacher for collect's manifest: ``parameters``, ``bytes``, and others."""
 
 
 class Worker(Protocol):
@@ -144,5 +142,4 @@ class WorkerPool(Protocol):
         """Return the teacher without its weights."""
 
     def map(self, tasks: Iterable[tuple[Key, ShardTask]]) -> Iterator[tuple[Key, Any]]:
-        """Yield each task's key and answer in the order in which they finish. Take a task only when a worker is
-        free."""
+        """Yield each task's key and answer as they finish. Take a task only when a worker is free."""

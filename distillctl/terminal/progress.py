@@ -33,7 +33,7 @@ class Progress:
         self._console, self._label, self._total, self._unit = console, label, total, unit
         self._done = 0.0
         self._fields: Mapping[str, str] = {}
-        self._seen: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)])  # (when, what was done here by then)
+        self._seen: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)])  # (time, work that was done by then)
         self._skipped = 0.0
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class LoggedProgress(Progress):
 
     def __enter__(self) -> Self:
         self._ended = threading.Event()
-        threading.Thread(target=self._tell, name=f"progress of {self._label}", daemon=True).start()
+        threading.Thread(target=self._print_lines, name=f"progress of {self._label}", daemon=True).start()
         return self
 
     def __exit__(
@@ -90,7 +90,7 @@ class LoggedProgress(Progress):
     ) -> None:
         self._ended.set()
 
-    def _tell(self) -> None:
+    def _print_lines(self) -> None:
         while not self._ended.wait(EVERY_SECONDS):
             self._console.print(Text(self._line()), soft_wrap=True)
 
@@ -131,7 +131,7 @@ class LiveProgress(Progress):
         fields = [Text.assemble((name, "dim"), f" {value}") for name, value in self._fields.items()]
         parts = [(self._spinner, 1), (Text(self._label), len(self._label)), (bar, _BAR_CELLS)]
         parts += [(Text(self.count, "green"), len(self.count)), (Text(time_left, "cyan"), len(time_left))]
-        parts += [(one, one.cell_len) for one in fields]
+        parts += [(field, field.cell_len) for field in fields]
         room, kept = self._console.width, set()
         for place in (3, 1, 4, 0, 2, *range(5, len(parts))):  # the most important first
             if parts[place][1] <= room:
@@ -151,7 +151,7 @@ def _rate(per_second: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In words, as exact as an estimate is: ``40 s``, ``12 min``, ``3 h 20 min``."""
+    """Return the duration in words, as exact as an estimate is: ``40 s``, ``12 min``, ``3 h 20 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

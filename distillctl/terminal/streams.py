@@ -1,7 +1,7 @@
 """Standard output and standard error that never make a command fail while it works.
 
-A reader that has gone (`| head`) and a full device are no reason to lose hours of work: from the first error on, a
-stream drops what it is given, and the command tells at its end that its output was lost.
+A reader that has gone (`| head`) and a full device are no reason to lose hours of work. After the first error a stream
+drops everything, and the command reports at its end that output was lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _READER_IS_GONE = (errno.EPIPE, errno.ECONNRESET)
 
 
 class _Lenient(io.RawIOBase):
-    """The bytes of a file descriptor. The first error is kept as `failure`; what comes after it is dropped."""
+    """The bytes of a file descriptor. The first error is kept as `failure`, and everything after it is dropped."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -39,7 +39,7 @@ class _Lenient(io.RawIOBase):
         while self.failure is None:
             try:
                 return os.write(self._descriptor, data)
-            except BlockingIOError:  # whoever shares the terminal has made it non-blocking
+            except BlockingIOError:  # another program has made the terminal non-blocking
                 select.select([], [self._descriptor], [])
             except OSError as error:
                 self.failure = error
@@ -50,10 +50,9 @@ _guarded: dict[int, _Lenient] = {}
 
 
 def guard() -> None:
-    """Put lenient streams in the place of stdout and stderr, and the null device in that of any which is closed.
+    """Replace stdout and stderr by lenient streams, and any closed one by the null device.
 
-    Without the latter, the next file that is opened would get the number of the closed one, and with it whatever
-    libraries print there.
+    Otherwise the next file that is opened would get the number of the closed stream, and libraries would print into it.
     """
     for descriptor in (0, STDOUT, STDERR):
         try:
@@ -70,12 +69,12 @@ def _stream(descriptor: int, before: Any) -> TextIO:
     raw = _guarded[descriptor] = _Lenient(descriptor)
     encoding = "utf-8" if before is None else before.encoding
     by_line = descriptor == STDERR or raw.isatty()
-    # What the terminal's encoding lacks is replaced: it is no reason to lose the rest.
+    # Replace characters that the terminal's encoding lacks, instead of losing the rest.
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "replace", line_buffering=by_line)
 
 
 def lost() -> OSError | None:
-    """Why stdout did not get everything, where that is an error: a reader that has seen enough is none."""
+    """Return the error that lost output on stdout, or None. A reader that has seen enough is not an error."""
     sys.stdout.flush()
     failure = _guarded[STDOUT].failure if STDOUT in _guarded else None
     return None if failure is None or failure.errno in _READER_IS_GONE else failure

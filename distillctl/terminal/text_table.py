@@ -20,7 +20,7 @@ from distillctl.untrusted.printable import printable
 _NARROWEST_TEXT = 12
 """Smallest width of a text column, in cells. Narrower tables become lines."""
 _NARROWEST = 8
-"""Smallest width of a terminal that is believed, in cells."""
+"""Narrower terminals are treated as if they had this width, in cells."""
 _PIECES = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?[^\W\d_]*|\w|\W")
 """Pieces of a long word, between which it may be broken: a number with its unit stays whole."""
 

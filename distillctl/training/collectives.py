@@ -46,7 +46,7 @@ def join() -> None:
     _group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     # torch documents TCPStore but does not declare that it exports it
     store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
-    ranks.tells = lambda: _fails_first(store)
+    ranks.reports_error = lambda: _fails_first(store)
     interrupts.install()
 
 

@@ -1,1 +1,1 @@
-"""What a recipe reaches outside its own folder, and what the user, not the recipe, has approved."""
+"""The approvals for what a recipe reaches outside its own folder; only the user can give them."""

@@ -1,8 +1,9 @@
-"""The user's approvals, which a recipe cannot give: keys for hosts, and running the code that comes with a model.
+"""The user's approvals, which a recipe cannot give: sending keys to hosts, and running the code that comes with a
+model.
 
-A key goes to this machine and to its own provider (`providers`) without a question. Every other host has to be approved
-for that key: by --trust, in DISTILLCTL_TRUST, or by the answer to a question on a terminal. What --trust and answers
-approve is remembered in the user's configuration folder; taking a line out of that file takes the approval back.
+A key goes to this machine and to its own provider (`providers`) without a question. Every other host must be approved
+for that key: with --trust, in DISTILLCTL_TRUST, or by answering a question on a terminal. Approvals from --trust and
+answers are remembered in the user's configuration folder; removing a line of that file revokes the approval.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from distillctl.untrusted import limits
 
 ENVIRONMENT = "DISTILLCTL_TRUST"
 FILES = "files"
-"""What an approval names where rows of files from outside the recipe's folder go out."""
+"""Stands for rows of files from outside the recipe's folder, in place of a key's variable."""
 _FORM = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)@([^\s/?#@]+)")
-_HEADER = "# Keys that distillctl may send, as VARIABLE@HOST; take a line out to take the approval back.\n"
+_HEADER = "# Keys that distillctl may send, as VARIABLE@HOST; remove a line to revoke its approval.\n"
 _MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Approval:
-    """what: the environment variable with the key, or `FILES`; host: as `OpenAITeacher.host` has it."""
+    """subject: the environment variable with the key, or `FILES`. host: as in `OpenAITeacher.host`."""
 
-    what: str
+    subject: str
     host: str
 
     def __str__(self) -> str:
-        return f"{self.what}@{self.host}"
+        return f"{self.subject}@{self.host}"
 
 
 @dataclass
 class _Command:
-    """What this command's options and answers allow."""
+    """The approvals that this command's options and answers give."""
 
     approved: set[Approval] = field(default_factory=set)
     remote_code: bool = False
@@ -52,17 +53,17 @@ _command = _Command()
 
 
 def configure(trust: Sequence[str] = (), *, remote_code: bool = False) -> None:
-    """Take a command's --trust and --trust-remote-code. UsageError for what is not VARIABLE@HOST."""
+    """Set a command's --trust and --trust-remote-code. Raise UsageError unless entries are VARIABLE@HOST."""
     global _command
-    _command = _Command({_parse(one, "--trust") for one in trust}, remote_code)
+    _command = _Command({_parse(entry, "--trust") for entry in trust}, remote_code)
 
 
 def _parse(entry: str, where: str) -> Approval:
-    found = _FORM.fullmatch(entry)
+    match = _FORM.fullmatch(entry)
     try:
-        if found is None:
+        if match is None:
             raise ValueError("expected VARIABLE@HOST, such as OPENAI_API_KEY@llm.example.org")
-        return Approval(found[1], addresses.host(f"https://{found[2]}"))
+        return Approval(match[1], addresses.host(f"https://{match[2]}"))
     except ValueError as error:
         raise UsageError(str(error), where=f"{where} {entry}") from None
 
@@ -79,11 +80,11 @@ def wanted(teacher: OpenAITeacher, outside: Mapping[str, Path]) -> list[Approval
         return []
     variable = teacher.api_key_env
     keys = [] if variable is None or providers.owns(teacher.host, variable) else [variable]
-    return [Approval(what, teacher.host) for what in (*keys, *([FILES] if outside else []))]
+    return [Approval(subject, teacher.host) for subject in (*keys, *([FILES] if outside else []))]
 
 
 def is_approved(approval: Approval) -> bool:
-    """Whether the user did so already."""
+    """Tell whether the user has approved this already."""
     words = os.environ.get(ENVIRONMENT, "").replace(",", " ").split()
     return (
         approval in _command.approved
@@ -93,14 +94,14 @@ def is_approved(approval: Approval) -> bool:
 
 
 def check_sending(teacher: OpenAITeacher, outside: Mapping[str, Path]) -> None:
-    """Ask the user where there is a terminal, and remember what was approved. RecipeError where it was not."""
+    """Ask the user on a terminal for missing approvals, and remember them. Raise RecipeError without one."""
     if teacher.api_key_env is not None and not os.environ.get(teacher.api_key_env):
-        return  # without its key nothing is sent: the client says so
+        return  # without the key nothing is sent, and the client reports that
     for approval in wanted(teacher, outside):
         if not is_approved(approval):
             allowed = console.ask(
-                f"{_told(approval, outside)}. The recipe asks for this, and you have not approved it yet.\n"
-                "Allow it, now and from now on?"
+                f"{_effect(approval, outside)}. The recipe asks for this, and you have not approved it yet.\n"
+                "Allow it, now and in the future?"
             )
             if not allowed:
                 raise _refusal(approval, outside)
@@ -110,29 +111,29 @@ def check_sending(teacher: OpenAITeacher, outside: Mapping[str, Path]) -> None:
 
 
 def require_key(teacher: OpenAITeacher) -> None:
-    """RecipeError unless the teacher's key may be sent to its host; nobody is asked."""
+    """Raise RecipeError unless the teacher's key may be sent to its host. This does not ask the user."""
     if teacher.is_local and not addresses.leads_here(teacher.base_url):
         raise RecipeError(
             f"{teacher.host} leads to another machine here, and the key in {teacher.api_key_env} would go there",
             where="teacher.base_url",
-            next="write 127.0.0.1 for this machine, or look at what the resolver makes of the name (/etc/hosts)",
+            next="write 127.0.0.1 for this machine, or check how the name is resolved (/etc/hosts)",
         )
     for approval in wanted(teacher, {}):
         if not is_approved(approval):
             raise _refusal(approval, {})
 
 
-def _told(approval: Approval, outside: Mapping[str, Path]) -> str:
-    if approval.what != FILES:
-        return f"The key in {approval.what} goes to {approval.host}"
+def _effect(approval: Approval, outside: Mapping[str, Path]) -> str:
+    if approval.subject != FILES:
+        return f"The key in {approval.subject} goes to {approval.host}"
     named = ", ".join(f"{path} ({key})" for key, path in outside.items())
     return f"Rows of files outside the recipe's folder go to {approval.host}: {named}"
 
 
 def _refusal(approval: Approval, outside: Mapping[str, Path]) -> RecipeError:
-    told = _told(approval, outside)
+    effect = _effect(approval, outside)
     return RecipeError(
-        f"{told[0].lower()}{told[1:]}, which you have not approved",
+        f"{effect[0].lower()}{effect[1:]}, which you have not approved",
         where="teacher.base_url",
         next=f"if that is what you want, add --trust {approval} once, or export {ENVIRONMENT}={approval}",
     )
@@ -142,37 +143,35 @@ def _refusal(approval: Approval, outside: Mapping[str, Path]) -> RecipeError:
 
 
 def remote_code(recipe: Recipe) -> dict[str, str]:
-    """Recipe key → whose code it lets run in this process."""
-    found = {}
+    """Return recipe key → whose code it lets run in this process."""
+    code = {}
     for side in ("teacher", "student"):
         spec = getattr(recipe, side)
         if getattr(spec, "trust_remote_code", False):
-            found[f"{side}.trust_remote_code"] = f"Python code that comes with {spec.model}"
+            code[f"{side}.trust_remote_code"] = f"Python code that comes with {spec.model}"
     address = recipe.collect.address
-    if address not in (None, "auto", "local") and not addresses.is_local(_url(str(address))):
-        found["collect.address"] = f"what the Ray cluster at {address} sends back (pickles, which are code)"
-    return found
-
-
-def _url(address: str) -> str:
-    return address if "://" in address else f"ray://{address}"
+    if address not in (None, "auto", "local"):
+        url = str(address) if "://" in str(address) else f"ray://{address}"
+        if not addresses.is_local(url):
+            code["collect.address"] = f"pickles, which are code, from the Ray cluster at {address}"
+    return code
 
 
 def check_code(recipe: Recipe) -> None:
     """Raise RecipeError if the recipe runs foreign code and the command has no --trust-remote-code."""
-    if not _command.remote_code and (asked := remote_code(recipe)):
+    if not _command.remote_code and (foreign := remote_code(recipe)):
         raise RecipeError(
-            f"runs {', and '.join(asked.values())}, which you have to allow on the command line as well",
-            where=" and ".join(asked),
+            f"it runs {', and '.join(foreign.values())}, which you must also allow on the command line",
+            where=" and ".join(foreign),
             next="if you have read that code and trust it, add --trust-remote-code to the command",
         )
 
 
-# ── what is remembered ───────────────────────────────────────────────────────────────────────────
+# ── remembered approvals ─────────────────────────────────────────────────────────────────────────
 
 
 def path() -> Path | None:
-    """The file with what was approved; None for a user without a home."""
+    """Return the file with remembered approvals; None for a user without a home."""
     configured = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     try:
         folder = configured if configured.is_absolute() else Path.home() / ".config"
@@ -182,20 +181,20 @@ def path() -> Path | None:
 
 
 def _remembered() -> set[Approval]:
-    """Nothing of a file that somebody else may have written; lines that are no approvals are left out."""
+    """Read the file, unless somebody else may have written it. Lines that are no approvals are skipped."""
     file = path()
     try:
         if file is None:
             return set()
         status = file.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            console.warn(f"{file} is ignored: it has to be a file of yours that nobody else may write (chmod 600)")
+            console.warn(f"{file} is ignored: it must be a file of yours that nobody else may write (chmod 600)")
             return set()
         return set(_approvals(limits.read_bytes(file, _MOST_BYTES).decode().splitlines()))
     except FileNotFoundError:
         return set()
     except (OSError, ValueError) as error:
-        console.warn(f"{file} cannot be read, so nothing is approved by it: {error}")
+        console.warn(f"{file} cannot be read, so its approvals do not count: {error}")
         return set()
 
 
@@ -208,7 +207,7 @@ def _approvals(lines: Iterable[str]) -> Iterable[Approval]:
 
 
 def _remember(approval: Approval) -> None:
-    """Add it to the file, which only the user may read. A note where that is not possible: this command goes on."""
+    """Add an approval to the file, which only the user may read. Warn if that fails."""
     known, file = _remembered(), path()
     if approval in known or file is None:
         return
@@ -218,6 +217,6 @@ def _remember(approval: Approval) -> None:
             temporary.touch(mode=0o600)
             temporary.write_text(_HEADER + "".join(f"{line}\n" for line in lines), encoding="utf-8")
     except (DistillctlError, OSError) as error:
-        console.warn(f"{approval} is approved for this command only, it cannot be remembered: {error}")
+        console.warn(f"{approval} is approved for this command only, because it cannot be remembered: {error}")
     else:
         console.note(f"{approval} is remembered in {file}")

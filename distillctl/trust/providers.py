@@ -1,7 +1,7 @@
-"""Where well-known keys belong: the environment variable of a provider's documentation → the hosts of its own API.
+"""Map a provider's documented environment variable for its key to the hosts of its own API.
 
-A provider stands here only if nobody else can have a host of that name: Azure's and Bedrock's hosts are named by their
-customers, so a key goes there only when the user says so.
+A provider is listed only if nobody else can have a host of that name. Azure's and Bedrock's hosts are named by their
+customers, so a key goes there only with the user's approval.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ HOSTS: dict[str, tuple[str, ...]] = {
 
 
 def owns(host: str, variable: str) -> bool:
-    """Whether ``host`` (as `OpenAITeacher.host` has it) is the provider's own whose key ``variable`` holds."""
+    """Tell whether ``host`` (as in `OpenAITeacher.host`) belongs to the provider whose key ``variable`` holds."""
     return host in HOSTS.get(variable, ())

@@ -1,4 +1,4 @@
-"""What a recipe reaches outside its own folder: files that it reads, the server that it asks, code that it runs."""
+"""Determine what a recipe reaches outside its own folder: files to read, the server to ask, code to run."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from distillctl.trust import approvals
 
 
 def outside(recipe: Recipe) -> dict[str, Path]:
-    """Recipe key → the file or folder outside the recipe's folder that rows, templates or examples are read from, links
-    resolved. What an installed package carries is not counted."""
-    here = recipe.folder.resolve()
+    """Return recipe key → file or folder outside the recipe's folder from which rows, templates or examples are read.
+
+    Links are resolved. Files of installed packages do not count.
+    """
+    home = recipe.folder.resolve()
     named = examples.named_files(recipe)
-    found = {key: path.resolve() for key, path in examples.input_files(recipe).items()}
+    paths = {key: path.resolve() for key, path in examples.input_files(recipe).items()}
     return {
         key: path
-        for key, path in found.items()
-        if not named[key].startswith(package_files.PREFIX) and not path.is_relative_to(here)
+        for key, path in paths.items()
+        if not named[key].startswith(package_files.PREFIX) and not path.is_relative_to(home)
     }
 
 
 def _models(recipe: Recipe) -> dict[str, Path]:
-    """As `outside`, of models; their files are loaded, never sent."""
-    here, found = recipe.folder.resolve(), {}
+    """Return recipe key → model outside the recipe's folder. Models are loaded, never sent."""
+    home, paths = recipe.folder.resolve(), {}
     for side, find in (("teacher", model_source.teacher), ("student", model_source.student)):
         source = find(recipe)
         if isinstance(source, model_source.ServedSource):
             source = source.tokenizer
         if source is None or source.path is None or source.reference.startswith(package_files.PREFIX):
             continue
-        if not source.path.is_relative_to(here):
-            found[side] = source.path
-    return found
+        if not source.path.is_relative_to(home):
+            paths[side] = source.path
+    return paths
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """For --dry-run: `reads` (recipe key → path), `sends` (None, or the host, the key's variable, and whether the user
-    approved what has to be approved), `runs_code` (recipe key → whose)."""
+    """Return the facts for --dry-run.
+
+    reads: recipe key → path. sends: None, or the host, the key's variable, and the approvals that are missing.
+    runs_code: recipe key → whose code.
+    """
     read = outside(recipe)
     sends = None
     if isinstance(teacher := recipe.teacher, OpenAITeacher):

@@ -51,12 +51,12 @@ def parse_json(data: bytes) -> Any:
 
 def machine_bytes() -> int:
     """Return the machine's memory in bytes, or the part of it that this container may use."""
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         allowed = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # none, or "max"
-        return there
-    return min(there, allowed)
+    except (OSError, ValueError):  # no file, or "max"
+        return installed
+    return min(installed, allowed)
 
 
 class TimeBudgetExceeded(BaseException):
@@ -83,9 +83,8 @@ class TimeBudget:
         self._bounded = threading.current_thread() is threading.main_thread()
         if self._bounded:
             self._before = signal.signal(signal.SIGPROF, _over)
-            signal.setitimer(
-                signal.ITIMER_PROF, max(self._left, 1e-3), 0.1
-            )  # repeated, because Python drops an exception in a destructor
+            # repeated, because Python drops an exception in a destructor
+            signal.setitimer(signal.ITIMER_PROF, max(self._left, 1e-3), 0.1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -104,7 +103,7 @@ def _over(number: int, frame: FrameType | None) -> None:
 def pattern(source: str, flags: int = 0) -> re.Pattern[str]:
     """Compile a regular expression from a recipe. Raise ValueError that says what is wrong with it."""
     if len(source) > PATTERN_CHARACTERS:
-        raise ValueError(f"has {len(source):,} characters, {PATTERN_CHARACTERS:,} are allowed")
+        raise ValueError(f"has {len(source):,} characters, and {PATTERN_CHARACTERS:,} are allowed")
     try:
         with TimeBudget():
             return re.compile(source, flags)

@@ -13,8 +13,7 @@ from distillctl.untrusted.printable import printable
 _SPECIAL = re.compile(
     r"[\\`*\[\]#~$|@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=[A-Za-z]):(?=//)|(?<=www)\.", re.IGNORECASE
 )
-"""Characters that Markdown interprets, and the character of an address (https://…, name@host, www.…) that makes GitHub
-link it."""
+"""Characters that Markdown interprets, and those that make GitHub link an address (https://…, name@host, www.…)."""
 _MARKER = re.compile(r"^(\d+)([.)])|^([-+])")
 """Beginning of a line that would become a list or a heading."""
 

@@ -1,5 +1,4 @@
-"""Read untrusted Parquet files: the memory that a file needs is computed from its page headers before any page is
-unpacked.
+"""Read untrusted Parquet files after computing the memory that they need from their page headers.
 
 Sizes and counts in the footer and in page headers may be false, and a few bytes can stand for gigabytes: a page of
 zeros, or one long text to which a million rows refer. https://parquet.apache.org/docs/file-format/
@@ -23,8 +22,8 @@ ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, NotIm
 _PAGE_BYTES = 256 << 20
 """Largest unpacked page. Writers make pages of about 1 MB, unless single values are larger."""
 _BYTES, _RATIO = 128 << 20, 2000
-"""Largest unpacked size of all that is read: so many bytes plus so many per byte of the file. Views share a long
-context, which compresses very well."""
+"""Largest unpacked size: a constant, plus a number of bytes per byte of the file. Views share a long context, which
+compresses very well."""
 _VALUES, _VALUES_PER_BYTE = 1 << 20, 16
 _BATCH_ROWS = 1024
 
@@ -151,7 +150,7 @@ def _check(
 
 def _number(value: Any) -> int:
     if not isinstance(value, int):
-        raise ValueError("a page header holds what none has")
+        raise ValueError("a page header has an unexpected field")
     return value
 
 
@@ -211,7 +210,7 @@ class _Thrift:
             return self._skip(self._unsigned())
         if kind == 12:
             return self.struct(depth + 1)
-        raise ValueError("a page header holds what none has")
+        raise ValueError("a page header has an unexpected field")
 
     def _byte(self) -> int:
         self.at += 1
@@ -223,13 +222,13 @@ class _Thrift:
             raise IndexError
 
     def _unsigned(self) -> int:
-        found = shift = 0
+        number = shift = 0
         while True:
             byte = self._byte()
-            found |= (byte & 127) << shift
+            number |= (byte & 127) << shift
             shift += 7
             if byte < 128:
-                return found
+                return number
             if shift > 63:
                 raise ValueError("a page header holds a number beyond 64 bits")
 

@@ -1,5 +1,4 @@
-"""Escape control characters and invisible characters, so that text cannot control a terminal or hide parts of
-itself."""
+"""Escape control and invisible characters, so that text cannot control a terminal or hide parts of itself."""
 
 from __future__ import annotations
 

@@ -44,8 +44,7 @@ def check_regular(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise NotRegular if anything below a folder is neither a regular file nor a folder. Follow links to files
-    only."""
+    """Raise NotRegular for anything below a folder that is neither a regular file nor a folder. Follow file links."""
     for root, _, names in os.walk(folder):
         for name in names:
             check_regular(Path(root, name))

@@ -2,7 +2,7 @@
 
 Jinja keeps a template away from Python's insides and from files, but lets it write `"a" * 10 ** 10`. Here everything
 that can make much from little is charged to the budget of one rendering before it is made: operators, `~`, slices,
-filters, methods of texts, what is collected in a macro or a block, and the output. Time is bounded by whoever renders
+filters, methods of texts, the output of macros and blocks, and the output. The caller bounds the time
 (`distillctl.untrusted.limits.TimeBudget`).
 """
 
@@ -210,17 +210,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return obj[attribute]
         return super().getattr(obj, attribute)
 
-    # ── what the compiled template calls ──
+    # ── called by compiled templates ──
 
     def concat(self, texts: Iterable[str]) -> str:
         """Join the output of a template, a macro or a block."""
-        if isinstance(texts, _Buffer):  # paid for
+        if isinstance(texts, _Buffer):  # already charged
             return "".join(texts)
-        found = []
+        charged = []
         for text in texts:
             self.charge(len(text))
-            found.append(text)
-        return "".join(found)
+            charged.append(text)
+        return "".join(charged)
 
     def collected(self) -> _Buffer:
         """Return an empty buffer for what a template writes."""
@@ -239,11 +239,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if bits > _BITS:
                 raise OutputBudgetExceeded("a number that is too large")
         elif operator == "*":
-            count, of = (left, right) if isinstance(left, int) else (right, left)
-            if isinstance(count, int) and isinstance(of, (str, list, tuple)):
-                self.charge(max(0, count) * self._printed(of))
-        found = super().call_binop(context, operator, left, right)
-        return self.charged(found) if operator == "+" else found
+            count, repeated = (left, right) if isinstance(left, int) else (right, left)
+            if isinstance(count, int) and isinstance(repeated, (str, list, tuple)):
+                self.charge(max(0, count) * self._printed(repeated))
+        result = super().call_binop(context, operator, left, right)
+        return self.charged(result) if operator == "+" else result
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function or method once its result is sure to be small."""
@@ -263,7 +263,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         def checked(*args: Any, **kwargs: Any) -> str:
             given = [*args, *kwargs.values()]
-            if re.search(r"\d{5}", text) or ("{" in text and any(_is_wide(one) for one in given)):
+            if re.search(r"\d{5}", text) or ("{" in text and any(_is_wide(value) for value in given)):
                 raise OutputBudgetExceeded("a width that is too large")
             self.charge(len(text) + text.count("{") * max(map(self._printed, given), default=0))
             return format(*args, **kwargs)
@@ -285,7 +285,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if isinstance(args[0], str):
                 self.charge(len(args[0]) * (len(text) + 1))
         elif name == "expandtabs":
-            self.charge(len(text) + text.count("\t") * max([8, *(one for one in given if isinstance(one, int))]))
+            self.charge(len(text) + text.count("\t") * max([8, *(value for value in given if isinstance(value, int))]))
         elif any(map(_is_wide, given)):
             raise OutputBudgetExceeded("a width that is too large")
         if "split" in name and len(text) > _TO_PIECES:
@@ -318,7 +318,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 self.charge(lines * _DEPTH * sum(map(_width, given)))
             elif name == "sum":
                 value = list(value)
-                self.charge(_ITEM * sum(len(one) for one in value if isinstance(one, (list, tuple, str))))
+                self.charge(_ITEM * sum(len(item) for item in value if isinstance(item, (list, tuple, str))))
                 args = (*args[:first], value, *args[first + 1 :])
             elif name not in _OF_LISTS:
                 self._printed(value)
@@ -337,11 +337,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self._join(str(d), value)
 
     def _join(self, separator: str, parts: Iterable[Any]) -> str:
-        found = []
+        texts = []
         for part in parts:
             self.charge(self._printed(part) + len(separator))
-            found.append(str(part))
-        return separator.join(found)
+            texts.append(str(part))
+        return separator.join(texts)
 
     def _charge_joined(self, separator: str, parts: Iterable[Any]) -> None:
         for part in parts:

@@ -24,7 +24,7 @@ from distillctl.models import model_source
 from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.teachers import huggingface, label_scoring
 from distillctl.teachers.shared_context import SharedContext, common_prefix
-from distillctl.teachers.worker_pool import Asked
+from distillctl.teachers.worker_pool import AnswerRequest
 
 ROWS, PARTS = 200, 4
 SHARED_TOKENS = (160, 320, 640, 1280)
@@ -42,7 +42,7 @@ class Contest:
         assert isinstance(recipe.teacher, HuggingFaceTeacher)  # the one kind whose tensors are here
         self.teacher = huggingface.load(recipe.teacher, model_source.teacher(recipe))
         task = recipe.classify
-        asked = Asked(task.answer_prefix, tuple(task.labels.values()))
+        asked = AnswerRequest(task.answer_prefix, tuple(task.labels.values()))
         found = [self.teacher.view(renderer, example, asked) for example in dataset.eval[:ROWS]]
         self.views, self.answers = [view.ids or [] for view in found], [view.answers for view in found]
         self.shared = common_prefix(self.views)

@@ -201,13 +201,13 @@ def test_the_operators_of_every_graph_are_listed(folder):
 def test_another_label_names_the_row_and_a_tie_does_not():
     onnx = np.array([[1.0, 0.0], [0.5, 0.5001]], np.float32)
     other = np.array([[1.0, 0.0], [0.5001, 0.5]], np.float32)
-    found = agreement.of_labels("model.ort", ["a", "b"], onnx, other, tie=0.01)
+    found = agreement.compare("model.ort", ["a", "b"], onnx, other, tie=0.01)
     assert found["same_label"] == 0.5
     assert found["rows"] == 2
     with pytest.raises(GateFailed, match="row b"):
-        agreement.of_labels("model.ort", ["a", "b"], onnx, other, tie=1e-6)
+        agreement.compare("model.ort", ["a", "b"], onnx, other, tie=1e-6)
     with pytest.raises(GateFailed, match="row a"):
-        agreement.of_labels("model.ort", ["a", "b"], onnx, np.full_like(onnx, np.nan), tie=0.01)
+        agreement.compare("model.ort", ["a", "b"], onnx, np.full_like(onnx, np.nan), tie=0.01)
 
 
 # ── snippets ─────────────────────────────────────────────────────────────────────────────────────

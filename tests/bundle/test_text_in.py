@@ -150,7 +150,7 @@ def test_an_input_that_no_tokenizer_makes(tmp_path):
     model = onnx.load(folder / "model.onnx")
     model.graph.input.append(onnx.helper.make_tensor_value_info("scale", onnx.TensorProto.FLOAT, [1]))
     onnx.save(model, folder / "model.onnx")
-    with pytest.raises(RecipeError, match="the graph takes scale too"):
+    with pytest.raises(RecipeError, match="the graph also takes scale"):
         text_in.build(folder, bundled.MAX_LENGTH)
 
 

@@ -87,7 +87,7 @@ def test_the_starter_recipe(tmp_path: Path, silent: str, name: str) -> None:
     error, then = told(done)
     assert error.startswith("error: teacher.model: HuggingFaceTB/SmolLM2-135M-Instruct cannot be loaded: it is not on")
     assert "neither is student.model, sentence-transformers/all-MiniLM-L6-v2" in error
-    assert "set teacher.model and student.model to a folder, a .gguf file or package:NAME/path that is here" in then
+    assert "set teacher.model and student.model to a local folder, a .gguf file or package:NAME/path" in then
     assert "HF_ENDPOINT" in then
     assert seconds < SOON + 10 * os.getloadavg()[0] / (os.cpu_count() or 1)
 
@@ -140,7 +140,7 @@ print(json.dumps([os.environ["HF_HUB_OFFLINE"], is_offline_mode(), "torch" in sy
     environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == ["1", True, False]
-    assert "what is on this machine is used" in done.stderr
+    assert "files on this machine are used" in done.stderr
     shutil.rmtree(tmp_path / "hub")
 
 

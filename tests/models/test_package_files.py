@@ -75,7 +75,7 @@ def test_a_name_like_nothing_installed_suggests_nothing(reference: str) -> None:
 
 
 def test_a_module_is_not_called_missing() -> None:
-    assert "lonely_module is a single module and carries no files" in str(refused("package:lonely_module/x"))
+    assert "lonely_module is a single module and has no files" in str(refused("package:lonely_module/x"))
     assert "sys is a single module" in str(refused("package:sys/x"))
 
 

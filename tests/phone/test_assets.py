@@ -99,7 +99,7 @@ def test_fetched_once_checked_and_kept(package: Path, stub: Stub) -> None:
     stub.does("sys.exit(1)")
     with pytest.raises(UnavailableError, match="npm cannot fetch it"):  # the changed one is not used
         assets.find()
-    with pytest.raises(DataError, match=r"ort\.wasm\.min\.mjs is not the one"):
+    with pytest.raises(DataError, match=r"ort\.wasm\.min\.mjs is not that of"):
         assets.find(folder)
     with pytest.raises(DataError, match="there is no"):
         assets.find(package.parent)

@@ -421,7 +421,7 @@ def test_what_the_kernel_shows_is_no_data(tmp_path, file, place):
     served_project.recipe(tmp_path, "http://127.0.0.1:9/v1")
     done = project.run("collect", tmp_path / "recipe.yaml", *[word for one in sets for word in ("--set", one)])
     assert (done.returncode, done.stderr.count("error:")) == (3, 1), done.stderr
-    assert "is the operating system's" in done.stderr
+    assert "belongs to the operating system" in done.stderr
     assert SECRET not in done.stdout + done.stderr
 
 

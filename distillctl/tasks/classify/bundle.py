@@ -37,7 +37,7 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable, max_length: int)
     for name in converted:
         found[name] = OnnxClassifier(folder, file=name, max_length=max_length).logits(views.simplified)
     agreed = {
-        name: agreement.of_labels(name, views.id, onnx, logits, recipe.export.max_logit_difference)
+        name: agreement.compare(name, views.id, onnx, logits, recipe.export.max_logit_difference)
         for name, logits in found.items()
     }
     graphs = {name: _graph(name, agreed) for name in ["model.onnx", *converted]}
@@ -58,9 +58,9 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable, max_length: int)
     )
     verdicts = made.verdicts()
     about = card.description(recipe, made.facts("collect"), made.facts("train"))
-    text = readme.of_labels(recipe, reading, about, made.files(), graphs, verdicts, made.figures("label"))
+    text = readme.classify(recipe, reading, about, made.files(), graphs, verdicts, made.figures("label"))
     (folder / "README.md").write_text(text, encoding="utf-8")
-    asked = golden_example.asked(recipe, reading)
+    asked = golden_example.candidates(recipe, reading)
     if text_in.FILE in found:  # all graphs are asked the same, so all have to read the same
         others = text_in.other_ids(folder, max_length, [text for text, _ in asked if text], reading.template)
         asked = [(text, view) for text, view in asked if text not in others] or [("", reading.template.view(""))]

@@ -32,7 +32,7 @@ class ClassifyTask(BoundTask):
     def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], Asked]:
         from distillctl.teachers.worker_pool import Asked
 
-        asked = Asked(self.recipe.classify.answer_prefix, tuple(self.recipe.classify.labels.values()))
+        asked = AnswerRequest(self.recipe.classify.answer_prefix, tuple(self.recipe.classify.labels.values()))
         return lambda arm, split, example: asked
 
     def collection(self, reader: Any, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> ClassifyCollection:

@@ -45,11 +45,11 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> dict[str, Any
     verdicts = made.verdicts()
     about = card.description(made.facts("collect"), made.facts("train"))
     use = card.use(recipe, reading, builder, begin)
-    text = readme.of_texts(
+    text = readme.generate(
         recipe, reading, card.task(builder), about, use, made.files(), verdicts, made.figures("token")
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
-    asked, view = golden_example.asked(recipe, reading)[0]
+    asked, view = golden_example.candidates(recipe, reading)[0]
     example = golden_example.written(folder, asked, view)
     return made.close([], reading, made.facts("train")["max_length"], graphs, example, verdicts)
 

@@ -40,12 +40,12 @@ from distillctl.teachers.arms import Arm
 from distillctl.teachers.worker_pool import Asked, ContextComparison, ShardTask
 
 
-def request(recipe: Recipe, arm: str, split: str, example: Example) -> Asked:
+def request(recipe: Recipe, arm: str, split: str, example: Example) -> AnswerRequest:
     """Ask for an answer to every view; where the data give the ceiling's train rows one, ask how likely that is."""
     task = recipe.generate
     given = isinstance(task.responses, Given) and arm == CEILING and split == "train"
     words = ((example.reference or "") + "".join(task.stop[:1]),) if given else ()
-    return Asked(words=words, room=task.max_new_tokens)
+    return AnswerRequest(words=words, room=task.max_new_tokens)
 
 
 class GenerateCollection:

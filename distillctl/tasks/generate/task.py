@@ -30,7 +30,7 @@ class GenerateTask(BoundTask):
 
     runtime: ClassVar[str] = "onnx_text"
 
-    def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], Asked]:
+    def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], AnswerRequest]:
         from distillctl.tasks.generate import collect
 
         return partial(collect.request, self.recipe)

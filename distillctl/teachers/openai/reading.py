@@ -80,11 +80,11 @@ class ServedReader:
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
         return text
 
-    def view(self, renderer: Renderer, example: Example, asked: Asked) -> View:
+    def view(self, renderer: Renderer, example: Example, request: AnswerRequest) -> View:
         """Return the row's text, and the tokens of a given response. Only the server knows the limit."""
         text = self.text(renderer, example)
-        place = self.place(renderer, example, asked.prefix)
-        given = self._given(text, place, asked.words) if asked.room and asked.words else ()
+        place = self.place(renderer, example, request.prefix)
+        given = self._given(text, place, request.words) if request.room and request.words else ()
         return View(text, place.before(text), None, given)
 
     def _given(self, text: str, place: AnswerPlace, words: Sequence[str]) -> Answers:

@@ -97,7 +97,7 @@ def test_another_recorded_answer(made, tmp_path):
     example = listing.example
     other = example.model_copy(update={"answer_ids": [*example.answer_ids[:-1], example.answer_ids[-1] + 1]})
     (tmp_path / NAME).write_bytes(listing.model_copy(update={"example": other}).with_checksum().dumps())
-    with pytest.raises(GateFailed, match=r"answers .* are recorded"):
+    with pytest.raises(GateFailed, match=r"answers .* instead of the recorded"):
         verify(tmp_path)
 
 

@@ -564,7 +564,7 @@ def test_auto_traces_what_the_builder_does_not_know_and_genai_insists(tmp_path):
 def test_an_opset_that_was_asked_for_is_the_tracers(tmp_path):
     space = exported_generate.workspace(tmp_path / "run", exported(*LLAMA).model, rows=4)
     built = exported(*LLAMA).graph.opset
-    with pytest.raises(RecipeError, match=f"it made {built}"):
+    with pytest.raises(RecipeError, match=f"it wrote {built}"):
         export.run(exported_generate.recipe(export={"builder": "genai", "opset": built - 1}), space)
     facts = export.run(exported_generate.recipe(export={"opset": 18}), space).facts
     assert (facts["builder"], facts["opset"]) == ("trace", 18)
