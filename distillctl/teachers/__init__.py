@@ -1,1 +1,1 @@
-"""Where Pr_t(y | c, z) comes from."""
+"""Teachers: models that return Pr_t(y | c, z), run here or (`openai`) behind a server."""

@@ -43,17 +43,17 @@ class AnswerTokenizer:
         All answers are scored after the same tokens, so that their probabilities can be compared: the longest prefix
         that the view and all whole texts share and that leaves every answer a token.
         """
-        own = self._encode(view)
-        key = (tuple(continuations), view[-_TAIL_CHARACTERS:], tuple(own[-_TAIL_TOKENS:]))
+        view_ids = self._encode(view)
+        key = (tuple(continuations), view[-_TAIL_CHARACTERS:], tuple(view_ids[-_TAIL_TOKENS:]))
         if key not in self._known:
             whole = [self._encode(view + text) for text in continuations]
-            shared = min(min(_common(own, ids), len(ids) - 1) for ids in whole)
-            self._known[key] = len(own) - shared, tuple(tuple(ids[shared:]) for ids in whole)
+            shared = min(min(_common(view_ids, ids), len(ids) - 1) for ids in whole)
+            self._known[key] = len(view_ids) - shared, tuple(tuple(ids[shared:]) for ids in whole)
         merged, answers = self._known[key]
-        return InPlace(own[: len(own) - merged], answers, merged)
+        return InPlace(view_ids[: len(view_ids) - merged], answers, merged)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common(first: Sequence[int], other: Sequence[int]) -> int:
     """Return the length of the shared prefix of two token sequences."""
-    size = min(len(one), len(other))
-    return next((place for place in range(size) if one[place] != other[place]), size)
+    size = min(len(first), len(other))
+    return next((place for place in range(size) if first[place] != other[place]), size)

@@ -90,8 +90,7 @@ class Arm:
         return tuple(tuple(flat[start:end]) for start, end in zip([0, *(e + 1 for e in ends)], ends, strict=False))
 
     def seen(self, split: str, row: int) -> list[Any]:
-        """Return everything on which a row's results depend: its token ids (or text, for a server) and its answers'
-        ids."""
+        """Return everything a row's results depend on: its token ids (or text, for a server) and its answers' ids."""
         view = self._ids[split][row].tolist() if self._ids else self.read(split, row)
         return [view, self._answers[split][row].tolist()]
 
@@ -109,7 +108,7 @@ class Arm:
 
     @property
     def prefix(self) -> SharedPrefix:
-        """Return what all views begin with."""
+        """Return the tokens with which all views begin."""
         if self._shortest is None or self._longest is None:
             return SharedPrefix(self.name, 0, place=self.place)
         ends = self._shortest, self._longest
@@ -117,7 +116,7 @@ class Arm:
         return SharedPrefix(self.name, self.shared, shortest, longest, (ends[0].answers, ends[1].answers), self.place)
 
     def views(self, split: str, rows: Iterable[int]) -> Views:
-        """Return some rows' views, as a task carries them."""
+        """Return some rows' views, for a task."""
         prefix = self.prefix
         if not self._ids:
             return Views(prefix, texts=[self.read(split, row) for row in rows])
@@ -144,7 +143,7 @@ def arms(
     reader: TeacherReader,
     dataset: Dataset,
     contexts: dict[str, Renderer],
-    asked: Callable[[str, str, Example], AnswerRequest],
+    request: Callable[[str, str, Example], AnswerRequest],
     folder: Path,
     *,
     student: StudentLength | None,
@@ -152,28 +151,28 @@ def arms(
 ) -> tuple[list[Arm], Dataset]:
     """Render all rows under every context. Return the arms, the ceiling first, and the rows with any cut inputs.
 
-    asked: (arm, split, row) → what the teacher is asked. folder: where the views are kept. student: measures a
+    request: (arm, split, row) → the answers to score or generate. folder: keeps the views. student: measures a
     simplified view. cut: whether inputs that are too long may be cut; otherwise they raise DataError.
     """
     first = dataset.eval[0]
-    found = {
-        name: Arm(name, folder, reader.place(renderer, first, asked(name, "eval", first).prefix))
+    by_name = {
+        name: Arm(name, folder, reader.place(renderer, first, request(name, "eval", first).prefix))
         for name, renderer in contexts.items()
     }
-    fitting = Fitting(reader, contexts, asked, student, folder, cut=cut)
+    fitting = Fitting(reader, contexts, request, student, folder, cut=cut)
     for split, examples in dataset.splits.items():
         for example in examples:
             for name, view in fitting.views(split, example).items():
-                found[name].append(split, view)
+                by_name[name].append(split, view)
     dataset = fitting.dataset(dataset)
-    _notes(contexts, found)
-    return list(found.values()), dataset
+    _notes(contexts, by_name)
+    return list(by_name.values()), dataset
 
 
-def _notes(contexts: dict[str, Renderer], found: dict[str, Arm]) -> None:
-    """Tell the user where the teacher reads a view differently from its text."""
+def _notes(contexts: dict[str, Renderer], arms: dict[str, Arm]) -> None:
+    """Tell the user if the teacher reads a view differently from its text."""
     for name, renderer in contexts.items():
-        arm = found[name]
+        arm = arms[name]
         if arm.stripped_rows:
             console.note(
                 f"{renderer.where}: the teacher does not read the final newline of the template "
@@ -187,10 +186,10 @@ def _notes(contexts: dict[str, Renderer], found: dict[str, Arm]) -> None:
 
 
 def write_views(
-    folder: Path, dataset: Dataset, found: Sequence[Arm], kept: Mapping[str, np.ndarray] | None = None
+    folder: Path, dataset: Dataset, arms: Sequence[Arm], kept: Mapping[str, np.ndarray] | None = None
 ) -> None:
     """Write collect/views.parquet. kept: split → bool [N], the rows to write; by default all."""
-    ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
+    ceiling, floor = (next(arm for arm in arms if arm.name == name) for name in (CEILING, FLOOR))
 
     def parts() -> Iterator[tuple[str, view_table.ViewTable]]:
         for split, examples in dataset.splits.items():
@@ -221,17 +220,17 @@ def _tokens(reader: TeacherReader, arm: Arm) -> np.ndarray:
 
 
 def collect_facts(
-    recipe: Recipe, reader: TeacherReader, dataset: Dataset, found: Sequence[Arm], fingerprint: str
+    recipe: Recipe, reader: TeacherReader, dataset: Dataset, arms: Sequence[Arm], fingerprint: str
 ) -> dict[str, Any]:
-    """Return what collect's manifest records about the data, the contexts and the teacher."""
-    ceiling, floor = (next(arm for arm in found if arm.name == name) for name in (CEILING, FLOOR))
+    """Return the facts about data, contexts and teacher for collect's manifest."""
+    ceiling, floor = (next(arm for arm in arms if arm.name == name) for name in (CEILING, FLOOR))
     return {
         "counts": {**dataset.counts, "cut_inputs": dataset.cut_inputs},
         "context_tokens": {
             side: int(np.median(_tokens(reader, arm))) for side, arm in (("teacher", ceiling), ("student", floor))
         },
         "shared_tokens": ceiling.shared or reader.tokens(ceiling.shared_text),
-        "answer_place": {arm.name: asdict(arm.place) for arm in found},
+        "answer_place": {arm.name: asdict(arm.place) for arm in arms},
         "context_text": ceiling.shared_text.replace(MESSAGE, ""),
         "teacher": {"reference": recipe.teacher.model, **reader.facts(), "fingerprint": fingerprint},
     }

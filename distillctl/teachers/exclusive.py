@@ -38,6 +38,7 @@ def extensions(answers: Sequence[Sequence[Hashable]]) -> list[list[int]]:
     """Return for each label the longer labels that it begins; if these begin each other, only the shortest."""
     plain = [tuple(answer) for answer in answers]
     longer = [
-        [j for j, other in enumerate(plain) if len(other) > len(one) and other[: len(one)] == one] for one in plain
+        [j for j, other in enumerate(plain) if len(other) > len(answer) and other[: len(answer)] == answer]
+        for answer in plain
     ]
     return [[j for j in row if not any(j in longer[k] for k in row)] for row in longer]

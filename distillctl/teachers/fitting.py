@@ -34,16 +34,18 @@ class Fitting:
         self,
         reader: TeacherReader,
         contexts: Mapping[str, Renderer],
-        asked: Callable[[str, str, Example], AnswerRequest],
+        request: Callable[[str, str, Example], AnswerRequest],
         student: StudentLength | None,
         folder: Path,
         *,
         cut: bool,
     ) -> None:
-        """asked: (context, split, row) → what the teacher is asked. student: None if its tokenizer does not exist yet.
-        folder: where cut rows are kept.
+        """Prepare an empty set of rows.
+
+        request: (context, split, row) → the answers to score or generate. student: None if its tokenizer does not exist
+        yet. folder: keeps cut rows.
         """
-        self._reader, self._contexts, self._asked, self._student, self._cut = reader, contexts, asked, student, cut
+        self._reader, self._contexts, self._request, self._student, self._cut = reader, contexts, request, student, cut
         self._rows = {split: ExampleWriter(folder) for split in SPLITS} if cut else {}
         self._too_long = dict.fromkeys(SPLITS, 0)
         self._limits: dict[str, str] = {}
@@ -52,18 +54,18 @@ class Fitting:
     def views(self, split: str, example: Example) -> dict[str, View]:
         """Return context → view of one row. Cut a row that is too long, or remember it for the error."""
 
-        def render(one: Example) -> dict[str, View]:
-            return {name: self._view(name, split, one) for name in contexts_of(split, self._contexts)}
+        def render(row: Example) -> dict[str, View]:
+            return {name: self._view(name, split, row) for name in contexts_of(split, self._contexts)}
 
-        found = render(example)
-        lengths = self._lengths(found)
+        rendered = render(example)
+        lengths = self._lengths(rendered)
         if truncation.longest(lengths) is not None:
             self._remember(split, example.id, lengths)
             if self._cut:
-                example, found = truncation.fit(example, render, self._lengths)
+                example, rendered = truncation.fit(example, render, self._lengths)
         if self._cut:
             self._rows[split].append(example)
-        return found
+        return rendered
 
     def dataset(self, dataset: Dataset) -> Dataset:
         """Return the rows, cut where needed. Raise DataError, naming the longest row, if rows may not be cut."""
@@ -83,10 +85,10 @@ class Fitting:
         return replace(dataset, train=train, eval=held_out, cut_inputs=self._too_long)
 
     def _view(self, name: str, split: str, example: Example) -> View:
-        """Render one view. A view that the teacher does not answer is text alone: only the student reads it."""
+        """Render one view. If the teacher does not answer it, it is text only, for the student."""
         renderer = self._contexts[name]
         if split in answered_splits(name):
-            return self._reader.view(renderer, example, self._asked(name, split, example))
+            return self._reader.view(renderer, example, self._request(name, split, example))
         return View(self._reader.text(renderer, example))
 
     def _lengths(self, views: Mapping[str, View]) -> list[Length]:
@@ -95,7 +97,7 @@ class Fitting:
 
     def _remember(self, split: str, row: str, lengths: list[Length]) -> None:
         self._too_long[split] += 1
-        self._limits |= {one.limit.who: one.limit.told for one in lengths if one.excess > 0}
+        self._limits |= {length.limit.who: length.limit.told for length in lengths if length.excess > 0}
         worst = truncation.longest(lengths)
         if worst is not None and (self._worst is None or worst.excess > self._worst[0].excess):
             self._worst = worst, row

@@ -26,7 +26,7 @@ SELF_CHECK = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.03}
 """Largest difference in nats when the shortest and the longest row are scored with and without the shared context. The
 half-precision bounds leave room for rounding."""
 CHECKED_TOKENS, CHECKED_TOP = 8, 32
-"""For texts: how many tokens of the answers are compared, and how many of the likeliest tokens at each."""
+"""For `generate`: numbers of compared answer tokens, and of the likeliest tokens at each."""
 
 
 class Teacher(LocalReader):
@@ -48,8 +48,10 @@ class Teacher(LocalReader):
         views: the shortest and the longest. answers: the labels' token ids after each.
         """
 
-        def difference(pair: Sequence[Sequence[int]], own: Sequence[Sequence[int]], context: SharedContext) -> float:
-            split = self.score(own, answers, context).log_probs
+        def difference(
+            pair: Sequence[Sequence[int]], suffixes: Sequence[Sequence[int]], context: SharedContext
+        ) -> float:
+            split = self.score(suffixes, answers, context).log_probs
             return float(abs(split - self.score(pair, answers, None).log_probs).max())
 
         return self._prepare(views, shared, difference)
@@ -57,26 +59,27 @@ class Teacher(LocalReader):
     def prepare_to_answer(
         self, views: Sequence[Sequence[int]], shared: int, max_new_tokens: int
     ) -> SharedContext | None:
-        """Do what `prepare` does for generated text: generate with the shared context, and score the text without
-        it."""
+        """Do what `prepare` does for generated text: generate with the context, and score the text without it."""
 
-        def difference(pair: Sequence[Sequence[int]], own: Sequence[Sequence[int]], context: SharedContext) -> float:
+        def difference(
+            pair: Sequence[Sequence[int]], suffixes: Sequence[Sequence[int]], context: SharedContext
+        ) -> float:
             steps = min(max_new_tokens, CHECKED_TOKENS)
-            said = self.answer(
-                own, context, stop=(), max_new_tokens=steps, keep=lambda found, _: {"log_probs": found.numpy()}
+            answers = self.answer(
+                suffixes, context, stop=(), max_new_tokens=steps, keep=lambda rows, _: {"log_probs": rows.numpy()}
             )
-            tokens = [found[0].token_ids for found in said]
+            tokens = [answer[0].token_ids for answer in answers]
             worst = 0.0
 
             def compare(row: int, plain: Tensor) -> None:
                 nonlocal worst
                 top = plain.topk(min(CHECKED_TOP, plain.shape[-1])).indices
-                grown = torch.from_numpy(said[row][0].labels["log_probs"])
+                grown = torch.from_numpy(answers[row][0].labels["log_probs"])
                 for other in (grown, forced[row]):
                     worst = max(worst, float((plain - other).gather(-1, top).abs().max()))
 
             forced: dict[int, Tensor] = {}
-            self.score_responses(own, tokens, forced.__setitem__, context)
+            self.score_responses(suffixes, tokens, forced.__setitem__, context)
             self.score_responses(pair, tokens, compare, None)
             return worst
 

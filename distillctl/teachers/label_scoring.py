@@ -18,8 +18,6 @@ from distillctl.teachers.shared_context import SharedContext
 
 MIN_SHARED = 16
 """Shortest shared context, in tokens, that is worth a pass of its own."""
-
-
 Answers = Sequence[Sequence[int]]
 """Token ids of each of the K labels."""
 
@@ -57,7 +55,7 @@ def score(
     """Score the labels after each view. views: token ids without the context's. answers: the labels' ids after each
     view.
 
-    Probabilities cover the first ``vocabulary`` ids: some models pad their output with ids that are no tokens.
+    Probabilities cover the first ``vocabulary`` ids, because some models pad their output with ids that are not tokens.
 
     An answer of several tokens is scored by the chain rule along its stem, which is all but its last token. Answers
     that share a stem, or whose stem begins another stem, share a sequence. Padding is on the right: causal attention
@@ -73,7 +71,7 @@ def score(
         for batch in batching.by_length(lengths, max_rows=batch_tokens, max_tokens=batch_tokens):
             _score_batch(model, [sequences[i] for i in batch], views, same, vocabulary, context, out)
     for labels in stems:
-        rows = [row for row, own in enumerate(same) if own == labels]
+        rows = [row for row, row_labels in enumerate(same) if row_labels == labels]
         out.log_probs[rows] = exclusive(out.log_probs[rows], labels)
     mass = np.exp(out.log_probs.astype(np.float64)).sum(-1).astype(np.float32)
     return LabelScores(

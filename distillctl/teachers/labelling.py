@@ -40,7 +40,7 @@ class Local:
         return TextWorker(teacher, self.task) if isinstance(self.task, Generate) else LabelWorker(teacher)
 
 
-class LabelWorker:
+class ClassifyWorker:
     """Score the labels after every view."""
 
     def __init__(self, teacher: Teacher) -> None:
@@ -54,12 +54,14 @@ class LabelWorker:
             ends = prefix.shortest, prefix.longest
             self._contexts[prefix.arm] = self.reader.prepare(ends, prefix.answers, prefix.shared)
         context = self._contexts[prefix.arm]
-        found = self.reader.score(_own(task.views, context), task.views.answers, context)
-        assert found.next_ids is not None
-        return replace(found, next_tokens=[self.reader.tokenizer.decode([token]) for token in found.next_ids.tolist()])
+        scores = self.reader.score(_suffixes(task.views, context), task.views.answers, context)
+        assert scores.next_ids is not None
+        return replace(
+            scores, next_tokens=[self.reader.tokenizer.decode([token]) for token in scores.next_ids.tolist()]
+        )
 
 
-class TextWorker:
+class GenerateWorker:
     """Generate a text for every view, and measure how much each token of the ceiling's texts needs the full context."""
 
     def __init__(self, teacher: Teacher, task: Generate) -> None:
@@ -74,22 +76,22 @@ class TextWorker:
         generated = self._generate(task)
         needed = [None] * len(generated) if task.compared is None else self._context_kl(task.views, task.compared)
         return [
-            (row, sample, self._response(one, kl))
+            (row, sample, self._response(response, kl))
             for row, several, kl in zip(task.rows, generated, needed, strict=True)
-            for sample, one in enumerate(several)
+            for sample, response in enumerate(several)
         ]
 
     def _generate(self, task: ShardTask) -> list[list[Generated]]:
-        own, context = self._own(task.views)
+        suffixes, context = self._suffixes(task.views)
         codec = self._codecs[task.split]
         keep = codec.keep if task.arm == CEILING and codec.fields else None
         if task.given is not None:
             labels: list[dict[str, Any]] = [{} for _ in task.given]
             if keep is not None:
                 self.reader.score_responses(
-                    own,
+                    suffixes,
                     task.given,
-                    lambda i, found: labels[i].update(keep(found, generators(task.seeds[i], 0)[1])),
+                    lambda i, rows: labels[i].update(keep(rows, generators(task.seeds[i], 0)[1])),
                     context,
                 )
             return [
@@ -98,7 +100,7 @@ class TextWorker:
             ]
         responses = self._task.responses
         return self.reader.answer(
-            own,
+            suffixes,
             context,
             stop=self._stop_ids,
             max_new_tokens=self._task.max_new_tokens,
@@ -109,9 +111,9 @@ class TextWorker:
 
     def _context_kl(self, simplified: Views, ceiling: ContextComparison) -> list[np.ndarray]:
         def scored(views: Views, places: Sequence[int], use: Use) -> None:
-            own, context = self._own(views)
+            suffixes, context = self._suffixes(views)
             self.reader.score_responses(
-                [own[place] for place in places], [ceiling.token_ids[place] for place in places], use, context
+                [suffixes[place] for place in places], [ceiling.token_ids[place] for place in places], use, context
             )
 
         return context_kl(
@@ -121,21 +123,21 @@ class TextWorker:
             self.reader.vocabulary,
         )
 
-    def _own(self, views: Views) -> tuple[list[list[int]], SharedContext | None]:
+    def _suffixes(self, views: Views) -> tuple[list[list[int]], SharedContext | None]:
         """Return the rows' tokens after the shared context, and the context, which is computed on first use."""
         prefix = views.prefix
         if prefix.arm not in self._contexts:
             ends = prefix.shortest, prefix.longest
             self._contexts[prefix.arm] = self.reader.prepare_to_answer(ends, prefix.shared, self._task.max_new_tokens)
         context = self._contexts[prefix.arm]
-        return _own(views, context), context
+        return _suffixes(views, context), context
 
     def _response(self, generated: Generated, kl: np.ndarray | None) -> Response:
         text = self.reader.tokenizer.decode(generated.token_ids, skip_special_tokens=True)
         return Response(generated.token_ids, clean(text, self._task.stop), generated.cut, generated.labels, kl)
 
 
-def _own(views: Views, context: SharedContext | None) -> list[list[int]]:
+def _suffixes(views: Views, context: SharedContext | None) -> list[list[int]]:
     return views.ids if context else [_shared(views.prefix) + ids for ids in views.ids]
 
 

@@ -47,7 +47,7 @@ class LocalReader:
         return min(len(self.tokenizer), int(self._config.get_text_config().vocab_size))
 
     def facts(self) -> dict[str, Any]:
-        """Parameters and their bytes."""
+        """Return the number of parameters and their bytes."""
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 self._config, dtype=getattr(torch, self.spec.dtype), trust_remote_code=self.spec.trust_remote_code
@@ -106,11 +106,11 @@ class LocalReader:
         """Raise RecipeError for an unusable label. first: the first label with these tokens."""
         back = self.tokenizer.decode(ids)
         if self.tokenizer.unk_token_id in {*ids} - {None} or not "".join(back.split()).endswith("".join(words.split())):
-            what = f"the teacher's tokenizer cannot write {words!r} (it reads back as {back!r})"
-            raise RecipeError(what, where="task.labels")
+            problem = f"the teacher's tokenizer cannot write {words!r} (it reads back as {back!r})"
+            raise RecipeError(problem, where="task.labels")
         if first != words:
-            what = f"{first!r} and {words!r} are the same tokens to the teacher, which cannot tell them apart"
-            raise RecipeError(what, where="task.labels")
+            problem = f"{first!r} and {words!r} are the same tokens to the teacher, which cannot tell them apart"
+            raise RecipeError(problem, where="task.labels")
 
     def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
         """Return where an answer begins after the context's views."""
@@ -120,8 +120,8 @@ class LocalReader:
 
     def stop_ids(self, stop: Sequence[str]) -> list[int]:
         """Return the ids that end an answer, sorted: the model's own, and tokens that contain a string of ``stop``."""
-        own = getattr(self._generation_config, "eos_token_id", None)
-        eos = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        configured = getattr(self._generation_config, "eos_token_id", None)
+        eos = {self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
         return responses.stop_ids(self.tokenizer, eos, stop)
 
     def text(self, renderer: Renderer, example: Example) -> str:
@@ -147,7 +147,7 @@ class LocalReader:
 
 
 def sizes(model: torch.nn.Module) -> dict[str, Any]:
-    """Parameters and their bytes."""
+    """Return the number of a model's parameters and their bytes."""
     parameters = list(model.parameters())
     return {
         "parameters": sum(p.numel() for p in parameters),

@@ -60,24 +60,24 @@ def context_kl(
     responses: Sequence[Sequence[int]],
     vocabulary: int,
 ) -> list[np.ndarray]:
-    """KL(P_full ‖ P_simplified) in nats at each token of each response, float32 [R].
+    """Return KL(P_full ‖ P_simplified) in nats at each token of each response, float32 [R].
 
-    full, simplified: hand over the log-probabilities of the responses at the places they are given, as `score` does.
+    full, simplified: call `Use` with the log-probabilities of the responses at the given places, as `score` does.
     """
-    found: list[np.ndarray] = [np.empty(0, np.float32)] * len(responses)
+    divergences: list[np.ndarray] = [np.empty(0, np.float32)] * len(responses)
     for part in _parts(range(len(responses)), responses, vocabulary):
         held: dict[int, Tensor] = {}
         full(part, held.__setitem__)
 
         def compare(place: int, log_probs: Tensor, part: list[int] = part, held: dict[int, Tensor] = held) -> None:
-            found[part[place]] = forward_kl(held.pop(place), log_probs).numpy()
+            divergences[part[place]] = forward_kl(held.pop(place), log_probs).numpy()
 
         simplified(part, compare)
-    return found
+    return divergences
 
 
 def _parts(rows: Sequence[int], responses: Sequence[Sequence[int]], vocabulary: int) -> Iterator[list[int]]:
-    """The rows in runs whose distributions may be held at a time."""
+    """Yield the rows in runs whose distributions fit into memory together."""
     part: list[int] = []
     held = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""Logits at chosen positions: the head, which is wide, sees no other hidden states."""
+"""Return logits at chosen positions only, so that the wide head computes no others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 AT_ONCE = 2**26
-"""Logits of one forward pass at most, unless a single row has more."""
+"""Maximal number of logits in one forward pass, unless a single row has more."""
 
 
 def logits_at(model: PreTrainedModel, input_ids: Tensor, rows: Tensor, columns: Tensor, **options: Any) -> Tensor:
-    """Logits [N, V] of a forward pass over ``input_ids`` [B, S] at the places (``rows``, ``columns``), int64 [N] each.
+    """Return logits [N, V] of ``input_ids`` [B, S] at the places (``rows``, ``columns``), int64 [N] each.
 
-    The model's own forward runs, with all it does to logits after its head (Gemma's soft cap, Granite's scaling).
+    The model's own forward runs, including its changes to logits after the head (Gemma's soft cap, Granite's scaling).
     """
     head = model.get_output_embeddings()
 

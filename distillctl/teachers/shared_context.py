@@ -22,7 +22,7 @@ from distillctl.data.views import shared_length
 _NAME = "distillctl_shared_context"
 _PLAIN = {"sliding_window", "position_ids", "use_cache", "cache_position", "output_attentions", "is_causal"}
 _ROOM = 32
-"""How many slots are added at a time for rows to grow into."""
+"""Number of slots that are added at a time for rows to grow into."""
 
 
 class UnsupportedAttention(Exception):

@@ -1,4 +1,4 @@
-"""Choose who answers for a recipe's teacher: workers that load its weights, or a server."""
+"""Choose the workers for a recipe's teacher: local ones that load its weights, or a server's."""
 
 from __future__ import annotations
 

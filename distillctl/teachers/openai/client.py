@@ -1,7 +1,7 @@
-"""One request to the server, through the openai client: its answer, or a failure that says what to make of it.
+"""Send one request to the server through the openai client, and return its answer or the kind of its failure.
 
-The client's own retries are off: it knows nothing of an answer that is well-formed HTTP and yet not whole, nor of what
-retries cost. `asking` repeats requests, after either kind of failure.
+The client's own retries are off: it does not notice an answer that is valid HTTP but incomplete, nor does it know what
+retries cost. `request_scheduler` repeats requests after either kind of failure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PLACEHOLDER = re.compile(r"[A-Za-z]{1,7}|.{1,3}", re.DOTALL)
 
 @dataclass
 class RequestFailed(Exception):
-    """A request that got no answer. kind: a few words to count by. after: seconds that the server asks to wait."""
+    """A request without an answer. kind: a few words to count by. after: seconds that the server asks to wait."""
 
     kind: str
     detail: str = ""
@@ -51,8 +51,7 @@ class RequestFailed(Exception):
 
 
 class Client:
-    """A connection pool to one server. The key is in no message of a `RequestFailed`; what the server answers is
-    data."""
+    """A connection pool to one server. `RequestFailed` never contains the key; the server's answers are data."""
 
     def __init__(self, spec: OpenAITeacher) -> None:
         self.spec = spec
@@ -107,11 +106,11 @@ class Client:
         """Return the body of the answer."""
         resource: Any = self._client.chat.completions if request.api == "chat" else self._client.completions
         body = request.body
-        own = {name: body.pop(name) for name in request.extra if name in body}
+        extra_body = {name: body.pop(name) for name in request.extra if name in body}
         with http.at_most(request.most_bytes):
-            async with resource.with_streaming_response.create(**body, extra_body=own or None) as response:
-                found: bytes = await response.read()
-        return found
+            async with resource.with_streaming_response.create(**body, extra_body=extra_body or None) as response:
+                content: bytes = await response.read()
+        return content
 
     def _refused(self, error: openai.APIStatusError) -> RequestFailed:
         status, code = error.status_code, getattr(error, "code", None)
@@ -135,8 +134,10 @@ def _is_openai(spec: OpenAITeacher) -> bool:
 
 
 def _headers(spec: OpenAITeacher, key: str) -> Any:
-    """What takes the place of headers that the openai client finds in the environment: they are for OpenAI alone, and
-    may hold keys."""
+    """Return headers that override those which the openai client finds in the environment.
+
+    They are for OpenAI's own API, and may hold keys.
+    """
     if _is_openai(spec):
         return None
     lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
@@ -145,8 +146,11 @@ def _headers(spec: OpenAITeacher, key: str) -> Any:
 
 
 def redacted(text: str, key: str | None) -> str:
-    """A message without the key. A key that is a plain word hides nothing, and messages would be unreadable without the
-    word: it is replaced only where it stands as a key."""
+    """Return a message without the key.
+
+    A key that is a plain word is no secret, and messages would be unreadable without the word, so it is only replaced
+    where it is used as a key.
+    """
     if not key:
         return text
     if not _PLACEHOLDER.fullmatch(key):
@@ -155,8 +159,10 @@ def redacted(text: str, key: str | None) -> str:
 
 
 def key(spec: OpenAITeacher) -> str | None:
-    """The key from the environment; None where none is needed. UnavailableError when it is not there, RecipeError when
-    it may not go to the server's host. Nothing else reads it."""
+    """Return the key from the environment, or None if none is needed. Nothing else reads it.
+
+    Raises UnavailableError if it is missing, RecipeError if it may not be sent to the server's host.
+    """
     if spec.api_key_env is None:
         return None
     key = os.environ.get(spec.api_key_env, "").strip()
@@ -165,14 +171,14 @@ def key(spec: OpenAITeacher) -> str | None:
     if key or spec.is_local:
         return key or None
     raise UnavailableError(
-        f"no key in the environment variable {spec.api_key_env}",
+        f"the environment variable {spec.api_key_env} has no key",
         where="teacher.api_key_env",
-        next=f"export {spec.api_key_env}=…, or api_key_env: null for a server that asks for none",
+        next=f"export {spec.api_key_env}=…, or set api_key_env: null for a server that needs none",
     )
 
 
 def retry_after(headers: Any) -> float | None:
-    """Seconds that the server asks to be left alone: from now, or until a date (RFC 9110, 10.2.3)."""
+    """Return the seconds that the server asks to wait: from now, or until a date (RFC 9110, 10.2.3)."""
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:

@@ -1,7 +1,7 @@
-"""HTTP with a stranger's server: no body takes more memory than its question explains, none comes from another host.
+"""HTTP with an untrusted server: bodies take no more memory than the request explains, and come from no other host.
 
-The openai client reads the body of an error whole, unpacks what a server has packed, and follows wherever it is sent,
-with the prompt. `BoundedClient` stands under it and does none of that.
+The openai client reads an error's whole body, unpacks whatever a server has packed, and follows every redirect with the
+prompt. `BoundedClient` below it does not.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 import openai
 
 ERROR_BYTES = 64 * 2**10
-"""Of an error's body as much is read; the rest is left."""
+"""Number of bytes of an error's body that are read."""
 MOST_BYTES = 64 * 2**20
-"""Of any one answer."""
+"""Maximal size of an answer."""
 _REDIRECTS = 3
 _most: ContextVar[int] = ContextVar("_most", default=MOST_BYTES)
 
 
 class Unbounded(Exception):
-    """The body has more bytes, as they come or unpacked, than an answer to the question can have."""
+    """The body has more bytes, packed or unpacked, than an answer to the request can have."""
 
 
 class Unreadable(Exception):
-    """The body is packed in a way that was not asked for, or that does not unpack."""
+    """The body is packed in a way that was not requested, or cannot be unpacked."""
 
 
 class Redirected(Exception):
-    """The server sends the question to another address."""
+    """The server redirects the request to another address."""
 
     def __init__(self, to: str) -> None:
         super().__init__(to)
@@ -40,7 +40,7 @@ class Redirected(Exception):
 
 @contextmanager
 def at_most(size: int) -> Iterator[None]:
-    """Bodies of answers within the block, in this task, may have ``size`` bytes."""
+    """Limit the bodies of answers to ``size`` bytes within the block, in this task."""
     token = _most.set(min(size, MOST_BYTES))
     try:
         yield
@@ -49,10 +49,10 @@ def at_most(size: int) -> Iterator[None]:
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
-    """An HTTP client whose responses have been read whole, unpacked, within `at_most` (errors: `ERROR_BYTES`).
+    """An HTTP client whose responses are read whole and unpacked, within `at_most` (errors: `ERROR_BYTES`).
 
-    A redirect is followed to another path of the same scheme, host and port, where the method stays POST; any other is
-    `Redirected`, and nothing has been sent there.
+    It follows redirects to other paths of the same scheme, host and port, with the same method. For any other it raises
+    `Redirected`, and sends nothing there.
     """
 
     async def send(self, request: Any, *, stream: bool = False, follow_redirects: Any = None, **options: Any) -> Any:
@@ -70,7 +70,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
 
 
 def _elsewhere(request: Any, response: Any) -> Any:
-    """The request that a redirect asks for; Redirected where it is not for the same server, or not the same request."""
+    """Return the request for a redirect. Raise Redirected unless it is for the same server, with the same method."""
     following = response.next_request
     if following is None or _origin(following.url) != _origin(request.url) or following.method != request.method:
         raise Redirected(response.headers["location"][:200])
@@ -82,7 +82,7 @@ def _origin(url: Any) -> tuple[str, str, int | None]:
 
 
 async def _whole(response: Any) -> Any:
-    """The same response with its body read and unpacked. Of an error no more than its beginning."""
+    """Return the response with its body read and unpacked; of an error's body only the beginning."""
     is_error = response.status_code >= 400
     most = ERROR_BYTES if is_error else _most.get()
     body = bytearray()
@@ -110,17 +110,17 @@ _OF_THE_BODY = ("content-encoding", "content-length", "content-type", "transfer-
 
 
 def _unpacker(encoding: str) -> Any:
-    """A function from a part of a body, and the most bytes that are wanted, to its unpacked pieces."""
+    """Return a function that unpacks a part of a body into pieces, of which so many bytes are wanted."""
     if encoding.strip().lower() in ("", "identity"):
         return lambda part, most: [part]
     if encoding.strip().lower() not in ("gzip", "x-gzip"):
-        raise Unreadable(f"packed as {encoding[:40]!r}, which was not asked for")
+        raise Unreadable(f"packed as {encoding[:40]!r}, which was not requested")
     inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
 
     def unpack(part: bytes, most: int) -> Iterator[bytes]:
         try:
             while part and not inflate.eof:
-                yield inflate.decompress(part, most + 1)  # never more at once, however small it was packed
+                yield inflate.decompress(part, most + 1)  # bounded, because small parts can unpack to a lot
                 part = inflate.unconsumed_tail
         except zlib.error as error:
             raise Unreadable(f"does not unpack: {error}") from None

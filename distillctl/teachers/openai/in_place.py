@@ -1,7 +1,7 @@
-"""The labels as a served teacher would write them after a view, and the text that is sent to have them.
+"""Find the labels' tokens as a served teacher would write them after a view, and the text to send for them.
 
-Where the tokenizer is known, view and words are tokenized together, as for a teacher that runs here: white space at the
-end of a view, which belongs to a label's first token, is not sent. Without it one space is kept back, which belongs to
+If the tokenizer is known, view and words are tokenized together, as for a local teacher: white space at the end of a
+view that belongs to a label's first token is not sent. Otherwise one final space is kept back, because it belongs to
 the word in the vocabularies of all common models.
 """
 
@@ -18,12 +18,12 @@ from distillctl.teachers.openai.protocol import Api
 from distillctl.teachers.openai.vocabulary import TokenBytes
 
 _AFTER = "\n"
-"""What may stand before an answer in a chat, whose template only the server knows."""
+"""Text that may precede an answer in a chat, whose template only the server knows."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """text: what the server is sent of a view; labels: as they follow it; ids: its tokens, where they are known."""
+    """The text to send for a view, the labels that follow it, and its token ids if they are known."""
 
     text: str
     labels: Sequence[Label]
@@ -32,7 +32,7 @@ class Sent:
 
 @dataclass
 class LabelsInPlace:
-    """words: label name → the words that stand for it."""
+    """Labels in place. words: label name → its words."""
 
     words: Mapping[str, str]
     vocabulary: TokenBytes | None
@@ -44,7 +44,7 @@ class LabelsInPlace:
         self._tokenize = AnswerTokenizer(self._encode)
 
     def after(self, view: str, place: AnswerPlace) -> Sent:
-        """RecipeError where two labels cannot be told apart, or the tokenizer cannot write one."""
+        """Return the text and labels for a view. Raise RecipeError if labels cannot be written or told apart."""
         between = place.between(view)
         if self.api == "chat":
             if between not in self._chats:
@@ -53,15 +53,17 @@ class LabelsInPlace:
         if self.vocabulary is None:
             if view.endswith(" ") and not between:
                 view, between = view[:-1], " "
-            return Sent(view, [Label(name, (between + said).encode()) for name, said in self.words.items()])
-        in_place = self._tokenize(view, [between + said for said in self.words.values()])
+            return Sent(view, [Label(name, (between + words).encode()) for name, words in self.words.items()])
+        in_place = self._tokenize(view, [between + words for words in self.words.values()])
         labels = self._known(in_place.answers)
         text = self._text(view, len(in_place.view)) if in_place.merged else view
         return Sent(text, labels, in_place.view)
 
     def can_ask(self, sent: Sent, path: Path) -> bool:
-        """Whether the server reads these first tokens of a label, after the view, as these tokens: a text that ends
-        within a word, or a character, may be another one's."""
+        """Tell whether the server would read a label's first tokens, after the view, as these tokens.
+
+        A text that ends within a word or a character may have other tokens.
+        """
         try:
             whole = sent.text + b"".join(path).decode()
         except UnicodeDecodeError:
@@ -78,7 +80,7 @@ class LabelsInPlace:
         return list(self.vocabulary.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _text(self, view: str, tokens: int) -> str:
-        """What the view's first tokens are the tokens of."""
+        """Return the text of the view's first tokens."""
         assert self.vocabulary is not None
         offsets = self.vocabulary.tokenizer(view, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         return view[: offsets[tokens - 1][1]] if tokens else ""
@@ -91,7 +93,7 @@ class LabelsInPlace:
         return self._checked[answers]
 
     def _label(self, name: str, ids: Sequence[int]) -> Label:
-        """The label of these tokens. RecipeError where they do not write its words."""
+        """Return the label with these tokens. Raise RecipeError if they do not write its words."""
         assert self.vocabulary is not None
         tokenizer, words = self.vocabulary.tokenizer, self.words[name]
         back = tokenizer.decode(ids)
@@ -102,11 +104,14 @@ class LabelsInPlace:
         return Label(name, b"".join(tokens), tokens)
 
     def _chat(self, between: str) -> list[Label]:
-        """Of a chat only the first token is asked for. Whether a space belongs to it depends on what the server's chat
-        template puts before an answer: with a space and without, it is the label's."""
+        """Return a chat's labels, of which only the first token is requested.
+
+        Whether a space belongs to it depends on what the server's chat template puts before an answer, so both ways
+        count.
+        """
         labels = []
-        for name, said in self.words.items():
-            words = between + said
+        for name, label_words in self.words.items():
+            words = between + label_words
             starts: Path = ()
             if self.vocabulary is not None:
                 ways = [self._tokenize(view, [words]).answers[0] for view in ("", _AFTER)]

@@ -1,8 +1,8 @@
-"""Label log-probabilities from the likeliest tokens that a server shows.
+"""Compute label log-probabilities from the likeliest tokens that a server shows.
 
 log Pr(words | view) is the sum of the log-probabilities of the words' tokens, each after the ones before (the chain
-rule). A label whose next token is not among those shown is *unseen*: its probability is at most that of the last token
-shown, and at most what all those shown leave. The smaller of the two is stored, as an upper bound, and marked.
+rule). A label whose next token is not shown is *unseen*: its probability is at most that of the last token shown, and
+at most the mass that those shown leave. The smaller of the two is stored and marked as an upper bound.
 """
 
 from __future__ import annotations
@@ -19,67 +19,76 @@ from distillctl.teachers.exclusive import exclusive
 from distillctl.teachers.openai.protocol import Position
 
 LEAST = 1e-9
-"""A mass that is left below is the rounding of float32."""
+"""Smallest remaining mass; less is rounding of float32."""
 BELOW = 1e-5
-"""Nats by which an unseen token is taken to be less likely than the last one shown: log-probabilities are kept to six
-digits, and a bound that equals a label's own probability would leave open which of the two is likelier."""
+"""Nats by which an unseen token is assumed to be less likely than the last one shown. Log-probabilities are stored with
+six digits, and if a bound equalled a label's probability, neither would be the likelier one."""
 EXACT = 0.01
-"""Nats that a log-probability may be uncertain by and still count as exact, where a longer label begins with the words
-and is itself unseen."""
+"""A log-probability counts as exact if its uncertainty, from an unseen longer label, is at most this many nats."""
 SHARED = 0.01
-"""A first token that begins two labels and is likelier than that leaves a chat no way to tell them apart."""
+"""If a first token that begins two labels is likelier than this, a chat cannot tell them apart."""
 Path = tuple[bytes, ...]
-"""Tokens."""
+"""The bytes of consecutive tokens."""
 Next = Callable[[Path], Awaitable[Position | None]]
-"""The distribution of the token after the view and these; None where the server cannot be asked for that."""
+"""Tokens → the distribution of the token after the view and these; None if the server cannot be asked for it."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """words: as they follow what is sent of the view; tokens: where the tokenizer is known, those of the words; starts:
-    of a chat, the tokens that may be the first one, where the tokenizer is known."""
+    """A label to score.
+
+    words: as they follow the text that is sent. tokens: those of the words, if the tokenizer is known. starts: in a
+    chat, the tokens that may be the first one, if the tokenizer is known.
+    """
 
     name: str
     words: bytes
     tokens: Path | None = None
     starts: Path = ()
 
-    def next(self, said: bytes, position: Position) -> tuple[bytes, float] | None:
-        """The token that goes on with the words after ``said`` and its log-probability, if it is shown: the one the
-        tokenizer has there, or without one the longest that begins what is left."""
+    def next(self, prefix: bytes, position: Position) -> tuple[bytes, float] | None:
+        """Return the token that continues the words after ``prefix``, and its log-probability, or None if it is not
+        shown.
+
+        It is the tokenizer's, or else the longest token that begins the rest.
+        """
         if self.tokens is not None:
             place = 0
-            while said:
-                said, place = said[len(self.tokens[place]) :], place + 1
-            fitting = [one for one in position.top if one[0] == self.tokens[place]]
+            while prefix:
+                prefix, place = prefix[len(self.tokens[place]) :], place + 1
+            fitting = [entry for entry in position.top if entry[0] == self.tokens[place]]
         else:
-            rest = self.words[len(said) :]
-            fitting = [one for one in position.top if one[0] and rest.startswith(one[0])]
-        return max(fitting, key=lambda one: len(one[0]), default=None)
+            rest = self.words[len(prefix) :]
+            fitting = [entry for entry in position.top if entry[0] and rest.startswith(entry[0])]
+        return max(fitting, key=lambda entry: len(entry[0]), default=None)
 
     def first(self, position: Position) -> tuple[bytes, float] | None:
-        """The token that begins the words in a chat, with a space before it or without, if it is shown."""
+        """Return the token that begins the words in a chat, with or without a space before it, or None if it is not
+        shown."""
         if self.starts:
-            fitting = [one for one in position.top if one[0] in self.starts]
-            return max(fitting, key=lambda one: one[1], default=None)
+            fitting = [entry for entry in position.top if entry[0] in self.starts]
+            return max(fitting, key=lambda entry: entry[1], default=None)
         spaced = b" " + self.words
         fitting = [
-            one
-            for one in position.top
-            if one[0].strip() and (spaced.startswith(one[0]) or self.words.startswith(one[0]))
+            entry
+            for entry in position.top
+            if entry[0].strip() and (spaced.startswith(entry[0]) or self.words.startswith(entry[0]))
         ]
-        return max(fitting, key=lambda one: (len(one[0].strip()), one[1]), default=None)
+        return max(fitting, key=lambda entry: (len(entry[0].strip()), entry[1]), default=None)
 
-    def path(self, said: Path) -> Path:
-        """Its tokens, of which ``said`` were shown; without the tokenizer what is left of the words stands for one."""
-        left = self.words[sum(map(len, said)) :]
-        return self.tokens or (*said, *([left] if left else []))
+    def path(self, shown: Path) -> Path:
+        """Return its tokens, of which ``shown`` are known; without the tokenizer the rest of the words is one token."""
+        left = self.words[sum(map(len, shown)) :]
+        return self.tokens or (*shown, *([left] if left else []))
 
 
 @dataclass(frozen=True)
 class Begun:
-    """log_prob: of a text that begins with the label's tokens, or an upper bound of it; path: those tokens; asked:
-    whether the server could be asked for all of them one after the other."""
+    """The probability that a text begins with a label.
+
+    log_prob: that, or an upper bound. path: the label's tokens. asked: whether the server could be asked for all of
+    them.
+    """
 
     log_prob: float
     seen: bool
@@ -89,7 +98,8 @@ class Begun:
 
 @dataclass(frozen=True)
 class RowScores:
-    """Of one row: log_probs float32 [K]; seen bool [K], False for upper bounds; mass: Σ Pr over the labels seen."""
+    """One row's scores. log_probs: float32 [K]. seen: bool [K], False for upper bounds. mass: Σ Pr over the labels
+    seen."""
 
     log_probs: np.ndarray
     seen: np.ndarray
@@ -97,12 +107,12 @@ class RowScores:
 
     @property
     def measured(self) -> bool:
-        """Whether the likeliest label is known."""
+        """Tell whether the likeliest label is known."""
         return bool(measured(self.log_probs[None], self.seen[None])[0])
 
 
 def check_differ(labels: Sequence[Label], *, first_only: bool) -> None:
-    """RecipeError where two labels are the same tokens, or, ``first_only`` (a chat), begin with the same one."""
+    """Raise RecipeError if two labels have the same tokens or, with ``first_only`` (a chat), the same first token."""
     taken: dict[Path, Label] = {}
     for label in labels:
         for key in [(start,) for start in label.starts] if first_only else [label.tokens] if label.tokens else []:
@@ -110,13 +120,15 @@ def check_differ(labels: Sequence[Label], *, first_only: bool) -> None:
             if other is not label and first_only:
                 raise shared(other, label, key[0])
             if other is not label:
-                what = f"{other.name} and {label.name} are the same tokens, {label.words.decode(errors='replace')!r}"
-                raise RecipeError(what, where="task.labels", next="choose words that differ")
+                problem = f"{other.name} and {label.name} are the same tokens, {label.words.decode(errors='replace')!r}"
+                raise RecipeError(problem, where="task.labels", next="choose words that differ")
 
 
 async def begun(labels: Sequence[Label], following: Next, *, first_only: bool) -> list[Begun]:
-    """How likely a text is to begin with each label. ``following`` is asked once per distinct beginning;
-    ``first_only``: for nothing but the first token, whose probability then stands for the whole word's."""
+    """Return how likely a text is to begin with each label. ``following`` is called once per distinct beginning.
+
+    first_only: ask only for the first token, whose probability then stands for the whole word's.
+    """
     if first_only:
         position = await following(())
         assert position is not None
@@ -125,67 +137,70 @@ async def begun(labels: Sequence[Label], following: Next, *, first_only: bool) -
 
 
 async def _chain(label: Label, following: Next) -> Begun:
-    """Token by token.
+    """Multiply the probabilities token by token.
 
-    Without the tokenizer a beginning may be shown that is not the model's own way to write the word (" a" of
-    " abbreviation"): where it leads to less than a token that is not shown might have, that bound is what counts.
+    Without the tokenizer, a shown token may begin the word in another way than the model would write it (" a" of "
+    abbreviation"). If it leads to less than an unseen token might have, that token's bound counts.
     """
-    said, path, total, highest = b"", Path(), 0.0, -math.inf
-    while said != label.words:
+    words, path, total, highest = b"", Path(), 0.0, -math.inf
+    while words != label.words:
         position = await following(path)
         if position is None:
             return Begun(max(total, highest), False, label.path(path), asked=False)
-        step = label.next(said, position)
+        step = label.next(words, position)
         if label.tokens is None or step is None:
             highest = max(highest, total + bound(position))
         if step is None:
             return Begun(highest, False, label.path(path))
-        said, path, total = said + step[0], (*path, step[0]), total + step[1]
+        words, path, total = words + step[0], (*path, step[0]), total + step[1]
     return Begun(max(total, highest), total >= highest, path)
 
 
 def _by_first_token(labels: Sequence[Label], position: Position) -> list[Begun]:
     steps, highest = [label.first(position) for label in labels], bound(position)
-    found = []
+    results = []
     for k, (label, step) in enumerate(zip(labels, steps, strict=True)):
-        other = next((j for j, one in enumerate(steps) if step and j != k and one and one[0] == step[0]), None)
+        others = (j for j, rival in enumerate(steps) if step and j != k and rival and rival[0] == step[0])
+        other = next(others, None)
         if step is None:
-            found.append(Begun(highest, False, label.path(())))
+            results.append(Begun(highest, False, label.path(())))
         elif other is None:
-            found.append(Begun(step[1], True, (step[0],)))
+            results.append(Begun(step[1], True, (step[0],)))
         elif math.exp(step[1]) > SHARED:
             raise shared(labels[other], label, step[0])
-        else:  # a letter that begins both words, and how the model begins neither
-            found.append(Begun(max(step[1], highest), False, label.path(())))
-    return found
+        else:  # an unlikely letter that begins both words
+            results.append(Begun(max(step[1], highest), False, label.path(())))
+    return results
 
 
-def scores(found: Sequence[Begun]) -> RowScores:
-    """The labels' own probabilities: what a longer label has is taken off one that begins it.
+def scores(labels: Sequence[Begun]) -> RowScores:
+    """Return the labels' own probabilities, by subtracting longer labels from those that begin them.
 
-    The longer label may be unseen, and have anything from nothing to its upper bound. Where that leaves the shorter one
+    A longer label may be unseen, with anything from nothing to its upper bound. If that leaves the shorter one
     uncertain, it is an upper bound as well.
     """
-    log_probs = np.array([one.log_prob for one in found])
-    seen, paths = np.array([one.seen for one in found]), [one.path for one in found]
+    log_probs = np.array([label.log_prob for label in labels])
+    seen, paths = np.array([label.seen for label in labels]), [label.path for label in labels]
     lowest = exclusive(log_probs[None], paths)[0]
     highest = log_probs.astype(np.float32)
-    highest[seen] = exclusive(log_probs[seen][None], [path for path, own in zip(paths, seen, strict=True) if own])[0]
+    highest[seen] = exclusive(
+        log_probs[seen][None], [path for path, is_seen in zip(paths, seen, strict=True) if is_seen]
+    )[0]
     exact = seen & (highest - lowest <= EXACT)
-    own = np.where(exact, lowest, highest)
-    return RowScores(own, exact, float(np.exp(own[exact].astype(np.float64)).sum()))
+    bounds = np.where(exact, lowest, highest)
+    return RowScores(bounds, exact, float(np.exp(bounds[exact].astype(np.float64)).sum()))
 
 
 def bound(position: Position) -> float:
-    """The log of the most that a token which is not shown can have."""
+    """Return the log of the largest probability that an unseen token can have."""
     return min(position.top[-1][1] - BELOW, math.log(max(position.left, LEAST)))
 
 
-def shared(one: Label, other: Label, token: bytes) -> RecipeError:
-    """That a chat cannot tell two labels apart."""
+def shared(label: Label, other: Label, token: bytes) -> RecipeError:
+    """Return the error for two labels that a chat cannot tell apart."""
     return RecipeError(
-        f"{one.name} and {other.name} begin with the same token, {token.decode(errors='replace')!r}, and in a chat "
-        "only the first one can be asked for",
+        f"{label.name} and {other.name} begin with the same token, {token.decode(errors='replace')!r}, and in a chat "
+        "only the first one can be requested",
         where="task.labels",
         next="choose words that begin differently, or use teacher.api: completions",
     )

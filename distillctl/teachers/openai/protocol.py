@@ -1,8 +1,8 @@
-"""What is said to an OpenAI-compatible server, and what it has to answer: strict, for a partial answer is none.
+"""Requests to an OpenAI-compatible server, and strict parsing of its answers: a partial answer is none.
 
-https://platform.openai.com/docs/api-reference/chat and …/completions. Servers differ in what they leave out; what is
-read here is what vLLM, SGLang, llama.cpp, Ollama and OpenAI have in common. The newer llama.cpp server gives
-log-probabilities in the form of chats for completions, too: both forms are read in both places.
+https://platform.openai.com/docs/api-reference/chat and …/completions. Servers omit different parts; only what vLLM,
+SGLang, llama.cpp, Ollama and OpenAI have in common is read. llama.cpp's newer server also writes a completion's
+log-probabilities in the form of chats, so both forms are read in both places.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ class Impossible(Malformed):
 
 @dataclass(frozen=True)
 class Position:
-    """One token of an answer: its bytes (of the text, where the server gives none), and the likeliest tokens there
-    with their natural log-probabilities, the likeliest first; no token twice."""
+    """One token of an answer.
+
+    token: its bytes, or its text's if the server gives none. top: the likeliest tokens there with their natural
+    log-probabilities, the likeliest first, no token twice.
+    """
 
     token: bytes
     top: tuple[tuple[bytes, float], ...] = ()
@@ -65,8 +68,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: choices in order; model and system_fingerprint as the server names them; tokens read and written,
-    None where it does not say."""
+    """The server's answer. model, system_fingerprint: as stated there. usage: tokens read and written, None if not
+    stated."""
 
     choices: tuple[Choice, ...]
     model: str | None
@@ -79,8 +82,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """One question. top_logprobs: 0 for none; seed: None for none sent; echo: of a completion, so many bytes at the end
-    of the prompt whose own tokens' log-probabilities are wanted, instead of an answer's."""
+    """One request.
+
+    top_logprobs: 0 for none. seed: None is not sent. echo: in a completion, number of bytes at the end of the prompt
+    whose tokens' log-probabilities are wanted instead of an answer's.
+    """
 
     api: Api
     model: str
@@ -100,32 +106,32 @@ class Request:
     @property
     def body(self) -> dict[str, Any]:
         """Return the body as JSON, without keys that have their default value, since not all servers know every key."""
-        found: dict[str, Any] = {
+        body: dict[str, Any] = {
             **self.extra,
             "model": self.model,
             self.limit_key: self.max_tokens,
             "temperature": self.temperature,
         }
         if self.api == "chat":
-            asked = [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else self.prompt
-            found["messages"] = asked
+            messages = [{"role": "user", "content": self.prompt}] if isinstance(self.prompt, str) else self.prompt
+            body["messages"] = messages
             if self.top_logprobs:
-                found |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+                body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         else:
-            found["prompt"] = self.prompt
+            body["prompt"] = self.prompt
             if self.top_logprobs:
-                found["logprobs"] = self.top_logprobs
+                body["logprobs"] = self.top_logprobs
             if self.echo:
-                found["echo"] = True
+                body["echo"] = True
         if self.n > 1:
-            found["n"] = self.n
-        if self.temperature:  # servers have defaults of their own
-            found["top_p"] = self.top_p
+            body["n"] = self.n
+        if self.temperature:  # servers have different defaults
+            body["top_p"] = self.top_p
         if self.stop:
-            found["stop"] = list(self.stop)
+            body["stop"] = list(self.stop)
         if self.seed is not None:
-            found["seed"] = self.seed
-        return found
+            body["seed"] = self.seed
+        return body
 
     @property
     def characters(self) -> int:
@@ -168,10 +174,10 @@ class _Logprobs(_Loose):
     tokens: list[str] | None = _list()
     token_logprobs: list[float | None] | None = _list()
     top_logprobs: list[dict[str, Any] | None] | None = _list()
-    """The values are numbers or null: `_number` says so, at the first that is neither."""
+    """`_number` checks the values, which are numbers or null."""
 
 
-class _Said(_Loose):
+class _Message(_Loose):
     content: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -187,7 +193,7 @@ class _Said(_Loose):
 class _Choice(_Loose):
     index: int = 0
     text: str | None = None
-    message: _Said | None = None
+    message: _Message | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
@@ -211,8 +217,7 @@ _ANSWER = TypeAdapter(_Answer)
 
 
 def parse(body: bytes, request: Request) -> Answer:
-    """Parse the answer to ``request``. Raise Malformed if it is not JSON, or lacks a choice, an end or
-    log-probabilities."""
+    """Parse the answer to ``request``. Raise Malformed if JSON, a choice, its end or log-probabilities are missing."""
     try:
         answer = _ANSWER.validate_json(body)
     except ValidationError as error:
@@ -221,72 +226,78 @@ def parse(body: bytes, request: Request) -> Answer:
         raise Malformed(f"bad JSON ({f'{where}: ' if where else ''}{first['msg']})") from None
     if len(answer.choices) < request.n:
         raise Malformed("no choices" if not answer.choices else f"{len(answer.choices)} of {request.n} choices")
-    choices = tuple(_choice(one, request) for one in sorted(answer.choices, key=lambda one: one.index)[: request.n])
+    choices = tuple(
+        _choice(choice, request) for choice in sorted(answer.choices, key=lambda choice: choice.index)[: request.n]
+    )
     usage = None if answer.usage is None else (answer.usage.prompt_tokens, answer.usage.completion_tokens)
     return Answer(choices, answer.model, answer.system_fingerprint, usage)
 
 
-def _choice(found: _Choice, request: Request) -> Choice:
+def _choice(choice: _Choice, request: Request) -> Choice:
     if request.echo:
-        return Choice("", False, _echoed(found.logprobs, request))
-    said = found.message
-    text = found.text if request.api == "completions" else None if said is None else said.text
+        return Choice("", False, _echoed(choice.logprobs, request))
+    message = choice.message
+    text = choice.text if request.api == "completions" else None if message is None else message.text
     if text is None:
         raise Malformed("a choice without text")
-    if said is not None and said.refusal:
+    if message is not None and message.refusal:
         raise Malformed("refused")
-    if found.finish_reason not in ("stop", "length", "eos"):
-        raise Malformed(f"not ended (finish_reason {found.finish_reason!r})")
-    positions = _positions(found.logprobs) if request.top_logprobs else ()
+    if choice.finish_reason not in ("stop", "length", "eos"):
+        raise Malformed(f"not ended (finish_reason {choice.finish_reason!r})")
+    positions = _positions(choice.logprobs) if request.top_logprobs else ()
     if request.top_logprobs and not (positions and all(position.top for position in positions)) and text:
         raise Malformed("no log-probabilities")
-    if positions and (said is None or said.text == (said.content or "")):
-        text = _as_tokens_have_it(text, [position.token for position in positions], request.stop)
-    return Choice(text, found.finish_reason == "length", positions)
+    if positions and (message is None or message.text == (message.content or "")):
+        text = _restore_space(text, [position.token for position in positions], request.stop)
+    return Choice(text, choice.finish_reason == "length", positions)
 
 
-def _as_tokens_have_it(text: str, tokens: Sequence[bytes], stop: Sequence[str]) -> str:
-    """The text with the space that some servers take off its beginning. Malformed where it is not what the tokens say:
-    all of them, but for a stop string or an end token."""
-    whole, said = b"".join(tokens), text.encode()
+def _restore_space(text: str, tokens: Sequence[bytes], stop: Sequence[str]) -> str:
+    """Return the text with the first space that some servers remove.
+
+    Raise Malformed if it differs from the tokens, except for a stop string or an end token.
+    """
+    whole, encoded = b"".join(tokens), text.encode()
     if b"" in tokens or "\ufffd" in whole.decode(errors="replace"):  # tokens that are parts of characters
         return text
-    if not whole.startswith(said):
+    if not whole.startswith(encoded):
         begin = whole[: len(whole) - len(whole.lstrip())]
-        text, said = f"{begin.decode()}{text.lstrip()}", begin + said.lstrip()
-    rest = whole[len(said) :]
+        text, encoded = f"{begin.decode()}{text.lstrip()}", begin + encoded.lstrip()
+    rest = whole[len(encoded) :]
     ended = not rest or any(rest.startswith(s.encode()) for s in stop) or rest == tokens[-1]
-    if not whole.startswith(said) or not ended:
-        raise Malformed("its text is not that of its tokens")
+    if not whole.startswith(encoded) or not ended:
+        raise Malformed("its text differs from its tokens")
     return text
 
 
-def _positions(found: _Logprobs | None) -> tuple[Position, ...]:
-    if found is None:
+def _positions(logprobs: _Logprobs | None) -> tuple[Position, ...]:
+    if logprobs is None:
         return ()
-    if found.content is not None:
+    if logprobs.content is not None:
         return tuple(
-            Position(_bytes(one), _top([(_bytes(token), token.logprob) for token in one.top_logprobs]))
-            for one in found.content
+            Position(_bytes(entry), _top([(_bytes(token), token.logprob) for token in entry.top_logprobs]))
+            for entry in logprobs.content
         )
-    tokens, top = found.tokens or [], found.top_logprobs or []
+    tokens, top = logprobs.tokens or [], logprobs.top_logprobs or []
     if len(tokens) != len(top):
         raise Malformed(f"log-probabilities of {len(top)} of {len(tokens)} tokens")
     return tuple(
-        Position(_spelled(token), _top([(_spelled(text), _number(value)) for text, value in (each or {}).items()]))
-        for token, each in zip(tokens, top, strict=True)
+        Position(_spelled(token), _top([(_spelled(text), _number(value)) for text, value in (shown or {}).items()]))
+        for token, shown in zip(tokens, top, strict=True)
     )
 
 
-def _echoed(found: _Logprobs | None, request: Request) -> tuple[Position, ...]:
-    """The tokens at the end of the prompt, each with its own log-probability alone; none where the server does not give
-    them, or one of them begins before."""
-    if found is None or not isinstance(request.prompt, str):
+def _echoed(logprobs: _Logprobs | None, request: Request) -> tuple[Position, ...]:
+    """Return the tokens at the end of the prompt, each with only its own log-probability.
+
+    Empty if the server gives none, or if a token begins before that end.
+    """
+    if logprobs is None or not isinstance(request.prompt, str):
         return ()
-    if found.content is not None:
-        tokens, values = [_bytes(one) for one in found.content], [one.logprob for one in found.content]
+    if logprobs.content is not None:
+        tokens, values = [_bytes(entry) for entry in logprobs.content], [entry.logprob for entry in logprobs.content]
     else:
-        tokens, values = [_spelled(token) for token in found.tokens or []], found.token_logprobs or []
+        tokens, values = [_spelled(token) for token in logprobs.tokens or []], logprobs.token_logprobs or []
     prompt = request.prompt.encode()
     for count in (len(tokens) - 1, len(tokens)):  # the last token is the answer's, if the server shows one
         if b"".join(tokens[: max(count, 0)]).endswith(prompt):
@@ -297,41 +308,41 @@ def _echoed(found: _Logprobs | None, request: Request) -> tuple[Position, ...]:
     while left > 0 and start > 0:
         start -= 1
         left -= len(tokens[start])
-    shown = [_top([one]) for one in zip(tokens[start:count], values[start:count], strict=False)]
+    shown = [_top([entry]) for entry in zip(tokens[start:count], values[start:count], strict=False)]
     if left or len(shown) < count - start or not all(shown):
         return ()
     return tuple(Position(top[0][0], top) for top in shown)
 
 
 def _spelled(text: str) -> bytes:
-    """A completion's token; OpenAI writes those that are parts of characters as bytes:\\xe2\\x80."""
-    found = _SPELLED.fullmatch(text)
-    return bytes.fromhex(found[1].replace("\\x", "")) if found else text.encode()
+    """Return a completion token's bytes. OpenAI writes parts of characters as bytes:\\xe2\\x80."""
+    match = _SPELLED.fullmatch(text)
+    return bytes.fromhex(match[1].replace("\\x", "")) if match else text.encode()
 
 
 def _bytes(token: _Token) -> bytes:
     try:
         return bytes(token.bytes) if token.bytes else token.token.encode()
     except ValueError:
-        raise Malformed(f"a token's bytes are none: {token.bytes}") from None
+        raise Malformed(f"a token has invalid bytes: {token.bytes}") from None
 
 
 def _number(value: Any) -> float | None:
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError, OverflowError):
-        raise Malformed(f"a log-probability is no number: {type(value).__name__}") from None
+        raise Malformed(f"a log-probability is not a number: {type(value).__name__}") from None
 
 
-def _top(found: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, float], ...]:
+def _top(tokens: Sequence[tuple[bytes, float | None]]) -> tuple[tuple[bytes, float], ...]:
     """Sort tokens by likelihood. Of tokens with the same bytes keep the likeliest; the others count as unseen."""
     best: dict[bytes, float] = {}
-    for token, log_prob in found:
+    for token, log_prob in tokens:
         if log_prob is not None and not math.isnan(log_prob) and log_prob > NEVER:
             if log_prob > ROUNDING:
                 raise Impossible(f"{token.decode(errors='replace')!r} has a log-probability of {log_prob:.6g}, above 0")
-            # As the cache keeps them: an answer is the same before and after a restart.
+            # Rounded as in the cache, so that an answer is the same before and after a restart.
             best[token] = max(best.get(token, -math.inf), round(min(log_prob, 0.0), 6))
     if (mass := math.fsum(map(math.exp, best.values()))) > 1 + ROUNDING:
         raise Impossible(f"the {len(best)} tokens shown have {mass:.3g} of the probability together, more than 1")
-    return tuple(sorted(best.items(), key=lambda one: -one[1]))
+    return tuple(sorted(best.items(), key=lambda entry: -entry[1]))

@@ -31,7 +31,7 @@ class ServedReader:
         self._characters = self._tokens = 0
         self._places: dict[str, AnswerPlace] = {}
         self.asked: Callable[[], dict[str, Any]] = dict
-        """What the server can do, and what it was asked so far; empty if all answers were stored already."""
+        """Returns the server's capabilities and the requests so far; empty if all answers were stored already."""
 
     @cached_property
     def known(self) -> TokenBytes | None:
@@ -44,8 +44,8 @@ class ServedReader:
         from distillctl.models.from_pretrained import folder
 
         def unavailable(error: BaseException) -> UnavailableError:
-            what = f"the tokenizer {source.reference} cannot be loaded: {first_line(error)}"
-            return UnavailableError(what, where="teacher.tokenizer")
+            problem = f"the tokenizer {source.reference} cannot be loaded: {first_line(error)}"
+            return UnavailableError(problem, where="teacher.tokenizer")
 
         with checkpoint_files.loading(unavailable), console.libraries_quiet():
             return TokenBytes(AutoTokenizer.from_pretrained(folder(source), trust_remote_code=False))
@@ -61,7 +61,7 @@ class ServedReader:
         return None if self.known is None else len(self.known.tokenizer)
 
     def facts(self) -> dict[str, Any]:
-        """Return what the manifest records: no sizes of weights, but how the server was asked."""
+        """Return the facts for the manifest: no sizes of weights, but address, API and requests."""
         address = {"base_url": self.source.base_url, "api": self.source.api}
         return {"parameters": None, "bytes": None, "served": address | self.asked()}
 
@@ -90,7 +90,7 @@ class ServedReader:
     def _given(self, text: str, place: AnswerPlace, words: Sequence[str]) -> Answers:
         """Return the tokens of a given response after the view. In a chat it begins a message."""
         view, between = ("", "") if place.chat else (place.before(text), place.between(text))
-        return self._in_place(view, [between + one for one in words]).answers
+        return self._in_place(view, [between + word for word in words]).answers
 
     @cached_property
     def _in_place(self) -> AnswerTokenizer:

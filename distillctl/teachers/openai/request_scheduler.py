@@ -131,7 +131,7 @@ class RequestScheduler:
             raise self.stop(
                 UnavailableError(
                     f"stopped by teacher.{reason}; the answers so far are kept",
-                    next=f"raise the limit and go on with: {self._again}",
+                    next=f"raise the limit and continue with: {self._again}",
                 )
             ) from None
         try:
@@ -176,7 +176,7 @@ class RequestScheduler:
                 UnavailableError(
                     f"{self._failed_in_a_row} requests in a row were given up, the last one after {failure}",
                     where=self.spec.base_url,
-                    next=f"look at the server, then go on with: {self._again}",
+                    next=f"check the server, then continue with: {self._again}",
                 )
             )
 
@@ -187,7 +187,7 @@ class RequestScheduler:
             return UnavailableError(
                 f"the server's log-probabilities cannot be used: {failure.detail}",
                 where=self.spec.base_url,
-                next="look at what it calls logprobs: they have to be natural logarithms over the whole vocabulary; "
+                next="check what it calls logprobs: they must be natural logarithms over the whole vocabulary; "
                 f"then {self._again}",
             )
         if failure.kind == "redirect":
@@ -196,15 +196,15 @@ class RequestScheduler:
                 where=self.spec.base_url,
                 next=f"if you trust that address, name it as teacher.base_url; then {self._again}",
             )
-        mend = {
+        remedy = {
             "HTTP 401": f"set {key} to a key of this server"
             if key
             else "name the variable of its key: teacher.api_key_env",
             "HTTP 403": f"ask for access to {self.spec.model}, or use another key",
-            "HTTP 404": f"look for {self.spec.model} in what {self.spec.base_url}/models lists, and at teacher.api",
-        }.get(failure.kind, "look at the account's credit")
+            "HTTP 404": f"check that {self.spec.base_url}/models lists {self.spec.model}, and check teacher.api",
+        }.get(failure.kind, "check the account's credit")
         return UnavailableError(
-            f"the server refuses: {failure}", where=self.spec.base_url, next=f"{mend}; then {self._again}"
+            f"the server refuses: {failure}", where=self.spec.base_url, next=f"{remedy}; then {self._again}"
         )
 
 

@@ -1,8 +1,8 @@
-"""Every answer that was paid for, kept the moment it is there: one JSON line each, only ever appended to.
+"""Store every answer that was paid for as soon as it arrives: one JSON line each, only ever appended.
 
-What is in the file is safe from a killed process at once, and from a power cut within a second. A line that was torn
-off by either, or is otherwise not as it was written, is set aside when the file is opened next. Answers are found by
-what was asked, so a question that changed is asked again, and one that did not is never paid for twice.
+A line in the file survives a killed process at once, and a power cut after a second. Lines that these tore off, and
+other damaged ones, are set aside when the file is opened. Answers are found by their request, so a changed request is
+sent again, and an unchanged one is never paid for twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distillctl.untrusted import regular_files
 
 SYNC_LINES, SYNC_SECONDS = 64, 1.0
 DAMAGED = "answers.damaged.jsonl"
-"""Lines that were not as they were written, kept for people."""
+"""Damaged lines, kept for people."""
 _LINE_BYTES = 32 << 20
 LogProb = Annotated[float, Field(le=ROUNDING)]
 
@@ -38,7 +38,7 @@ class _PlainChoice(BaseModel):
 
 
 class _PlainAnswer(BaseModel):
-    """An answer as `_plain` makes it."""
+    """An answer as `_plain` returns it."""
 
     model_config = ConfigDict(extra="forbid")
     choices: list[_PlainChoice]
@@ -47,13 +47,13 @@ class _PlainAnswer(BaseModel):
     usage: tuple[Count, Count] | None
 
     def parsed(self) -> Answer:
-        """ValueError where a token is none, or its log-probabilities are of more than all the probability there is."""
+        """Return the answer. Raise ValueError for invalid tokens, or if log-probabilities sum to more than 1."""
         choices = []
         for choice in self.choices:
             positions = []
             for token, top in choice.tokens:
                 if math.fsum(math.exp(log_prob) for _, log_prob in top) > 1 + ROUNDING:
-                    raise ValueError("more than all the probability there is")
+                    raise ValueError("the probabilities sum to more than 1")
                 shown = tuple((text.encode("latin-1"), log_prob) for text, log_prob in top)
                 positions.append(Position(token.encode("latin-1"), shown))
             choices.append(Choice(choice.text, choice.cut, tuple(positions)))
@@ -61,7 +61,7 @@ class _PlainAnswer(BaseModel):
 
 
 class _Entry(BaseModel):
-    """One line: an answer and its milliseconds, or tokens that were paid for and brought none."""
+    """One line: an answer and its milliseconds, or tokens that were paid for without an answer."""
 
     model_config = ConfigDict(extra="forbid")
     key: str = Field(max_length=200)
@@ -71,14 +71,14 @@ class _Entry(BaseModel):
 
 
 class ResponseCache:
-    """Answers by key on disk, by their place in memory. One process at a time (the run directory's lock)."""
+    """Answers by key, on disk; their positions are in memory. The run directory's lock allows one process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.used = (0, 0)
-        """Tokens read and written by all requests, those included that were paid for and brought no answer."""
+        """Tokens read and written by all requests, including those that were paid for without an answer."""
         self.milliseconds: list[float] = []
-        """How long each answer took, from its request to its last byte."""
+        """The time of each answer, from its request to its last byte."""
         self._places: dict[str, tuple[int, int]] = {}
         with writable(path):
             make_folder(path.parent)
@@ -90,7 +90,7 @@ class ResponseCache:
         return len(self._places)
 
     def get(self, key: str) -> Answer | None:
-        """The answer to a question, if it is there."""
+        """Return the answer to a request, or None."""
         if key not in self._places:
             return None
         start, length = self._places[key]
@@ -99,15 +99,15 @@ class ResponseCache:
         return entry.answer.parsed()
 
     def keep(self, key: str, answer: Answer, used: tuple[int, int], milliseconds: float) -> None:
-        """An answer, the tokens it took and its time."""
+        """Store an answer, its tokens and its time."""
         self._append(_Entry(key=key, used=used, ms=round(milliseconds, 1), answer=_plain(answer)))
 
     def lose(self, key: str, used: tuple[int, int]) -> None:
-        """Tokens that were paid for, as far as one knows, and brought no answer."""
+        """Store the estimated tokens that were paid for without an answer."""
         self._append(_Entry(key=key, used=used))
 
     def close(self) -> None:
-        """Make all of it safe."""
+        """Write everything to disk and close the file."""
         with writable(self.path):
             os.fsync(self._file)
         os.close(self._file)
@@ -120,7 +120,7 @@ class ResponseCache:
                 while left:
                     left = left[os.write(self._file, left) :]
             except OSError:
-                os.ftruncate(self._file, self._end)  # half a line would be taken for the beginning of the next
+                os.ftruncate(self._file, self._end)  # half a line would become part of the next one
                 raise
             self._unsynced += 1
             if self._unsynced >= SYNC_LINES or time.monotonic() - self._synced > SYNC_SECONDS:
@@ -130,8 +130,10 @@ class ResponseCache:
         self._end += len(line)
 
     def _read(self) -> int:
-        """Index what is there; returns where the last whole line ends. Lines that are not as they were written are set
-        aside, and what they answered is asked again."""
+        """Index the file, and return its length.
+
+        Damaged lines are set aside, and their requests are sent again.
+        """
         damaged = [(start, length) for start, line, length in self._lines() if not self._index(line, start, length)]
         if not damaged:
             return os.fstat(self._file).st_size
@@ -142,7 +144,7 @@ class ResponseCache:
         return os.fstat(self._file).st_size
 
     def _lines(self) -> Iterator[tuple[int, bytes, int]]:
-        """Where each line starts, the line, and its length; of one that is too long to be ours the first part."""
+        """Yield each line's start, the line, and its length; the first part of a line that is too long to be ours."""
         with os.fdopen(os.dup(self._file), "rb") as file:
             file.seek(0)
             start = 0
@@ -156,7 +158,7 @@ class ResponseCache:
                 start += length
 
     def _index(self, line: bytes, start: int, length: int) -> bool:
-        """Count a line; False where it is not one that was written here."""
+        """Count a line. Return False if it was not written here."""
         if len(line) < length or not line.endswith(b"\n"):
             return False
         try:
@@ -169,7 +171,7 @@ class ResponseCache:
         return True
 
     def _set_aside(self, damaged: list[tuple[int, int]]) -> None:
-        """Move these lines to a file beside, behind those that were moved before, and say so."""
+        """Move damaged lines to a file next to the cache, after earlier ones, and warn."""
         set_aside = self.path.with_name(DAMAGED)
         with replacing(set_aside) as temporary, temporary.open("wb") as kept:
             if set_aside.is_file() and not set_aside.is_symlink():
@@ -185,7 +187,7 @@ class ResponseCache:
         os.close(self._file)
         self._file = open_to_append(self.path)
         lines = f"{len(damaged):,} damaged line{'s' if len(damaged) > 1 else ''}"
-        console.warn(f"{self.path}: {lines} moved to {DAMAGED}; what was asked there is asked again")
+        console.warn(f"{self.path}: {lines} moved to {DAMAGED}; their requests are sent again")
 
     def _pieces(self, start: int, end: int) -> Iterator[bytes]:
         while start < end:
@@ -201,16 +203,16 @@ class ResponseCache:
 
 
 def _entry(line: bytes) -> _Entry:
-    """ValueError where it is not as it was written."""
+    """Parse a line. Raise ValueError if it is damaged."""
     document, _ = checksums.read(line, allow_inf_nan=True)
     entry = _Entry.model_validate(document)
     if (entry.answer is None) != (entry.ms is None):
-        raise ValueError("not a line of this journal")
+        raise ValueError("not a line of this cache")
     return entry
 
 
 def _plain(answer: Answer) -> _PlainAnswer:
-    """Bytes, which need not be text, one character each."""
+    """Convert an answer for JSON. Bytes, which need not be text, become one character each."""
     choices = [
         _PlainChoice(
             text=choice.text,

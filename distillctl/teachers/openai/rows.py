@@ -63,18 +63,18 @@ async def open_rows(served: Served, reader: ServedReader) -> ShardRequests:
             scheduler.cache.close()
             raise
         server_capabilities.write(path, capabilities)
-    console.note(capabilities.told(spec))
+    console.note(capabilities.describe(spec))
     scheduler.expected_model = capabilities.model
     if logprobs and not capabilities.top_logprobs:
         raise UnavailableError(
-            f"{spec.base_url} gives no log-probabilities of {spec.model}",
+            f"{spec.base_url} gives no log-probabilities for {spec.model}",
             where="teacher",
-            next="ask another API or server (llama-cpp-python wants --logits_all true); or, for texts, "
+            next="use another API or server (llama-cpp-python needs --logits_all true); or, for generate, "
             "task.soft_labels: {kind: text}",
         )
     if not capabilities.untempered:
         raise UnavailableError(
-            f"{spec.base_url} gives log-probabilities after the temperature, from which those before it cannot be told",
+            f"{spec.base_url} applies the temperature to log-probabilities, so the original ones cannot be computed",
             where="task.responses.temperature",
             next="use temperature 1, responses: {kind: greedy}, or soft_labels: {kind: text}",
         )
@@ -84,7 +84,7 @@ async def open_rows(served: Served, reader: ServedReader) -> ShardRequests:
 
 
 class ShardRequests:
-    """Answer shards by requests. Subclasses say in ``_row`` what one row asks."""
+    """Answer shards by requests. Subclasses send one row's requests in ``_row``."""
 
     def __init__(
         self, served: Served, reader: ServedReader, scheduler: RequestScheduler, capabilities: ServerCapabilities
@@ -97,8 +97,8 @@ class ShardRequests:
         rows = (self._row(task, place) for place in range(len(task.rows)))
         return await asyncio.gather(*rows, return_exceptions=True)
 
-    def joined(self, task: ShardTask, found: list[Any]) -> Any:
-        """Combine all rows' answers into what the stage commits."""
+    def joined(self, task: ShardTask, answers: list[Any]) -> Any:
+        """Combine all rows' answers for the stage."""
         raise NotImplementedError
 
     async def _row(self, task: ShardTask, place: int) -> Any:
@@ -132,7 +132,7 @@ class ShardRequests:
             cautions.add(
                 "tokens-not-counted",
                 f"The server does not say how many tokens it read for {uncounted:,} answers (its usage is 0 or "
-                f"missing): teacher.{' and '.join(limits)} is held by estimates from the length of the texts.",
+                f"missing). teacher.{' and '.join(limits)} is enforced with estimates from the length of the texts.",
             )
 
     def facts(self) -> dict[str, Any]:
@@ -180,11 +180,11 @@ class _RowLabels:
     next: tuple[bytes, float]
 
 
-class _LabelRequests(ShardRequests):
-    """Ask for labels.
+class _ClassifyRequests(ShardRequests):
+    """Request labels.
 
-    If a row's likeliest label is not among the tokens shown, ask in other ways that the server supports: for more of
-    the likeliest tokens, or for the log-probabilities of the labels' own tokens in a prompt.
+    If a row's likeliest label is not among the tokens shown, request more of the likeliest tokens, or the
+    log-probabilities of the labels' own tokens in a prompt, whichever the server supports.
     """
 
     def __init__(
@@ -200,15 +200,16 @@ class _LabelRequests(ShardRequests):
 
     async def _row(self, task: ShardTask, place: int) -> _RowLabels:
         sent = self._labels.after(task.views.texts[place], task.views.prefix.place)
-        found, likeliest = await self._shown(sent, self.capabilities.top_logprobs)
-        scores = labels.scores(found)
+        begun, likeliest = await self._shown(sent, self.capabilities.top_logprobs)
+        scores = labels.scores(begun)
         if not scores.measured and (more := await self._probed("more", server_capabilities.more)):
-            found, _ = await self._shown(sent, more)
-            scores = labels.scores(found)
-        wanting = not scores.measured or not all(one.asked for one in found)
+            begun, _ = await self._shown(sent, more)
+            scores = labels.scores(begun)
+        wanting = not scores.measured or not all(label.asked for label in begun)
         if wanting and await self._probed("echo", server_capabilities.echoes):
-            found = [await self._echoed(sent.text, label, one) for label, one in zip(sent.labels, found, strict=True)]
-            scores = labels.scores(found)
+            pairs = zip(sent.labels, begun, strict=True)
+            begun = [await self._echoed(sent.text, label, shown) for label, shown in pairs]
+            scores = labels.scores(begun)
         return _RowLabels(scores, likeliest)
 
     async def _probed(self, name: str, probe: Callable[[RequestScheduler, ServerCapabilities], Awaitable[int]]) -> int:
@@ -229,10 +230,10 @@ class _LabelRequests(ShardRequests):
                 seen[path] = await self._next(self._request(text, 1, top_logprobs))
             return seen[path]
 
-        found = await labels.begun(sent.labels, following, first_only=self.spec.api == "chat")
+        begun = await labels.begun(sent.labels, following, first_only=self.spec.api == "chat")
         first = await following(())
         assert first is not None
-        return found, first.top[0]
+        return begun, first.top[0]
 
     async def _next(self, request: Request) -> Position:
         """Return the likeliest tokens after a text.
@@ -246,7 +247,7 @@ class _LabelRequests(ShardRequests):
             if positions and positions[0].top:
                 return Position(positions[0].token, positions[0].top[: request.top_logprobs])
         raise RequestFailed(
-            "ended at once", "the model says nothing here, and the server then shows no token", again=False
+            "ended at once", "the model answers nothing, and the server then shows no token", again=False
         )
 
     async def _echoed(self, text: str, label: labels.Label, shown: labels.Begun) -> labels.Begun:
@@ -261,18 +262,18 @@ class _LabelRequests(ShardRequests):
             return shown
         return labels.Begun(math.fsum(position.top[0][1] for position in positions), True, path)
 
-    def joined(self, task: ShardTask, found: list[_RowLabels]) -> Labelled:
+    def joined(self, task: ShardTask, answers: list[_RowLabels]) -> Labelled:
         return Labelled(
-            np.stack([one.scores.log_probs for one in found]),
-            np.array([one.scores.mass for one in found], np.float32),
+            np.stack([row.scores.log_probs for row in answers]),
+            np.array([row.scores.mass for row in answers], np.float32),
             sum(self.reader.tokens(text) for text in task.views.texts),
-            np.stack([one.scores.seen for one in found]),
-            [one.next[0].decode(errors="replace") for one in found],
-            np.array([one.next[1] for one in found], np.float32),
+            np.stack([row.scores.seen for row in answers]),
+            [row.next[0].decode(errors="replace") for row in answers],
+            np.array([row.next[1] for row in answers], np.float32),
         )
 
 
-class _TextRequests(ShardRequests):
+class _GenerateRequests(ShardRequests):
     def __init__(
         self,
         served: Served,
@@ -294,29 +295,29 @@ class _TextRequests(ShardRequests):
         base = self._request(
             task.views.texts[place], self._task.max_new_tokens, self.capabilities.top_logprobs if keep else 0
         )
-        said = [
+        choices = [
             choice for request in self._requests(base, task, place) for choice in (await self._ask(request)).choices
         ]
         try:
-            return [texts.response(choice, self._task, known, self._ends) for choice in said]
+            return [texts.response(choice, self._task, known, self._ends) for choice in choices]
         except texts.Unknown as error:
             raise RequestFailed("unknown token", self.scheduler.client.shown(str(error)), again=False) from None
 
     def _requests(self, base: Request, task: ShardTask, place: int) -> list[Request]:
         """Return the requests for one row: one for all samples if the server supports it."""
         base = replace(base, stop=self._task.stop)
-        how = self._task.responses
-        if task.split != "train" or not isinstance(how, Sampling):
+        sampling = self._task.responses
+        if task.split != "train" or not isinstance(sampling, Sampling):
             return [base]
-        drawn = replace(base, temperature=how.temperature, top_p=how.top_p)
-        seeds = [(task.seeds[place] + sample) % _LARGEST_SEED for sample in range(how.n)]
+        drawn = replace(base, temperature=sampling.temperature, top_p=sampling.top_p)
+        seeds = [(task.seeds[place] + sample) % _LARGEST_SEED for sample in range(sampling.n)]
         if self.capabilities.samples:
-            return [replace(drawn, n=how.n, seed=seeds[0])]
+            return [replace(drawn, n=sampling.n, seed=seeds[0])]
         return [replace(drawn, seed=seed) for seed in seeds]
 
-    def joined(self, task: ShardTask, found: list[list[Response]]) -> list[tuple[str, int, Response]]:
+    def joined(self, task: ShardTask, answers: list[list[Response]]) -> list[tuple[str, int, Response]]:
         return [
             (row, sample, response)
-            for row, several in zip(task.rows, found, strict=True)
+            for row, several in zip(task.rows, answers, strict=True)
             for sample, response in enumerate(several)
         ]

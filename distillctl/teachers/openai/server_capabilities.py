@@ -27,12 +27,15 @@ _SAME = 0.05
 
 
 class ServerCapabilities(BaseModel):
-    """top_logprobs: so many of the likeliest tokens may be asked for, 0: none; shown: so many it showed; samples:
-    whether one request brings several answers; model, system_fingerprint: as the server names them."""
+    """The results of the first requests.
+
+    top_logprobs: how many of the likeliest tokens may be requested, 0: none. shown: how many the server showed.
+    samples: whether one request can return several answers. model, system_fingerprint: as the server states them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     asked: str
-    """Digest of the teacher's identity and of what was wanted, for which this was found."""
+    """Digest of the teacher's identity and of the needs (`Wanted.key`)."""
     model: str | None
     system_fingerprint: str | None
     top_logprobs: int
@@ -43,7 +46,7 @@ class ServerCapabilities(BaseModel):
     usage: bool
     limit_key: LimitKey
 
-    def told(self, spec: OpenAITeacher) -> str:
+    def describe(self, spec: OpenAITeacher) -> str:
         """Describe the capabilities in one line."""
         shown = f"the {self.shown} likeliest tokens of each position" if self.top_logprobs else "no probabilities"
         named = "" if self.model in (None, spec.model) else f" (as {self.model})"
@@ -52,14 +55,14 @@ class ServerCapabilities(BaseModel):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the task needs: log-probabilities, several answers per request, log-probabilities at a temperature."""
+    """The task's needs: log-probabilities, several answers per request, log-probabilities at a temperature."""
 
     logprobs: bool
     samples: bool = False
     temperature: float = 1.0
 
     def key(self, spec: OpenAITeacher) -> str:
-        """`ServerCapabilities.asked` of such a question."""
+        """Return the digest of teacher and needs, for `ServerCapabilities.asked`."""
         return digest([spec.identity, self.logprobs, self.samples, self.temperature])
 
 
@@ -70,12 +73,12 @@ async def ask(scheduler: RequestScheduler, wanted: Wanted) -> ServerCapabilities
     answer, hello = await _plain(scheduler, hello)
     granted = shown = 0
     for count in _counts(spec.top_logprobs) if wanted.logprobs else ():
-        found = await _tried(scheduler, replace(hello, top_logprobs=count))
-        if found is not None:
-            answer, granted = found, count
-            shown = min([count, *(len(position.top) for position in found.choices[0].positions[:1])])
+        tried = await _tried(scheduler, replace(hello, top_logprobs=count))
+        if tried is not None:
+            answer, granted = tried, count
+            shown = min([count, *(len(position.top) for position in tried.choices[0].positions[:1])])
             break
-        if "malformed answer" in scheduler.failures:  # it did not refuse, it left them out
+        if "malformed answer" in scheduler.failures:  # the server did not refuse, but omitted them
             break
     several = wanted.samples and await _tried(scheduler, replace(hello, n=2, temperature=1.0)) is not None
     untempered = True
@@ -102,11 +105,11 @@ MORE = (1000, 300, 100, 50, 20)
 async def more(scheduler: RequestScheduler, capabilities: ServerCapabilities) -> int:
     """Return how many likeliest tokens the server shows beyond the recipe's number; 0 if no more."""
     if capabilities.top_logprobs < scheduler.spec.top_logprobs or capabilities.shown < capabilities.top_logprobs:
-        return 0  # it has refused as many already
+        return 0  # it has already refused this many
     for count in (count for count in MORE if count > capabilities.top_logprobs):
-        found = await _tried(scheduler, replace(_hello(scheduler.spec, capabilities), top_logprobs=count))
-        if found is not None:
-            shown = len(found.choices[0].positions[0].top) if found.choices[0].positions else 0
+        answer = await _tried(scheduler, replace(_hello(scheduler.spec, capabilities), top_logprobs=count))
+        if answer is not None:
+            shown = len(answer.choices[0].positions[0].top) if answer.choices[0].positions else 0
             return count if shown > capabilities.shown else 0
     return 0
 
@@ -115,8 +118,8 @@ async def echoes(scheduler: RequestScheduler, capabilities: ServerCapabilities) 
     """Tell whether the server returns log-probabilities of a prompt's own tokens."""
     if scheduler.spec.api == "chat":
         return False
-    found = await _tried(scheduler, replace(_hello(scheduler.spec, capabilities), top_logprobs=1, echo=len(" 4")))
-    return found is not None and bool(found.choices[0].positions)
+    answer = await _tried(scheduler, replace(_hello(scheduler.spec, capabilities), top_logprobs=1, echo=len(" 4")))
+    return answer is not None and bool(answer.choices[0].positions)
 
 
 def _hello(spec: OpenAITeacher, capabilities: ServerCapabilities) -> Request:
@@ -131,22 +134,22 @@ def _hello(spec: OpenAITeacher, capabilities: ServerCapabilities) -> Request:
     )
 
 
-def _apart(one: Answer, other: Answer) -> float:
+def _apart(first: Answer, second: Answer) -> float:
     """Return the largest difference in nats of a token's log-probability at the first position; 0 if none is shown."""
-    tops = [dict(position.top) for answer in (one, other) for position in answer.choices[0].positions[:1]]
+    tops = [dict(position.top) for answer in (first, second) for position in answer.choices[0].positions[:1]]
     if len(tops) < 2:
         return 0.0
     return max((abs(tops[0][token] - tops[1][token]) for token in tops[0] if token in tops[1]), default=math.inf)
 
 
 def read(path: Path, asked: str) -> ServerCapabilities | None:
-    """Read the capabilities that an earlier run found for the same question, or None."""
+    """Read the capabilities that an earlier run found for the same needs, or return None."""
     try:
         document, _ = checksums.read(limits.read_bytes(path, 1 << 20))
-        found = ServerCapabilities.model_validate(document)
+        capabilities = ServerCapabilities.model_validate(document)
     except (OSError, ValueError):
         return None
-    return found if found.asked == asked else None
+    return capabilities if capabilities.asked == asked else None
 
 
 def write(path: Path, capabilities: ServerCapabilities) -> None:
@@ -174,18 +177,18 @@ async def _plain(scheduler: RequestScheduler, hello: Request) -> tuple[Answer, R
         raise UnavailableError(
             f"the server cannot be used: {failure}",
             where=scheduler.spec.base_url,
-            next=_mend(failure, scheduler.spec),
+            next=_remedy(failure, scheduler.spec),
         ) from None
 
 
-def _mend(failure: RequestFailed, spec: OpenAITeacher) -> str:
+def _remedy(failure: RequestFailed, spec: OpenAITeacher) -> str:
     if re.match(r"HTTP 4", failure.kind):
-        return "look at what it says; teacher.api: completions or chat may be the other one"
-    return f"is it running? curl {spec.base_url}/models"
+        return "read the server's message; it may need the other teacher.api, completions or chat"
+    return f"check that it is running: curl {spec.base_url}/models"
 
 
 async def _tried(scheduler: RequestScheduler, request: Request) -> Answer | None:
-    """Return the answer, or None if the server refuses the request or leaves out what was asked."""
+    """Return the answer, or None if the server refuses the request or omits what was requested."""
     try:
         return await scheduler.ask(request, retries=_RETRIES)
     except Stopped as stopped:
@@ -194,5 +197,7 @@ async def _tried(scheduler: RequestScheduler, request: Request) -> Answer | None
         if failure.kind == "malformed answer" or re.match(r"HTTP (4|5)", failure.kind):
             return None
         raise UnavailableError(
-            f"the server cannot be used: {failure}", where=scheduler.spec.base_url, next=_mend(failure, scheduler.spec)
+            f"the server cannot be used: {failure}",
+            where=scheduler.spec.base_url,
+            next=_remedy(failure, scheduler.spec),
         ) from None

@@ -1,6 +1,6 @@
-"""Which id a token has that a server names by its text or bytes: from the model's tokenizer, if the recipe gives it.
+"""Find the id of a token that a server names by text or bytes, with the model's tokenizer if the recipe names it.
 
-Imports transformers when a tokenizer is opened, and so torch; nothing before.
+Opening a tokenizer imports transformers, and so torch; nothing else does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from distillctl.data.responses import token_texts
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"
-"""What SentencePiece writes for one."""
+"""SentencePiece's mark for a space."""
 
 
 class TokenBytes:
@@ -25,7 +25,7 @@ class TokenBytes:
 
     @cached_property
     def tokens(self) -> list[bytes]:
-        """Each token's bytes as they stand in the middle of a text; special tokens by their names."""
+        """Return each token's bytes within a text; for special tokens their names."""
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         names = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
         added = {token["id"] for token in backend["added_tokens"]}
@@ -40,13 +40,16 @@ class TokenBytes:
 
     @cached_property
     def ids(self) -> dict[bytes, int]:
-        """A token's id; of several that read the same (a byte that is a character, too) the one that is written, which
-        is the last: single bytes come first in every vocabulary."""
+        """Return bytes → id.
+
+        If several tokens have the same bytes (a single byte that is also a character), the last one counts, which
+        models write: single bytes come first in every vocabulary.
+        """
         return {token: i for i, token in enumerate(self.tokens) if token}
 
 
 def _byte_level(name: str) -> bytes:
-    """GPT-2's spelling of bytes as printable characters, undone."""
+    """Undo GPT-2's spelling of bytes as printable characters."""
     return b"".join(bytes([_BYTES[c]]) if c in _BYTES else c.encode() for c in name)
 
 
@@ -56,7 +59,7 @@ def _sentence_piece(name: str) -> bytes:
 
 
 def _spelling() -> dict[str, int]:
-    """Character → byte (Radford et al. 2019, `bytes_to_unicode`)."""
+    """Return character → byte (Radford et al. 2019, `bytes_to_unicode`)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -74,7 +74,7 @@ class ServedWorkerPool:
                 if ended is not None:  # open requests are paid for: wait for their answers and keep them
                     more = False
                     self._open().scheduler.stop(UnavailableError(str(ended)))
-                if not any(isinstance(one, BaseException) for one in answers):
+                if not any(isinstance(answer, BaseException) for answer in answers):
                     yield key, self._open().joined(task, answers)
         if ended is not None:
             self._write_failed()
@@ -92,7 +92,7 @@ class ServedWorkerPool:
         raise UnavailableError(
             f"{len(self._failed):,} of {self._asked:,} rows could not be answered: {summary}",
             where=str(path),
-            next=f"ask for these rows again, the others are kept: {self._served.again}",
+            next=f"send these rows again (the others are kept): {self._served.again}",
         )
 
     def close(self) -> None:
@@ -122,15 +122,17 @@ class ServedWorkerPool:
             if done:
                 return [task for task in under_way if task in done]
 
-    def _end(self, task: ShardTask, found: list[Any]) -> BaseException | None:
+    def _end(self, task: ShardTask, answers: list[Any]) -> BaseException | None:
         """Return the error that ends the work, if any. Rows that failed are recorded and do not end it."""
-        for row, one in zip(task.rows, found, strict=True):
-            if isinstance(one, RequestFailed):
+        for row, answer in zip(task.rows, answers, strict=True):
+            if isinstance(answer, RequestFailed):
                 where = {"id": row, "split": task.split, "context": task.arm}
-                self._failed.append({**where, "error": one.kind, "detail": one.detail})
-        stopped = [one.reason for one in found if isinstance(one, Stopped)]
+                self._failed.append({**where, "error": answer.kind, "detail": answer.detail})
+        stopped = [answer.reason for answer in answers if isinstance(answer, Stopped)]
         others = [
-            one for one in found if isinstance(one, BaseException) and not isinstance(one, RequestFailed | Stopped)
+            answer
+            for answer in answers
+            if isinstance(answer, BaseException) and not isinstance(answer, RequestFailed | Stopped)
         ]
         return next(iter([*others, *stopped]), None)
 

@@ -356,7 +356,7 @@ def test_fewer_probabilities_than_wanted_are_taken(tmp_path, api):
     with stub_server.serve(most_logprobs=5) as stub:
         found = _grants(tmp_path, _spec(stub.url, api=api, top_logprobs=50))
         assert found.top_logprobs == 5
-        assert "the 5 likeliest tokens" in found.told(_spec(stub.url, api=api))
+        assert "the 5 likeliest tokens" in found.describe(_spec(stub.url, api=api))
 
 
 def test_a_server_that_leaves_probabilities_out_gives_none(tmp_path):
@@ -463,7 +463,7 @@ def test_what_a_server_answers_is_left_as_it_is(tmp_path, monkeypatch, key, api)
 @pytest.mark.parametrize("api", ["chat", "completions"])
 @pytest.mark.parametrize(("scale", "shift", "told"), [(2.0, 9.0, "above 0"), (0.0, 3.0, "more than 1")])
 def test_log_probabilities_that_are_none_stop_the_work(tmp_path, api, scale, shift, told):
-    """Positive ones, as of logits; and negative ones of more than all the probability there is."""
+    """Positive ones, as of logits; and negative ones of the probabilities sum to more than 1 there is."""
     with stub_server.serve(stub_server.Hashed(scale=scale), shift=shift) as stub:
         with pytest.raises(UnavailableError, match=told) as error:
             _grants(tmp_path, _spec(stub.url, api=api))
@@ -525,7 +525,7 @@ PLANTED = {
     "nested in an answer": _signed('{"key": "two", "used": [1, 1], "answer": ' + '{"a":' * 50_000 + "1" + "}" * 50_001),
     "a huge log-probability": _planted([["x", [["x", -HUGE]]]]),
     "a positive log-probability": _planted([["x", [["x", 3.0]]]]),
-    "more than all the probability": _planted([["x", [["x", 0.0], ["y", 0.0]]]]),
+    "the probabilities sum to more than 1": _planted([["x", [["x", 0.0], ["y", 0.0]]]]),
     "not a number": _planted([["x", [["x", float("nan")]]]]),
     "without end": _planted([["x", [["x", float("inf")]]]]),
     "huge tokens used": _line(used=[HUGE, 1]),
