@@ -525,7 +525,7 @@ PLANTED = {
     "nested in an answer": _signed('{"key": "two", "used": [1, 1], "answer": ' + '{"a":' * 50_000 + "1" + "}" * 50_001),
     "a huge log-probability": _planted([["x", [["x", -HUGE]]]]),
     "a positive log-probability": _planted([["x", [["x", 3.0]]]]),
-    "the probabilities sum to more than 1": _planted([["x", [["x", 0.0], ["y", 0.0]]]]),
+    "more than all the probability": _planted([["x", [["x", 0.0], ["y", 0.0]]]]),
     "not a number": _planted([["x", [["x", float("nan")]]]]),
     "without end": _planted([["x", [["x", float("inf")]]]]),
     "huge tokens used": _line(used=[HUGE, 1]),
