@@ -125,7 +125,7 @@ def check_lengths(
 def _side(side: ModelSide) -> dict[str, Any]:
     return {
         "limit": None if side.limit is None else side.limit.tokens,
-        "told": None if side.limit is None else side.limit.told,
+        "told": None if side.limit is None else side.limit.description,
         "counted": side.preview.counts,
         "note": side.note,
     }

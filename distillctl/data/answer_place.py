@@ -1,8 +1,8 @@
-"""Where an answer begins: what the teacher reads before it, and what stands between that and the answer's words.
+"""Find where an answer begins: what the teacher reads before it, and the text between that and the answer's words.
 
 A label or a given response is scored as the teacher itself would write it. What it would write first (a space, a
-newline, nothing) depends on the context: on what stands between cue and answer in the context's own examples, or on
-the model's chat template. A recipe's ``task.answer_prefix`` takes precedence.
+newline, nothing) follows from the context's own examples, or from the model's chat template. A recipe's
+``task.answer_prefix`` takes precedence.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _INPUT = "\ue000"
 """Stands for the input while a context is analysed: a private character, which no template contains."""
 _WORD = "answer"
 _SHORTEST_CUE = 2
-"""Least length in characters. Shorter strings, such as a colon, occur in any text."""
+"""Shortest cue in characters. Shorter strings, such as a colon, occur in any text."""
 
 
 @dataclass(frozen=True)
 class AnswerPlace:
     """How an answer follows the views of one context.
 
-    prefix: what the recipe puts before the words; None: derived. gap: the white space (perhaps none) between cue and
-    answer in the context's own examples or in the chat template; None: there are no examples to go by.
+    prefix: the recipe's text before the words; None: derived. gap: the white space (perhaps none) between cue and
+    answer in the context's own examples or in the chat template; None: there are no examples.
     """
 
     prefix: str | None = None
@@ -32,10 +32,11 @@ class AnswerPlace:
     strip_newline: bool = True
 
     def before(self, view: str) -> str:
-        """The text that the teacher reads: the view without one final newline, which editors and YAML's ``|`` leave.
+        """Return the text that the teacher reads: the view without one final newline, which editors and YAML's ``|``
+        leave.
 
-        The newline stays where the context's examples have one there too, where the recipe says ``final_newline:
-        keep``, and in what a chat template has written.
+        The newline stays if the context's examples have one there, if the recipe says ``final_newline: keep``, and in a
+        chat template's text.
         """
         if self.chat or not self.strip_newline or (self.gap or "").startswith(("\n", "\r")):
             return view
@@ -47,16 +48,16 @@ class AnswerPlace:
             return self.prefix
         text = self.before(view)
         if self.gap is not None:
-            there = next(n for n in range(len(self.gap), -1, -1) if text.endswith(self.gap[:n]))
-            return self.gap[there:]
+            shared = next(n for n in range(len(self.gap), -1, -1) if text.endswith(self.gap[:n]))
+            return self.gap[shared:]
         return "" if self.chat or text[-1:].isspace() else " "
 
 
 def of_template(render: Callable[[str], str], prefix: str | None, *, strip_newline: bool) -> AnswerPlace:
-    """Look at a template context.
+    """Find the place in a template context.
 
-    render: an input → the view's text. Examples, in the template or through its variables, repeat what stands after
-    the input (the cue); the white space that most often follows it there is what the teacher will write.
+    render: an input → the view's text. Examples, in the template or in its variables, repeat the text after the input
+    (the cue); the teacher will write the white space that most often follows it.
     """
     try:
         _, at, cue = render(_INPUT).rpartition(_INPUT)
@@ -74,10 +75,10 @@ def of_template(render: Callable[[str], str], prefix: str | None, *, strip_newli
 
 
 def of_chat(render: Callable[[Sequence[dict[str, str]]], str], prompt: str, prefix: str | None) -> AnswerPlace:
-    """Look at a chat context.
+    """Find the place in a chat context.
 
-    render: further messages → the whole conversation as the chat template writes it; prompt: the view, ready for the
-    answer. What the template puts before an assistant's words is taken where it is white space alone.
+    render: further messages → the whole conversation from the chat template. prompt: the view, ready for the answer.
+    The template's text before an assistant's words counts only if it is white space.
     """
     gap = ""
     try:
@@ -85,8 +86,8 @@ def of_chat(render: Callable[[Sequence[dict[str, str]]], str], prompt: str, pref
     except Exception:  # some templates refuse unusual messages; an answer then follows the view directly
         whole = ""
     if whole.startswith(prompt):
-        lead, found, _ = whole[len(prompt) :].partition(_WORD)
-        gap = lead if found and not lead.strip() else ""
+        lead, answer, _ = whole[len(prompt) :].partition(_WORD)
+        gap = lead if answer and not lead.strip() else ""
     return AnswerPlace(prefix, gap or None, chat=True)
 
 

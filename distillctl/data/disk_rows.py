@@ -27,7 +27,7 @@ class DiskRows(Sequence[np.ndarray]):
     """
 
     def __init__(self, folder: Path, kind: type[np.generic]) -> None:
-        """folder: where the file is created. kind: int32 for token ids, uint8 for text in UTF-8."""
+        """Create the file in ``folder``. kind: int32 for token ids, uint8 for text in UTF-8."""
         self._kind = np.dtype(kind)
         self._folder = folder
         with writable(folder):
@@ -72,7 +72,7 @@ class DiskRows(Sequence[np.ndarray]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [N]."""
+        """Return the length of each row, int64 [N]."""
         ends = np.frombuffer(self._ends, np.int64)
         lengths: np.ndarray = np.frombuffer(self._common, np.int32) + np.diff(ends) // self._kind.itemsize
         return lengths
@@ -98,7 +98,7 @@ class Subset(Sequence[Any]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [N]."""
+        """Return the length of each row, int64 [N]."""
         return lengths(self._of)[self._rows]
 
 
@@ -111,5 +111,5 @@ def lengths(rows: Sequence[Sized]) -> np.ndarray:
 def shared_start(a: np.ndarray, b: np.ndarray) -> int:
     """Return the length of the prefix that two rows share."""
     size = min(len(a), len(b))
-    unlike = np.flatnonzero(a[:size] != b[:size])
-    return int(unlike[0]) if len(unlike) else size
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if len(different) else size

@@ -1,5 +1,4 @@
-"""Read and write eval.parquet: the answers of the student (train) and the deployed graph (quantize) per held-out
-row."""
+"""Read and write eval.parquet: answers of the student (train) and the deployed graph (quantize) per held-out row."""
 
 from __future__ import annotations
 
@@ -15,10 +14,10 @@ from distillctl.untrusted import parquet
 
 
 def read(path: Path, ids: Sequence[str]) -> dict[str, Any]:
-    """The columns but `id`, their rows in the order of ``ids``; one that is null throughout (not measured) is left out.
+    """Return the columns but `id`, with rows in the order of ``ids``. A column of nulls (not measured) is left out.
 
-    Floats come as float32 [N], lists of floats of one length as float32 [N, K], all else as lists of Python's values.
-    UpstreamError when a row is missing.
+    Floats become float32 [N], lists of floats of one length float32 [N, K], others lists of Python's values. Raises
+    UpstreamError if a row is missing.
     """
     try:
         table = parquet.read(path)
@@ -30,30 +29,31 @@ def read(path: Path, ids: Sequence[str]) -> dict[str, Any]:
             if name != "id" and table[name].null_count < max(1, len(table))
         }
     except KeyError as error:
-        raise UpstreamError(f"no row or column {error}", where=str(path)) from None
+        raise UpstreamError(f"there is no row or column {error}", where=str(path)) from None
     except (*parquet.ERRORS, TypeError) as error:
         raise UpstreamError(f"damaged: {first_line(error)}", where=str(path)) from None
 
 
 def log_probs(path: Path, ids: Sequence[str], column: str, labels: int) -> dict[str, np.ndarray]:
-    """All columns of log-probabilities, float32 [N, labels], ``column`` among them; UpstreamError where one is none."""
-    found = read(path, ids)
-    if column not in found:
+    """Return all columns of log-probabilities, float32 [N, labels]. Raise UpstreamError without ``column``, or for
+    others."""
+    columns = read(path, ids)
+    if column not in columns:
         raise UpstreamError(f"no column {column}", where=str(path))
-    for name, values in found.items():
+    for name, values in columns.items():
         if not isinstance(values, np.ndarray) or values.shape != (len(ids), labels) or np.isnan(values).any():
             raise UpstreamError(f"{name} is not a log-probability for each of {labels} labels", where=str(path))
-    return found
+    return columns
 
 
 def by_row(path: Path, column: str) -> dict[str, Any]:
-    """Id → the row's value in a column that was measured for every row; UpstreamError otherwise."""
+    """Return id → the row's value in a column. Raise UpstreamError unless every row has one."""
     try:
         table = parquet.read(path, ["id", column])
-        found = dict(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True))
-        if not found or None in found or None in found.values():
+        values = dict(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True))
+        if not values or None in values or None in values.values():
             raise ValueError(f"rows without an id or a {column}")
-        return found
+        return values
     except (*parquet.ERRORS, TypeError) as error:
         raise UpstreamError(f"damaged: {first_line(error)}", where=str(path)) from None
 

@@ -23,14 +23,14 @@ from distillctl.run_dir.workspace import digest, file_digest
 
 
 def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
-    """Read, check and split the recipe's data. DataError names file, line and what is wrong.
+    """Read, check and split the recipe's data. Raise DataError with file, line and reason.
 
-    folder: where the rows are kept meanwhile, in files without a name (default: where temporary files are).
+    folder: holds the rows meanwhile, in files without a name (default: the folder for temporary files).
     """
     data = recipe.data
     reader = RowReader(recipe)
     given = shots.given(recipe, reader)
-    inputs = {_digest(shot.input) for found in given.values() for shot in found}
+    inputs = {_digest(shot.input) for examples in given.values() for shot in examples}
     pool = _Pool(recipe, folder or Path(tempfile.gettempdir()), inputs)
     if data.train is not None and data.eval is not None:
         train = pool.read(reader.examples([data.train], "data.train"))
@@ -50,11 +50,11 @@ def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
     kept = rest[: data.train_rows]
     for name, part, wanted in (("train", kept, data.train_rows), ("eval", held_out, data.eval_rows)):
         if not len(part):
-            mend = "give more rows, or lower data.eval_rows" if name == "train" else "give more rows"
-            raise DataError(f"no rows are left for the {name} split ({left_out(counts)})", where="data", next=mend)
+            remedy = "give more rows, or lower data.eval_rows" if name == "train" else "give more rows"
+            raise DataError(f"no rows are left for the {name} split ({left_out(counts)})", where="data", next=remedy)
         if wanted is not None and len(part) < wanted:
             raise DataError(
-                f"only {len(part)} rows for {name}, the recipe asks for {wanted} ({left_out(counts)})",
+                f"there are only {len(part)} rows for {name}, and the recipe asks for {wanted} ({left_out(counts)})",
                 where=f"data.{name}_rows",
             )
     examples = given | drawn
@@ -64,7 +64,7 @@ def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
 
 @dataclass(frozen=True)
 class _SplitRows:
-    """Rows, and of each a digest of what the student sees of it."""
+    """Rows, with digests of what the student sees of them."""
 
     rows: DiskExamples
     keys: list[bytes]
@@ -76,25 +76,25 @@ class _SplitRows:
         return self.take(range(*part.indices(len(self))))
 
     def take(self, places: Iterable[int]) -> _SplitRows:
-        """These rows, in this order."""
+        """Return these rows, in this order."""
         chosen = list(places)
         return _SplitRows(self.rows.take(chosen), [self.keys[place] for place in chosen])
 
     def without(self, keys: Collection[bytes]) -> _SplitRows:
-        """The rows whose digest is none of ``keys``."""
+        """Return the rows whose digest is not in ``keys``."""
         unwanted = set(keys)
         return self.take(place for place, key in enumerate(self.keys) if key not in unwanted)
 
 
 class _Pool:
-    """Reads rows into a file, in the order that the seed gives them; repeated ones and few-shot examples are left out.
+    """Read rows into a file, in the seed's order, without repeated ones and few-shot examples.
 
-    Two rows are repeated when the student cannot tell them apart: the same input, spaces aside, and the same values in
-    the columns that the simplified context shows.
+    Rows are repeated if the student cannot tell them apart: the same input, ignoring spaces, and the same values in the
+    columns that the simplified context shows.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, shots: set[bytes]) -> None:
-        """shots: digests of the few-shot examples' inputs."""
+        """Prepare an empty pool. shots: digests of the few-shot examples' inputs."""
         self.counts: Counter[str] = Counter()
         self._data, self._folder, self._shots = recipe.data, folder, shots
         self._of_student = template_sources.columns(recipe)["simplified"]
@@ -103,7 +103,7 @@ class _Pool:
         self._names = {name: name.encode() for name in recipe.task.names} or None
 
     def read(self, examples: Iterable[Example]) -> _SplitRows:
-        """One split's rows, or all of them."""
+        """Return one split's rows, or all rows."""
         kept, keys = ExampleWriter(self._folder), list[bytes]()
         seen, ids, again = set[bytes](), set[str](), Counter[str]()
         for example in examples:
@@ -133,7 +133,7 @@ class _Pool:
         return _digest(example.input, json.dumps(shown, sort_keys=True) if shown else "")
 
     def _compare(self, key: bytes, reference: str | None) -> None:
-        """Count an input once that comes with another reference than before."""
+        """Count an input, once, if it comes with different references."""
         if reference is None:
             return
         digested = _digest(reference) if self._names is None else self._names[reference]
@@ -150,12 +150,15 @@ def _digest(*texts: str) -> bytes:
 
 
 def named_files(recipe: Recipe) -> dict[str, str]:
-    """Recipe key → what it says of a file or folder that the rows and contexts depend on."""
+    """Return recipe key → the reference of a file or folder on which rows and contexts depend."""
     data = recipe.data
     named: dict[str, str | None] = {}
     if data.format != "hub":
         sources = data.sources
-        named = {"data.source" if len(sources) == 1 else f"data.source[{i}]": one for i, one in enumerate(sources)}
+        named = {
+            "data.source" if len(sources) == 1 else f"data.source[{i}]": reference
+            for i, reference in enumerate(sources)
+        }
         named |= {"data.train": data.train, "data.eval": data.eval}
     for key, context in template_sources.contexts(recipe).values():
         named |= _context_files(key, context)
@@ -163,12 +166,12 @@ def named_files(recipe: Recipe) -> dict[str, str]:
 
 
 def input_files(recipe: Recipe) -> dict[str, Path]:
-    """Every local file the rows and contexts depend on, by recipe key. Errors name what is missing."""
-    found = {
+    """Return recipe key → local file on which rows and contexts depend. Errors name a missing file."""
+    paths = {
         key: model_source.data_file(reference, recipe.folder, where=key)
         for key, reference in named_files(recipe).items()
     }
-    return {key: path for key, path in found.items() if path is not None}
+    return {key: path for key, path in paths.items() if path is not None}
 
 
 def _context_files(key: str, context: Any) -> dict[str, str | None]:
@@ -179,7 +182,7 @@ def _context_files(key: str, context: Any) -> dict[str, str | None]:
 
 
 def fingerprints(recipe: Recipe) -> dict[str, str]:
-    """Recipe key → SHA-256 of the file it names; of a folder, of the files that are read there."""
+    """Return recipe key → SHA-256 of the file it names, or of the files that are read in the folder."""
     return {key: _fingerprint(key, path, recipe.data) for key, path in input_files(recipe).items()}
 
 

@@ -1,4 +1,4 @@
-"""What the data say of single values of an answer in JSON: collect/fields.parquet, for the recipe's `task.fields`."""
+"""References for single values of JSON answers (the recipe's `task.fields`), in collect/fields.parquet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": ope
 
 
 def text_of(cell: Any) -> str | None:
-    """The text by which a column's cell and an answer's value are compared; None for a cell that says nothing."""
+    """Return the text by which a column's cell and an answer's value are compared; None for an empty cell."""
     if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
         return None
     if isinstance(cell, float) and cell.is_integer():
@@ -31,7 +31,7 @@ def text_of(cell: Any) -> str | None:
 
 
 def reference(spec: FieldReference, cell: Any) -> str | None:
-    """The value that a row's cell asks for; None where the recipe's `values` do not have it."""
+    """Return the expected value for a row's cell, or None if the recipe's `values` lack it."""
     if (text := text_of(cell)) is None or not spec.values:
         return text
     return next((wanted for case, wanted in spec.values.items() if _is_case(case, text)), None)
@@ -48,7 +48,7 @@ def _is_case(case: str, text: str) -> bool:
 
 
 def write(folder: Path, task: Generate, held_out: Sequence[Example]) -> dict[str, int]:
-    """Write a column of references for each key; how many rows have one. folder: collect's."""
+    """Write a column of references for each key, and return how many rows have one. folder: collect's."""
     columns = {
         key: [reference(spec, example.columns.get(spec.column)) for example in held_out]
         for key, spec in task.fields.items()
@@ -60,6 +60,6 @@ def write(folder: Path, task: Generate, held_out: Sequence[Example]) -> dict[str
 
 
 def read(folder: Path, ids: Sequence[str], keys: Iterable[str]) -> dict[str, list[str | None]]:
-    """Key → its references in the order of ``ids``; None where a row has none."""
-    found = eval_table.read(folder / FILE, ids)
-    return {key: found.get(key, [None] * len(ids)) for key in keys}
+    """Return key → its references in the order of ``ids``; None if a row has none."""
+    columns = eval_table.read(folder / FILE, ids)
+    return {key: columns.get(key, [None] * len(ids)) for key in keys}

@@ -1,4 +1,4 @@
-"""File formats: (file:line, row) pairs out of what users have."""
+"""Read the formats of users' files as pairs (file:line, row)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from distillctl.recipe import Data
 from distillctl.untrusted import limits, regular_files
 
 _UNPACKED, _RATIO = 4 << 20, 100
-"""Of a .gz: so many characters in any case, and otherwise so many for each of its bytes."""
+"""Largest unpacked .gz: so many characters, or more if it has so many per byte of the file."""
 _CATALOG_BYTES = 32 << 20
 _SAVE_SHEET = "save the sheet as CSV (UTF-8)"
 
@@ -36,7 +36,7 @@ SUFFIXES = {
 
 
 def format_of(path: Path, chosen: str, where: str) -> str:
-    """The format the recipe says, or what the file's name says."""
+    """Return the recipe's format, or the one that the file's name implies."""
     if chosen != "auto":
         return chosen
     suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
@@ -44,7 +44,8 @@ def format_of(path: Path, chosen: str, where: str) -> str:
         raise DataError(f"{path.name} is a workbook, which is not read", where=where, next=_SAVE_SHEET)
     if suffix not in SUFFIXES:
         raise DataError(
-            f"what is {path.name}? say data.format ({', '.join(sorted(set(SUFFIXES.values())))}, lines)", where=where
+            f"{path.name} has an unknown format: set data.format ({', '.join(sorted(set(SUFFIXES.values())))}, lines)",
+            where=where,
         )
     return SUFFIXES[suffix]
 
@@ -52,9 +53,9 @@ def format_of(path: Path, chosen: str, where: str) -> str:
 def rows(
     path: Path, kind: str, data: Data, columns: Collection[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, row) pairs. DataError says which line is wrong.
+    """Yield pairs (file:line, row). Raise DataError with the line that is wrong.
 
-    columns: those that are wanted (all); only Parquet, where the others cost time and memory, leaves any out.
+    columns: the wanted ones (default: all). Only Parquet leaves others out, because they cost time and memory there.
     """
     if kind == "parquet":
         yield from _parquet_rows(path, columns)
@@ -74,28 +75,30 @@ def rows(
             else:
                 yield from tables.rows(path, lines, kind, data)
     except (UnicodeError, LookupError, ValueError) as error:
-        what = f"is not {data.encoding} text ({first_line(error)})"
-        raise DataError(what, where=str(path), next=_advice(path)) from None
+        problem = f"is not {data.encoding} text ({first_line(error)})"
+        raise DataError(problem, where=str(path), next=_advice(path)) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(path)) from None
 
 
 def _lines(path: Path, file: IO[str]) -> Iterator[str]:
-    """Lines of bounded length, the first without a byte-order mark; and of a packed file no more of them than text can
-    be packed."""
+    """Yield lines of bounded length, the first one without a byte-order mark.
+
+    A packed file may have no more of them than text can be packed to.
+    """
     most = max(_UNPACKED, _RATIO * path.stat().st_size) if path.suffix == ".gz" else sys.maxsize
     for number, line in enumerate(iter(functools.partial(file.readline, limits.TEXT_BYTES + 1), ""), 1):
         most -= len(line)
         if len(line) > limits.TEXT_BYTES or most < 0:
-            what = f"a line of more than {limits.TEXT_BYTES:,} characters"
+            problem = f"a line of more than {limits.TEXT_BYTES:,} characters"
             if most < 0:
-                what = f"unpacked, more than {_RATIO} times its size: text is not packed like that"
-            raise DataError(what, where=f"{path}:{number}")
+                problem = f"unpacked, more than {_RATIO} times its size: text is not packed like that"
+            raise DataError(problem, where=f"{path}:{number}")
         yield line.removeprefix("\ufeff") if number == 1 else line
 
 
 def _advice(path: Path) -> str:
-    """What to do about a file that is no text in the recipe's encoding, by its first bytes."""
+    """Return what to do about a file that is not text in the recipe's encoding, judging by its first bytes."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rb") as file:
@@ -117,16 +120,16 @@ def _json_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, dict[str,
         if not line.strip():
             continue
         place, start = f"{path}:{number}", start or line.strip()[:1]
-        # One document over many lines, or a list of all rows, is what other tools write into a .json file.
-        mend = "write one object a line: jq -c '.[]' FILE > FILE.jsonl" if start == "[" else None
+        # Other tools write one document over many lines, or a list of all rows, into a .json file.
+        remedy = "write one object per line: jq -c '.[]' FILE > FILE.jsonl" if start == "[" else None
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if start == "{" and number == 1 and line.strip() == "{":
-                mend = "write each object on a line of its own: jq -c . FILE > FILE.jsonl"
-            raise DataError(f"not JSON: {error}", where=place, next=mend) from None
+                remedy = "write each object on a line of its own: jq -c . FILE > FILE.jsonl"
+            raise DataError(f"not JSON: {error}", where=place, next=remedy) from None
         if not isinstance(row, dict):
-            raise DataError("each line must be one JSON object", where=place, next=mend)
+            raise DataError("each line must be one JSON object", where=place, next=remedy)
         yield place, row
 
 
@@ -146,7 +149,7 @@ def _pattern_rows(path: Path, file: Iterable[str], pattern: re.Pattern[str]) -> 
 
 
 def _parquet_rows(path: Path, wanted: Collection[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of the wanted columns alone: what nobody reads can be of any kind."""
+    """Yield rows with the wanted columns only; the others may be of any type."""
     from distillctl.untrusted import parquet
 
     try:
@@ -156,9 +159,9 @@ def _parquet_rows(path: Path, wanted: Collection[str] | None) -> Iterator[tuple[
             if len(set(columns)) < len(columns):
                 raise DataError("a column name is given twice", where=str(path))
             if not columns:
-                told = ", ".join(have[:8])
+                shown = ", ".join(have[:8])
                 raise DataError(
-                    f"no column is one of {', '.join(sorted(wanted or ()))} (it has: {told})", where=str(path)
+                    f"no column is one of {', '.join(sorted(wanted or ()))} (it has: {shown})", where=str(path)
                 )
             for number, row in enumerate(parquet.rows(file, columns, parquet.most_bytes(path)), 1):
                 yield f"{path}: row {number}", row
@@ -167,23 +170,23 @@ def _parquet_rows(path: Path, wanted: Collection[str] | None) -> Iterator[tuple[
 
 
 def files(path: Path, data: Data, where: str) -> list[Path]:
-    """The file itself; of a folder, with `format: gettext`, every catalog of the language, sorted."""
+    """Return the file, or a folder's catalogs of the language (`format: gettext`), sorted."""
     if not path.is_dir():
         return [path]
     if data.format != "gettext":
-        what = f"{path} is a folder; of folders only `format: gettext` is read"
-        raise DataError(what, where=where, next="name a file, or set data.format: hub if a hub data set is meant")
-    found = sorted(file for name in data.languages for file in path.glob(f"**/{name}/LC_MESSAGES/*.po"))
-    if not found:
-        what = f"no {' or '.join(data.languages)}/LC_MESSAGES/*.po below it"
-        raise DataError(what, where=str(path), next="look at data.language")
-    return found
+        problem = f"{path} is a folder, and only `format: gettext` reads folders"
+        raise DataError(problem, where=where, next="name a file, or set data.format: hub for a data set on the hub")
+    catalogs = sorted(file for name in data.languages for file in path.glob(f"**/{name}/LC_MESSAGES/*.po"))
+    if not catalogs:
+        problem = f"no {' or '.join(data.languages)}/LC_MESSAGES/*.po below it"
+        raise DataError(problem, where=str(path), next="check data.language")
+    return catalogs
 
 
 def _catalog_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Messages of a gettext catalog: `input` the message, `reference` its translation, `context` what the author says.
+    """Yield the messages of a gettext catalog: `input`, its translation `reference`, and the author's `context`.
 
-    Obsolete and fuzzy entries, plurals and the header are no messages.
+    Obsolete and fuzzy entries, plurals and the header are skipped.
     """
     import polib
 
@@ -201,19 +204,19 @@ def _catalog_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _unpacked_catalog(path: Path) -> str:
-    """A packed catalog's text."""
+    """Return a packed catalog's text."""
     with gzip.open(path, "rb") as file:
         data = file.read(_CATALOG_BYTES + 1)
     if len(data) > _CATALOG_BYTES:
         raise ValueError(f"has more than {_CATALOG_BYTES:,} bytes")
     charset = re.search(rb"charset=([\w-]+)", data)
-    # polib takes a text that is the name of a file for that file, and no such name ends a line.
+    # polib opens a text that is the name of a file. No such name ends with a line break.
     return data.decode(charset[1].decode() if charset else "utf-8").removeprefix("\ufeff") + "\n"
 
 
 def hub_rows(data: Data, source: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a hub data set, by `datasets`; the split is the recipe's `train` or `eval`, else `train`."""
-    hub.unreachable()  # asked before datasets is imported, which tries for minutes
+    """Yield rows of a hub data set; the split is the recipe's `train` or `eval`, else `train`."""
+    hub.unreachable()  # before importing datasets, which would try for minutes
     import datasets
 
     names_a_split = data.train is not None and data.source is not None

@@ -15,8 +15,11 @@ from distillctl.recipe import Generate, Given, Recipe
 
 @dataclass(frozen=True)
 class Response:
-    """labels: the profile's columns, one entry per response token; context_kl: float32, one entry per
-    token of the ceiling's response, or not worked out."""
+    """A response, its tokens and its soft labels.
+
+    labels: the codec's columns, one entry per response token. context_kl: float32, one entry per token of the ceiling's
+    response, or None.
+    """
 
     token_ids: list[int]
     text: str
@@ -26,16 +29,16 @@ class Response:
 
 
 def clean(text: str, stop: Sequence[str]) -> str:
-    """The answer in a decoded response: what stands before the first stop string, without spaces around it."""
+    """Return the answer in a decoded response: the text before the first stop string, stripped."""
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))].strip()
 
 
 def stop_ids(tokenizer: Any, eos: Iterable[int], stop: Sequence[str]) -> list[int]:
-    """The tokens at which a response ends, sorted: ``eos`` and every token whose text contains a stop string.
+    """Return the tokens at which a response ends, sorted: ``eos`` and every token whose text contains a stop string.
 
-    RecipeError for a stop string that no single token contains: generation looks at one token at a time.
+    Raise RecipeError if no single token contains a stop string, because generation looks at one token at a time.
     """
-    found = set(eos)
+    ids = set(eos)
     texts = token_texts(tokenizer) if stop else []
     for string in stop:
         ends = {token for token, text in enumerate(texts) if string in text}
@@ -45,25 +48,24 @@ def stop_ids(tokenizer: Any, eos: Iterable[int], stop: Sequence[str]) -> list[in
                 where="task.stop",
                 next='use a shorter one, such as "\\n"',
             )
-        found |= ends
-    return sorted(found)
+        ids |= ends
+    return sorted(ids)
 
 
 def check_given(recipe: Recipe, dataset: Dataset) -> None:
-    """DataError where the train rows' references are to be their responses, and one has none."""
+    """Raise DataError if the train rows' references are to be their responses, and one has none."""
     if isinstance(recipe.task, Generate) and isinstance(recipe.task.responses, Given):
         for example in dataset.train:
             if example.reference is None:
                 raise DataError(
-                    f"row {example.id} has no reference, and task.responses: given takes it for the response",
+                    f"row {example.id} has no reference, which task.responses: given needs as the response",
                     where="data.reference",
-                    next="leave the row out, or let the teacher answer (task.responses: greedy)",
+                    next="remove the row, or let the teacher answer (task.responses: greedy)",
                 )
 
 
 def ended(ids: Sequence[int], ends: Sequence[int], eos: int | None, max_new_tokens: int) -> list[int]:
-    """A response that is not the model's own, as the model would have written it: up to and with the first of ``ends``
-    (`stop_ids`); where it has none, the end token follows."""
+    """End a given response as the model would: after the first of ``ends`` (`stop_ids`), or by adding the end token."""
     at = next((place for place, token in enumerate(ids) if token in set(ends)), None)
     whole = list(ids) if at is None else list(ids[: at + 1])
     if at is None and ends:
@@ -72,7 +74,7 @@ def ended(ids: Sequence[int], ends: Sequence[int], eos: int | None, max_new_toke
 
 
 def token_texts(tokenizer: Any) -> list[str]:
-    """Every token as it reads in the middle of a text: some tokenizers drop the space of a text's first token."""
+    """Return every token's text inside a text, because some tokenizers drop the space of a text's first token."""
     anchor = tokenizer("a", add_special_tokens=False).input_ids[-1:]
     head = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
     pairs = tokenizer.batch_decode([[*anchor, i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)

@@ -1,5 +1,4 @@
-"""Turn a row of the user's files into an example: its input, reference, documents, and the columns that templates
-use."""
+"""Turn a row of the user's files into an example: input, reference, documents, and the templates' columns."""
 
 from __future__ import annotations
 
@@ -26,27 +25,27 @@ MISSING = object()
 _STEP = re.compile(r"([^.\[\]]+)|\[(-?\d+)\]")
 _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[-?\d+\])*")
 _COLUMNS_NAMED = 30
-"""How many columns an error lists."""
+"""Number of columns that an error lists."""
 _ROWS_LOOKED_AT = 100
-"""For the names of their columns."""
+"""Number of rows whose columns an error lists."""
 
 
 def value(row: Mapping[str, Any], path: str) -> Any:
-    """A column's value, or what a path such as ``request.messages[0].content`` leads to; `MISSING` where there is none.
+    """Return a column's value, or the value at a path such as ``request.messages[0].content``; `MISSING` without one.
 
-    A column whose own name is the whole path comes first.
+    A column whose name is the whole path comes first.
     """
     if path in row or not _PATH.fullmatch(path):
         return row.get(path, MISSING)
-    found: Any = row
+    current: Any = row
     for name, index in _STEP.findall(path):
-        if name and isinstance(found, Mapping) and name in found:
-            found = found[name]
-        elif index and isinstance(found, list) and -len(found) <= int(index) < len(found):
-            found = found[int(index)]
+        if name and isinstance(current, Mapping) and name in current:
+            current = current[name]
+        elif index and isinstance(current, list) and -len(current) <= int(index) < len(current):
+            current = current[int(index)]
         else:
             return MISSING
-    return found
+    return current
 
 
 def normal(text: str) -> str:
@@ -57,7 +56,7 @@ def normal(text: str) -> str:
 def raw_rows(
     recipe: Recipe, source: str, where: str, columns: frozenset[str] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) pairs of one of the recipe's sources. columns: those that are wanted (all)."""
+    """Yield (place, row) pairs of one of the recipe's sources. columns: the wanted ones (default: all)."""
     data = recipe.data
     path = None if data.format == "hub" else model_source.data_file(source, recipe.folder, where=where)
     if path is None:
@@ -69,7 +68,7 @@ def raw_rows(
 
 
 class RowReader:
-    """Reads the rows of a recipe's sources, and remembers what it left out and which columns there are."""
+    """Read the rows of a recipe's sources, and remember which rows were left out and which columns exist."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.counts: Counter[str] = Counter()
@@ -86,9 +85,9 @@ class RowReader:
         self._present: set[str] = set()
 
     def examples(self, sources: Sequence[str], where: str) -> Iterator[Example]:
-        """The rows of all ``sources`` but those left out; DataError names file, line and what is wrong.
+        """Yield the rows of all ``sources`` but those left out. Raise DataError with file, line and reason.
 
-        RecipeError, after the last row, where a template uses a column that no row has.
+        Raise RecipeError, after the last row, if a template uses a column that no row has.
         """
         for source in sources:
             seen = kept = False
@@ -117,15 +116,17 @@ class RowReader:
         return list(dict.fromkeys(str(name) for _, row in first for name in row))
 
     def _wanted(self) -> frozenset[str] | None:
-        """Of formats that store columns apart, those that are read; all for templates that use `row` as a whole."""
+        """Return the columns to read, or None for all (a template uses `row` as a whole)."""
         data, wanted = self._data, self._used.wanted
-        own = [name for name in (data.input, data.reference or "reference", data.id, data.documents) if name]
+        named = [name for name in (data.input, data.reference or "reference", data.id, data.documents) if name]
         return (
-            None if wanted is None else wanted | {part for name in own for part in (name, re.split(r"[.\[]", name)[0])}
+            None
+            if wanted is None
+            else wanted | {part for name in named for part in (name, re.split(r"[.\[]", name)[0])}
         )
 
     def _check_columns(self, source: str, where: str) -> None:
-        """RecipeError for a variable that is neither of every template's nor a column of any row."""
+        """Raise RecipeError for a variable that is neither built in nor a column of any row."""
         for name, template in self._used.needed.items():
             if name not in self._present:
                 names = self._names(source, where)
@@ -133,8 +134,8 @@ class RowReader:
                 hint = f", did you mean {near[0]}?" if near else ""
                 variables = ", ".join(sorted(template_sources.BUILT_IN))
                 raise RecipeError(
-                    f"{name!r} is undefined: no row has such a column{hint} (the columns: {_listed(names)}; besides "
-                    f"them there are {variables})",
+                    f"{name!r} is undefined: no row has such a column{hint} (the columns: {_listed(names)}; every "
+                    f"template also has {variables})",
                     where=template,
                 )
 
@@ -178,12 +179,12 @@ class RowReader:
             raise DataError("takes too long on this row's input", where=f"data.exclude: {place}") from None
 
     def columns(self, place: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns that templates use, of kinds that JSON has."""
-        found = {str(name): cell for name, cell in row.items() if self._used.wants(name)}
+        """Return the columns that templates use, as JSON types."""
+        used = {str(name): cell for name, cell in row.items() if self._used.wants(name)}
         try:
-            return {whole(name, place): plain(cell) for name, cell in found.items()}
+            return {whole(name, place): plain(cell) for name, cell in used.items()}
         except UnicodeEncodeError:
-            raise DataError("half a surrogate pair is no text", where=place) from None
+            raise DataError("it has half a surrogate pair, which is not valid text", where=place) from None
         except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"a column cannot be a template's variable: {error}", where=place) from None
 
@@ -193,29 +194,29 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def plain(cell: Any) -> Any:
-    """A value as JSON has it; dates and decimals, which Parquet has besides, as text."""
+    """Return a value as JSON; Parquet's dates and decimals become text."""
     if cell is None or isinstance(cell, (str, bool, int, float)):
         return whole(cell) if isinstance(cell, str) else cell
-    found = json.loads(json.dumps(cell, ensure_ascii=False, default=_as_text))
-    json.dumps(found, ensure_ascii=False).encode()  # raises for half a surrogate pair
-    return found
+    value = json.loads(json.dumps(cell, ensure_ascii=False, default=_as_text))
+    json.dumps(value, ensure_ascii=False).encode()  # raises for half a surrogate pair
+    return value
 
 
 def _as_text(cell: Any) -> str:
     if isinstance(cell, (bytes, bytearray)):
-        raise TypeError("bytes are no text")
+        raise TypeError("bytes are not text")
     return str(cell)
 
 
 def whole(text: Any, place: str | None = None) -> Any:
-    """A text that can be written down, as one with half a surrogate pair cannot: DataError, or without a place
-    UnicodeEncodeError."""
+    """Return a text that can be encoded. Raise DataError for half a surrogate pair, or UnicodeEncodeError without a
+    place."""
     try:
         return text.encode() and text if isinstance(text, str) else text
     except UnicodeEncodeError:
         if place is None:
             raise
-        raise DataError("half a surrogate pair is no text", where=place) from None
+        raise DataError("it has half a surrogate pair, which is not valid text", where=place) from None
 
 
 def _derived_id(text: str, place: str) -> str:
@@ -232,15 +233,14 @@ def _no_input(place: str, row: dict[str, Any], text: Any, data: Data) -> DataErr
         return DataError(f'no "{data.input}" ({_has(row)})', where=place, next=f"set data.input, or {drop}")
     if isinstance(text, (list, dict)):
         inner = "[0]" if isinstance(text, list) else f".{next(iter(text), 'text')}"
-        mend = f"name a text inside it, such as data.input: {data.input}{inner}"
-        return DataError(f'"{data.input}" is no text but a {type(text).__name__}', where=place, next=mend)
-    return DataError(
-        f'"{data.input}" is empty or no text', where=place, next=drop if text is None or isinstance(text, str) else None
-    )
+        remedy = f"name a text inside it, such as data.input: {data.input}{inner}"
+        return DataError(f'"{data.input}" is a {type(text).__name__}, not text', where=place, next=remedy)
+    is_blank = text is None or isinstance(text, str)
+    return DataError(f'"{data.input}" is empty or not text', where=place, next=drop if is_blank else None)
 
 
 def spellings(cell: Any) -> list[str]:
-    """How a label may be written that a column has as text, a number or a boolean; none for a missing value."""
+    """Return how a column's text, number or boolean may be written as a label; empty for a missing value."""
     if cell is None or cell is MISSING or (isinstance(cell, float) and math.isnan(cell)):
         return []
     if isinstance(cell, bool):

@@ -30,7 +30,7 @@ class DiskExamples(Sequence[Example]):
     """Examples on disk, read one at a time. The file is freed with the last object that reads it."""
 
     def __init__(self, rows: DiskRows, ids: Sequence[str], places: np.ndarray) -> None:
-        """places: int [N], the index of each example in ``rows``. ids: the examples' ids."""
+        """Wrap rows. places: int [N], each example's index in ``rows``. ids: the examples' ids."""
         self._rows, self.ids, self._places = rows, ids, places
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class ExampleWriter:
     """Write examples to disk one by one."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: where the file is created."""
+        """Create the file in ``folder``."""
         self._rows = DiskRows(folder, np.uint8)
         self._ids: list[str] = []
 
@@ -87,15 +87,15 @@ class ExampleWriter:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The splits, the few-shot examples of each context, and what was left out on the way."""
+    """The splits, the few-shot examples of each context, and counts of what was left out."""
 
     train: DiskExamples
     eval: DiskExamples
     shots: dict[str, list[Shot]]
     """Context name (full, simplified, an arm) → its few-shot examples."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Rows of each kind: ``train``, ``eval`` and ``shots`` are kept, `LEFT_OUT` names what is not; ``contradictory``
-    counts inputs that stand there with several references, of which the first is kept."""
+    """Rows of each kind: ``train``, ``eval`` and ``shots`` are kept, those of `LEFT_OUT` are not. ``contradictory``
+    counts inputs with several references, of which the first is kept."""
     cut_inputs: dict[str, int] = field(default_factory=dict)
     """Split → number of rows whose input was cut because a view was too long."""
 
@@ -107,7 +107,7 @@ class Dataset:
 
 LEFT_OUT = {
     "duplicates": "repeated",
-    "overlap": "train rows that stand in eval",
+    "overlap": "train rows that are also in eval",
     "shots_in_splits": "few-shot examples",
     "blank": "blank",
     "excluded": "by data.exclude",
@@ -120,5 +120,5 @@ def left_out(counts: Mapping[str, int]) -> str:
     always = ("duplicates", "overlap")
     rows = ", ".join(f"{counts[kind]:,} {why}" for kind, why in LEFT_OUT.items() if kind in always or counts.get(kind))
     doubtful = counts.get("contradictory")
-    told = f"; inputs whose references contradict each other: {doubtful:,} (the first is kept)" if doubtful else ""
-    return f"left out: {rows}{told}"
+    doubt = f"; inputs whose references contradict each other: {doubtful:,} (the first is kept)" if doubtful else ""
+    return f"left out: {rows}{doubt}"

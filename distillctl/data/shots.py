@@ -22,18 +22,18 @@ def rank(seed: int, identifier: str) -> bytes:
 
 def given(recipe: Recipe, reader: RowReader) -> dict[str, list[Shot]]:
     """Return context name → the few-shot examples from the recipe or from a file that it names."""
-    found = {}
+    examples = {}
     for name, (where, context) in template_sources.contexts(recipe).items():
         if (spec := context.examples) is not None and spec.train is None:
             rows = spec.rows if spec.file is None else _of_file(recipe, spec.file, f"{where}.examples", reader)
-            found[name] = list(rows)
-    return found
+            examples[name] = list(rows)
+    return examples
 
 
 def _of_file(recipe: Recipe, reference: str, where: str, reader: RowReader) -> Iterator[Shot]:
     path = model_source.data_file(reference, recipe.folder, where=where)
     if path is None:
-        raise DataError(f"no such file: {reference}", where=where)
+        raise DataError(f"there is no file {reference}", where=where)
     for place, row in _rows(path, reference, where):
         if not row.get("input") or not row.get("answer"):
             have = ", ".join(map(str, list(row)[:8]))
@@ -42,12 +42,12 @@ def _of_file(recipe: Recipe, reference: str, where: str, reader: RowReader) -> I
 
 
 def _rows(path: Path, reference: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """As the data's are read, but by its file's name alone: no knob of `data` is about it."""
+    """Read rows like data files, but by the file's name alone, because no knob of `data` is about it."""
     try:
         yield from formats.rows(path, formats.format_of(path, "auto", where), Data(source=reference))
     except DataError as error:
-        mend = "few-shot files are .jsonl, .csv (with commas), .tsv or .parquet, in UTF-8" if error.next else None
-        raise DataError(error.what, where=error.where, next=mend) from None
+        remedy = "few-shot files are .jsonl, .csv (with commas), .tsv or .parquet, in UTF-8" if error.next else None
+        raise DataError(error.what, where=error.where, next=remedy) from None
 
 
 def drawn(recipe: Recipe, train: DiskExamples) -> tuple[dict[str, list[Shot]], set[int]]:
@@ -59,15 +59,19 @@ def drawn(recipe: Recipe, train: DiskExamples) -> tuple[dict[str, list[Shot]], s
             continue
         places = _places(recipe, train, context.examples, f"{where}.examples")
         taken |= set(places)
-        found[name] = [
-            Shot(input=one.input, answer=words.get(one.reference or "", one.reference or ""), row=dict(one.columns))
-            for one in map(train.__getitem__, places)
+        examples[name] = [
+            Shot(
+                input=example.input,
+                answer=words.get(example.reference or "", example.reference or ""),
+                row=dict(example.columns),
+            )
+            for example in map(train.__getitem__, places)
         ]
-    return found, taken
+    return examples, taken
 
 
 def _places(recipe: Recipe, train: DiskExamples, spec: Shots, where: str) -> list[int]:
-    """``spec.train`` rows in a seeded order; of labels, one after the other."""
+    """Return ``spec.train`` rows in a seeded order, label by label."""
     by_label: dict[str, list[int]] = {name: [] for name in recipe.task.names or [""]}
     for row in sorted(range(len(train)), key=lambda row: rank(spec.seed, train.ids[row])):
         if (reference := train[row].reference) is not None:
@@ -76,5 +80,5 @@ def _places(recipe: Recipe, train: DiskExamples, spec: Shots, where: str) -> lis
     turns = max(map(len, by_label.values()))
     chosen = [rows[turn] for turn in range(turns) for rows in by_label.values() if turn < len(rows)][:count]
     if len(chosen) < count:
-        raise DataError(f"only {len(chosen)} train rows have a reference, {count} are asked for", where=where)
+        raise DataError(f"only {len(chosen)} train rows have a reference, and {count} are needed", where=where)
     return chosen

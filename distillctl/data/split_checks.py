@@ -17,9 +17,9 @@ from distillctl.recipe import Recipe
 FEW_TRAIN_ROWS, FEW_EVAL_ROWS, FEW_STEPS = 50, 100, 30
 """Number of eval rows below which figures mean little."""
 _LOOKED_AT = 1000
-"""How many rows are searched for a column of label names."""
+"""Number of rows that are searched for a column of label names."""
 _COPIED = 20
-"""Length in characters from which an input in a template is no coincidence."""
+"""Length in characters from which an input in a template is not a coincidence."""
 
 
 def check_splits(recipe: Recipe, dataset: Dataset) -> None:
@@ -38,11 +38,11 @@ def check_splits(recipe: Recipe, dataset: Dataset) -> None:
             "too wide for a verdict.",
         )
     if (contradictory := dataset.counts.get("contradictory", 0)) > 0:
-        one = contradictory == 1
+        single = contradictory == 1
         cautions.add(
             "contradictory-references",
-            f"{contradictory:,} {'input has' if one else 'inputs have'} several rows whose references contradict each "
-            "other. The first reference is kept.",
+            f"{contradictory:,} {'input has' if single else 'inputs have'} several rows with contradictory "
+            "references. The first reference is kept.",
         )
     references = {name: [example.reference for example in rows] for name, rows in dataset.splits.items()}
     _check_references(recipe, references)
@@ -58,9 +58,9 @@ def check_train_rows(recipe: Recipe, rows: int) -> None:
 
 def no_train_rows(rows: int, validation: float) -> DataError:
     """Return the error that early stopping takes all train rows."""
-    there = "there is one train row, which" if rows == 1 else f"there are {rows} train rows, all of which"
+    rows_taken = "there is one train row, which" if rows == 1 else f"there are {rows} train rows, all of which"
     return DataError(
-        f"nothing is left to train on: {there} early stopping holds out (train.validation: {validation:g})",
+        f"nothing is left to train on: {rows_taken} early stopping holds out (train.validation: {validation:g})",
         where="data",
         next="give more rows, or lower data.eval_rows or train.validation",
     )
@@ -83,13 +83,13 @@ def _check_references(recipe: Recipe, references: dict[str, list[str | None]]) -
     if any(reference is not None for reference in references["eval"]):
         return
     whose = "eval row" if any(reference is not None for reference in references["train"]) else "row"
-    told = (
+    message = (
         f"No {whose} has a reference, so every arm is scored by its agreement with the prompted teacher, and the "
         "teacher's own score is 1 by construction."
     )
     if whose == "row" and recipe.data.reference is None:
-        told += _likely(recipe)
-    cautions.add("no-references", told)
+        message += _likely(recipe)
+    cautions.add("no-references", message)
 
 
 def _likely(recipe: Recipe) -> str:
@@ -136,11 +136,11 @@ def _check_labels(recipe: Recipe, references: dict[str, list[str | None]]) -> No
         counted = Counter(reference for reference in found if reference is not None)
         missing = [name for name in recipe.task.names if name not in counted]
         if counted and missing:
-            told = ", ".join(f"{name} {count:,}" for name, count in counted.most_common(8))
+            counts = ", ".join(f"{name} {count:,}" for name, count in counted.most_common(8))
             more = "" if len(missing) <= 8 else f" and {len(missing) - 8} more"
             cautions.add(
                 f"labels-missing-from-{split}",
-                f"No {split} row has the reference {' or '.join(map(repr, missing[:8]))}{more} (there are: {told}).",
+                f"No {split} row has the reference {' or '.join(map(repr, missing[:8]))}{more} (there are: {counts}).",
             )
 
 
@@ -156,7 +156,7 @@ def _check_leaks(recipe: Recipe, held_out: DiskExamples) -> None:
         if has_reference and used[name].shows(column):
             cautions.add(
                 "reference-in-context",
-                f"{where} shows the column {column!r}, where the references are: whoever reads it is told the answers.",
+                f"{where} shows the column {column!r}, which has the references: its reader is told the answers.",
             )
         texts = [source.text for source in template_sources.sources(recipe, where, context)]
         copied = sum(
@@ -165,5 +165,5 @@ def _check_leaks(recipe: Recipe, held_out: DiskExamples) -> None:
         if copied:
             cautions.add(
                 "eval-rows-in-context",
-                f"{copied:,} eval rows stand word for word in the text of {where}, which may tell their answers.",
+                f"The text of {where} contains {copied:,} eval rows word for word, and may give away their answers.",
             )

@@ -21,10 +21,10 @@ _QUOTED_SHARE = 0.2
 
 
 def rows(path: Path, lines: Iterable[str], kind: str, data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, row) pairs of a ``csv`` or ``tsv``; the line is the one that a row begins on.
+    """Yield pairs (file:line, row) of a ``csv`` or ``tsv``; the line is the row's first one.
 
-    Columns without a name are ignored. DataError where a row has other cells than the header, a name stands there
-    twice, or a stray quote has joined several rows into one.
+    Columns without a name are ignored. Raise DataError if a row has other cells than the header, if a name is given
+    twice, or if a stray quote has joined rows.
     """
     quoting = kind == "csv" if data.quoting == "auto" else data.quoting == "on"
     records = _Records(path, lines, data.delimiter or DELIMITERS[kind], quoting)
@@ -42,7 +42,9 @@ def rows(path: Path, lines: Iterable[str], kind: str, data: Data) -> Iterator[tu
             cells = cells[: len(header)]
         if len(cells) != len(header):
             raise DataError(
-                f"{len(cells)} cells, the header has {len(header)}", where=place, next=_mend(record, quoting, data)
+                f"it has {len(cells)} cells, and the header {len(header)}",
+                where=place,
+                next=_remedy(record, quoting, data),
             )
         unnamed.look(number, cells)
         if quoting:
@@ -57,7 +59,7 @@ def rows(path: Path, lines: Iterable[str], kind: str, data: Data) -> Iterator[tu
 
 @dataclass(frozen=True)
 class _Record:
-    """One row: its cells, and the lines of the file that it stands on, separated by ``delimiter``."""
+    """One row: its cells, and its lines in the file. delimiter: separates the cells."""
 
     cells: list[str]
     lines: list[str]
@@ -73,13 +75,13 @@ class _Records:
         self._number, self._taken, self._size = 0, list[str](), 0
 
     def header(self) -> list[str] | None:
-        """The cells of the first row; before it, a line such as `sep=;` names the delimiter, as spreadsheets do."""
+        """Return the first row's cells. A line such as `sep=;` before it names the delimiter, as spreadsheets write."""
         first = next(self._lines, None)
         if first is None:
             return None
         self._number = 1
-        if said := re.fullmatch(r"sep=(.)\s*", first):
-            self.delimiter = said[1]
+        if declaration := re.fullmatch(r"sep=(.)\s*", first):
+            self.delimiter = declaration[1]
         else:
             self._lines = _chain(first, self._lines)
             self._number = 0
@@ -118,14 +120,14 @@ class _Records:
                 raise self._broken(f"a row of more than {limits.TEXT_BYTES:,} characters")
             yield line
 
-    def _broken(self, what: str) -> DataError:
+    def _broken(self, problem: str) -> DataError:
         """Return the error for a row that cannot be read. An unclosed quote swallows the rest of the file."""
         first = self._number - len(self._taken) + 1
         if len(self._taken) < 2:
-            mend = "set data.quoting: off if double quotes are only text" if '"' in "".join(self._taken) else None
-            return DataError(what, where=f"{self._path}:{first}", next=mend)
+            remedy = "set data.quoting: off if double quotes are only text" if '"' in "".join(self._taken) else None
+            return DataError(problem, where=f"{self._path}:{first}", next=remedy)
         return DataError(
-            f"{what}; a quote that opens on this line is not closed before line {self._number}",
+            f"{problem}; a quote that opens on this line is not closed before line {self._number}",
             where=f"{self._path}:{first}",
             next="close the quote, or set data.quoting: off where quotes are only text",
         )
@@ -149,16 +151,16 @@ def _header(path: Path, records: _Records, data: Data) -> list[str] | None:
         count, other = max((named[0].count(other), other) for other in _OTHERS)
         if count:
             expected = _OTHERS.get(records.delimiter, repr(records.delimiter))
-            found = _OTHERS[other]
+            separators = _OTHERS[other]
             raise DataError(
-                f"the header is one cell, {named[0][:60]!r}: {found} seem to stand between the cells, not {expected}",
+                f"the header is one cell, {named[0][:60]!r}: {separators} seem to separate the cells, not {expected}",
                 where=f"{path}:1",
                 next=f"set data.delimiter: {other!r}" if other != "\t" else "set data.format: tsv",
             )
     return header
 
 
-def _mend(record: _Record, quoting: bool, data: Data) -> str | None:
+def _remedy(record: _Record, quoting: bool, data: Data) -> str | None:
     if not quoting and data.quoting == "auto" and any(cell.startswith('"') for cell in record.cells):
         return "set data.quoting: on if double quotes hold a cell together"
     if quoting and len(record.lines) > 1:
@@ -170,8 +172,8 @@ def _mend(record: _Record, quoting: bool, data: Data) -> str | None:
 
 
 class _Unnamed:
-    """Columns without a name: ignored, and pointed out where they hold something. A single first one holds the rows'
-    numbers, as data frames write them."""
+    """Caution about cells in columns without a name. A single first such column has row numbers, as data frames write
+    it."""
 
     def __init__(self, path: Path, header: list[str]) -> None:
         self._path = path
@@ -187,16 +189,15 @@ class _Unnamed:
             number, value = self._found
             cautions.add(
                 "unnamed-column",
-                f"{self._path}:{number}: {value[:60]!r} stands in a column without a name. Such columns are ignored.",
+                f"{self._path}:{number}: {value[:60]!r} is in a column without a name. Such columns are ignored.",
             )
 
 
 class _Swallowed:
-    """Rows that a stray quote may have joined: those on several lines, or with a tab inside a cell of a tsv.
+    """Find rows that a stray quote may have joined: those on several lines, or with a tab inside a cell of a tsv.
 
-    A cell may well have several lines. What tells a stray quote is that each line by itself is a whole row, in few of
-    the table's rows, or that no other row has such a cell. `data.quoting: on` vouches for a csv, unless three lines or
-    more are whole rows.
+    A cell may have several lines. A quote is stray if each line by itself is a whole row, in few of the table's rows,
+    or if no other row has such a cell. `data.quoting: on` vouches for a csv, unless three lines or more are whole rows.
     """
 
     def __init__(self, path: Path, columns: int, data: Data) -> None:
@@ -232,21 +233,21 @@ class _Swallowed:
             return
         if len(record.lines) > 1:
             cell = next((cell for cell in record.cells if "\n" in cell or "\r" in cell), record.cells[0])
-            what = f"a quote that opens here joins {len(record.lines)} lines into one cell"
+            problem = f"a quote that opens here joins {len(record.lines)} lines into one cell"
         else:
             cell = next(cell for cell in record.cells if "\t" in cell)
-            what = "a quote that opens here takes a tab into a cell"
+            problem = "a quote that opens here takes a tab into a cell"
         why = "each of them is a whole row" if whole else "no other row of the file has such a cell"
         meant = "write the rows as JSON lines" if refused_anyway else "set data.quoting: on"
         raise DataError(
-            f"{what} ({cell[:40]!r}…), and {why}",
+            f"{problem} ({cell[:40]!r}…), and {why}",
             where=f"{self._path}:{number}",
-            next=f"set data.quoting: off if quotes are only text; if the cell is meant so, {meant}",
+            next=f"set data.quoting: off if quotes are only text; if the cell is correct, {meant}",
         )
 
 
 class _Quoted:
-    """Cells in quotes that were read as they stand, as of a tsv by default."""
+    """Caution about cells in quotes that were read as text, the default for a tsv."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -32,12 +32,12 @@ FAILURES = (
 """Errors that a template's own mistakes can raise through Jinja."""
 
 BUILT_IN = frozenset({"input", "examples", "documents", "labels", "row"})
-"""Variables that every template has; a column of such a name is found in `row`."""
+"""Variables that every template has; a column with such a name is in `row`."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One template. where: its key in the recipe; each: what its message is repeated for."""
+    """One template. where: its key in the recipe. each: the items for which its message is repeated."""
 
     where: str
     text: str
@@ -45,11 +45,11 @@ class Source:
 
 
 def contexts(recipe: Recipe) -> dict[str, tuple[str, Context]]:
-    """Yield each context's name, its key in the recipe, and the context."""
-    found = recipe.contexts
-    named = {"full": found.full, "simplified": found.simplified}
+    """Return name → each context's key in the recipe, and the context."""
+    section = recipe.contexts
+    named = {"full": section.full, "simplified": section.simplified}
     return {name: (f"contexts.{name}", context) for name, context in named.items()} | {
-        name: (f"contexts.arms.{name}", context) for name, context in found.arms.items()
+        name: (f"contexts.arms.{name}", context) for name, context in section.arms.items()
     }
 
 
@@ -72,14 +72,14 @@ def sources(recipe: Recipe, where: str, context: Context) -> list[Source]:
 
 
 def refused(error: BaseException, source: Source) -> RecipeError:
-    """Return the error that a template cannot be compiled, with the reason."""
+    """Return the error for a template that cannot be compiled."""
     if isinstance(error, jinja2.TemplateSyntaxError):
         return RecipeError(f"line {error.lineno} of the template: {error.message}", where=source.where)
     return RecipeError(f"the template cannot be compiled: {reason(error)}", where=source.where)
 
 
 def reason(error: BaseException) -> str:
-    """Return what is wrong with a template, in one line."""
+    """Return the problem of a template in one line."""
     if isinstance(error, limits.TimeBudgetExceeded):
         return "it takes too long"
     return first_line(error)[:300]  # a template may raise a text of any length
@@ -89,7 +89,7 @@ def reason(error: BaseException) -> str:
 
 
 def by_name(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that are variables of their own: all but those named as one of Jinja's functions, such as `range`."""
+    """Return the columns that are variables themselves: all but those named like Jinja's functions, such as `range`."""
     return {name: value for name, value in columns.items() if name not in SANDBOX.globals}
 
 
@@ -132,9 +132,9 @@ class UsedColumns:
 
 
 def columns(recipe: Recipe) -> dict[str, UsedColumns]:
-    """What each context's templates use of a row's columns; RecipeError for a template that cannot be compiled."""
+    """Return context → the columns its templates use. Raise RecipeError if one cannot be compiled."""
     time = limits.TimeBudget()
-    found = {}
+    by_context = {}
     for name, (where, context) in contexts(recipe).items():
         used = UsedColumns()
         for source in sources(recipe, where, context):
@@ -143,15 +143,15 @@ def columns(recipe: Recipe) -> dict[str, UsedColumns]:
                     used |= _used(source)
             except (*FAILURES, limits.TimeBudgetExceeded) as error:
                 raise refused(error, source) from None
-        found[name] = used
-    return found
+        by_context[name] = used
+    return by_context
 
 
 def _used(source: Source) -> UsedColumns:
     tree, undeclared = SANDBOX.variables(source.text)
     of_row, whole = _of_row(tree) if "row" in undeclared else (set(), False)
     names = of_row | (undeclared - BUILT_IN - SANDBOX.globals.keys() - {source.each})
-    optional = names.intersection(_asked_for(tree))
+    optional = names.intersection(_tested_columns(tree))
     of_examples: set[str] = set()
     if "examples" in undeclared or source.each == "example":
         of_examples = set(_attributes(tree)) - {"input", "answer"}
@@ -165,13 +165,13 @@ def _used(source: Source) -> UsedColumns:
 
 
 def _of_row(tree: nodes.Template) -> tuple[set[str], bool]:
-    """The columns in `row.title` and `row["title"]`, and whether `row` stands anywhere else."""
-    found = [name for node in tree.find_all((nodes.Getattr, nodes.Getitem)) if (name := _column_of(node)) is not None]
-    return set(found), sum(node.name == "row" for node in tree.find_all(nodes.Name)) > len(found)
+    """Return the columns in `row.title` and `row["title"]`, and whether `row` is used in another way."""
+    names = [name for node in tree.find_all((nodes.Getattr, nodes.Getitem)) if (name := _column_of(node)) is not None]
+    return set(names), sum(node.name == "row" for node in tree.find_all(nodes.Name)) > len(names)
 
 
 def _column_of(node: nodes.Node) -> str | None:
-    """The column that `row.title` or `row["title"]` reads; `row.items` may be the method, which reads them all."""
+    """Return the column that `row.title` or `row["title"]` reads. `row.items` may be the method, which reads all."""
     if isinstance(node, nodes.Getattr) and _is_name(node.node, "row"):
         return None if hasattr(dict, node.attr) else node.attr
     if isinstance(node, nodes.Getitem) and _is_name(node.node, "row") and isinstance(node.arg, nodes.Const):
@@ -179,8 +179,8 @@ def _column_of(node: nodes.Node) -> str | None:
     return None
 
 
-def _asked_for(tree: nodes.Template) -> Iterator[str]:
-    """The columns in `title is defined` and `title | default("")`."""
+def _tested_columns(tree: nodes.Template) -> Iterator[str]:
+    """Yield the columns in `title is defined` and `title | default("")`."""
     for node in tree.find_all((nodes.Test, nodes.Filter)):
         if node.name in ("defined", "undefined", "default", "d") and node.node is not None:
             name = node.node.name if isinstance(node.node, nodes.Name) else _column_of(node.node)
@@ -189,7 +189,7 @@ def _asked_for(tree: nodes.Template) -> Iterator[str]:
 
 
 def _attributes(tree: nodes.Template) -> Iterator[str]:
-    """Every name after a dot or in brackets: of an example, it may be a column."""
+    """Yield every name after a dot or in brackets, which may be a column of an example."""
     for node in tree.find_all(nodes.Getattr):
         yield node.attr
     for item in tree.find_all(nodes.Getitem):

@@ -1,7 +1,7 @@
-"""The one rule for a row whose view is too long: the end of its input is cut, so that the view around it stays whole.
+"""Cut the end of an input whose view is too long, so that the view around it stays whole.
 
-Cutting the end of a view would lose what the template writes after the input, such as the question. `collect` decides
-how much of each input is kept, once for every context and for the student, so that all arms read the same input.
+Cutting the end of the view would lose the template's text after the input, such as the question. `collect` decides how
+much of each input is kept, once for all contexts and the student, so that all arms read the same input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from distillctl.data.rows import Example
 from distillctl.errors import DataError
 
 _PARTIAL_WORD = 40
-"""Characters of a word that is cut in two which are dropped as well; a longer run without spaces is no word."""
+"""Longest part of a divided word that is dropped as well, in characters; longer runs without spaces are not words."""
 
 Rendered = TypeVar("Rendered")
 
@@ -24,19 +24,19 @@ Rendered = TypeVar("Rendered")
 class Limit:
     """The longest view that a model can read.
 
-    who: "the teacher" or "the student"; tokens: of the view, after the answer's or response's room was taken off;
-    told: the same in words, to go on after "the view has 90 tokens, ".
+    who: "the teacher" or "the student". tokens: of the view, without the room for the answer. description: the limit in
+    words, which continues "the view has 90 tokens, ".
     """
 
     who: str
     tokens: int
-    told: str
+    description: str
     next: str = "shorten the context, or set contexts.truncate: input"
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long one view of a row is. where: the recipe's key of its context; view: what to call it in a message."""
+    """The length of one view of a row. where: the recipe's key of its context. view: its name in messages."""
 
     tokens: int
     limit: Limit
@@ -53,7 +53,7 @@ class Length:
         more = "1 more row is" if others == 1 else f"{others:,} more rows are"
         also = f" ({more} too long)" if others else ""
         return DataError(
-            f"row {row}: the {self.view} has {self.tokens:,} tokens, {self.limit.told}{also}",
+            f"row {row}: the {self.view} has {self.tokens:,} tokens, {self.limit.description}{also}",
             where=self.where,
             next=self.limit.next,
         )
@@ -61,15 +61,15 @@ class Length:
 
 def longest(lengths: Sequence[Length]) -> Length | None:
     """Return the view that is furthest beyond its limit, or None if all views fit."""
-    found = max(lengths, key=lambda one: one.excess, default=None)
-    return found if found is not None and found.excess > 0 else None
+    worst = max(lengths, key=lambda length: length.excess, default=None)
+    return worst if worst is not None and worst.excess > 0 else None
 
 
 def cut_to_fit(text: str, fits: Callable[[str], bool]) -> str | None:
-    """Return the longest beginning of ``text`` that fits, without a partial word; None where not even one letter does.
+    """Return the longest beginning of ``text`` that fits, without a partial word, or None if not even one letter fits.
 
-    ``text`` itself is known not to fit. ``fits`` is asked about log2(len(text)) times. Token counts may fall by one or
-    two where a text grows, so a slightly longer beginning may fit as well; what is returned always does.
+    ``text`` itself does not fit. ``fits`` is called about log2(len(text)) times. Token counts may fall by one or two
+    where a text grows, so a slightly longer beginning may fit as well; the result always does.
     """
     low, high = 0, len(text)
     while high - low > 1:
@@ -85,9 +85,9 @@ def cut_to_fit(text: str, fits: Callable[[str], bool]) -> str | None:
 def fit(
     example: Example, render: Callable[[Example], Rendered], lengths: Callable[[Rendered], Sequence[Length]]
 ) -> tuple[Example, Rendered]:
-    """Return the example, its input cut so that all of its views fit, and what ``render`` made of it.
+    """Return the example, its input cut so that all views fit, and its rendered views.
 
-    ``lengths`` measures what ``render`` returns. DataError where the views do not fit around any input.
+    ``lengths`` measures what ``render`` returns. Raises DataError if the views are too long around any input.
     """
     rendered = render(example)
     if (too_long := longest(lengths(rendered))) is None:
@@ -99,10 +99,10 @@ def fit(
     kept = cut_to_fit(example.input, fits)
     if kept is None:
         raise DataError(
-            f"row {example.id}: the {too_long.view} has {too_long.tokens:,} tokens, {too_long.limit.told}; it is too "
-            "long whatever is cut from its input",
+            f"row {example.id}: the {too_long.view} has {too_long.tokens:,} tokens, {too_long.limit.description}, and "
+            "cutting its input does not help",
             where=too_long.where,
-            next="shorten the context, or leave the row out",
+            next="shorten the context, or remove the row",
         )
     shorter = _with_input(example, kept)
     return shorter, render(shorter)
@@ -115,9 +115,9 @@ def _with_input(example: Example, text: str) -> Example:
 
 
 def _word_boundary(text: str, end: int) -> int:
-    """The end of the last whole word of ``text[:end]``, or ``end`` where no word ends nearby."""
+    """Return the end of the last whole word of ``text[:end]``, or ``end`` if no word ends nearby."""
     while 0 < end < len(text) and (unicodedata.combining(text[end]) or "\u200d" in (text[end], text[end - 1])):
-        end -= 1  # an accent, or the parts of one emoji, belong together
+        end -= 1  # keep accents and the parts of an emoji together
     if end == len(text) or text[end].isspace():
         return end
     start = max(0, end - _PARTIAL_WORD)

@@ -19,7 +19,7 @@ COLUMNS = ("id", "split", "input", "reference", "full", "simplified")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 _AGAIN = "distillctl collect RECIPE"
 _PART = 1024
-"""Rows."""
+"""Number of rows that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class ViewTable:
     simplified: list[str]
 
     def labels(self, names: Sequence[str]) -> list[str]:
-        """The references of a task with these labels; UpstreamError where one is no label."""
-        if any((other := one) not in names for one in self.reference):
-            raise UpstreamError(f"views.parquet has the reference {other!r}, which is no label", next=_AGAIN)
-        return [str(one) for one in self.reference]
+        """Return the references of a task with these labels. Raise UpstreamError if one is not a label."""
+        if any((other := reference) not in names for reference in self.reference):
+            raise UpstreamError(f"views.parquet has the reference {other!r}, which is not a label", next=_AGAIN)
+        return [str(reference) for reference in self.reference]
 
     @property
     def has_references(self) -> bool:
@@ -45,8 +45,7 @@ class ViewTable:
 
 
 def write(path: Path, splits: Mapping[str, ViewTable] | Iterable[tuple[str, ViewTable]]) -> None:
-    """Write all splits durably, a part of a split after the other; what the full views have in common costs next to
-    nothing once compressed."""
+    """Write all splits durably, part by part. Text that the full views share hardly counts after compression."""
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for split, views in splits.items() if isinstance(splits, Mapping) else splits:
             columns = {"split": [split] * len(views.id)} | {c: getattr(views, c) for c in COLUMNS if c != "split"}
@@ -54,7 +53,7 @@ def write(path: Path, splits: Mapping[str, ViewTable] | Iterable[tuple[str, View
 
 
 def read(path: Path, split: str) -> ViewTable:
-    """One split of views.parquet; UpstreamError when it is damaged."""
+    """Return one split of views.parquet. Raise UpstreamError if it is damaged."""
     wanted = [name for name in COLUMNS if name != "split"]
     columns: list[list[Any]] = [[] for _ in wanted]
     for part in parts(path, split, *wanted):
@@ -64,26 +63,26 @@ def read(path: Path, split: str) -> ViewTable:
 
 
 def parts(path: Path, split: str, *columns: str) -> Iterator[tuple[list[Any], ...]]:
-    """Some columns of a split, some rows at a time; UpstreamError when the file is damaged."""
+    """Yield some columns of a split, some rows at a time. Raise UpstreamError if the file is damaged."""
     wanted = ["split", *columns]
     try:
         with parquet.checked(path, wanted) as file:
             empty = True
             for batch in file.iter_batches(_PART, columns=wanted):
                 table = parquet.plain(pa.Table.from_batches([batch]), parquet.most_bytes(path))
-                found = table.filter(pc.equal(table["split"], split))
-                if any(found[name].null_count for name in columns if name != "reference"):
+                rows = table.filter(pc.equal(table["split"], split))
+                if any(rows[name].null_count for name in columns if name != "reference"):
                     raise ValueError(f"it lacks texts of {split}")
-                if not all(pa.types.is_string(found[name].type) for name in columns if found[name].null_count == 0):
-                    raise ValueError("what should be text is none")
-                if len(found):
+                if not all(pa.types.is_string(rows[name].type) for name in columns if rows[name].null_count == 0):
+                    raise ValueError("a column is not text")
+                if len(rows):
                     empty = False
-                    yield tuple(found[name].to_pylist() for name in columns)
+                    yield tuple(rows[name].to_pylist() for name in columns)
             if empty:
                 raise ValueError(f"it has no rows of {split}")
     except (*parquet.ERRORS, TypeError) as error:
-        what = f"damaged: {first_line(error)}"
-        raise UpstreamError(what, where=str(path), next=_AGAIN) from None
+        problem = f"damaged: {first_line(error)}"
+        raise UpstreamError(problem, where=str(path), next=_AGAIN) from None
 
 
 def column(path: Path, split: str, name: str) -> list[Any]:

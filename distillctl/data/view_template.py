@@ -22,12 +22,12 @@ WHITESPACE = (
 
 
 class ViewTemplate(BaseModel):
-    """What makes a view of an input.
+    """A template that turns an input into a view.
 
     `text`: the view is ``prefix`` + input + ``suffix``, the input without whitespace (`WHITESPACE`) at its ends.
     `jinja`: the view is the Jinja template ``source``, rendered with `input`, the ``constants``, and those columns of
     the input's row that ``variables`` names (each by its name, and all in `row`). `view`: neither describes it, so the
-    app has to build the view itself.
+    app must build the view itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,12 +36,12 @@ class ViewTemplate(BaseModel):
     prefix: str | None = None
     suffix: str | None = None
     source: str | None = None
-    """The recipe's Jinja template; None where the recipe has messages."""
+    """The recipe's Jinja template; None if the recipe has messages."""
     variables: tuple[str, ...] = ()
     constants: dict[str, Any] = {}
 
     def view(self, text: str) -> str:
-        """The view of an input; ValueError unless the form is `text`."""
+        """Return an input's view. Raise ValueError unless the form is `text`."""
         if self.prefix is None or self.suffix is None:
             raise ValueError(f"a template of the form {self.form} is more than text around the input")
         return f"{self.prefix}{text.strip()}{self.suffix}"
@@ -52,22 +52,22 @@ BARE = ViewTemplate(form="text", prefix="", suffix="", source="{{ input }}")
 
 
 def of(recipe: Recipe, rows: ViewTable) -> ViewTemplate:
-    """The simplified context of a recipe, as it was applied to these rows.
+    """Describe a recipe's simplified context as it was applied to these rows.
 
-    The form is `text` only where the template writes its input once and unchanged, whatever the input is, and where
-    every row's view is the same prefix and suffix around the row's input. The rows show what a chat template and
-    few-shot examples add.
+    The form is `text` only if the template writes its input once and unchanged, whatever the input is, and if every
+    row's view has the same prefix and suffix around the row's input. The rows show what a chat template and few-shot
+    examples add.
     """
     where, context = template_sources.contexts(recipe)["simplified"]
     sources = template_sources.sources(recipe, where, context)
-    found = [SANDBOX.variables(source.text) for source in sources]
-    used = {name for _, names in found for name in names}
+    parsed = [SANDBOX.variables(source.text) for source in sources]
+    used = {name for _, names in parsed for name in names}
     columns = template_sources.columns(recipe)["simplified"]
     of_row = {*columns.needed, *columns.optional, *(["row"] if columns.all else [])}
     variables = tuple(sorted(of_row | ({"documents"} & used)))
     repeated = any(source.each == "document" for source in sources)
     source = None if context.messages is not None else sources[0].text
-    if not variables and not repeated and _writes_input_once([tree for tree, _ in found]):
+    if not variables and not repeated and _writes_input_once([tree for tree, _ in parsed]):
         pairs = zip(rows.input, rows.simplified, strict=True)
         if around := _around(pairs, cut=recipe.contexts.truncate == "input"):
             return ViewTemplate(form="text", prefix=around[0], suffix=around[1], source=source)
@@ -77,22 +77,24 @@ def of(recipe: Recipe, rows: ViewTable) -> ViewTemplate:
 
 
 def _constants(recipe: Recipe, used: set[str]) -> dict[str, Any]:
-    """The variables that the template uses and that are the same for all rows."""
-    found = dict[str, Any]()
+    """Return the variables that the template uses and that are the same for all rows."""
+    values = dict[str, Any]()
     if "labels" in used:
-        found["labels"] = list(recipe.task.names)
+        values["labels"] = list(recipe.task.names)
     if "examples" in used:
         shots = recipe.contexts.simplified.examples
         rows = shots.rows if shots and shots.rows else examples.load(recipe).shots.get("simplified", ())
-        found["examples"] = [{**shot.row, "row": shot.row, "input": shot.input, "answer": shot.answer} for shot in rows]
-    return found
+        values["examples"] = [
+            {**shot.row, "row": shot.row, "input": shot.input, "answer": shot.answer} for shot in rows
+        ]
+    return values
 
 
-# ── what the template does to its input ──────────────────────────────────────────────────────────
+# ── checks of the template ───────────────────────────────────────────────────────────────────────
 
 
 def _writes_input_once(trees: Sequence[nodes.Template]) -> bool:
-    """Whether `input` is used in one place only, and its text goes into the view unchanged there."""
+    """Tell whether `input` is used only once, and its text goes into the view unchanged."""
     uses = [name for tree in trees for name in tree.find_all(nodes.Name) if name.name == "input"]
     return len(uses) == 1 and any(_writes_input(tree) for tree in trees)
 
@@ -107,7 +109,7 @@ def _writes_input(node: nodes.Node) -> bool:
 
 
 def _written(node: nodes.Node) -> Iterator[nodes.Node]:
-    """The parts of a node that are written one after the other as they are."""
+    """Yield the parts of a node that are written one after the other as they are."""
     if isinstance(node, nodes.If):
         yield from (*node.body, *node.elif_, *node.else_)
     elif isinstance(node, (nodes.Template, nodes.Scope)):
@@ -119,18 +121,18 @@ def _written(node: nodes.Node) -> Iterator[nodes.Node]:
 
 
 def _around(pairs: Iterable[tuple[str, str]], *, cut: bool) -> tuple[str, str] | None:
-    """(prefix, suffix) of all views; None where there is no such pair. cut: the end of an input may be missing."""
-    found: list[tuple[str, str]] = []
+    """Return the (prefix, suffix) of all views, or None. cut: the end of an input may be missing."""
+    candidates: list[tuple[str, str]] = []
     for text, view in pairs:
-        whole = found or [(view[:at], view[at + len(text) :]) for at in _places(text, view)]
+        whole = candidates or [(view[:at], view[at + len(text) :]) for at in _places(text, view)]
         kept = [(prefix, suffix) for prefix, suffix in whole if f"{prefix}{text}{suffix}" == view]
         if not kept and not cut:
             return None
-        shorter = [pair for pair in found if view.startswith(pair[0]) and view.endswith(pair[1])]
-        if found and not (kept or shorter):
+        shorter = [pair for pair in candidates if view.startswith(pair[0]) and view.endswith(pair[1])]
+        if candidates and not (kept or shorter):
             return None
-        found = kept or shorter
-    return found[0] if found else None
+        candidates = kept or shorter
+    return candidates[0] if candidates else None
 
 
 def _places(text: str, view: str) -> Iterator[int]:

@@ -53,7 +53,7 @@ class Renderer:
     shots: Sequence[Shot]
     labels: tuple[str, ...]
     time: limits.TimeBudget
-    """Of this and all other contexts together."""
+    """Shared by all contexts."""
     strip_newline: bool = True
     """Whether the teacher reads the view without its final newline."""
     chat_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Renderer:
         return self.template is None
 
     def render(self, example: Example, tokenizer: ChatTokenizer | None = None) -> str:
-        """The view's text; messages go through the tokenizer's own chat template, ready for the answer."""
+        """Return the view's text. Messages go through the tokenizer's chat template, ready for the answer."""
         content = self._content(example)
         if isinstance(content, str):
             return content
@@ -75,13 +75,13 @@ class Renderer:
             with self.time:
                 return chat_templates.text(tokenizer, content, self.chat_arguments)
         except (*_FAILURES, limits.TimeBudgetExceeded) as error:
-            what = f"the model's chat template refuses these messages: {_reason(error)}"
-            raise RecipeError(what, where=self.where) from None
+            problem = f"the model's chat template refuses these messages: {_reason(error)}"
+            raise RecipeError(problem, where=self.where) from None
 
     def answer_place(self, example: Example, prefix: str | None, tokenizer: ChatTokenizer | None = None) -> AnswerPlace:
-        """Where an answer follows this context's views, by the look of one row's.
+        """Find where an answer follows this context's views, from one row.
 
-        prefix: the recipe's own; tokenizer: whose chat template writes the messages, None where a server does.
+        prefix: the recipe's. tokenizer: its chat template writes the messages; None if a server does.
         """
         if not self.is_chat:
             return answer_place.of_template(
@@ -100,16 +100,18 @@ class Renderer:
         return answer_place.of_chat(conversation, self.render(example, tokenizer), prefix)
 
     def preview(self, example: Example) -> str:
-        """The view's text without any tokenizer: of messages, their contents one after the other."""
+        """Return the view's text without a tokenizer; for messages, their contents."""
         content = self._content(example)
         return content if isinstance(content, str) else "\n".join(message["content"] for message in content)
 
     def as_text(self, example: Example) -> str:
-        """The view's text where its chat template is not known: of messages, `MESSAGE`, role and content of each."""
+        """Return the view's text without a chat template: `MESSAGE`, role and content of each message."""
         content = self._content(example)
         if isinstance(content, str):
             return content.replace(MESSAGE, " ")
-        return "".join(f"{MESSAGE}{one['role']}\n{one['content'].replace(MESSAGE, ' ')}\n" for one in content)
+        return "".join(
+            f"{MESSAGE}{message['role']}\n{message['content'].replace(MESSAGE, ' ')}\n" for message in content
+        )
 
     def _content(self, example: Example) -> str | list[dict[str, str]]:
         """Return the rendered template, or the rendered messages."""
@@ -130,8 +132,8 @@ class Renderer:
                     return _SANDBOX.render(self.template, variables)
                 return list(self._conversation(variables))
         except (*_FAILURES, limits.TimeBudgetExceeded) as error:
-            what = f"the template fails on row {example.id} ({example.input[:40]!r} …): {_reason(error)}"
-            raise RecipeError(what, where=self.where, next=_next(error)) from None
+            problem = f"the template fails on row {example.id} ({example.input[:40]!r} …): {_reason(error)}"
+            raise RecipeError(problem, where=self.where, next=_next(error)) from None
 
     def _conversation(self, variables: dict[str, Any]) -> Iterable[dict[str, str]]:
         for each, group in groupby(self.messages, key=lambda message: message[1]):
@@ -143,7 +145,7 @@ class Renderer:
 
 
 def renderers(recipe: Recipe, shots: dict[str, list[Shot]]) -> dict[str, Renderer]:
-    """One renderer per context: full, simplified, and the recipe's further arms."""
+    """Return one renderer per context: full, simplified, and the recipe's other arms."""
     time = limits.TimeBudget()
     return {
         name: _renderer(recipe, where, context, shots.get(name, []), time)
@@ -155,8 +157,10 @@ def _renderer(recipe: Recipe, where: str, context: Context, shots: Sequence[Shot
     compiled = [(source, _compile(source, time)) for source in template_sources.sources(recipe, where, context)]
     template = compiled[0][1] if context.messages is None else None
     messages = tuple(
-        (message.role, message.each, made)
-        for message, (_, made) in zip(context.messages or (), compiled, strict=context.messages is not None)
+        (message.role, message.each, compiled_template)
+        for message, (_, compiled_template) in zip(
+            context.messages or (), compiled, strict=context.messages is not None
+        )
     )
     return Renderer(
         where,

@@ -97,7 +97,7 @@ class Fitting:
 
     def _remember(self, split: str, row: str, lengths: list[Length]) -> None:
         self._too_long[split] += 1
-        self._limits |= {length.limit.who: length.limit.told for length in lengths if length.excess > 0}
+        self._limits |= {length.limit.who: length.limit.description for length in lengths if length.excess > 0}
         worst = truncation.longest(lengths)
         if worst is not None and (self._worst is None or worst.excess > self._worst[0].excess):
             self._worst = worst, row

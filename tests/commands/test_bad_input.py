@@ -39,7 +39,7 @@ def fails(done, code, *told):
 
 
 LIGHT = {
-    "missing file": ({"data": {"source": "gone.jsonl"}}, None, ["data.source: no such file", "gone.jsonl"]),
+    "missing file": ({"data": {"source": "gone.jsonl"}}, None, ["data.source: there is no file", "gone.jsonl"]),
     "bad YAML": ({}, "name: [", ["recipe.yaml:1: not valid YAML"]),
     "unknown key": ({"train": {"epoch": 2}}, None, ["train.epoch: unknown key, did you mean epochs?"]),
     "wrong type": ({"train": {"epochs": "two"}}, None, ["train.epochs", "valid integer"]),
@@ -52,7 +52,7 @@ LIGHT = {
     "one train row": ({"data": {"source": "two.csv", "eval_rows": 1}}, None, ["data: nothing is left to train on"]),
     "unknown column": (
         {"contexts": {"full": {"template": "{{ row.title }}"}}}, None, ["'title' is undefined", "the columns: input"]),
-    "unknown reference": ({"task": {"labels": ["who", "where"]}}, None, ["rows.jsonl:1", "is no label"]),
+    "unknown reference": ({"task": {"labels": ["who", "where"]}}, None, ["rows.jsonl:1", "is not a label"]),
     "bad template": ({"contexts": {"full": {"template": "{{ inpt }}"}}}, None, ["contexts.full", "'inpt' is"]),
 }  # fmt: skip
 

@@ -68,17 +68,17 @@ def test_tables_do_not_guess_types(make):
     [
         ("rows.jsonl", '{"input": "a"}\n{"text": "b"}\n', 'rows.jsonl:2: no "input" (it has: text)'),
         ("rows.jsonl", '{"input": "a"}\n\n{"input": " "}\n', 'rows.jsonl:3: "input" is empty'),
-        ("rows.jsonl", '{"input": 5}\n', 'rows.jsonl:1: "input" is empty or no text'),
+        ("rows.jsonl", '{"input": 5}\n', 'rows.jsonl:1: "input" is empty or not text'),
         ("rows.jsonl", '{"input": "a"}\n{oops\n', "rows.jsonl:2: not JSON"),
         ("rows.jsonl", "[1]\n", "rows.jsonl:1: each line must be one JSON object"),
         ("rows.jsonl", "", "has no rows"),
         ("rows.jsonl", b'{"input": "\xff"}\n', "is not utf-8 text"),
-        ("rows.jsonl", '{"input": "a", "reference": "yess"}\n', "is 'yess', which is no label, did you mean yes?"),
-        ("rows.csv", "input,reference\na,yes\nb\n", "rows.csv:3: 1 cells, the header has 2"),
+        ("rows.jsonl", '{"input": "a", "reference": "yess"}\n', "is 'yess', which is not a label, did you mean yes?"),
+        ("rows.csv", "input,reference\na,yes\nb\n", "rows.csv:3: it has 1 cells, and the header 2"),
         ("rows.csv", "input,input\na,b\n", "rows.csv:1: a column name is given twice"),
         ("rows.csv", 'input\n"a\n', "not a table"),
         ("rows.parquet", "PAR1 no", "not a Parquet file"),
-        ("rows.xyz", "a", "say data.format"),
+        ("rows.xyz", "a", "set data.format"),
     ],
 )
 def test_bad_rows_say_file_line_and_what(make, name, content, told):
@@ -94,7 +94,7 @@ def test_a_line_that_does_not_match_the_pattern(make):
 
 
 def test_missing_file_and_package(make):
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="there is no file"):
         examples.load(make(None))
     with pytest.raises(UnavailableError, match="package nowhere_to_be_found is not installed") as error:
         examples.load(make(None, "package:nowhere_to_be_found/rows.jsonl"))
@@ -137,7 +137,9 @@ def test_few_shot_rows_leave_the_train_split_one_label_after_the_other(make):
 
 
 def test_more_rows_asked_for_than_there_are(make):
-    with pytest.raises(DataError, match=r"data.train_rows: only 15 rows for train, the recipe asks for 40"):
+    with pytest.raises(
+        DataError, match=r"data.train_rows: there are only 15 rows for train, and the recipe asks for 40"
+    ):
         examples.load(make(ROWS, train_rows=40))
 
 
@@ -426,7 +428,7 @@ def test_a_column_whose_name_is_the_path_comes_first(make):
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("request.messages", "is no text but a list"),
+        ("request.messages", "is a list, not text"),
         ("request.messages[7].content", 'no "request.messages[7].content" (it has: request, a.b, a, gold)'),
         ("request.text", 'no "request.text"'),
     ],
@@ -493,7 +495,7 @@ def test_an_unknown_variable_lists_the_columns(make, tmp_path, kind):
     assert str(error.value).startswith(
         "contexts.full: 'titel' is undefined: no row has such a column, did you mean title?"
     )
-    assert "(the columns: input, title, stars, tags, spare, reference; besides them there are documents," in str(
+    assert "(the columns: input, title, stars, tags, spare, reference; every template also has documents," in str(
         error.value
     )
     assert examples.load(make(SHOP, contexts={"full": {"template": '{{ titel | default("") }}'}})).train
@@ -527,9 +529,9 @@ def test_a_json_file_that_is_one_list_says_how_to_write_it(make, content):
 
 
 def test_a_label_in_other_letters_is_recognised_in_the_error(make):
-    with pytest.raises(DataError, match=r"is 'YES', which is no label, did you mean yes\?") as error:
+    with pytest.raises(DataError, match=r"is 'YES', which is not a label, did you mean yes\?") as error:
         examples.load(make([{"input": "a", "reference": "YES"}]))
-    assert error.value.next == 'mend the row, or set data.label_map, such as {"YES": yes}'
+    assert error.value.next == 'correct the row, or set data.label_map, such as {"YES": yes}'
 
 
 def test_a_few_shot_file_is_not_mended_by_knobs_of_the_data(make, tmp_path):

@@ -118,4 +118,4 @@ def test_eval_rows_that_stand_in_a_template(tmp_path: Path) -> None:
     rows = [{**row, "text": f"{row['text']} of a long list of messages"} for row in ROWS]
     every = "\n".join(row["text"] for row in rows)
     found = doubts(tmp_path, rows, {"full": {"template": every + "{{ input }}"}}, reference="label")
-    assert "100 eval rows stand word for word in the text of contexts.full" in found["eval-rows-in-context"]
+    assert "The text of contexts.full contains 100 eval rows word for word" in found["eval-rows-in-context"]

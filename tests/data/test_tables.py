@@ -79,7 +79,7 @@ def test_two_lines_that_would_be_rows_are_read_where_the_user_vouches_for_them(t
     content = "text,label\n" + '"a, b\nc",x\nplain,x\n' * rows + "last,x\n"
     with pytest.raises(DataError, match=r"r.csv:2: .* joins 2 lines") as error:
         read(tmp_path / "r.csv", content)
-    assert "if the cell is meant so, set data.quoting: on" in str(error.value.next)
+    assert "if the cell is correct, set data.quoting: on" in str(error.value.next)
     assert read(tmp_path / "r.csv", content, quoting="on")[0]["text"] == "a, b\nc"
 
 
@@ -117,7 +117,7 @@ def test_quotes_that_were_kept_are_pointed_out(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_tsv_in_several_lines_say_which_knob_reads_them(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 cells, the header has 2") as error:
+    with pytest.raises(DataError, match="it has 1 cells, and the header 2") as error:
         read(tmp_path / "r.tsv", 'text\tlabel\n"two\nlines"\tx\n')
     assert error.value.next == "set data.quoting: on if double quotes hold a cell together"
 

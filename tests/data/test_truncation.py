@@ -102,5 +102,5 @@ def test_the_error_names_row_length_and_limit():
     one = Length(90, _limit("the student", 64), "contexts.simplified", "simplified view")
     told = str(one.error("r7", others=3))
     assert "row r7: the simplified view has 90 tokens, the student takes 64 (3 more rows are too long)" in told
-    with pytest.raises(DataError, match="whatever is cut from its input"):
+    with pytest.raises(DataError, match="cutting its input does not help"):
         fit(Example("r", "text"), lambda example: example, lambda example: [one])
