@@ -52,7 +52,7 @@ def _rows(path: Path, reference: str, where: str) -> Iterator[tuple[str, dict[st
 
 def drawn(recipe: Recipe, train: DiskExamples) -> tuple[dict[str, list[Shot]], set[int]]:
     """Return context name → its few-shot examples from the train rows, and the indices of all of them."""
-    found, taken = {}, set[int]()
+    examples, taken = {}, set[int]()
     words = recipe.task.answers
     for name, (where, context) in template_sources.contexts(recipe).items():
         if context.examples is None or context.examples.train is None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from distillctl.soft_labels.shards import Shard
     from distillctl.students.student import Student
     from distillctl.teachers.arms import Arm
-    from distillctl.teachers.worker_pool import Asked, TeacherReader
+    from distillctl.teachers.worker_pool import AnswerRequest, TeacherReader
     from distillctl.teachers.worker_pool import ShardTask as LabelRequest
     from distillctl.training.loop import TrainingObjective
 

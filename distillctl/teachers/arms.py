@@ -17,7 +17,7 @@ from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer, answered_splits
 from distillctl.recipe import Recipe
 from distillctl.teachers.fitting import Fitting, StudentLength
-from distillctl.teachers.worker_pool import Answers, Asked, SharedPrefix, TeacherReader, View, Views
+from distillctl.teachers.worker_pool import AnswerRequest, Answers, SharedPrefix, TeacherReader, View, Views
 
 _END = -1
 """Separates several answers in one array; no token has this id."""

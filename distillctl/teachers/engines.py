@@ -42,5 +42,5 @@ def open_pool(spec: Collect, worker_spec: WorkerSpec) -> AbstractContextManager[
     if spec.engine == "ray":
         from distillctl.teachers import ray_engine  # only now: it takes seconds, and need not be installed
 
-        return ray_engine.open_pool(description, spec)
-    return local_engine.open_pool(description)
+        return ray_engine.open_pool(worker_spec, spec)
+    return local_engine.open_pool(worker_spec)

@@ -11,7 +11,7 @@ from distillctl.data import truncation
 from distillctl.data.rows import Dataset, Example, ExampleWriter
 from distillctl.data.truncation import Length
 from distillctl.data.views import CEILING, FLOOR, Renderer, answered_splits
-from distillctl.teachers.worker_pool import Asked, TeacherReader, View
+from distillctl.teachers.worker_pool import AnswerRequest, TeacherReader, View
 
 StudentLength = Callable[[str], Length]
 """Measures a simplified view's text in the student's tokens, with the student's limit."""

@@ -34,13 +34,13 @@ class Local:
         """Return the teacher without its weights."""
         return reading.read(self.spec, self.source)
 
-    def worker(self) -> LabelWorker | TextWorker:
+    def worker(self) -> LabelScoringWorker | GenerationWorker:
         """Load the teacher."""
         teacher = huggingface.load(self.spec, self.source)
-        return TextWorker(teacher, self.task) if isinstance(self.task, Generate) else LabelWorker(teacher)
+        return GenerationWorker(teacher, self.task) if isinstance(self.task, Generate) else LabelScoringWorker(teacher)
 
 
-class ClassifyWorker:
+class LabelScoringWorker:
     """Score the labels after every view."""
 
     def __init__(self, teacher: Teacher) -> None:
@@ -61,7 +61,7 @@ class ClassifyWorker:
         )
 
 
-class GenerateWorker:
+class GenerationWorker:
     """Generate a text for every view, and measure how much each token of the ceiling's texts needs the full context."""
 
     def __init__(self, teacher: Teacher, task: Generate) -> None:

@@ -21,7 +21,7 @@ from distillctl.models.from_pretrained import folder, options
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
 from distillctl.teachers.answer_tokens import AnswerTokenizer, InPlace
-from distillctl.teachers.worker_pool import Answers, Asked, View
+from distillctl.teachers.worker_pool import AnswerRequest, Answers, View
 
 
 class LocalReader:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from distillctl.tasks.classify.quantize import ClassifyHeldOut
     from distillctl.tasks.classify.train import ClassifyTraining
     from distillctl.teachers.arms import Arm
-    from distillctl.teachers.worker_pool import Asked, TeacherReader
+    from distillctl.teachers.worker_pool import AnswerRequest, TeacherReader
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class ClassifyTask(BoundTask):
 
     runtime: ClassVar[str] = "onnx"
 
-    def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], Asked]:
-        from distillctl.teachers.worker_pool import Asked
+    def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], AnswerRequest]:
+        from distillctl.teachers.worker_pool import AnswerRequest
 
         asked = AnswerRequest(self.recipe.classify.answer_prefix, tuple(self.recipe.classify.labels.values()))
         return lambda arm, split, example: asked

@@ -37,7 +37,7 @@ from distillctl.students.vocabulary import vocabulary_digest
 from distillctl.tasks.base import Findings
 from distillctl.tasks.generate import findings
 from distillctl.teachers.arms import Arm
-from distillctl.teachers.worker_pool import Asked, ContextComparison, ShardTask
+from distillctl.teachers.worker_pool import AnswerRequest, ContextComparison, ShardTask
 
 
 def request(recipe: Recipe, arm: str, split: str, example: Example) -> AnswerRequest:

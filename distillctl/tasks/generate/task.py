@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from distillctl.tasks.generate.quantize import GenerateHeldOut
     from distillctl.tasks.generate.train import GenerateTraining
     from distillctl.teachers.arms import Arm
-    from distillctl.teachers.worker_pool import Asked, TeacherReader
+    from distillctl.teachers.worker_pool import AnswerRequest, TeacherReader
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from distillctl.models.model_source import ServedSource
 from distillctl.teachers.answer_tokens import AnswerTokenizer
 from distillctl.teachers.openai.protocol import Prompt
 from distillctl.teachers.openai.vocabulary import TokenBytes
-from distillctl.teachers.worker_pool import Answers, Asked, View
+from distillctl.teachers.worker_pool import AnswerRequest, Answers, View
 
 CHARACTERS_PER_TOKEN = 4.0
 """Mean for English text under common vocabularies; used only if neither tokenizer nor server counts."""

@@ -79,8 +79,8 @@ async def open_rows(served: Served, reader: ServedReader) -> ShardRequests:
             next="use temperature 1, responses: {kind: greedy}, or soft_labels: {kind: text}",
         )
     if isinstance(task, Generate):
-        return _TextRequests(served, reader, scheduler, capabilities, task)
-    return _LabelRequests(served, reader, scheduler, capabilities)
+        return _GenerationRequests(served, reader, scheduler, capabilities, task)
+    return _LabelScoringRequests(served, reader, scheduler, capabilities)
 
 
 class ShardRequests:
@@ -180,7 +180,7 @@ class _RowLabels:
     next: tuple[bytes, float]
 
 
-class _ClassifyRequests(ShardRequests):
+class _LabelScoringRequests(ShardRequests):
     """Request labels.
 
     If a row's likeliest label is not among the tokens shown, request more of the likeliest tokens, or the
@@ -273,7 +273,7 @@ class _ClassifyRequests(ShardRequests):
         )
 
 
-class _GenerateRequests(ShardRequests):
+class _GenerationRequests(ShardRequests):
     def __init__(
         self,
         served: Served,
