@@ -84,7 +84,7 @@ def test_init_writes_a_recipe_that_loads_and_overwrites_nothing(tmp_path):
     assert "12 train, 4 eval" in plan.stdout
     again = project.run("init", tmp_path / "new")
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 def test_doctor_finds_nothing_missing():

@@ -1,4 +1,4 @@
-"""What `doctor` looks at. Imports nothing heavy: versions come from package metadata."""
+"""Collect what `doctor` shows, without heavy imports: versions come from package metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distillctl.runtimes import machine
 
 
 def examine() -> dict[str, Any]:
-    """Versions, machine, writable places, and required packages that are missing or out of range."""
+    """Return versions, machine, writable places, and required packages that are missing or out of range."""
     from packaging.requirements import Requirement
 
     missing = []
@@ -27,7 +27,7 @@ def examine() -> dict[str, Any]:
             missing.append(f"{requirement} is not installed")
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            missing.append(f"{requirement} is asked for, {installed} is installed")
+            missing.append(f"{requirement} is required, and {installed} is installed")
     facts = machine.describe()
     flags = set(facts["flags"])
     exact = flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}

@@ -22,7 +22,7 @@ from distillctl.teachers import engines
 from distillctl.trust import recipe_access
 
 SAMPLE = 64
-"""How many rows are tokenized to estimate the mean length of views and given responses."""
+"""Number of rows that are tokenized to estimate the mean length of views and given responses."""
 
 
 def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
         "reach": recipe_access.describe(recipe),
         "rows": dataset.counts,
         "arms": arms,
-        "tokens": counted + answers.told,
+        "tokens": counted + answers.note,
         "lengths": view_lengths.check_lengths(recipe, dataset, contexts, reads, takes),
         "views": view_lengths.samples(dataset, contexts, preview),
         "collect": {
@@ -118,14 +118,14 @@ def _served(recipe: Recipe, arms: dict[str, Any], answers: _Answers) -> dict[str
 
 @dataclass(frozen=True)
 class _Answers:
-    """Return what the answers add: tokens of forward passes, bytes of soft labels, rows and tokens to train on."""
+    """The answers' share of the work: tokens of forward passes, bytes of soft labels, rows and tokens to train on."""
 
     forward: int
     bytes: int | None
     train_rows: int
     train_tokens: int = 0
     """Tokens of each row's response."""
-    told: str = ""
+    note: str = ""
 
 
 def _answers(
@@ -158,7 +158,7 @@ def _answers(
         else round(in_ceiling * kept + (others - len(dataset.eval)) * longest * text),
         train_rows=responses_count,
         train_tokens=in_train,
-        told=note,
+        note=note,
     )
 
 

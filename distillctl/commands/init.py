@@ -1,4 +1,4 @@
-"""What `init` writes: a commented recipe, data to try it on, and the schema that editors complete it from."""
+"""Write the files of `init`: a commented recipe, data to try it on, and the schema for editors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SCHEMA = "recipe.schema.json"
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of a recipe."""
+    """Return the JSON Schema of a recipe."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "distillctl recipe"} | recipe.schema()
 
 
 def write(directory: Path) -> list[Path]:
-    """The starter's files in ``directory``; nothing that is there is overwritten."""
-    if there := [name for name in (*FILES, SCHEMA) if (directory / name).exists()]:
-        raise UsageError(f"{directory / there[0]} is there already", next="distillctl init another-folder")
+    """Write the starter's files to ``directory``, without overwriting any."""
+    if existing := [name for name in (*FILES, SCHEMA) if (directory / name).exists()]:
+        raise UsageError(f"{directory / existing[0]} already exists", next="distillctl init another-folder")
     with writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
     source = resources.files("distillctl.commands") / "init_files"

@@ -19,29 +19,29 @@ from distillctl.terminal.text_table import TextTable
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "damaged": "red"}
 
 
-def as_json(ran: StageResult) -> dict[str, Any]:
+def as_json(result: StageResult) -> dict[str, Any]:
     """Return the stage, whether it was fresh, and all its facts."""
-    return {"stage": ran.stage, "fresh": ran.reused, "seconds": round(ran.seconds, 2), **ran.manifest.facts}
+    return {"stage": result.stage, "fresh": result.reused, "seconds": round(result.seconds, 2), **result.manifest.facts}
 
 
-def brief(ran: StageResult) -> dict[str, Any]:
-    """Return what --json says of a stage that `run` passed."""
-    return {"fresh": ran.reused, "seconds": round(ran.seconds, 2), "fingerprint": ran.manifest.fingerprint}
+def brief(result: StageResult) -> dict[str, Any]:
+    """Return the --json facts of a stage that `run` passed."""
+    return {"fresh": result.reused, "seconds": round(result.seconds, 2), "fingerprint": result.manifest.fingerprint}
 
 
-def line(ran: StageResult) -> str:
+def line(result: StageResult) -> str:
     """Return one line about a finished stage."""
-    if ran.reused:
-        return f"{ran.stage}: fresh"
-    return f"{ran.stage}: done in {ran.seconds:.1f} s"
+    if result.reused:
+        return f"{result.stage}: fresh"
+    return f"{result.stage}: done in {result.seconds:.1f} s"
 
 
-def readable(ran: StageResult) -> Iterator[Any]:
+def readable(result: StageResult) -> Iterator[Any]:
     """Yield a short readable result."""
-    facts = ran.manifest.facts
-    if ran.stage != "report":
-        yield line(ran)
-    yield from _READABLE[ran.stage](facts)
+    facts = result.manifest.facts
+    if result.stage != "report":
+        yield line(result)
+    yield from _READABLE[result.stage](facts)
 
 
 def report_path(workspace: Workspace) -> str:
@@ -60,8 +60,8 @@ def size(count: float | None) -> str:
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
-def _interval(found: Mapping[str, float], key: str = "value") -> str:
-    return f"{found[key]:.3f}  ({found['low']:.3f} … {found['high']:.3f})"
+def _interval(interval: Mapping[str, float], key: str = "value") -> str:
+    return f"{interval[key]:.3f}  ({interval['low']:.3f} … {interval['high']:.3f})"
 
 
 def _arms(facts: Mapping[str, Any]) -> TextTable:
@@ -93,9 +93,9 @@ def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
         yield _served(served)
     if unseen := facts.get("unseen"):
         yield "; ".join(
-            f"{PUBLIC.get(arm, arm)}: label mass {facts['label_mass'][arm]:.3f} in the median, {one['pairs']:.1%} of "
-            f"the (row, label) pairs not shown, by upper bounds {one['mass']:.1%} of the mass"
-            for arm, one in unseen.items()
+            f"{PUBLIC.get(arm, arm)}: label mass {facts['label_mass'][arm]:.3f} in the median, {bounds['pairs']:.1%} "
+            f"of the (row, label) pairs not shown, by upper bounds {bounds['mass']:.1%} of the mass"
+            for arm, bounds in unseen.items()
         )
     yield _arms(facts)
     if metrics := facts.get("metrics"):
@@ -104,23 +104,23 @@ def _collect(facts: Mapping[str, Any]) -> Iterator[Any]:
         yield "without the prior: " + ", ".join(f"{arm} {score:.3f}" for arm, score in facts["without_prior"].items())
 
 
-def _cut_inputs(found: Mapping[str, int] | None) -> str | None:
+def _cut_inputs(counts: Mapping[str, int] | None) -> str | None:
     """Return how many inputs were cut, or None if none was, or if an earlier version did not count them."""
-    if not found or not any(found.values()):
+    if not counts or not any(counts.values()):
         return None
-    return f"inputs whose end was cut: {found['train']:,} in train, {found['eval']:,} in eval"
+    return f"inputs whose end was cut: {counts['train']:,} in train, {counts['eval']:,} in eval"
 
 
-def _responses(found: Mapping[str, Any], necessity: Mapping[str, float] | None) -> Iterator[str]:
+def _responses(responses: Mapping[str, Any], necessity: Mapping[str, float] | None) -> Iterator[str]:
     """Yield how many responses there are, how much of them is kept, and how much they depend on the context."""
-    mass = found["captured_mass"]
+    mass = responses["captured_mass"]
     kept = f", {mass['median']:.2%} of the probability kept in the median ({mass['p5']:.2%} at p5)" if mass else ""
-    if found["tokens"] is None:  # the tokens of a served text are not known
-        yield f"{found['count']:,} responses, {found['cut']:,} cut off"
+    if responses["tokens"] is None:  # the tokens of a served text are not known
+        yield f"{responses['count']:,} responses, {responses['cut']:,} cut off"
     else:
         yield (
-            f"{found['count']:,} responses of {found['tokens']:.1f} tokens in the mean, {found['cut']:,} cut off; "
-            f"{found['bytes_per_token']:.0f} bytes per token on disk{kept}"
+            f"{responses['count']:,} responses of {responses['tokens']:.1f} tokens in the mean, "
+            f"{responses['cut']:,} cut off; {responses['bytes_per_token']:.0f} bytes per token on disk{kept}"
         )
     if necessity is None:
         return
@@ -130,12 +130,12 @@ def _responses(found: Mapping[str, Any], necessity: Mapping[str, float] | None) 
     )
 
 
-def _served(found: Mapping[str, Any]) -> str:
+def _served(served: Mapping[str, Any]) -> str:
     """Return what asking the server took."""
-    tokens, faults = found["tokens"], sum(found["faults"].values())
-    cost = "" if found["cost"] is None else f", cost {found['cost']:.4g}"
+    tokens, faults = served["tokens"], sum(served["faults"].values())
+    cost = "" if served["cost"] is None else f", cost {served['cost']:.4g}"
     return (
-        f"{found['requests']:,} requests, {faults:,} of them failed, {found['kept_answers']:,} answers reused; "
+        f"{served['requests']:,} requests, {faults:,} of them failed, {served['kept_answers']:,} answers reused; "
         f"{tokens['read']:,} tokens read and {tokens['written']:,} written in this run directory{cost}"
     )
 
@@ -144,8 +144,8 @@ def _corpus(metrics: Mapping[str, Mapping[str, float]]) -> TextTable:
     """Return a table of every arm's metrics over the whole corpus."""
     columns = list(next(iter(metrics.values())))
     table = TextTable(("over the corpus", *map(names.named, columns)))
-    for arm, found in metrics.items():
-        table.add_row(arm, *(f"{found[name]:.3f}" for name in columns))
+    for arm, values in metrics.items():
+        table.add_row(arm, *(f"{values[name]:.3f}" for name in columns))
     return table
 
 
@@ -217,44 +217,44 @@ def _quantize(facts: Mapping[str, Any]) -> Iterator[Any]:
     if column != metric:
         yield f"score: {metric}"
     table = TextTable(("size", "KL", "top", column, "p50 ms", "candidate"), text=(5,), gap=1)
-    for found in facts["candidates"]:
-        score = "-" if found["score"] is None else f"{found['score']:.3f}"
-        kl = "-" if found["kl"] is None else f"{found['kl']:.5f}"
-        colour = "bold green" if found["chosen"] else "" if found["inside"] else "dim"
+    for candidate in facts["candidates"]:
+        score = "-" if candidate["score"] is None else f"{candidate['score']:.3f}"
+        kl = "-" if candidate["kl"] is None else f"{candidate['kl']:.5f}"
+        colour = "bold green" if candidate["chosen"] else "" if candidate["inside"] else "dim"
         table.add_row(
-            size(found["bytes"]), kl, f"{found['same_top']:.3f}", score, f"{found['p50_ms']:.2f}", found["name"],
-            style=colour,
+            size(candidate["bytes"]), kl, f"{candidate['same_top']:.3f}", score, f"{candidate['p50_ms']:.2f}",
+            candidate["name"], style=colour,
         )  # fmt: skip
     yield table
-    for found in facts["candidates"]:
-        if not found["inside"]:
-            yield f"outside the gate: {found['name']}: {found['why']}"
-    for found in facts["candidates"]:
-        if found["chosen"]:
-            yield f"chosen: {found['name']}"
+    for candidate in facts["candidates"]:
+        if not candidate["inside"]:
+            yield f"outside the gate: {candidate['name']}: {candidate['why']}"
+    for candidate in facts["candidates"]:
+        if candidate["chosen"]:
+            yield f"chosen: {candidate['name']}"
 
 
 def _bench(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield models(facts["models"])
     yield f"one query at a time, {facts['threads']} thread(s), this host, not a phone"
     yield from compared(facts)
-    yield from beside(facts)
+    yield from further_measurements(facts)
 
 
 def compared(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield which teacher the deployed model is compared with, and what the sizes measure."""
+    """Yield the teacher that the deployed model is compared with, and the meaning of the sizes."""
     if peer := facts.get("headline_peer"):
         share = peer["agreement"]
         same = "" if share is None else f"; it gave the teacher's own answer in {share:.1%} of the timed queries"
         yield f"deployed: {speed.words(facts)}{same}"
-    loaded = [name for name, one in facts["models"].items() if one.get("bytes_of") == "memory"]
+    loaded = [name for name, model in facts["models"].items() if model.get("bytes_of") == "memory"]
     if loaded:
         weights = size(facts["models"][loaded[0]]["bytes"])
         yield f"size: of the files; PyTorch holds {weights} of the teacher's weights in memory"
 
 
-def beside(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what else bench measured about the deployed graph, if the recipe asked for it."""
+def further_measurements(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield bench's other results for the deployed graph, if the recipe asks for them."""
     deployed = facts["models"]["deployed"]
     if deployed.get("anonymous_bytes"):
         own_memory, mapped = size(deployed["anonymous_bytes"]), size(deployed["mapped_bytes"])
@@ -264,43 +264,43 @@ def beside(facts: Mapping[str, Any]) -> Iterator[str]:
             f"deployed: decodes at {share:.0%} of what memory allows ({size(deployed['bytes_per_token'])} a token, "
             f"{size(facts['memory_bytes_per_second'])}/s read here)"
         )
-    if found := facts.get("profile"):
-        yield f"profile {found['name']}: {found['about']}; {found['host']}"
+    if measured := facts.get("profile"):
+        yield f"profile {measured['name']}: {measured['about']}; {measured['host']}"
         yield "deployed, by length: " + ", ".join(
             f"{length['tokens']} tokens {length['p50_ms']:.2f} ms"
             if "p50_ms" in length
             else f"{length['tokens']} tokens fail"
-            for length in found["lengths"]
+            for length in measured["lengths"]
         )
-    if found := facts.get("sustained"):
+    if measured := facts.get("sustained"):
         yield (
-            f"after {found['seconds']:.0f} s without a pause: p50 {found['first_p50_ms']:.2f} → "
-            f"{found['last_p50_ms']:.2f} ms ({found['ratio'] - 1:+.1%})"
+            f"after {measured['seconds']:.0f} s without a pause: p50 {measured['first_p50_ms']:.2f} → "
+            f"{measured['last_p50_ms']:.2f} ms ({measured['ratio'] - 1:+.1%})"
         )
-    if found := facts.get("loadgen"):
-        yield loadgen(found)
+    if measured := facts.get("loadgen"):
+        yield loadgen(measured)
 
 
-def loadgen(found: Mapping[str, Any]) -> str:
+def loadgen(result: Mapping[str, Any]) -> str:
     """Return LoadGen's verdict on the deployed graph."""
-    verdict = "VALID" if found["valid"] else f"INVALID ({', '.join(found['unmet'])})"
-    first = f", first token {found['first_token_p90_ms']:.2f} ms" if found["first_token_p90_ms"] else ""
+    verdict = "VALID" if result["valid"] else f"INVALID ({', '.join(result['unmet'])})"
+    first = f", first token {result['first_token_p90_ms']:.2f} ms" if result["first_token_p90_ms"] else ""
     return (
-        f"MLPerf LoadGen, SingleStream: {verdict}, p90 {found['p90_ms']:.2f} ms{first}, {found['queries']:,} queries "
-        f"in {found['seconds']:.0f} s"
+        f"MLPerf LoadGen, SingleStream: {verdict}, p90 {result['p90_ms']:.2f} ms{first}, {result['queries']:,} queries "
+        f"in {result['seconds']:.0f} s"
     )
 
 
-def models(found: Mapping[str, Any]) -> TextTable:
+def models(figures: Mapping[str, Any]) -> TextTable:
     """Return a table of latency and size per model, within 80 columns.
 
     Models that generate show the first token's latency and the speed of the others instead of the number of queries.
     """
-    writes = any("first_token_ms" in m for m in found.values())
+    writes = any("first_token_ms" in m for m in figures.values())
     speed, count = (("first ms", "tokens/s"), ()) if writes else ((), ("n",))
     table = TextTable(("model", *speed, "p50 ms", "p99 ms", *count, "size", "memory", "ratio"))
-    deployed = found.get("deployed", {}).get("p50_ms")
-    for name, m in found.items():
+    deployed = figures.get("deployed", {}).get("p50_ms")
+    for name, m in figures.items():
         table.add_row(
             name,
             *([_milliseconds(m["first_token_ms"]), _speed(m["decode_tokens_per_second"])] if writes else []),
@@ -314,10 +314,10 @@ def models(found: Mapping[str, Any]) -> TextTable:
     return table
 
 
-def devices(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+def devices(results: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """Yield what devices measured in their browsers, with one line per backend."""
     table = TextTable(("device", "way", "load ms", "first ms", "p50 ms", "p90 ms", "as recorded"), text=(0, 1))
-    for device in found:
+    for device in results:
         for run in device["runs"]:
             way = (
                 "WebGPU"
@@ -385,8 +385,8 @@ def _bundle(facts: Mapping[str, Any]) -> Iterator[Any]:
     for name, graph in facts["graphs"].items():
         if against := graph["against_onnx"]:
             yield f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in against.items())
-    for name, found in facts["mobile"].items():
-        yield f"{name}: onnxruntime's check for phones advises {found['advice']}"
+    for name, verdict in facts["mobile"].items():
+        yield f"{name}: onnxruntime's check for phones advises {verdict['advice']}"
     yield f"bundle: {facts['folder']}, {facts['archive']} ({size(facts['archive_bytes'])})"
 
 
@@ -394,11 +394,11 @@ def _plain(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
-def verified(found: Mapping[str, Any]) -> Iterator[Any]:
+def verified(facts: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the result of `bundle verify` for an unchanged bundle."""
-    yield f"{found['name']}: {found['files']} files, {size(found['bytes'])}, all as they were made"
-    for name, told in found["graphs"].items():
-        yield f"{name}: {told}"
+    yield f"{facts['name']}: {facts['files']} files, {size(facts['bytes'])}, all as they were made"
+    for name, verdict in facts["graphs"].items():
+        yield f"{name}: {verdict}"
 
 
 _READABLE = {
@@ -412,31 +412,31 @@ _READABLE = {
 }
 
 
-def states(found: Sequence[State]) -> Iterator[Any]:
+def states(states: Sequence[State]) -> Iterator[Any]:
     """Yield `status`, readable: a table of the stages, and what to type for those that are not fresh."""
     table = TextTable(("stage", "state", "why"), text=(0, 1, 2))
-    for state in found:
+    for state in states:
         table.add_row(state.stage, Text(state.state, COLOURS[state.state]), "; ".join(state.why))
     yield table
-    yield from (f"To repair {state.stage}: {state.next}" for state in found if state.next)
+    yield from (f"To repair {state.stage}: {state.next}" for state in states if state.next)
 
 
-def plan(found: Mapping[str, Any]) -> Iterator[Any]:
+def plan(facts: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the plan of a dry run as readable lines."""
-    for stage in found["stages"]:
+    for stage in facts["stages"]:
         yield f"{stage['stage']}: {stage['state']}" + (f" ({'; '.join(stage['why'])})" if stage["why"] else "")
-    yield from _reach(found["reach"])
-    rows = found["rows"]
+    yield from _reach(facts["reach"])
+    rows = facts["rows"]
     yield f"rows: {rows['train']} train, {rows['eval']} eval, {rows['shots']} few-shot; {left_out(rows)}"
     table = TextTable(("arm", "rows", "tokens a row", "shared"))
-    for name, arm in found["arms"].items():
+    for name, arm in facts["arms"].items():
         table.add_row(name, f"{arm['rows']:,}", f"{arm['tokens_per_row']:,}", f"{arm['shared_tokens']:,}")
     yield table
-    yield f"tokens are {found['tokens']}"
-    yield from _lengths(found["lengths"])
-    for name, view in found["views"].items():
+    yield f"tokens are {facts['tokens']}"
+    yield from _lengths(facts["lengths"])
+    for name, view in facts["views"].items():
         yield f"the {name} view of the first eval row:\n{indent(view, '    ')}"
-    collect, train = found["collect"], found["train"]
+    collect, train = facts["collect"], facts["train"]
     kept = f"{size(collect['soft_label_bytes'])} of soft labels"
     if served := collect.get("served"):
         cost = "" if served["cost"] is None else f", cost {served['cost']:.4g}"
@@ -455,12 +455,12 @@ def plan(found: Mapping[str, Any]) -> Iterator[Any]:
     )
 
 
-def _reach(found: Mapping[str, Any]) -> Iterator[str]:
+def _reach(reach: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the recipe reads outside its folder, what it sends and what code it runs, if anything."""
-    if found["reads"]:
-        listed = ", ".join(f"{path} ({key})" for key, path in found["reads"].items())
+    if reach["reads"]:
+        listed = ", ".join(f"{path} ({key})" for key, path in reach["reads"].items())
         yield f"reads outside the recipe's folder: {listed}"
-    if sends := found["sends"]:
+    if sends := reach["sends"]:
         key = f"with the key in {sends['key']}" if sends["key"] else "without a key"
         wants = (
             f"; collect needs your approval: --trust {sends['wants_approval'].replace(', ', ' --trust ')}"
@@ -468,28 +468,32 @@ def _reach(found: Mapping[str, Any]) -> Iterator[str]:
             else ""
         )
         yield f"sends its rows to {sends['host']}, {key}{wants}"
-    if found["runs_code"]:
-        listed = ", ".join(f"{whose} ({key})" for key, whose in found["runs_code"].items())
+    if reach["runs_code"]:
+        listed = ", ".join(f"{whose} ({key})" for key, whose in reach["runs_code"].items())
         yield f"runs {listed}: needs --trust-remote-code"
 
 
-def _lengths(found: Mapping[str, Any]) -> Iterator[Any]:
+def _lengths(lengths: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the longest rows, the limits of teacher and student, and what happens to rows that are too long."""
     for name in ("teacher", "student"):
-        side = found[name]
+        side = lengths[name]
         estimated = "" if side["counted"] else "its tokens are estimated from characters"
         yield "; ".join(filter(None, (side["told"] or f"the {name}'s limit is not known", side["note"], estimated)))
-    names = sorted({name for row in found["longest"] for name in row["tokens"]} - {"student"})
+    names = sorted({name for row in lengths["longest"] for name in row["tokens"]} - {"student"})
     table = TextTable(("longest rows", "split", *(f"{name} tokens" for name in (*names, "student"))), text=(0, 1))
-    for row in found["longest"]:
+    for row in lengths["longest"]:
         tokens = [f"{row['tokens'][name]:,}" if name in row["tokens"] else "" for name in (*names, "student")]
         table.add_row(row["id"], row["split"], *tokens)
     yield table
-    too_long, checked = found["too_long"], found["checked"]
-    of = f"{found['rows']:,} rows" if checked == found["rows"] else f"the {checked:,} longest of {found['rows']:,} rows"
+    too_long, checked = lengths["too_long"], lengths["checked"]
+    described = (
+        f"{lengths['rows']:,} rows"
+        if checked == lengths["rows"]
+        else f"the {checked:,} longest of {lengths['rows']:,} rows"
+    )
     yield (
-        f"too long, of {of}: {too_long['teacher']:,} for the teacher, {too_long['student']:,} for the student; "
-        f"{found['then']}"
+        f"too long, of {described}: {too_long['teacher']:,} for the teacher, {too_long['student']:,} for the student; "
+        f"{lengths['then']}"
     )
 
 
@@ -505,16 +509,17 @@ def _flop(count: float | None) -> str:
     return "work unknown until the model is here" if count is None else f"{count / 1e12:,.1f} TFLOP"
 
 
-def diagnosis(found: Mapping[str, Any]) -> Iterator[Any]:
+def diagnosis(findings: Mapping[str, Any]) -> Iterator[Any]:
     """Yield `doctor`, readable."""
-    yield "  ".join(f"{name} {version}" for name, version in found["versions"].items())
-    host = found["machine"]
+    yield "  ".join(f"{name} {version}" for name, version in findings["versions"].items())
+    host = findings["machine"]
     yield f"{host['cpu']}, {host['usable_cores']} cores, {size(host['memory_bytes'])}: {' '.join(host['flags'])}"
-    yield f"int8: {found['int8']}"
-    yield f"disk: {size(found['disk_free_bytes'])} free here, {'writable' if found['writable'] else 'NOT writable'}"
-    yield from _missing(found["missing"])
+    yield f"int8: {findings['int8']}"
+    writable = "writable" if findings["writable"] else "NOT writable"
+    yield f"disk: {size(findings['disk_free_bytes'])} free here, {writable}"
+    yield from _missing(findings["missing"])
 
 
-def _missing(found: Iterable[str]) -> Iterator[str]:
-    problems = [f"missing: {line}" for line in found]
+def _missing(lines: Iterable[str]) -> Iterator[str]:
+    problems = [f"missing: {line}" for line in lines]
     yield from problems or ["nothing is missing"]

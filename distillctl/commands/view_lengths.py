@@ -16,13 +16,13 @@ from distillctl.recipe import FromConfigStudent, NewTokenizer, OpenAITeacher, Re
 from distillctl.students.preflight import longest_view, view_limit
 
 CHECKED = 2_000
-"""How many rows are rendered and counted: those with the longest records."""
+"""Number of rows that are rendered and counted: those with the longest records."""
 LISTED = 5
-"""How many of the longest rows are listed by id."""
+"""Number of the longest rows that are listed by id."""
 SHOWN = 600
-"""How many characters of a view are shown, half of them from its end."""
+"""Number of characters of a view that are shown, half of them from its end."""
 _COUNTED = 64
-"""How many rows are always tokenized. Others are only if their bytes exceed a limit: a token has at least one byte."""
+"""Number of rows that are always tokenized. Others are if their bytes exceed a limit: a token has at least one byte."""
 _AROUND = 8
 """An upper bound on the special tokens that a tokenizer adds to a text."""
 _ENCODER_DECODERS = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "marian", "bart", "mbart", "pegasus")

@@ -1,4 +1,4 @@
-"""Rows of a model's embeddings cut out and renumbered, on both ends, and its configs' token ids with them."""
+"""Cut rows out of a model's embeddings on both ends, and renumber the token ids in its configs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 
 
 def rows(model: PreTrainedModel) -> int:
-    """How many tokens the input embedding has rows for; a padded one has more than the tokenizer has tokens."""
+    """Return the number of rows of the input embedding; a padded one has more than the tokenizer has tokens."""
     embedding: Any = model.get_input_embeddings()
     return int(embedding.weight.shape[0])
 
 
 def token_ids(model: PreTrainedModel) -> set[int]:
-    """The ids that the model's configs name: they have to stay."""
+    """Return the ids that the model's configs name, which must stay."""
     values = [value for config in _configs(model) for key, value in _id_keys(config)]
     flat = {token for value in values for token in (value if isinstance(value, list) else [value])}
     return {token for token in flat if token is not None and 0 <= token < rows(model)}
 
 
 def cut(model: PreTrainedModel, kept: np.ndarray) -> int:
-    """Keep the rows ``kept`` (old ids, int64 [V_new]) in this order, in place; tied weights stay tied.
+    """Keep only the rows ``kept`` (old ids, int64 [V_new]), in this order, in place; tied weights stay tied.
 
-    Returns how many parameters went. RecipeError when the model keeps another table of the vocabulary elsewhere.
+    Returns the number of removed parameters. Raises RecipeError if the model has another table of the vocabulary.
     """
     before, old = _parameters(model), rows(model)
     index = torch.from_numpy(kept)
@@ -41,12 +41,12 @@ def cut(model: PreTrainedModel, kept: np.ndarray) -> int:
     if head is not None:
         tables += [tensor for tensor in (head.weight, head.bias) if tensor is not None]
     if any(len(table) != old for table in tables):
-        raise _refused(model, "its input and its output have vocabularies of their own")
+        raise _refused(model, "its input and its output have different vocabularies")
     new = {id(table): nn.Parameter(table.detach()[index].clone(), table.requires_grad) for table in tables}
     for module in model.modules():
         _cut_module(module, new, index, old)
     if left := next((name for name, tensor in model.named_parameters() if _is_table(tensor, old, new)), None):
-        raise _refused(model, f"{left} has a row for each token too")
+        raise _refused(model, f"{left} also has a row for each token")
     _renumber(model, {int(token): position for position, token in enumerate(kept)}, old)
     return before - _parameters(model)
 
@@ -61,7 +61,7 @@ def _cut_module(module: nn.Module, new: dict[int, nn.Parameter], index: torch.Te
                     module.padding_idx = int((index == module.padding_idx).nonzero()[0])
             elif isinstance(module, nn.Linear):
                 module.out_features = len(index)
-    if "final_logits_bias" in module._buffers:  # of Marian and BART, [1, V]
+    if "final_logits_bias" in module._buffers:  # Marian's and BART's, [1, V]
         module._buffers["final_logits_bias"] = module.get_buffer("final_logits_bias")[:, index].clone()
     if getattr(module, "vocab_size", None) == old:
         module.vocab_size = len(index)  # type: ignore[assignment]
@@ -96,7 +96,7 @@ def _configs(model: PreTrainedModel) -> Iterator[Any]:
 
 
 def _id_keys(config: Any) -> Iterator[tuple[str, Any]]:
-    """`eos_token_id`, `forced_bos_token_id` … with one id or several."""
+    """Yield keys such as `eos_token_id` and `forced_bos_token_id`, with one id or several."""
     for key, value in config.to_dict().items():
         if key.endswith(("_token_id", "_token_ids")) and value is not None:
             yield key, value

@@ -1,4 +1,4 @@
-"""A new small model of a known architecture, weights drawn at random."""
+"""Build a new small model of a known architecture, with random weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from distillctl.students.student import Corpus, Student
 
 
 def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
-    """``spec.config`` may set any of the architecture's sizes; the vocabulary and its special ids are the tokenizer's.
+    """Build the student.
 
+    ``spec.config`` may set any of the architecture's sizes; vocabulary and special ids are the tokenizer's. Raises
     RecipeError for an unknown architecture, size or value, or one that cannot do the task.
     """
     try:
@@ -39,7 +40,7 @@ def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
         model = auto.from_config(config)
     except (ValueError, KeyError, TypeError, RuntimeError, AssertionError, StrictDataclassError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # the first may name a validator
-        raise RecipeError(f"cannot be built: {why}", where="student.config") from error
+        raise RecipeError(f"the model cannot be built: {why}", where="student.config") from error
     if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
         raise RecipeError(f"the tokenizer has more tokens: {len(tokenizer)}", where="student.config.vocab_size")
     if loading.response_room(recipe, config):
@@ -48,7 +49,7 @@ def build(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus) -> Student:
 
 
 def _check_memory(auto: Any, config: Any) -> None:
-    """RecipeError where the weights alone are more than this machine's memory."""
+    """Raise RecipeError if the weights alone exceed this machine's memory."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
     preflight.check_memory(count)
@@ -63,17 +64,20 @@ def _tokenizer(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus, config: 
 
 
 def _vocabulary(known: Any, tokenizer: Any) -> dict[str, Any]:
-    """Size and special ids for a new model. An encoder–decoder starts with the padding token, as T5 and Marian do; what
-    else an architecture would force upon its answers (Marian: an end token at the longest length) is left out."""
+    """Return size and special ids for a new model. An encoder–decoder starts with the padding token, as in T5 and
+    Marian.
+
+    Other things that an architecture would force upon answers (Marian: an end token at the longest length) are omitted.
+    """
     defaults = known.to_dict()
-    found = {
+    settings = {
         key: getattr(tokenizer, key, None) if key[:3] in ("bos", "eos", "pad", "cls", "sep", "unk") else None
         for key in defaults
         if key.endswith("_token_id")
     }
-    found |= {"vocab_size": len(tokenizer)}
+    settings |= {"vocab_size": len(tokenizer)}
     if known.is_encoder_decoder:
-        found |= {"decoder_start_token_id": tokenizer.pad_token_id}
+        settings |= {"decoder_start_token_id": tokenizer.pad_token_id}
     if "decoder_vocab_size" in defaults:
-        found |= {"decoder_vocab_size": len(tokenizer)}
-    return found
+        settings |= {"decoder_vocab_size": len(tokenizer)}
+    return settings

@@ -23,10 +23,10 @@ def model(recipe: Recipe, folder: Path) -> PreTrainedModel:
     checkpoint_files.check_size(folder)
     with console.libraries_quiet():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-        found: PreTrainedModel = loading.auto_class(recipe.task, config, where="student").from_pretrained(
+        loaded: PreTrainedModel = loading.auto_class(recipe.task, config, where="student").from_pretrained(
             folder, dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=trust
         )
-    return found
+    return loaded
 
 
 def trusted(recipe: Recipe) -> bool:
@@ -35,9 +35,9 @@ def trusted(recipe: Recipe) -> bool:
 
 
 def without_weights(recipe: Recipe, folder: Path, facts: Mapping[str, Any]) -> Student:
-    """The student that train saved in ``folder`` and told ``facts`` of, its model on torch's meta device.
+    """Return the student that train saved in ``folder``, with its model on torch's meta device. facts: train's.
 
-    Of a trimmed vocabulary, the old ids are found by the tokens' names in the tokenizer it started from.
+    The old ids of a trimmed vocabulary are found by the tokens' names in the tokenizer from which it started.
     """
     trust = trusted(recipe)
     checkpoint_files.check_size(folder)

@@ -1,4 +1,4 @@
-"""Models from their references, and the one place that says which Auto class a task needs."""
+"""Load models from their references, with the Auto class that a task needs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from distillctl.recipe import Recipe, Task
 
 
 def auto_class(task: Task, config: Any, *, where: str) -> Any:
-    """The transformers Auto class of a task's student; RecipeError when the architecture has none for it."""
+    """Return the transformers Auto class of a task's student. Raise RecipeError if the architecture has none."""
     auto: Any
     if task.answers:
-        auto, what = AutoModelForSequenceClassification, "classify"
+        auto, ability = AutoModelForSequenceClassification, "classify"
     else:
-        auto, what = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM, "generate text"
+        auto, ability = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM, "generate text"
     if type(config) not in auto._model_mapping and not hasattr(config, "auto_map"):
-        raise RecipeError(f"{config.model_type} cannot {what}", where=where)
+        raise RecipeError(f"{config.model_type} cannot {ability}", where=where)
     return auto
 
 
@@ -40,7 +40,7 @@ def response_room(recipe: Recipe, config: Any) -> int:
 
 
 def warn_of_code(source: ModelSource) -> None:
-    """Say what ``trust_remote_code`` means."""
+    """Warn about ``trust_remote_code``."""
     console.warn(f"student.trust_remote_code: Python code that comes with {source.reference} is run on this machine")
 
 
@@ -58,9 +58,11 @@ def label_config(task: Task) -> dict[str, Any]:
 
 
 def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remote_code: bool) -> PreTrainedModel:
-    """`from_pretrained` of safetensors or GGUF weights: to classify, with a fresh head where the checkpoint has none;
-    to generate, a whole language model. UnavailableError when it cannot be had, RecipeError when it is of another
-    kind."""
+    """Load safetensors or GGUF weights: to classify, with a fresh head if the checkpoint has none; to generate, with
+    its own.
+
+    Raises UnavailableError if they cannot be loaded, RecipeError if they are of another kind.
+    """
     if trust_remote_code:
         warn_of_code(source)
     arguments, place = options(source, revision, trust_remote_code), folder(source)
@@ -81,28 +83,30 @@ def model(recipe: Recipe, source: ModelSource, revision: str | None, trust_remot
             **arguments,
             **labels,
         )
-    found, info = loaded
+    model, info = loaded
     drawn = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
-    body = [key for key in drawn if key.startswith(f"{found.base_model_prefix}.") and "pooler" not in key]
+    body = [key for key in drawn if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
     if missing := body if fresh_head else drawn:
         raise UnavailableError(f"{source.reference} has no weights for {sorted(missing)[0]}", where="student.model")
-    if response_room(recipe, found.config):
-        look_back_only(found, where="student.model")
-    return found
+    if response_room(recipe, model.config):
+        look_back_only(model, where="student.model")
+    return model
 
 
 @torch.no_grad()
 def look_back_only(model: PreTrainedModel, *, where: str) -> None:
-    """RecipeError for an encoder in a decoder's place (BERT has a language model's head too): a later token must not
-    change an earlier one's logits."""
+    """Raise RecipeError for an encoder in a decoder's place (BERT also has a language model's head).
+
+    In a decoder, a later token does not change an earlier one's logits.
+    """
     rows = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device) % model.config.get_text_config().vocab_size
     training = model.training
     before, after = model.eval()(input_ids=rows).logits[:, :3].float()
     model.train(training)
     if not torch.allclose(before, after, atol=1e-3 * float(before.abs().max())):
-        raise RecipeError(f"{model.config.model_type} sees the tokens that come after: it is no decoder", where=where)
+        raise RecipeError(f"{model.config.model_type} sees later tokens, so it is not a decoder", where=where)
 
 
 def unavailable(source: ModelSource, error: BaseException) -> UnavailableError:
-    """That a student cannot be had, and why."""
+    """Return the error for a student that cannot be loaded."""
     return UnavailableError(f"the student {source.reference} cannot be loaded: {first_line(error)}", where="student")

@@ -1,4 +1,4 @@
-"""A tokenizer of the student's own, trained on the train rows' texts: BPE or unigram over bytes."""
+"""Train a tokenizer of the student's own on the train rows' texts: BPE or unigram over bytes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from distillctl.recipe import NewTokenizer, Task
 
 PAD, EOS, BOS = "<pad>", "</s>", "<s>"
 _SPECIAL = [PAD, EOS, BOS]
-"""Ids 0, 1 and 2. There is no unknown token: everything is made of bytes."""
+"""Ids 0, 1 and 2. There is no unknown token, because everything consists of bytes."""
 
 Frame = Literal["decoder", "encoder_decoder", "classifier"]
 _FRAMES: dict[Frame, str] = {"decoder": f"{BOS} $A", "encoder_decoder": f"$A {EOS}", "classifier": f"{BOS} $A {EOS}"}
 
 
 def frame_for(task: Task, config: Any) -> Frame:
-    """What the architecture expects around a view: T5 and Marian an end token, a decoder a first token (a view may be
-    empty), an encoder that classifies a token to read the label from."""
+    """Return the special tokens that the architecture expects around a view.
+
+    T5 and Marian expect an end token, a decoder a first token (a view may be empty), an encoder that classifies a token
+    to read the label from.
+    """
     if task.answers:
         return "classifier"
     return "encoder_decoder" if config.is_encoder_decoder else "decoder"
 
 
 def train(spec: NewTokenizer, texts: Iterable[str], frame: Frame) -> PreTrainedTokenizerFast:
-    """A tokenizer with at most ``spec.vocabulary`` tokens; the same texts give the same tokenizer.json.
+    """Train a tokenizer with at most ``spec.vocabulary`` tokens; the same texts give the same tokenizer.json.
 
-    decode(encode(text)) is the text in Unicode's NFC, spaces and all: é as one character or two becomes é, and nothing
-    else changes (NFKC would turn the no-break space before a French colon into a plain one, and … into three dots).
-    The frame is in tokenizer.json itself, so the plain `tokenizers` library adds the same special tokens; a response is
-    encoded with add_special_tokens=False and followed by the end token.
+    decode(encode(text)) is the text in Unicode's NFC with all spaces: é as one character or two becomes é, and nothing
+    else changes (NFKC would turn the no-break space before a French colon into a plain one, and … into three dots). The
+    frame is in tokenizer.json, so the plain `tokenizers` library adds the same special tokens; a response is encoded
+    with add_special_tokens=False and followed by the end token.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     options: dict[str, Any] = {"vocab_size": spec.vocabulary, "special_tokens": _SPECIAL, "show_progress": False}
@@ -43,7 +46,7 @@ def train(spec: NewTokenizer, texts: Iterable[str], frame: Frame) -> PreTrainedT
     else:
         backend = _bytes(Tokenizer(models.Unigram()))
         backend.train_from_iterator(iter(texts), trainers.UnigramTrainer(initial_alphabet=alphabet, **options))
-        backend = _settled(backend)
+        backend = _canonical(backend)
     ids = [(token, backend.token_to_id(token)) for token in _SPECIAL]
     backend.post_processor = processors.TemplateProcessing(single=_FRAMES[frame], special_tokens=ids)
     names = {"cls_token": BOS, "sep_token": EOS} if frame == "classifier" else {}
@@ -65,9 +68,12 @@ def _bytes(backend: Tokenizer) -> Tokenizer:
     return backend
 
 
-def _settled(backend: Tokenizer) -> Tokenizer:
-    """The unigram tokenizer in one fixed form: its trainer sums in the order of a hash table, so that scores differ in
-    the last digits from run to run, and it gives bytes that the texts lack the lowest score plus a step at random."""
+def _canonical(backend: Tokenizer) -> Tokenizer:
+    """Return the unigram tokenizer in one fixed form.
+
+    Its trainer sums in the order of a hash table, so scores differ in the last digits from run to run, and bytes that
+    the texts lack get the lowest score plus a random step.
+    """
     document = json.loads(backend.to_str())
     special, pieces = document["model"]["vocab"][: len(_SPECIAL)], document["model"]["vocab"][len(_SPECIAL) :]
     lowest = min(score for _, score in pieces)

@@ -1,4 +1,4 @@
-"""How many weights a model has, or a student cut from it will have: from its files' headers alone, without torch."""
+"""Count the weights of a model, or of a student cut from it, from its files' headers, without torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from distillctl.recipe import FromConfigStudent, Recipe, TruncatedStudent
 from distillctl.untrusted import limits
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-"""As in `model.layers.3.mlp.up_proj.weight`, `blk.3.ffn_up.weight`."""
+"""Matches `model.layers.3.mlp.up_proj.weight`, `blk.3.ffn_up.weight`."""
 _ALWAYS = 256
-"""Of a trimmed vocabulary: single bytes."""
+"""Number of single bytes, which a trimmed vocabulary always keeps."""
 
 
 @dataclass(frozen=True)
@@ -26,36 +26,40 @@ class _Tensor:
 
     @property
     def layer(self) -> int | None:
-        """The first number in its name."""
-        found = _LAYER.search(self.name)
-        return int(found[1]) if found else None
+        """Return the first number in its name."""
+        match = _LAYER.search(self.name)
+        return int(match[1]) if match else None
 
 
 def count(source: ModelSource) -> int | None:
-    """Weights of a whole model; None where no file is at hand."""
-    found = _tensors(source)
-    return sum(math.prod(tensor.shape) for tensor in found) if found else None
+    """Return the weights of a whole model, or None without local files."""
+    tensors = _tensors(source)
+    return sum(math.prod(tensor.shape) for tensor in tensors) if tensors else None
 
 
 def of_student(recipe: Recipe, source: ModelSource | None) -> int | None:
-    """Weights of the recipe's student, which starts from ``source``: of the layers it keeps, and of the tokens that are
-    kept in any case (its data add some). None where no file is at hand, and for a new model, which has none."""
+    """Return the weights of the recipe's student, which starts from ``source``; None without local files, or for a new
+    model.
+
+    They include the layers it keeps, and the tokens that are always kept; its data add some.
+    """
     spec = recipe.student
-    if isinstance(spec, FromConfigStudent) or source is None or not (found := _tensors(source)):
+    if isinstance(spec, FromConfigStudent) or source is None or not (tensors := _tensors(source)):
         return None
     if isinstance(spec, TruncatedStudent):
-        found = [tensor for tensor in found if tensor.layer is None or tensor.layer in spec.layers]
-    whole = _vocabulary(source, found)
+        tensors = [tensor for tensor in tensors if tensor.layer is None or tensor.layer in spec.layers]
+    whole = _vocabulary(source, tensors)
     if spec.vocabulary is None or whole is None:
-        return sum(math.prod(tensor.shape) for tensor in found)
+        return sum(math.prod(tensor.shape) for tensor in tensors)
     kept = min(whole, spec.vocabulary.merges + _ALWAYS)
     return sum(
-        math.prod(kept if size == whole and tensor.layer is None else size for size in tensor.shape) for tensor in found
+        math.prod(kept if size == whole and tensor.layer is None else size for size in tensor.shape)
+        for tensor in tensors
     )
 
 
 def _vocabulary(source: ModelSource, tensors: list[_Tensor]) -> int | None:
-    """Rows of the embeddings."""
+    """Return the number of rows of the embeddings."""
     if source.is_gguf:
         return next((max(tensor.shape) for tensor in tensors if tensor.name == "token_embd.weight"), None)
     try:

@@ -40,46 +40,47 @@ def check_sizes(spec: FromConfigStudent) -> None:
 
 def check_memory(weights: int) -> None:
     """Raise RecipeError if so many weights in float32 exceed the machine's memory."""
-    there = limits.machine_bytes()
-    if _WEIGHT_BYTES * weights > there:
+    available = limits.machine_bytes()
+    if _WEIGHT_BYTES * weights > available:
         raise RecipeError(
-            f"its weights alone take {_WEIGHT_BYTES * weights / 1e9:,.1f} GB, this machine has {there / 1e9:,.1f} GB",
+            f"its weights alone take {_WEIGHT_BYTES * weights / 1e9:,.1f} GB, and this machine has "
+            f"{available / 1e9:,.1f} GB",
             where="student.config",
             next="make the student smaller: fewer layers, a smaller hidden size, or a smaller vocabulary",
         )
 
 
 def missing_layers(layers: tuple[int, ...], depth: int) -> RecipeError:
-    """That the model has ``depth`` layers, and not those."""
+    """Return the error for layers that the model does not have."""
     return RecipeError(
-        f"the model has layers 0 to {depth - 1}, the recipe asks for {list(layers)}", where="student.layers"
+        f"the model has layers 0 to {depth - 1}, and the recipe asks for {list(layers)}", where="student.layers"
     )
 
 
 def no_room(longest: int, response: int) -> RecipeError:
-    """That a decoder that takes ``longest`` tokens has no room for a view beside its response."""
+    """Return the error for a decoder whose response leaves no room for a view."""
     return RecipeError(
         f"a view and a response of up to {response} tokens do not fit into the student's {longest}",
         where="student.max_length",
-        next="lower task.max_new_tokens, or raise student.max_length where the model allows it",
+        next="lower task.max_new_tokens, or raise student.max_length if the model allows it",
     )
 
 
 def view_limit(max_length: int, response_length: int) -> Limit:
-    """Return how many tokens a student's simplified views may have."""
+    """Return the maximal number of tokens of a student's simplified views."""
     room = f" and keeps {response_length:,} of them for the response" if response_length else ""
     return Limit(
         "the student",
         max_length - response_length,
         f"the student takes {max_length:,}{room}",
-        "shorten the view, raise student.max_length where the model allows it, or set contexts.truncate: input",
+        "shorten the view, raise student.max_length if the model allows it, or set contexts.truncate: input",
     )
 
 
 def longest_view(config: Any, tokenizer: Any, max_length: int | None, response_length: int = 0) -> int:
-    """Tokens that a student takes, its response included: what model, tokenizer and recipe allow.
+    """Return the number of tokens that a student takes, response included, by its model, tokenizer and recipe.
 
-    RecipeError when the response leaves no room for a view.
+    Raises RecipeError if the response leaves no room for a view.
     """
     allowed = getattr(config, "max_position_embeddings", None) or 2**31
     longest = min(allowed, tokenizer.model_max_length)
@@ -98,7 +99,7 @@ class _Shape:
 
 
 def _shape(path: Path) -> _Shape | None:
-    """Of a local model; None where it cannot be told: whoever loads it says what is wrong."""
+    """Return a local model's layers and kind, or None if they are unknown; loading it will then raise the error."""
     try:
         if path.is_file():
             return _Shape(_gguf_layers(path), is_decoder=True)
@@ -111,5 +112,5 @@ def _shape(path: Path) -> _Shape | None:
 
 def _gguf_layers(path: Path) -> int | None:
     header = gguf_header.read(path)
-    found: int | None = header.keys.get(f"{header.architecture}.block_count")
-    return found
+    count: int | None = header.keys.get(f"{header.architecture}.block_count")
+    return count

@@ -1,4 +1,4 @@
-"""A pretrained model: to classify with a fresh head, to generate with its own."""
+"""Start from a pretrained model: to classify with a fresh head, to generate with its own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from distillctl.students.student import Corpus, Student
 
 
 def build(spec: PretrainedStudent, recipe: Recipe, corpus: Corpus) -> Student:
-    """The student as it stands before training; a fresh head is drawn from torch's generator."""
+    """Build the student before training. Torch's generator draws a fresh head."""
     model, tokenizer = load(spec, recipe)
     return assemble(model, tokenizer, recipe, corpus, max_length=spec.max_length, vocabulary=spec.vocabulary)
 
 
 def load(spec: PretrainedStudent | TruncatedStudent, recipe: Recipe) -> tuple[PreTrainedModel, Any]:
-    """Model and tokenizer as they come."""
+    """Load model and tokenizer unchanged."""
     source = model_source.student(recipe)
     assert source is not None
     tokenizer = tokenization.of(source, spec.revision, spec.trust_remote_code)

@@ -35,9 +35,10 @@ class StudentReader:
 
 
 def read(recipe: Recipe) -> StudentReader | None:
-    """The recipe's student, or None where its tokenizer is a new one, which is not there before train.
+    """Return the recipe's student, or None if its tokenizer will only exist after train.
 
-    UnavailableError when tokenizer or sizes cannot be had; RecipeError where the response leaves no room for a view.
+    Raises UnavailableError if tokenizer or sizes cannot be loaded, RecipeError if the response leaves no room for a
+    view.
     """
     spec, source = recipe.student, model_source.student(recipe)
     if source is None:
@@ -55,9 +56,10 @@ def read(recipe: Recipe) -> StudentReader | None:
 
 
 def measure(recipe: Recipe) -> Callable[[str], Length] | None:
-    """What measures the simplified views that collect makes; None where the student's tokenizer is not there yet.
+    """Return the function that measures collect's simplified views, or None if the student's tokenizer does not exist
+    yet.
 
-    Where it cannot be had, collect goes on without, and says so; unless inputs are to be cut, for the student as well.
+    If it cannot be loaded, collect cautions and goes on, unless inputs are also cut for the student.
     """
     try:
         reader = read(recipe)
@@ -66,7 +68,7 @@ def measure(recipe: Recipe) -> Callable[[str], Length] | None:
             raise
         cautions.add(
             "student-limit-unknown",
-            f"Nobody has checked whether the views fit the student, because its tokenizer cannot be had: {error.what}.",
+            f"It is unknown whether the views fit the student, because its tokenizer cannot be loaded: {error.what}.",
         )
         return None
     return None if reader is None else reader.length

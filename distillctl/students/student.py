@@ -31,13 +31,13 @@ class Reiterable(Iterable[T], Generic[T]):
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a student's vocabulary has to cover: the train rows, and apart from them the eval rows. It is iterated
+    """The texts that a student's vocabulary must cover: the train rows, and separately the eval rows. It is iterated
     several times.
 
     texts: simplified views; to generate, also the responses. token_ids: the teacher's response tokens.
-    teacher_tokenizer: `vocabulary_digest` of the teacher's; token ids are of use only to a student with the same one
-    (None: it has). held_out: the eval rows' own corpus. Trimming keeps what that needs too, so that eval rows can be
-    scored, and says how much of it the train rows did not have; a new tokenizer is trained without it.
+    teacher_tokenizer: its `vocabulary_digest`; token ids are only useful to a student with the same one (None: it has
+    the same). held_out: the eval rows' corpus. Trimming also keeps what that needs, so that eval rows can be scored,
+    and reports how much of it the train rows lacked; a new tokenizer is trained without it.
     """
 
     texts: Iterable[str]
@@ -48,12 +48,13 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Student:
-    """model: to classify, logits [B, K] in label order; to generate, a decoder or an encoder–decoder with its head.
+    """A model with its tokenizer and limits.
 
-    max_length: tokens a simplified view may have; of a decoder that writes, view and response together, of which
-    ``response_length`` are kept free for the response. kept_ids: int64 [V_new], the old id of each token of a trimmed
-    vocabulary. vocabulary_facts: what trimming saved (`vocabulary.trim`). vocabulary_digest: of the tokenizer before
-    trimming; equal to the teacher's where both have the same token ids.
+    model: to classify, logits [B, K] in label order; to generate, a decoder or an encoder–decoder with its head.
+    max_length: maximal tokens of a simplified view; for a decoder that generates, of view and response, of which
+    ``response_length`` are kept for the response. kept_ids: int64 [V_new], the old id of each token of a trimmed
+    vocabulary. vocabulary_facts: from `vocabulary.trim`. vocabulary_digest: of the tokenizer before trimming; equal to
+    the teacher's if both have the same token ids.
     """
 
     model: PreTrainedModel
@@ -71,12 +72,12 @@ class Student:
 
     @property
     def max_view(self) -> int:
-        """Tokens a simplified view may have."""
+        """Return the maximal number of tokens of a simplified view."""
         return self.max_length - self.response_length
 
     @property
     def remap(self) -> np.ndarray | None:
-        """int64 [V_old]: the new id of each old one, −1 where it was dropped; None when nothing was trimmed."""
+        """Return int64 [V_old], the new id of each old one, −1 if it was dropped; None if nothing was trimmed."""
         if self.kept_ids is None or self.vocabulary_facts is None:
             return None
         new_ids = np.full(self.vocabulary_facts["tokens_before"], -1, np.int64)
@@ -85,14 +86,15 @@ class Student:
 
     @property
     def limit(self) -> Limit:
-        """Tokens a simplified view may have, as a limit that an error can name."""
+        """Return the limit of a simplified view, for errors."""
         return view_limit(self.max_length, self.response_length)
 
     def save(self, folder: Path) -> None:
-        """Write model and tokenizer durably.
+        """Write model and tokenizer durably. The tokenizer neither pads nor truncates.
 
-        The tokenizer neither pads nor cuts: cutting would take the end of a whole view, where the template may go on
-        after the input. Inputs that are too long were cut inside their views (`data.truncation`)."""
+        Truncation would cut the end of the view, where the template may continue after the input. Inputs that are too
+        long are cut inside their views (`data.truncation`).
+        """
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.backend_tokenizer.no_truncation()
         with replacing_folder(folder) as temporary:
@@ -102,7 +104,7 @@ class Student:
     def encode(self, parts: Iterable[tuple[Sequence[str], ...]]) -> Iterator[tuple[str, list[int]]]:
         """Yield row and token ids of every simplified view. parts: ids and texts, some rows at a time.
 
-        Where views are too long, DataError names the longest one and counts the others, after all rows were seen.
+        If views are too long, DataError names the longest one and counts the others, after all rows were seen.
         """
         known = int(self.model.config.get_text_config().vocab_size)
         too_long, longest, worst = 0, 0, ""

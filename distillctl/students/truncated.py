@@ -1,4 +1,4 @@
-"""Chosen layers of a larger pretrained model, the rest thrown away (Sanh et al. 2019, "DistilBERT", section 3)."""
+"""Keep chosen layers of a larger pretrained model (Sanh et al. 2019, "DistilBERT", section 3)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from distillctl.students.student import Corpus, Student
 
 
 def build(spec: TruncatedStudent, recipe: Recipe, corpus: Corpus) -> Student:
-    """The pretrained student with only ``spec.layers``, in that order."""
+    """Build the pretrained student with only ``spec.layers``, in that order."""
     model, tokenizer = pretrained.load(spec, recipe)
     keep_layers(model, spec.layers)
     return assemble(model, tokenizer, recipe, corpus, max_length=spec.max_length, vocabulary=spec.vocabulary)
 
 
 def keep_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
-    """Keep ``layers`` (indices from 0) of the model's one stack, in place. RecipeError when one does not exist."""
+    """Keep only ``layers`` (indices from 0) of the model's one stack, in place. Raise RecipeError if one is missing."""
     config = model.config
     key = _depth_key(model)
     depth = getattr(config, key)
@@ -51,7 +51,7 @@ def keep_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> None:
 
 
 def _depth_key(model: PreTrainedModel) -> str:
-    """What the architecture calls its number of layers: optimum's table first, then the config's own name."""
+    """Return the architecture's name for its number of layers: from optimum's table, or the config's own name."""
     try:
         normalized = NormalizedConfigManager.get_normalized_config_class(model.config.model_type)
         return str(normalized(model.config).NUM_LAYERS)

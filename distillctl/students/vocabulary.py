@@ -1,4 +1,4 @@
-"""Trimming: the tokens that data and safety do not need leave the tokenizer and the model's embeddings."""
+"""Trim the vocabulary: remove the tokens that data and safety do not need from tokenizer and embeddings."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ _BATCH = 1000
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
-    """SHA-256 of token → id: equal for tokenizers whose token ids mean the same."""
+    """Return the SHA-256 of token → id, which is equal for tokenizers whose token ids mean the same."""
     return digest(tokenizer.get_vocab())
 
 
 def trim(
     model: PreTrainedModel, tokenizer: Any, spec: TrimmedVocabulary, corpus: Corpus
 ) -> tuple[Any, np.ndarray, dict[str, Any]]:
-    """Keep special tokens, the safety set, what the corpus needs and all it takes to form that (`vocabulary_closure`).
+    """Keep special tokens, the safety set, the corpus's tokens and everything needed to form them
+    (`vocabulary_closure`).
 
-    The corpus tokenizes as before, ids aside; every text can still be written, in more tokens. ``model`` is cut in
-    place. Returns the new tokenizer, its tokens' old ids (int64, ascending) and the facts: tokens_before,
-    tokens_after; bytes_saved in fp32 and share_saved of the model's bytes; unseen_share: of the held-out rows' tokens,
-    those that neither the train rows nor the safety set had (None without held-out rows): what trimming would have cost
-    on them, had it not known them. RecipeError for tokenizers that cannot be trimmed.
+    The corpus tokenizes as before, ids aside; every text can still be written, with more tokens. ``model`` is cut in
+    place. Returns the new tokenizer, its tokens' old ids (int64, ascending) and the facts: tokens_before, tokens_after;
+    bytes_saved in fp32 and share_saved of the model's bytes; unseen_share: of the held-out rows' tokens, those that
+    neither the train rows nor the safety set had (None without held-out rows), so what trimming would have cost on them
+    if it had not known them. Raises RecipeError for tokenizers that cannot be trimmed.
     """
     document = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     full = Tokenizer.from_str(json.dumps(document))
@@ -48,8 +49,8 @@ def trim(
 
     def needed(ids: Iterable[int]) -> set[int]:
         tokens = (full.id_to_token(token) for token in special.union(ids))
-        found = (full.token_to_id(token) for token in keep(token for token in tokens if token is not None))
-        return {token for token in found if token is not None and token < known}
+        kept_ids = (full.token_to_id(token) for token in keep(token for token in tokens if token is not None))
+        return {token for token in kept_ids if token is not None and token < known}
 
     seen = _used(full, corpus, shared)
     unseen = _used(full, corpus.held_out, shared) if corpus.held_out else set()
@@ -74,7 +75,7 @@ def trim(
 
 
 def _used(tokenizer: Tokenizer, corpus: Corpus, shared: bool) -> set[int]:
-    """The tokens of a corpus; the teacher's ids too, where both mean the same tokens."""
+    """Return the tokens of a corpus, with the teacher's ids if both mean the same tokens."""
     used = {token for ids in _encoded(tokenizer, corpus.texts) for token in ids}
     return used.union(itertools.chain.from_iterable(corpus.token_ids)) if shared else used
 
@@ -97,7 +98,7 @@ def _unseen_share(tokenizer: Tokenizer, corpus: Corpus, known: set[int]) -> floa
 
 
 def _renumbered(document: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
-    """A tokenizer.json with the tokens of ``new_ids`` (old id → new) alone."""
+    """Return a tokenizer.json with only the tokens of ``new_ids`` (old id → new)."""
     model = dict(document["model"])
     if model["type"] == "Unigram":
         model["vocab"] = [model["vocab"][old] for old in new_ids if old < len(model["vocab"])]
@@ -116,7 +117,8 @@ def _renumbered(document: dict[str, Any], new_ids: dict[int, int]) -> dict[str, 
 
 
 def _renumbered_frame(frame: Any, new_ids: dict[int, int]) -> Any:
-    """A post-processor: `ids` of a template, `["[SEP]", 102]` of BERT's and RoBERTa's, in sequences too."""
+    """Renumber a post-processor: a template's `ids`, and `["[SEP]", 102]` of BERT's and RoBERTa's, also in
+    sequences."""
     if isinstance(frame, dict):
         return {
             key: [new_ids[token] for token in value] if key == "ids" else _renumbered_frame(value, new_ids)
@@ -130,11 +132,11 @@ def _renumbered_frame(frame: Any, new_ids: dict[int, int]) -> Any:
 
 
 def _check(full: Tokenizer, trimmed: Tokenizer, kept: np.ndarray, texts: Iterable[str]) -> None:
-    """That the corpus tokenizes as before: a tokenizer may have parts that nobody here thought of."""
+    """Check that the corpus tokenizes as before, because a tokenizer may have parts that are not handled here."""
     for text, before, after in zip(texts, _encoded(full, texts), _encoded(trimmed, texts), strict=True):
         if kept[after].tolist() != before:
             raise RecipeError(
-                f"this tokenizer cannot be trimmed: {text[:60]!r} would be cut into other tokens",
+                f"this tokenizer cannot be trimmed: {text[:60]!r} would get other tokens",
                 where="student.vocabulary",
-                next="leave student.vocabulary out",
+                next="remove student.vocabulary",
             )

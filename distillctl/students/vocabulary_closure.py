@@ -1,4 +1,4 @@
-"""Which tokens a trimmed tokenizer has to keep so that it still forms every token it is asked to keep.
+"""Find the tokens that a trimmed tokenizer must keep so that it still forms every token it should keep.
 
 Each kind of tokenizer model has its own rule; what they promise is the same. Let K be the kept tokens. A text whose
 tokens under the full tokenizer all lie in K has the same tokens under the trimmed one:
@@ -28,20 +28,21 @@ from tokenizers import pre_tokenizers
 from distillctl.errors import RecipeError
 
 Rule = Callable[[Iterable[str]], set[str]]
-"""Tokens asked for → those and all that has to stay with them; the safety set is the answer to none asked for."""
+"""Tokens → these and all that must stay with them; for no tokens, the safety set."""
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPARE = re.compile(r"[<\[]\|?(unused|reserved)[\w ]*\|?[>\]]")
-"""Tokens put in for later use by others: `<unused7>`, `[unused7]`, `<|reserved_special_token_7|>`."""
+"""Tokens reserved for later use: `<unused7>`, `[unused7]`, `<|reserved_special_token_7|>`."""
 
 
 def is_spare(token: str) -> bool:
-    """Whether a token's name says that no text has it."""
+    """Tell whether a token's name says that it is unused."""
     return _SPARE.fullmatch(token) is not None
 
 
 def rule(document: dict[str, Any], safety: int) -> Rule:
-    """The rule of a tokenizer.json; RecipeError where there is none. safety: frequent merges or pieces kept anyway."""
+    """Return the rule of a tokenizer.json. Raise RecipeError without one. safety: number of frequent merges or pieces
+    to keep."""
     model = document["model"]
     kind = model.get("type")
     if kind == "BPE":
@@ -54,7 +55,7 @@ def rule(document: dict[str, Any], safety: int) -> Rule:
 
 
 def merges(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """A BPE model's merges, most frequent first; older files write a pair as one string."""
+    """Yield a BPE model's merges, the most frequent first; older files write a pair as one string."""
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         yield left, right
@@ -83,7 +84,7 @@ def _bpe(document: dict[str, Any], safety: int) -> Rule:
 
 
 def _derivation(token: str, ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Every token that comes up while BPE forms ``token`` from its characters, ``token`` last."""
+    """Return every token that occurs while BPE forms ``token`` from its characters, ``token`` last."""
     symbols, seen = list(token), list(token)
     while len(symbols) > 1:
         rank, at = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(itertools.pairwise(symbols)))
@@ -112,9 +113,9 @@ def _unigram(model: dict[str, Any], safety: int) -> Rule:
     return lambda asked: always.union(asked)
 
 
-def _cannot(what: str) -> RecipeError:
+def _cannot(problem: str) -> RecipeError:
     return RecipeError(
-        f"{what} cannot be trimmed; BPE over bytes, WordPiece and unigram can",
+        f"{problem} cannot be trimmed; BPE over bytes, WordPiece and unigram can",
         where="student.vocabulary",
-        next="leave student.vocabulary out, or choose another student.model",
+        next="remove student.vocabulary, or choose another student.model",
     )

@@ -53,7 +53,7 @@ def test_in_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["profile"]["host"] == "this host, not a phone"
     assert [one["tokens"] for one in facts["profile"]["lengths"]] == [32, 128]
     assert all(one["p50_ms"] > 0 for one in facts["profile"]["lengths"])
-    assert "deployed, by length: 32 tokens" in "\n".join(output.beside(facts))
+    assert "deployed, by length: 32 tokens" in "\n".join(output.further_measurements(facts))
 
 
 @pytest.mark.parametrize("length", [1, 7, 33, 500])

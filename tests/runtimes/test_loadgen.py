@@ -103,7 +103,7 @@ def test_in_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
     assert 0 < deployed["mapped_bytes"] < deployed["peak_rss_bytes"]
     assert 0 < deployed["anonymous_bytes"] < deployed["peak_rss_bytes"]
     assert deployed["warmup_ratio"] > 0
-    said = "\n".join(output.beside(facts))
+    said = "\n".join(output.further_measurements(facts))
     assert "of mapped files" in said
     assert "without a pause" in said
     assert "MLPerf LoadGen" in said

@@ -121,7 +121,7 @@ def test_a_decoder_without_a_head_is_no_whole_model(tmp_path):
 def test_an_encoder_cannot_write(tmp_path):
     bert = AutoModelForMaskedLM.from_config(tiny.model("bert").config)
     path = save(tmp_path / "bert", bert, tiny.tokenizer())
-    with pytest.raises(RecipeError, match="bert sees the tokens that come after: it is no decoder"):
+    with pytest.raises(RecipeError, match="bert sees later tokens, so it is not a decoder"):
         build(model=str(path))
     path = save(tmp_path / "distilbert", tiny.model("distilbert"), tiny.tokenizer())
     with pytest.raises(RecipeError, match=r"student\.model: distilbert cannot generate text"):
@@ -243,10 +243,10 @@ def test_a_new_classifier_can_have_a_new_tokenizer():
     [
         ({"model_type": "lama"}, r"student\.model_type: transformers has no architecture 'lama'"),
         ({"model_type": "distilbert"}, r"student\.model_type: distilbert cannot generate text"),
-        ({"model_type": "bert", "config": SIZES}, "bert sees the tokens that come after"),
+        ({"model_type": "bert", "config": SIZES}, "bert sees later tokens"),
         (
             {"model_type": "llama", "config": SIZES | {"hidden_size": 33}},
-            r"student\.config: cannot be built: .*hidden size \(33\) is not a multiple",
+            r"student\.config: the model cannot be built: .*hidden size \(33\) is not a multiple",
         ),
         (
             {"model_type": "llama", "config": SIZES | {"vocab_size": 20}},
@@ -292,7 +292,7 @@ for name, recipe in json.load(open({str(path)!r})).items():
 print({{"torch", "transformers"}} & set(sys.modules))
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert "layers student.layers: the model has layers 0 to 1, the recipe asks for [0, 2]" in said
+    assert "layers student.layers: the model has layers 0 to 1, and the recipe asks for [0, 2]" in said
     assert "room student.max_length: a view and a response of up to 8 tokens do not fit into the student's 8" in said
     assert said.endswith("set()\n")
 

@@ -278,5 +278,5 @@ def test_other_tokenizers_are_refused():
 def test_a_model_with_another_table_of_the_vocabulary_is_refused():
     small = model()
     small.model.per_layer = nn.Embedding(len(TOKENIZERS["byte_level"]), 4)  # as Gemma 3n's
-    with pytest.raises(RecipeError, match=r"per_layer\.weight has a row for each token too"):
+    with pytest.raises(RecipeError, match=r"per_layer\.weight also has a row for each token"):
         trim(small, TOKENIZERS["byte_level"], TrimmedVocabulary(), Corpus([], []))
