@@ -1,4 +1,4 @@
-"""Addresses of servers: what may stand in one, how a host is named, and whether it is this machine."""
+"""Parse the addresses of servers, name their hosts, and tell whether they are this machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _PORTS = {"https": 443, "http": 80}
 
 
 def split(url: str) -> SplitResult:
-    """The parts of an http or https address; ValueError says what is wrong with it.
+    """Return the parts of an http or https address. Raise ValueError with the problem.
 
-    A host beyond ASCII is refused: libraries differ in how they encode one, and its letters may look like others.
+    A host beyond ASCII is refused: libraries encode it differently, and its letters may look like others.
     """
     if not url.isascii():
         raise ValueError("write the host in ASCII, as a browser's address line has it after a copy (xn--…)")
@@ -34,10 +34,8 @@ def split(url: str) -> SplitResult:
 
 
 def host(url: str) -> str:
-    """HOST of https on its usual port, else HOST:PORT; in lower case, an IPv6 address in brackets.
-
-    ValueError as `split`.
-    """
+    """Return HOST for https on its usual port, else HOST:PORT; in lower case, an IPv6 address in brackets. Raise like
+    `split`."""
     parts = split(url)
     name = (parts.hostname or "").rstrip(".")
     name = f"[{name}]" if ":" in name else name
@@ -46,21 +44,23 @@ def host(url: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether the address says that the server runs on this machine. Other names may lead here too; only the resolver
-    knows, and it may say something else the next time."""
+    """Tell whether the address says that the server runs on this machine.
+
+    Other names may also lead here, but only the resolver knows, and its answer may change.
+    """
     name = (urlsplit(url).hostname or "").rstrip(".")
     address = _ip(name)
     return address.is_loopback if address is not None else name == "localhost" or name.endswith(".localhost")
 
 
 def leads_here(url: str) -> bool:
-    """Whether the resolver has only addresses of this machine for a local name, or none at all."""
+    """Tell whether a local name resolves only to this machine's addresses, or to none."""
     parts = split(url)
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
     except OSError:
         return True
-    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in entries)
 
 
 def _ip(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of."""
+"""The base classes and types of a recipe's sections."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Spec(Section):
 
 
 def implementation(spec: Spec) -> Callable[..., Any]:
-    """The callable that ``spec.target`` names, imported only now."""
+    """Return the callable that ``spec.target`` names, and import it."""
     module, _, name = spec.target.partition(":")
     resolved: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return resolved
 
 
 def specs(root: type[BaseModel] = Section) -> Iterator[type[BaseModel]]:
-    """Every section's class."""
+    """Yield every section's class."""
     for cls in root.__subclasses__():
         yield cls
         yield from specs(cls)

@@ -1,4 +1,4 @@
-"""How latency and memory are measured."""
+"""The section about measuring latency and memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class LoadGen(Section):
     """MLPerf LoadGen's SingleStream run (pip install 'distillctl[loadgen]'). `{}` keeps MLPerf's own rules."""
 
     min_queries: Count = 1024
-    """Queries at least."""
+    """Smallest number of queries."""
     min_seconds: Positive = 60
-    """Seconds at least."""
+    """Shortest duration in seconds."""
 
 
 class Bench(Section):
-    """How latency and memory are measured on this machine."""
+    """The measurement of latency and memory on this machine."""
 
     threads: Annotated[Count | None, Field(examples=[2])] = None
     """Threads of every model. Without it, the profile's, or 1."""
@@ -51,10 +51,10 @@ class Bench(Section):
 
     @property
     def device(self) -> profiles.DeviceProfile | None:
-        """What the profile says."""
+        """Return the device profile."""
         return None if self.profile is None else profiles.profile(self.profile)
 
     @property
     def used_threads(self) -> int:
-        """Of every model."""
+        """Return the number of threads of every model."""
         return self.threads or (self.device.threads if self.device else 1)

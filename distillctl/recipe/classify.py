@@ -22,16 +22,16 @@ class Classify(TaskSection):
         "bag_of_words": "a bag of words, trained on the same soft labels",
     }
     scoring: ClassVar[str] = (
-        "softmax of the logits, in the order of labels; no temperature, threshold or prior is to be applied, because "
-        "the student learned the teacher's distribution with any prior taken into account"
+        "softmax of the logits, in the order of labels; apply no temperature, threshold or prior, because the student "
+        "learned the teacher's distribution with any prior taken into account"
     )
     kind: Literal["classify"] = "classify"
     labels: Annotated[dict[str, str], Field(examples=[{"billing": "billing", "tech": "technical"}])]
     """Label names, each with the words that the teacher would answer with. A plain list means that the names are the
     words."""
     answer_prefix: Annotated[str | None, Field(examples=[" "])] = None
-    """What stands before the words when the teacher scores them, in every context. Without it, each context has its
-    own: what its examples or its chat template have there, else a space after a template and nothing in a chat."""
+    """Text before the words when the teacher scores them, in every context. Without it, each context has its own: that
+    of its examples or its chat template, else a space after a template and nothing in a chat."""
     prior: Literal["none", "batch"] = "none"
     """`batch` divides by the mean label distribution over the train rows (Batch Calibration, Zhou et al. 2023)."""
 
@@ -83,7 +83,7 @@ class Classify(TaskSection):
         meant = names[near[0]] if near else self.names[0]
         hint = f", did you mean {meant}?" if near else f" (labels: {', '.join(self.names)})"
         raise DataError(
-            f'"{column}" is {spellings[0]!r}, which is no label{hint}',
+            f'"{column}" is {spellings[0]!r}, which is not a label{hint}',
             where=place,
-            next=f'mend the row, or set data.label_map, such as {{"{spellings[0]}": {meant}}}',
+            next=f'correct the row, or set data.label_map, such as {{"{spellings[0]}": {meant}}}',
         )

@@ -1,4 +1,4 @@
-"""Where the teacher runs while collect asks it."""
+"""The section about the teacher's engine in collect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distillctl.recipe.base import Count, Positive, Section
 
 
 class Collect(Section):
-    """Where the teacher runs while collect asks it. The soft labels do not depend on it, so they stay fresh."""
+    """The engine that runs the teacher in collect. The soft labels do not depend on it, so they stay fresh."""
 
     engine: Literal["local", "ray"] = "local"
     """`local` runs one teacher in this process. `ray` runs one in each of several workers, here or on a Ray cluster."""

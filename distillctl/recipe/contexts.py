@@ -1,4 +1,4 @@
-"""The contexts: what is put around an input before a model reads it."""
+"""The contexts: the text around an input when a model reads it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ChatMessage(Section):
     """One chat message."""
 
     role: Literal["system", "user", "assistant"]
-    """Who says it."""
+    """Role of the message."""
     content: Annotated[str, Field(examples=["Sort this message: {{ input }}"])]
     """The message, as a Jinja template."""
     each: Literal["example", "document"] | None = None
@@ -52,7 +52,7 @@ class ChatMessage(Section):
 
 
 class Context(Section):
-    """What is put around the input: exactly one of `template`, `template_file` and `messages`.
+    """The text around the input: exactly one of `template`, `template_file` and `messages`.
 
     Templates are sandboxed Jinja. They may use `input`, `examples` (each with `input` and `answer`), `documents`,
     `labels`, and every column of the data: by its own name, unless that is one of these, and in `row`, as in
@@ -68,8 +68,8 @@ class Context(Section):
     examples: Shots | None = None
     """Few-shot examples, which the template reads as `examples`."""
     final_newline: Literal["strip", "keep"] = "strip"
-    """What becomes of one final newline of the template when the teacher answers. Editors and YAML's `|` leave one
-    that is not meant. It stays in any case where the context's examples have their answers on a line of their own."""
+    """Whether the teacher reads one final newline of the template. Editors and YAML's `|` leave one by accident. It
+    always stays if the context's examples have their answers on a line of their own."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Context:
@@ -86,12 +86,12 @@ TAKEN = {
 
 
 class Contexts(Section):
-    """What each model reads around an input."""
+    """The text around an input for each model."""
 
     full: Context
-    """What the teacher reads: your prompt."""
+    """The teacher's context: your prompt."""
     simplified: Context = Context(template="{{ input }}")
-    """What the student reads. The teacher reads it, too, for the floor."""
+    """The student's context. The teacher also reads it, for the floor."""
     arms: dict[str, Context] = {}
     """Further contexts by name, such as the answer cue alone. The teacher's score under each is reported, too."""
     truncate: Literal["never", "input"] = "never"

@@ -1,4 +1,4 @@
-"""The rows: where they are and how to read them."""
+"""The section about the rows: their files and formats."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Data(Section):
     eval: Annotated[str | None, Field(examples=["eval.jsonl"])] = None
     """A file for the held-out rows; or, with a hub `source`, the name of that split."""
     subset: Annotated[str | None, Field(examples=["en-fr"])] = None
-    """Which configuration of a hub data set to read, where it has several."""
+    """Configuration of a hub data set, if it has several."""
     format: Literal["auto", "lines", "jsonl", "csv", "tsv", "parquet", "gettext", "hub"] = "auto"
     """How to read the source. `auto` goes by the file's name; write `hub` for a hub data set."""
     encoding: Annotated[str, Field(examples=["latin-1"])] = "utf-8"
@@ -44,8 +44,7 @@ class Data(Section):
     input: Annotated[str, Field(examples=["request.messages[0].content"])] = "input"
     """Column of the input, or a path into nested JSON."""
     reference: Annotated[str | None, Field(examples=["label"])] = None
-    """Column (or path) of the reference, which is only ever used to evaluate. Without it, the column `reference` is
-    used where there is one."""
+    """Column (or path) of the reference, used only to evaluate. Without it, the column `reference`, if there is one."""
     id: Annotated[str | None, Field(examples=["id"])] = None
     """Column (or path) of the id. Without it, an id is derived from the input."""
     documents: Annotated[str | None, Field(examples=["articles"])] = None
@@ -53,11 +52,11 @@ class Data(Section):
     label_map: Annotated[dict[str, str], Field(examples=[{"HUM": "person"}])] = {}
     """Maps values of the reference column to label names."""
     duplicates: Literal["drop", "keep"] = "drop"
-    """What to do with a row that shows the student what an earlier row showed it, apart from spaces."""
+    """What to do with a row that looks like an earlier one to the student, apart from spaces."""
     train_rows: Annotated[Count | None, Field(examples=[1800])] = None
-    """How many train rows to draw by the seed. Without it, all that are left."""
+    """Number of train rows to draw by the seed. Without it, all that are left."""
     eval_rows: Annotated[Count | None, Field(examples=[1000])] = None
-    """How many held-out rows to draw by the seed. Without it, a fifth of a single `source`, or all of `eval`."""
+    """Number of held-out rows to draw by the seed. Without it, a fifth of a single `source`, or all of `eval`."""
     seed: Seed = 0
     """Seed of the order in which rows are drawn. A row keeps its place when others come or go."""
 
@@ -99,10 +98,10 @@ class Data(Section):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """`source` as a list; empty when train and eval are named apart."""
+        """Return `source` as a list; empty if train and eval are named separately."""
         return (self.source,) if isinstance(self.source, str) else self.source or ()
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """`language` as a list."""
+        """Return `language` as a list."""
         return (self.language,) if isinstance(self.language, str) else self.language or ()

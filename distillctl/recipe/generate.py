@@ -46,13 +46,13 @@ class TopK(Spec):
     target: ClassVar[str] = "distillctl.soft_labels.top_k:TopKLabels"
     kind: Literal["top_k"] = "top_k"
     k: Count = 32
-    """How many of the likeliest tokens to keep; from a server at most `teacher.top_logprobs`, which is the default."""
+    """Number of the likeliest tokens to keep; from a server at most `teacher.top_logprobs`, which is the default."""
     temperatures: Annotated[tuple[Positive, ...], Field(examples=[[2.0]])] = ()
     """Temperatures other than 1 that a loss uses. They must be known here, because the mass of the tail cannot be
     computed for another temperature later."""
     tail_draws: Annotated[int, Field(ge=0)] = 50
-    """How many tokens to draw; those that are not among the k are kept. From them `forward_kl` learns which tokens the
-    tail holds; with 0 it learns only the tail's mass. From a server, 0."""
+    """Number of tokens to draw; those that are not among the k are kept. From them `forward_kl` learns the tail's
+    tokens; with 0 it learns only the tail's mass. From a server, 0."""
 
 
 class Sampled(Spec):
@@ -61,7 +61,7 @@ class Sampled(Spec):
     target: ClassVar[str] = "distillctl.soft_labels.sampled:SampledLabels"
     kind: Literal["sampled"] = "sampled"
     draws: Count = 50
-    """How many tokens to draw at each position."""
+    """Number of tokens to draw at each position."""
     exponent: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw from R ∝ P^exponent; below 1, unlikely tokens are drawn more often."""
 
@@ -84,30 +84,30 @@ SoftLabels = Annotated[TopK | Sampled | Dense | Text, Field(discriminator="kind"
 
 
 class EvalSoftLabels(Spec):
-    """What is kept of the eval rows instead of `top_k` or `sampled`: so much that KL is exact. No recipe names it."""
+    """The soft labels of eval rows instead of `top_k` or `sampled`, which allow an exact KL. No recipe names them."""
 
     target: ClassVar[str] = "distillctl.soft_labels.eval_rows:EvalLabels"
     least: Count = 4096
-    """So many tokens are named at each position, if the vocabulary has them,"""
+    """Smallest number of named tokens at each position, if the vocabulary has them."""
     most: Count = 32_768
-    """and so many at most;"""
+    """Largest number of named tokens."""
     rest: Fraction = 5e-4
-    """in between as many as leave no more than this mass unnamed,"""
+    """Mass that may stay unnamed, between these numbers."""
     draws: Count = 512
-    """of which so many tokens are drawn."""
+    """Number of tokens drawn from the unnamed mass."""
 
 
 Metric = Literal["format", "fields", "exact", "chrf", "bleu", "rouge_l"]
 
 
 class FieldReference(Section):
-    """Where the reference of one value of an answer in JSON stands. A column's name alone means that the cell is it."""
+    """The reference of one value of a JSON answer. A column's name alone means that the cell is the reference."""
 
     column: Annotated[str, Field(examples=["sentiment"])]
     """Column that holds the reference."""
     values: Annotated[dict[str, str], Field(examples=[{"> 0.5": "good", "< -0.5": "bad"}])] = {}
-    """Maps cells, or comparisons with cells, to the expected value. The first that holds counts, and a row for which
-    none holds is left out. Without it, the cell is the expected value."""
+    """Maps cells, or comparisons with cells, to the expected value. The first match counts; a row without a match is
+    left out. Without it, the cell is the expected value."""
 
     @model_validator(mode="before")
     @classmethod
@@ -128,9 +128,9 @@ class Generate(TaskSection):
     scoring: ClassVar[str] = "the likeliest token at each step, until one that ends the answer; no temperature"
     kind: Literal["generate"]
     responses: Responses = Greedy()
-    """Which responses the student learns from."""
+    """The responses that the student learns from."""
     soft_labels: SoftLabels = TopK()
-    """How much of the teacher's distribution is kept at each token of a response."""
+    """The part of the teacher's distribution that is kept at each token of a response."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(examples=[["\n"]])] = ()
     """A response ends at the first token that contains one of these texts, or at the model's own end token."""
     max_new_tokens: Count = 128
@@ -162,18 +162,18 @@ class Generate(TaskSection):
         return self
 
     def kept(self, split: str, *, served: bool = False) -> TopK | Sampled | Dense | Text | EvalSoftLabels:
-        """What is kept of the teacher's distributions in a split; a server shows no whole ones."""
+        """Return the soft labels of a split. A server shows no whole distributions."""
         kept = self.soft_labels
         return EvalSoftLabels() if split == "eval" and not served and isinstance(kept, TopK | Sampled) else kept
 
     @property
     def score(self) -> Metric:
-        """The metric that scores the arms: the first that measures content, and `format` only where it is alone."""
+        """Return the metric that scores the arms: the first that measures content, or `format` if it is alone."""
         return next((metric for metric in self.metrics if metric != "format"), "format")
 
     @property
     def response_tokens(self) -> int:
-        """Return the most tokens of a response."""
+        """Return the maximal number of tokens of a response."""
         return self.max_new_tokens
 
     def reference(self, cell: Any, spellings: Sequence[str], column: str, place: str) -> str:

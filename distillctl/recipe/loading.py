@@ -1,4 +1,4 @@
-"""From a YAML file to a recipe, with errors that say where and what was meant; and back."""
+"""Load a recipe from a YAML file, with errors that give the place and the likely meaning, and write it back."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from distillctl.recipe.root import Recipe
 from distillctl.untrusted import limits
 
 MAX_BYTES = 1 << 20
-"""Of a recipe; longer texts belong into files that it names."""
+"""Largest recipe; longer texts belong into files that it names."""
 _INDEX = re.compile(r"[0-9]{1,9}")
-"""Of a list's item, in a key path."""
-_TOLD, _TOLD_CHARACTERS = 20, 300
-"""Of what is wrong with a recipe: lines, and characters of each."""
+"""A list's index in a key path."""
+_SHOWN, _SHOWN_CHARACTERS = 20, 300
+"""Numbers of problems of a recipe that are shown, and of characters of each."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at ``path`` with ``key.path=value`` overrides; RecipeError names file, key and the nearest name."""
+    """Load the recipe with ``key.path=value`` overrides. RecipeError gives file, key and the nearest name."""
     text = _text(path)
     tree = yaml_text.parse(text, str(path))
     if not isinstance(tree, dict):
@@ -50,7 +50,7 @@ _START = "distillctl init my-recipe"
 
 
 def _text(path: Path) -> str:
-    """The recipe's text; RecipeError where that is none."""
+    """Return the recipe's text. Raise RecipeError if the file is not text."""
     try:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "a device or a pipe"
@@ -81,8 +81,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise RecipeError("expected key.path=value", where=f"--set {override}")
     parts = _parts(key)
     if not parts or len(parts) > yaml_text.MAX_DEPTH:
-        what = f"expected key.path=value, with one to {yaml_text.MAX_DEPTH} keys"
-        raise RecipeError(what, where=f"--set {override}")
+        problem = f"expected key.path=value, with one to {yaml_text.MAX_DEPTH} keys"
+        raise RecipeError(problem, where=f"--set {override}")
     node: Any = tree
     part: Any
     for part, following in zip(parts, [*parts[1:], None], strict=True):
@@ -106,7 +106,7 @@ def _parts(key: str) -> list[str | int]:
 
 @dataclass(frozen=True)
 class _Sources:
-    """Where a recipe's values are written: the file's text, and the values of --set."""
+    """The texts in which a recipe's values are written: the file, and the values of --set."""
 
     text: str
     overrides: Sequence[str]
@@ -117,13 +117,13 @@ class _Sources:
             key, _, written = override.partition("=")
             parts = _parts(key)
             if [str(part) for part in location[: len(parts)]] == [str(part) for part in parts]:
-                said = yaml_text.as_text(written, location[len(parts) :], value)
-                return f"{said} (and '{key}=…' in single quotes, for the shell)" if "quotes" in said else said
+                advice = yaml_text.as_text(written, location[len(parts) :], value)
+                return f"{advice} (and '{key}=…' in single quotes, for the shell)" if "quotes" in advice else advice
         return yaml_text.as_text(self.text, location, value)
 
 
 def _explain(error: ValidationError, tree: Any, sources: _Sources) -> str:
-    """Every problem on its own line: path, what is wrong, the nearest name for an unknown key."""
+    """Describe every problem on its own line: path, problem, the nearest name for an unknown key."""
     lines: dict[tuple[str | int, ...], str] = {}
     problems = error.errors(include_url=False)
     within = {tuple(_location(problem["loc"], tree)[:-1]) for problem in problems}
@@ -132,7 +132,7 @@ def _explain(error: ValidationError, tree: Any, sources: _Sources) -> str:
             continue  # pydantic's echo of an item that failed by itself
         location = _location(problem["loc"], tree)
         if isinstance(problem["input"], list) and tuple(location) in within:
-            continue  # a text or a list of texts is wanted, and what is wrong with the list is another problem
+            continue  # a text or a list of texts is expected, and another problem describes the list
         message = problem["msg"].removeprefix("Value error, ")
         cause = problem.get("ctx", {}).get("error")
         if problem["type"] == "extra_forbidden":
@@ -152,25 +152,25 @@ def _explain(error: ValidationError, tree: Any, sources: _Sources) -> str:
             message = "a section is wanted: keys with their values"
         path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".").replace("\n", "\\n")
         lines.setdefault((*location, *([] if location else [message])), f"{path}: {message}" if path else message)
-    told = [line[:_TOLD_CHARACTERS] for line in lines.values()]
-    more = [f"and {len(told) - _TOLD:,} more"] if len(told) > _TOLD else []
-    return "\n".join([*told[:_TOLD], *more])
+    shown = [line[:_SHOWN_CHARACTERS] for line in lines.values()]
+    more = [f"and {len(shown) - _SHOWN:,} more"] if len(shown) > _SHOWN else []
+    return "\n".join([*shown[:_SHOWN], *more])
 
 
 def _location(parts: Iterable[str | int], tree: Any) -> list[str | int]:
-    """The path in the recipe: without what pydantic puts in between, a union's choice or a validator's name."""
-    found: list[str | int] = []
+    """Return the path in the recipe, without pydantic's own parts, a union's choice or a validator's name."""
+    path: list[str | int] = []
     for part in parts:
         inside = part in tree if isinstance(tree, dict) else isinstance(tree, list) and isinstance(part, int)
         if not inside and (part in _KINDS or _CHOICE.fullmatch(str(part))):
             continue
         tree = tree[part] if inside else None
-        found.append(part)
-    return found
+        path.append(part)
+    return path
 
 
 _CHOICE = re.compile(r"(str|int|float|bool)|[a-z-]+\[.*\]")
-"""How pydantic names a union's choices that are no sections, such as `str` and `tuple[str, ...]`."""
+"""Pydantic's names of a union's choices that are not sections, such as `str` and `tuple[str, ...]`."""
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -197,8 +197,8 @@ def _models_at(location: list[str | int]) -> list[Any]:
     for part in location:
         if isinstance(part, int):
             continue
-        found = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        models = [model for annotation in found for model in _models_in(annotation)]
+        annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        models = [model for annotation in annotations for model in _models_in(annotation)]
     return models
 
 
@@ -212,17 +212,17 @@ _KINDS = {kind for cls in specs() for kind in _kinds(cls)}
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of a recipe, for editors."""
+    """Return the JSON Schema of a recipe, for editors."""
     return TypeAdapter(Recipe).json_schema()
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
+    """Return the resolved recipe as YAML, with every default."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested sections as ``{"a.b[0].c": leaf}``; used to say which knob changed."""
+    """Flatten nested sections to ``{"a.b[0].c": leaf}``, to tell which knob changed."""
     if isinstance(tree, Mapping) and tree:
         items = [(f"{prefix}.{key}".lstrip("."), value) for key, value in tree.items()]
     elif isinstance(tree, list) and tree:

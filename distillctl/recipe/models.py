@@ -31,7 +31,7 @@ class HuggingFaceTeacher(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the weights while the teacher runs."""
     device: Annotated[str, Field(examples=["cpu", "cuda:1"])] = "auto"
-    """Where the teacher runs, as torch names it. `auto` takes a GPU where there is one."""
+    """Device of the teacher, as torch names it. `auto` uses a GPU if there is one."""
     batch_tokens: Count = 640
     """Tokens of rows per forward pass, padding included. The shared context is not counted."""
     chat_template_kwargs: Annotated[dict[str, Any], Field(examples=[{"enable_thinking": False}])] = {}
@@ -49,7 +49,7 @@ class HuggingFaceTeacher(Section):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What an answer depends on, besides the model's files."""
+        """Return the settings on which an answer depends, without the model's files."""
         return self.model_dump(mode="json", exclude={"model"})
 
 
@@ -82,7 +82,7 @@ class NewTokenizer(Section):
 
 
 class StartsPretrained(Spec):
-    """What students that start from pretrained weights have in common."""
+    """The common settings of students that start from pretrained weights."""
 
     model: Model
     """Hub id, folder, `.gguf` file, or `package:NAME/path`."""
@@ -93,8 +93,8 @@ class StartsPretrained(Spec):
     vocabulary: TrimmedVocabulary | None = None
     """Trim the vocabulary. Without it, the student keeps all tokens."""
     max_length: Annotated[Count | None, Field(examples=[128])] = None
-    """Longest simplified view in tokens; for models that write, view and response together. Without it, what the model
-    allows; for decoders, 2,048 or twice the longest row, as far as the model allows."""
+    """Longest simplified view in tokens; for `generate`, view and response together. Without it, the model's limit; for
+    decoders, 2,048 or twice the longest row, within the model's limit."""
 
 
 class PretrainedStudent(StartsPretrained):
@@ -139,7 +139,7 @@ class FromConfigStudent(Spec):
     revision: Revision = None
     """Branch, tag or commit of a tokenizer from a hub. Without it, the hub's default branch."""
     max_length: Annotated[Count | None, Field(examples=[128])] = None
-    """Longest simplified view in tokens; for models that write, view and response together."""
+    """Longest simplified view in tokens; for `generate`, view and response together."""
 
     @model_validator(mode="after")
     def _revision_of_something(self) -> FromConfigStudent:

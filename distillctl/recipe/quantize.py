@@ -1,4 +1,4 @@
-"""The smaller graphs that are tried, and the bounds that one must meet."""
+"""The section about smaller graphs: the candidates, and the bounds that one must meet."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class WeightOnly(Spec):
     bits: Literal[4, 8] = 4
     """Bits of a weight."""
     block_size: Literal[16, 32, 64, 128, 256] = 32
-    """Weights that share a scale; fewer in matrices whose rows are no whole number of blocks."""
+    """Number of weights that share a scale; smaller in matrices whose rows are not whole blocks."""
     algorithm: Literal["rtn", "k_quant", "k_quant_mixed"] = "k_quant"
     """`rtn` rounds to the nearest value. `k_quant` searches the scale and zero point of the least error.
     `k_quant_mixed` also keeps 8 bits for the matrices that lose most (llama.cpp's choice) and the embedding table."""
     table_bits: Literal[4, 8] | None = None
-    """Bits of the embedding table, which is a good part of what a small model reads for every token. Without it, 8 with
-    `k_quant_mixed`, and otherwise `bits`."""
+    """Bits of the embedding table, a large part of the weights that a small model reads for every token. Without it, 8
+    with `k_quant_mixed`, and otherwise `bits`."""
     accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
     """How ONNX Runtime multiplies: 4 with activations in int8; 0 or 1 with floating-point ones, which is slower."""
     sensitive: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -69,7 +69,7 @@ class WeightOnly(Spec):
 
 
 class StaticInt8(Spec):
-    """Weights and activations in int8, with the activations' ranges fixed on train rows; for classifiers."""
+    """Weights and activations in int8, with the activations' ranges fixed on train rows; for `classify`."""
 
     target: ClassVar[str] = "distillctl.quantizers.static_int8:quantize"
 
@@ -124,9 +124,8 @@ CANDIDATES: dict[str, tuple[AnyQuantizer, ...]] = {
     ),
     "encoder_decoder": (DynamicInt8(), DynamicInt8(reduce_range=True)),
 }
-"""What is tried where the recipe does not say it: per-token weights are what a decoder waits for, and an encoder's
-products of whole sequences are faster in int8; 4 bits where they are few enough to hold the gate."""
-
+"""The default candidates. A decoder waits for reading its weights, and an encoder's products of whole sequences are
+faster in int8. 4 bits are tried where few enough weights have them to pass the gate."""
 
 Objective = Literal["smallest", "fastest", "closest"]
 
@@ -137,25 +136,25 @@ class Gate(Section):
     max_kl: Positive = 0.05
     """Largest mean KL(fp32 student ‖ candidate), in nats per row, or per token of the teacher's responses."""
     min_same_top: Fraction = 0.97
-    """Smallest share of rows with the fp32 student's top label; for texts, of response tokens with its top token."""
+    """Smallest share of rows with the fp32 student's top label; for `generate`, of response tokens with its top one."""
     max_score_drop: Fraction = 0.02
-    """Largest drop of the score: of labels against references, where there are any; of texts by the metric that scores
-    the arms."""
+    """Largest drop of the score: of labels against references, if there are any; of texts by the metric that scores the
+    arms."""
     max_bytes: Annotated[Count | None, Field(examples=[11_500_000])] = None
     """Largest size of the graphs and their weights together. Without it, any size."""
 
 
 class Quantize(Section):
-    """Which smaller graphs are built, and which one is kept."""
+    """The smaller graphs that are built, and the choice among them."""
 
     candidates: Annotated[tuple[Quantizer, ...], Field(min_length=1)] | None = None
-    """The graphs to build and compare. Without it: for classifiers, dynamic int8 and weights in int4 blocks; for
+    """The graphs to build and compare. Without it: for `classify`, dynamic int8 and weights in int4 blocks; for
     decoders, weights in int4 and int8 blocks; for encoder–decoders, dynamic int8."""
     gate: Gate = Gate()
     """The bounds that a candidate must meet to be kept. If none does, the command ends with exit code 6."""
     objective: Objective = "smallest"
-    """Which candidate inside the gate is kept: the one with the fewest bytes, the shortest median answer, or the lowest
-    KL. With `gate.max_bytes`, `closest` is the best that a size allows."""
+    """The candidate inside the gate that is kept: the one with the fewest bytes, the shortest median answer, or the
+    lowest KL. With `gate.max_bytes`, `closest` is the best of that size."""
     budget_seconds: Annotated[Positive | None, Field(examples=[600])] = None
     """Begin no further candidate after this many seconds of building. Candidates are tried in the order of the list."""
 

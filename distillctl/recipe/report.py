@@ -1,4 +1,4 @@
-"""What the report shows."""
+"""The section about the report."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from distillctl.recipe.base import Section
 
 
 class Report(Section):
-    """What the report shows."""
+    """The content of the report."""
 
     title: Annotated[str | None, Field(examples=["Question router"])] = None
     """Title of the page. Without it, the recipe's name."""
     disagreements: Annotated[int, Field(ge=0)] = 12
-    """How many rows to show where teacher and deployed student differ most."""
+    """Number of rows to show where teacher and deployed student differ most."""
     answers: Annotated[int, Field(ge=0)] = 12
-    """For texts: how many rows to show with the answers of teacher and student side by side."""
+    """For `generate`: number of rows to show with the answers of teacher and student side by side."""

@@ -1,4 +1,4 @@
-"""The whole recipe, and what its sections ask of each other."""
+"""The whole recipe, and the conditions between its sections."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ class Recipe(Section):
     seed: Seed = 0
     """Seed of everything that is drawn and has no seed of its own."""
     task: Task
-    """What the teacher is asked for: a label or a text."""
+    """The kind of answer: a label or a text."""
     data: Data
     """The rows."""
     contexts: Contexts
-    """What each model reads around an input."""
+    """The text around an input for each model."""
     teacher: Teacher
     """The big model."""
     student: Student
     """The small model."""
     collect: Collect = Collect()
-    """Where the teacher runs while collect asks it."""
+    """The engine that runs the teacher in collect."""
     shard_rows: Count = 128
     """Rows of soft labels that collect commits at a time; a killed run repeats at most this many."""
     train: Train = Train()
-    """How the student is trained."""
+    """The student's training."""
     export: Export = Export()
-    """How the student becomes ONNX."""
+    """The student's ONNX graph."""
     quantize: Quantize = Quantize()
-    """Which smaller graphs are built, and which one is kept."""
+    """The smaller graphs that are built, and the choice among them."""
     bench: Bench = Bench()
-    """How latency and memory are measured."""
+    """The measurement of latency and memory."""
     report: Report = Report()
-    """What the report shows."""
+    """The content of the report."""
     bundle: Bundle = Bundle()
-    """What the bundle for an app holds."""
+    """The content of the bundle for an app."""
 
     @property
     def train_seed(self) -> int:
-        """What training draws from."""
+        """Return the seed of training."""
         return self.seed if self.train.seed is None else self.train.seed
 
     @model_validator(mode="before")
@@ -80,7 +80,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _losses_have_what_they_need(self) -> Recipe:
         for index, term in enumerate(self.train.loss):
-            if problem := _misses(self.task, term):
+            if problem := _problem_of_loss(self.task, term):
                 raise ValueError(f"train.loss[{index}]: {problem}")
         return self
 
@@ -116,40 +116,40 @@ class Recipe(Section):
 
     @property
     def classify(self) -> Classify:
-        """The task of a recipe that is known to classify."""
+        """Return the task of a recipe that is known to classify."""
         assert isinstance(self.task, Classify)
         return self.task
 
     @property
     def generate(self) -> Generate:
-        """The task of a recipe that is known to generate."""
+        """Return the task of a recipe that is known to generate."""
         assert isinstance(self.task, Generate)
         return self.task
 
     @property
     def local_teacher(self) -> HuggingFaceTeacher:
-        """The teacher of a recipe that is known to run it here."""
+        """Return the teacher of a recipe that is known to run it here."""
         assert isinstance(self.teacher, HuggingFaceTeacher)
         return self.teacher
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """The --set values it was loaded with."""
+        """Return the --set values with which the recipe was loaded."""
         return self._overrides
 
     @property
     def path(self) -> Path:
-        """The file it was read from."""
+        """Return the file from which the recipe was read."""
         return self._path
 
     @property
     def folder(self) -> Path:
-        """The recipe's folder; relative paths in it start here."""
+        """Return the recipe's folder, to which its paths are relative."""
         return self._path.parent
 
 
-def _misses(task: Task, term: Loss) -> str | None:
-    """What a loss needs and the kept soft labels do not have."""
+def _problem_of_loss(task: Task, term: Loss) -> str | None:
+    """Say what a loss needs that the stored soft labels lack, or return None."""
     if not isinstance(task, Generate):
         return "uld is for texts; labels are the same on both sides" if term.kind == "uld" else None
     kept = task.soft_labels

@@ -1,4 +1,4 @@
-"""A teacher behind an API: how it is asked, and what it may cost."""
+"""The teacher behind an API: requests, limits and prices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Price = Annotated[float, Field(ge=0)]
 
 
 class Prices(Section):
-    """What a million tokens cost, in any one currency."""
+    """The price of a million tokens, in any one currency."""
 
     input: Annotated[Price, Field(examples=[0.2])]
     """Price of a million tokens that the model reads."""
@@ -27,7 +27,7 @@ class Prices(Section):
 
 
 def chat_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what the tool itself tells a chat template."""
+    """Refuse the arguments that distillctl itself passes to a chat template."""
     if taken := sorted({"messages", "tools", "documents", "add_generation_prompt"} & set(given)):
         raise ValueError(f"{taken[0]} is not an argument to choose: the context says it")
     return given
@@ -40,7 +40,7 @@ class OpenAITeacher(Section):
         {"api_key_env", "concurrency", "timeout_seconds", "max_retries", "backoff_seconds", "requests_per_minute"}
         | {"tokens_per_minute", "max_tokens_total", "prices", "max_cost"}
     )
-    """Keys that change what an answer costs and how long it takes, not the answer: no stage goes stale with them."""
+    """Keys that change the cost and the time of an answer, but not the answer: they make no stage stale."""
 
     kind: Literal["openai"]
     model: Annotated[str, Field(examples=["Qwen/Qwen3-32B"])]
@@ -71,7 +71,7 @@ class OpenAITeacher(Section):
     timeout_seconds: Positive = 120.0
     """Time for one try of a request, from its first byte to the last byte of its answer."""
     max_retries: Annotated[int, Field(ge=0)] = 6
-    """How often a failed request is repeated."""
+    """Number of times that a failed request is repeated."""
     backoff_seconds: Positive = 0.5
     """Wait before the first retry. It doubles for each further one, up to a minute, less a random part. A server's
     Retry-After is honoured."""
@@ -82,7 +82,7 @@ class OpenAITeacher(Section):
     max_tokens_total: Annotated[Count | None, Field(examples=[5_000_000])] = None
     """Stop before this run directory uses more tokens than this, read and written. Without it, no limit."""
     prices: Prices | None = None
-    """What tokens cost. `--dry-run` and `collect` then state a cost, and `max_cost` can be checked."""
+    """Prices of tokens. `--dry-run` and `collect` then state a cost, and `max_cost` can be checked."""
     max_cost: Annotated[Positive | None, Field(examples=[5])] = None
     """Stop before this run directory costs more than this; needs `prices`. Without it, no limit."""
 
@@ -125,29 +125,31 @@ class OpenAITeacher(Section):
 
     @property
     def is_local(self) -> bool:
-        """Whether the server runs on this machine."""
+        """Tell whether the server runs on this machine."""
         return addresses.is_local(self.base_url)
 
     @property
     def host(self) -> str:
-        """The server's host, as approvals name it: HOST, or HOST:PORT where it is not https on its usual port."""
+        """Return the server's host, as in approvals: HOST, or HOST:PORT unless it is https on its usual port."""
         return addresses.host(self.base_url)
 
     @property
     def further_keys(self) -> dict[str, Any]:
-        """What the body of every request has besides its own keys."""
+        """Return the additional keys of every request's body."""
         arguments = {"chat_template_kwargs": self.chat_template_kwargs} if self.api == "chat" else {}
         return {**self.extra_body, **{key: value for key, value in arguments.items() if value}}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What an answer depends on."""
+        """Return the settings on which an answer depends."""
         return self.model_dump(mode="json", exclude=set(self.operational))
 
 
 def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's sections where the task, as far as it is not described, fits a served teacher: of texts as many tokens
-    are kept as are asked for, and none drawn from the tail."""
+    """Return the recipe's sections with defaults of the task that suit a served teacher.
+
+    For `generate`, as many tokens are kept as are requested, and none is drawn from the tail.
+    """
     teacher, task = recipe.get("teacher"), recipe.get("task")
     if not isinstance(teacher, Mapping) or teacher.get("kind") != "openai" or not isinstance(task, Mapping):
         return dict(recipe)
@@ -160,9 +162,9 @@ def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsupported_by_server(teacher: OpenAITeacher, task: Task, contexts: Contexts) -> str | None:
-    """What the recipe asks for and no server can give."""
-    every = (contexts.full, contexts.simplified, *contexts.arms.values())
-    if teacher.api == "completions" and any(context.messages is not None for context in every):
+    """Say what the recipe asks for that no server can provide, or return None."""
+    all_contexts = (contexts.full, contexts.simplified, *contexts.arms.values())
+    if teacher.api == "completions" and any(context.messages is not None for context in all_contexts):
         return "contexts: completions take a template; with messages use teacher.api: chat"
     if contexts.simplified.messages is not None:
         return "contexts.simplified: the server's chat template is not known here; use a template, sent as a message"

@@ -1,4 +1,4 @@
-"""The losses, and how the student is trained."""
+"""The losses, and the section about training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from distillctl.recipe.base import Count, Fraction, Positive, Section, Seed, Spe
 
 
 class LossTerm(Spec):
-    """What all terms of the training loss have."""
+    """The common settings of all terms of the training loss."""
 
     squared_temperature: ClassVar[bool] = True
     """Whether the term is multiplied by T², which keeps gradients of one size (Hinton et al. 2015, section 2)."""
     needs_distribution: ClassVar[bool] = True
-    """False where drawn tokens or the response alone are enough."""
+    """False if drawn tokens or the response are enough."""
 
     kind: str
     weight: Positive = 1.0
@@ -25,7 +25,7 @@ class LossTerm(Spec):
 
     @property
     def options(self) -> dict[str, float]:
-        """The loss function's further arguments."""
+        """Return the loss function's further arguments."""
         return {}
 
 
@@ -106,18 +106,18 @@ Loss = Annotated[ForwardKL | ReverseKL | JSD | SkewKL | TVD | CrossEntropy | ULD
 
 
 class Train(Section):
-    """How the student is trained."""
+    """The student's training."""
 
     seed: Annotated[Seed | None, Field(examples=[1])] = None
     """Seed of training alone, for another student from the same soft labels. Without it, the recipe's `seed`."""
     loss: Annotated[tuple[Loss, ...], Field(min_length=1)] = (ForwardKL(),)
     """The terms of the loss; their weighted sum is minimised."""
     epochs: Count = 4
-    """How often training goes through all train rows, at most."""
+    """Maximal number of passes through the train rows."""
     batch_rows: Count = 32
-    """Rows of one batch, at most."""
+    """Maximal number of rows in a batch."""
     batch_tokens: Count = 4096
-    """Tokens of one batch, padding included, at most."""
+    """Maximal number of tokens in a batch, padding included."""
     accumulate: Count = 1
     """Batches per optimizer step."""
     learning_rate: Positive = 2e-4
@@ -141,10 +141,10 @@ class Train(Section):
     checkpoint_every: Count = 100
     """Steps between two checkpoints; a killed run repeats at most this many."""
     control: bool = False
-    """Also train the same student on the teacher's hard labels, to show what soft labels buy."""
+    """Also train the same student on the teacher's hard labels, to show the benefit of soft labels."""
     threads: Annotated[Count | None, Field(examples=[4])] = None
     """Processor threads of training. Without it, torch's own choice."""
 
     def held_out(self, rows: int) -> int:
-        """How many of so many train rows are held out for early stopping; at least one."""
+        """Return how many of ``rows`` train rows are held out for early stopping, at least one."""
         return max(1, round(self.validation * rows))

@@ -1,4 +1,4 @@
-"""From YAML text to plain values, and how a value has to be written that YAML does not read as text."""
+"""Parse YAML text to plain values, and explain how to write a value that YAML does not read as text."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import yaml
 from distillctl.errors import RecipeError
 
 MAX_NODES, MAX_DEPTH = 100_000, 64
-"""Of a recipe's tree, each alias counted as what it stands for."""
+"""Limits of a recipe's tree, with aliases expanded."""
 _SHOWN = 50
-"""Characters that are shown of a key or value."""
+"""Number of characters of a key or value that are shown."""
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {"int": "a number", "float": "a number", "bool": "a boolean", "null": "no value", "timestamp": "a date"}
-"""What a word without quotes may be to YAML, by the last part of its tag."""
+"""Last part of a tag → what YAML makes of such a word without quotes."""
 
 
 class _NotText(yaml.constructor.ConstructorError):
-    """The YAML is valid, and no recipe."""
+    """The YAML is valid, but not a recipe."""
 
 
 class _NotPlain(ValueError):
-    """The YAML is valid, and holds what JSON cannot carry."""
+    """The YAML is valid, but has values that JSON lacks."""
 
 
 class _Bounded(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """SafeLoader that refuses a key given twice, where PyYAML silently keeps the last, and a tree without bounds."""
+    """A SafeLoader that refuses duplicate keys, of which PyYAML silently keeps the last, and unbounded trees."""
 
     def get_single_node(self) -> yaml.Node | None:
         root: yaml.Node | None = super().get_single_node()
@@ -46,12 +46,12 @@ class _Bounded(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[m
             if key in seen:
                 raise _unfit(f"{key!r} is given twice", key_node)
             seen.add(key)
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 class _Strict(_Bounded):
-    """A recipe's loader, which also refuses keys that are no text."""
+    """A recipe's loader, which also refuses keys that are not text."""
 
     at = ""
     """Path of the tree in the recipe."""
@@ -64,17 +64,17 @@ class _Strict(_Bounded):
 
 
 def load_bounded(text: str) -> Any:
-    """Return what YAML says that is no recipe, such as a model card's front matter. It has the limits of a recipe.
+    """Parse YAML that is not a recipe, such as a model card's front matter, within a recipe's limits.
 
-    The caller bounds the text's length. A yaml.YAMLError says that it is none or has no bounds; ValueError, TypeError,
-    LookupError, AttributeError or RecursionError that a value is not what it says it is.
+    The caller bounds the text's length. Raises yaml.YAMLError for invalid or unbounded YAML, and ValueError, TypeError,
+    LookupError, AttributeError or RecursionError for invalid values.
     """
     return yaml.load(text, _Bounded)
 
 
 def parse(text: str, where: str, at: str = "") -> Any:
-    """Return the tree of a recipe's text, or of the value of one key, ``at``, in it. RecipeError says where and how to
-    write it."""
+    """Return the tree of a recipe's text, or of the value of the key ``at``. RecipeError says where and how to write
+    it."""
     try:
         loader = _Strict(text)
         loader.at = at
@@ -96,7 +96,7 @@ def parse(text: str, where: str, at: str = "") -> Any:
 
 
 def as_text(text: str, path: Sequence[str | int], value: Any) -> str:
-    """Say that ``value`` at ``path`` of a YAML text is not text, and how to write it: as it stands there, in quotes."""
+    """Say that ``value`` at ``path`` of a YAML text is not text, and how to write it in quotes."""
     node = _find(text, path)
     if isinstance(node, yaml.ScalarNode):
         return _reads(node)
@@ -121,15 +121,15 @@ def _find(text: str, path: Sequence[str | int]) -> yaml.Node | None:
     return node
 
 
-def _reads(node: yaml.ScalarNode, what: str = "") -> str:
-    """Say what YAML makes of a word without quotes, and how it stays text."""
+def _reads(node: yaml.ScalarNode, subject: str = "") -> str:
+    """Say what YAML makes of a word without quotes, and how to write it as text."""
     kind = _KINDS.get(node.tag.removeprefix(_TAG), "something else")
     word = node.value if len(node.value) <= _SHOWN else f"{node.value[:_SHOWN]}…"
     if word in ("", "~"):
         word = word or "an empty place"
-        return f'YAML reads {what}{word} as {kind}, and text is wanted; an empty text is written in quotes: ""'
+        return f'YAML reads {subject}{word} as {kind}, and text is wanted; an empty text is written in quotes: ""'
     quoted = json.dumps(word, ensure_ascii=False)
-    return f"YAML reads {what}{word} as {kind}, and text is wanted; write it in quotes: {quoted}"
+    return f"YAML reads {subject}{word} as {kind}, and text is wanted; write it in quotes: {quoted}"
 
 
 def _for_the_shell(at: str, error: yaml.MarkedYAMLError) -> str:
@@ -141,12 +141,12 @@ def _unfit(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Nodes and depth of what ``node`` stands for once its aliases are replaced; an error where that is without end."""
+    """Return the number of nodes and the depth of ``node`` with aliases expanded. Raise an error if it is unbounded."""
     if id(node) in known:
-        found = known[id(node)]
-        if found is None:
+        size = known[id(node)]
+        if size is None:
             raise _unfit("an alias stands within what it stands for", node)
-        return found
+        return size
     if isinstance(node, yaml.ScalarNode):
         return 1, 1
     known[id(node)] = None
@@ -160,7 +160,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
 
 
 def _check_texts(node: yaml.Node, path: str, seen: set[int]) -> None:
-    """Refuse keys that are no text, and dates, which a recipe has no use for."""
+    """Refuse keys that are not text, and dates, which no recipe needs."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -172,15 +172,17 @@ def _check_texts(node: yaml.Node, path: str, seen: set[int]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                what = "a key is a list or a mapping; a text that begins with { or [, as a template may, needs quotes"
-                raise _NotText(None, None, f"{path}: {what}".removeprefix(": "), key.start_mark)
+                problem = (
+                    "a key is a list or a mapping; a text that begins with { or [, as a template may, needs quotes"
+                )
+                raise _NotText(None, None, f"{path}: {problem}".removeprefix(": "), key.start_mark)
             if key.tag.removeprefix(_TAG) in _KINDS:
                 raise _NotText(None, None, f"{path}: {_reads(key, 'the key ')}".removeprefix(": "), key.start_mark)
             _check_texts(value, f"{path}.{key.value[:_SHOWN]}".removeprefix("."), seen)
 
 
 def check_plain(value: Any, path: str, depth: int = 1) -> None:
-    """Raise a ValueError for what JSON cannot carry: YAML has sets and bytes, too, and numbers without end."""
+    """Raise a ValueError for values that JSON lacks: YAML also has sets, bytes and infinite numbers."""
     if depth > MAX_DEPTH:
         raise _NotPlain(f"more than {MAX_DEPTH} levels")
     if isinstance(value, dict):

@@ -65,7 +65,7 @@ def test_answers_come_back_in_any_order_and_a_missing_control_is_told(tmp_path) 
     workspace = Workspace(tmp_path)
     controls_table.write(workspace, ["a", "b"], {"majority": ["x", "y"]})
     assert controls_table.read(workspace, ["b", "a"], ["majority"]) == {"majority": ["y", "x"]}
-    with pytest.raises(UpstreamError, match="no answers of the control bag_of_words"):
+    with pytest.raises(UpstreamError, match="the control bag_of_words lacks answers"):
         controls_table.read(workspace, ["a"], ["majority", "bag_of_words"])
 
 

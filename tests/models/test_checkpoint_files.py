@@ -100,7 +100,7 @@ def test_what_config_names_and_no_key_tells_is_counted_before_it_is_loaded(tmp_p
     config = AutoConfig.from_pretrained(tmp_path / "model")
     from_pretrained.check_size(AutoModelForCausalLM, config, tmp_path / "model")
     config.vocab_size = 60_000_000
-    told = r"asks for [\d,]+ weights, the files hold"
+    told = r"needs [\d,]+ weights, but the files hold"
     with bounded(memory=64 << 20), pytest.raises(UnavailableError, match=told):
         from_pretrained.check_size(AutoModelForCausalLM, config, tmp_path / "model")
 
