@@ -151,7 +151,7 @@ def test_hard_labels_stop_by_their_own_loss(tmp_path):
     run = start(tmp_path, data, terms=(CrossEntropy(),))
     found = predict(run.model, tiny.tokenizer(), data, SPEC)
     expected = -found[np.arange(8), data.teacher.argmax(-1)].mean()
-    criterion, figures = run.problem.held_out(run.model)
+    criterion, figures = run.objective.held_out(run.model)
     assert criterion == pytest.approx(expected)
     assert figures["kl"] == pytest.approx(scores.kl(data.teacher, found))
 

@@ -251,10 +251,10 @@ def test_without_distributions_the_likelihood_leads(tmp_path):
     data = taught(teacher, 6)
     text = replace(data, targets=lambda some: Targets(data.targets(some).token_ids))
     run = start(tmp_path, "llama", data)
-    assert run.problem.held_out(run.model)[0] == score(run.model, data, SPEC).figures["kl"]
+    assert run.objective.held_out(run.model)[0] == score(run.model, data, SPEC).figures["kl"]
     run = start(tmp_path, "llama", data, terms=(CrossEntropy(),))
-    assert run.problem.held_out(run.model)[0] == score(run.model, data, SPEC).figures["nll"]
-    criterion, figures = start(tmp_path, "llama", text, terms=(CrossEntropy(),)).problem.held_out(run.model)
+    assert run.objective.held_out(run.model)[0] == score(run.model, data, SPEC).figures["nll"]
+    criterion, figures = start(tmp_path, "llama", text, terms=(CrossEntropy(),)).objective.held_out(run.model)
     assert criterion == figures["nll"]
     assert "kl" not in figures
 
