@@ -43,6 +43,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"Hypothesis drew its examples with --hypothesis-seed={seed}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files that take longest first, so that at the end no worker of pytest-xdist waits for another."""
+    order = ("e2e", "long", "slow")
+    ranks: dict[Path, int] = {}
+    for item in items:
+        own = [place for place, name in enumerate(order) if item.get_closest_marker(name)]
+        ranks[item.path] = min(*own, ranks.get(item.path, len(order)), len(order))
+    items.sort(key=lambda item: ranks[item.path])
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Start every test with the same random state, whichever tests ran before it in its process."""

@@ -300,8 +300,7 @@ def test_the_example_has_the_form_of_a_view(tmp_path):
 
 @pytest.mark.slow
 def test_on_a_real_run(tmp_path):
-    recipe = project.make(tmp_path, rows=60, train={"epochs": 1}, data={"source": "rows.jsonl", "eval_rows": 20})
-    run = tmp_path / "run"
+    recipe, run = project.finished(tmp_path, without=("quantize", "bench", "report"))
 
     def command(*args):
         return project.run(*args, recipe, "--run-dir", run, "--json")
@@ -310,8 +309,6 @@ def test_on_a_real_run(tmp_path):
         found = {s.stage: s.state for s in pipeline.status(recipes.load(recipe), Workspace(run))}
         return found.get("bundle")
 
-    for stage in ("collect", "train", "export"):
-        assert command(stage).returncode == 0
     refused = command("export", "--bundle")
     assert refused.returncode == 4
     assert json.loads(refused.stdout)["error"]["next"].startswith("distillctl quantize")

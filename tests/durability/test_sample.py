@@ -11,6 +11,7 @@ from tests.fixtures import project
 FEW = ["--kills", "12", "--faults", "10", "--signals", "6", "--powers", "6"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_nothing_is_lost_and_nothing_half_done_accepted():
     done = subprocess.run(

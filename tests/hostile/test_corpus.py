@@ -13,7 +13,7 @@ import pytest
 
 from tests.hostile import cases
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 EACH = {
     "recipes": 3, "templates": 3, "data": 3, "parquet": 3, "gguf": 5, "models": 8, "onnx": 4, "answers": 3, "shards": 8,

@@ -95,11 +95,7 @@ def command(*args: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe, and its run directory with every stage committed."""
-    folder = tmp_path_factory.mktemp("project")
-    recipe = project.make(folder, train={"epochs": 1})
-    done = project.run("run", recipe, "--run-dir", folder / "run")
-    assert done.returncode == 0, done.stderr
-    return recipe, folder / "run"
+    return project.finished(tmp_path_factory.mktemp("project"))
 
 
 def test_two_phones_at_once_measure_and_the_report_shows_both(

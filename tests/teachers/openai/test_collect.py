@@ -227,13 +227,14 @@ def test_several_responses_are_drawn_for_each_train_row(tmp_path, samples):
 # ── exactly once ─────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_faulty_server_loses_no_row_and_doubles_none(tmp_path):
     """18 kinds of failure at 20 %, over 1,000 rows of which 100 are asked under the floor's context, too."""
     with stub_server.serve(fault_rate=0.2, hang=20.0) as stub:
         recipe = served_project.recipe(
             tmp_path, stub.url, count=1000, evaluated=100, task={"labels": ["river", "king", "city"]},
-            teacher={"concurrency": 32, "max_retries": 30, "timeout_seconds": 4.0}, shard_rows=64,
+            teacher={"concurrency": 32, "max_retries": 30, "timeout_seconds": 4.0}, shard_rows=256,
         )  # fmt: skip
         workspace, facts = _collect(recipe, tmp_path / "run")
         assert all(stub.broken[failure] for failure in stub_server.FAULTS)

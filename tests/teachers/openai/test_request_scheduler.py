@@ -219,7 +219,7 @@ def test_each_kind_of_fault_is_met_and_asked_again(tmp_path, failure, api):
     rules = {"fault_rate": 0.6, "faults": (failure,), "hang": 5.0}
     slow = failure in ("timeout", "slow drip")
     with stub_server.serve(**rules) as stub:
-        spec = _spec(stub.url, api=api, max_retries=40, timeout_seconds=1.0 if slow else 20.0)
+        spec = _spec(stub.url, api=api, max_retries=40, timeout_seconds=0.3 if slow else 60.0)
 
         async def work(scheduler):
             scheduler.expected_model = MODEL
