@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -72,12 +74,53 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings a
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show more details.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """The argument and the options of every command that reads a recipe."""
+
+    recipe: RecipePath
+    run_dir: RunDir = None
+    set_: Set = None
+    as_json: Json = False
+    quiet: Quiet = False
+    verbose: Verbose = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(RecipeOptions):
+    """The options of report, which loads no models."""
+
+    force: Force = False
+    dry_run: DryRun = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions(ReportOptions):
+    """The options of a command that runs a stage."""
+
+    trust_remote_code: RemoteCode = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(StageOptions):
+    """The options of a command that may send rows to a server."""
+
+    trust: Trust = None
+
+
 def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command whose errors become messages and exit codes."""
+    """Register a command whose errors become messages and exit codes.
+
+    A parameter of the body named ``options`` stands for all fields of its class.
+    """
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(body, eval_str=True).parameters
+        shared = own["options"].annotation if "options" in own else None
+        hints = {} if shared is None else get_type_hints(shared, include_extras=True)
+
         @functools.wraps(body)
-        def guarded(*args: Any, **kwargs: Any) -> None:
+        def guarded(**kwargs: Any) -> None:
             verbosity = int(kwargs.get("verbose", False)) - int(kwargs.get("quiet", False))
             console.configure(as_json=bool(kwargs.get("as_json")), verbosity=verbosity)
             with interrupts.restored():
@@ -91,7 +134,9 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
                                 next="start it without torchrun or accelerate launch (they set WORLD_SIZE)",
                             )
                         os_errors.check_paths(kwargs.values())
-                        body(*args, **kwargs)
+                        if shared is not None:
+                            kwargs["options"] = shared(**{name: kwargs.pop(name) for name in hints})
+                        body(**kwargs)
                 except typer.Exit:
                     raise
                 except (UserFacingError, KeyboardInterrupt, Exception) as problem:
@@ -100,10 +145,26 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
                         console.bug(problem) if error is None else console.error(error)
                     raise typer.Exit(1 if error is None else error.exit_code) from None
 
+        guarded.__signature__ = inspect.Signature(_parameters(own, shared, hints))  # type: ignore[attr-defined]
         group.command(name, help=help)(guarded)
         return guarded
 
     return register
+
+
+def _parameters(own: Mapping[str, inspect.Parameter], shared: Any, hints: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """Return a command's parameters: the body's own ones, then the fields of ``shared``, output options last."""
+    fields = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(shared, name, inspect.Parameter.empty),
+            annotation=hint,
+        )
+        for name, hint in sorted(hints.items(), key=lambda field: field[0] in ("as_json", "quiet", "verbose"))
+    ]
+    named = [parameter for parameter in own.values() if parameter.name != "options"]
+    return [*(parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in named), *fields]
 
 
 def _user_error(problem: BaseException) -> UserFacingError | None:
@@ -130,21 +191,16 @@ def _reports_error() -> bool:
     return ranks.reports_error()
 
 
-def _open(
-    recipe_path: Path,
-    run_dir: Path | None,
-    overrides: list[str] | None,
-    *,
-    trust: list[str] | None = None,
-    trust_remote_code: bool = False,
-) -> tuple[Any, Any]:
+def _open(options: RecipeOptions, defaults: Sequence[str] = (), overrides: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Load the recipe, and return it with its run directory. defaults: settings before --set; overrides: after it."""
     from distillctl import recipe
     from distillctl.run_dir.workspace import Workspace
     from distillctl.trust import approvals
 
-    approvals.configure(trust or (), remote_code=trust_remote_code)
-    loaded = recipe.load(recipe_path, overrides or ())
-    workspace = Workspace(run_dir or Path("runs") / loaded.name)
+    trust = options.trust if isinstance(options, CollectOptions) else None
+    approvals.configure(trust or (), remote_code=isinstance(options, StageOptions) and options.trust_remote_code)
+    loaded = recipe.load(options.recipe, [*defaults, *(options.set_ or ()), *overrides])
+    workspace = Workspace(options.run_dir or Path("runs") / loaded.name)
     if os.path.lexists(workspace.root) and not workspace.root.is_dir():
         raise UnavailableError(
             "the run directory is not a folder", where=str(workspace.root), next="choose another one with --run-dir"
@@ -165,79 +221,44 @@ def _plan(recipe: Any, workspace: Any, stages: list[str]) -> None:
 
 
 @command("collect", "Ask the teacher for soft labels under the full context, and score what to compare with.")
-def collect(
-    recipe: RecipePath,
-    run_dir: RunDir = None,
-    set_: Set = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    trust: Trust = None,
-    trust_remote_code: RemoteCode = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    loaded, workspace = _open(recipe, run_dir, set_, trust=trust, trust_remote_code=trust_remote_code)
-    _run_stage("collect", loaded, workspace, force=force, dry_run=dry_run)
+def collect(options: CollectOptions) -> None:
+    _run_stage("collect", options)
 
 
-def _run_stage(name: str, loaded: Any, workspace: Any, *, force: bool, dry_run: bool) -> None:
+def _run_stage(name: str, options: ReportOptions, overrides: Sequence[str] = ()) -> None:
     from distillctl import pipeline
     from distillctl.commands import output
 
-    if dry_run:
+    loaded, workspace = _open(options, overrides=overrides)
+    if options.dry_run:
         return _plan(loaded, workspace, [name])
-    result = pipeline.stage(name, loaded, workspace, force=force)
+    result = pipeline.stage(name, loaded, workspace, force=options.force)
     console.result(output.as_json(result), *output.readable(result))
 
 
-def _stage(name: str, help: str) -> None:
-    @command(name, help)
-    def body(
-        recipe: RecipePath,
-        run_dir: RunDir = None,
-        set_: Set = None,
-        force: Force = False,
-        dry_run: DryRun = False,
-        trust_remote_code: RemoteCode = False,
-        as_json: Json = False,
-        quiet: Quiet = False,
-        verbose: Verbose = False,
-    ) -> None:
-        loaded, workspace = _open(recipe, run_dir, set_, trust_remote_code=trust_remote_code)
-        _run_stage(name, loaded, workspace, force=force, dry_run=dry_run)
-
-
-_stage("train", "Train the student on the simplified context.")
+@command("train", "Train the student on the simplified context.")
+def train(options: StageOptions) -> None:
+    _run_stage("train", options)
 
 
 @command("export", "Write ONNX, checked against PyTorch; with --bundle, everything that an app needs.")
 def export(
-    recipe: RecipePath,
-    run_dir: RunDir = None,
-    set_: Set = None,
+    options: StageOptions,
     bundle: Annotated[
         bool, typer.Option("--bundle", help="Make bundle/ and bundle.zip from the graph that quantize chose.")
     ] = False,
     text_in: Annotated[
         bool, typer.Option("--text-in", help="Also put a graph that contains its tokenizer into the bundle.")
     ] = False,
-    force: Force = False,
-    dry_run: DryRun = False,
-    trust_remote_code: RemoteCode = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     if text_in and not bundle:
-        raise UsageError("--text-in needs --bundle", next=f"distillctl export {recipe} --bundle --text-in")
-    name = "bundle" if bundle else "export"
-    overrides = [*(set_ or ()), *["bundle.text_in=true"] * text_in]
-    loaded, workspace = _open(recipe, run_dir, overrides, trust_remote_code=trust_remote_code)
-    _run_stage(name, loaded, workspace, force=force, dry_run=dry_run)
+        raise UsageError("--text-in needs --bundle", next=f"distillctl export {options.recipe} --bundle --text-in")
+    _run_stage("bundle" if bundle else "export", options, ["bundle.text_in=true"] * text_in)
 
 
-_stage("quantize", "Build smaller ONNX graphs, and keep the best one that passes the gate on quality.")
+@command("quantize", "Build smaller ONNX graphs, and keep the best one that passes the gate on quality.")
+def quantize(options: StageOptions) -> None:
+    _run_stage("quantize", options)
 
 
 @command(
@@ -246,12 +267,7 @@ _stage("quantize", "Build smaller ONNX graphs, and keep the best one that passes
     "--against, only find out whether the deployed graph is slower or larger than another run's.",
 )
 def bench(
-    recipe: RecipePath,
-    run_dir: RunDir = None,
-    set_: Set = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    trust_remote_code: RemoteCode = False,
+    options: StageOptions,
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve a page on which a phone's browser measures the deployed graph.")
     ] = False,
@@ -309,9 +325,6 @@ def bench(
             metavar="FILE", help="Append the verdict as Markdown.", show_default="$GITHUB_STEP_SUMMARY, if set"
         ),
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     from distillctl import pipeline
     from distillctl.commands import output
@@ -328,15 +341,14 @@ def bench(
     gate |= {"--undecided": undecided, "--junit": junit, "--summary": summary}
     if against is None and any(value is not None for value in gate.values()):
         raise UsageError(f"{', '.join(gate)} belong to --against")
-    if against is not None and (force or dry_run or serve):
+    if against is not None and (options.force or options.dry_run or serve):
         raise UsageError("--against cannot be combined with --force, --dry-run or --serve")
-    if serve and (force or dry_run):
+    if serve and (options.force or options.dry_run):
         raise UsageError("--serve cannot be combined with --force or --dry-run")
-    allowed: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    loaded, workspace = _open(recipe, run_dir, [*(QUICK if quick else ()), *(set_ or ())], **allowed)
+    loaded, workspace = _open(options, QUICK if quick else ())
     if quick and loaded.bench.loadgen:
-        loaded, workspace = _open(recipe, run_dir, [*QUICK, *QUICK_LOADGEN, *(set_ or ())], **allowed)
-    if dry_run:
+        loaded, workspace = _open(options, [*QUICK, *QUICK_LOADGEN])
+    if options.dry_run:
         return _plan(loaded, workspace, ["bench"])
     if against is not None:
         from distillctl.regression import compare
@@ -349,15 +361,13 @@ def bench(
         results = pipeline.serve(loaded, workspace, **given)
         console.result({"stage": "devices", "devices": results}, *output.devices(results))
     else:
-        result = pipeline.stage("bench", loaded, workspace, force=force)
+        result = pipeline.stage("bench", loaded, workspace, force=options.force)
         console.result(output.as_json(result), *output.readable(result))
 
 
 @command("report", "Write one self-contained HTML page, or print a summary for CI.")
 def report(
-    recipe: RecipePath,
-    run_dir: RunDir = None,
-    set_: Set = None,
+    options: ReportOptions,
     format: Annotated[
         Literal["html", "md", "json"], typer.Option("--format", help="Write the HTML page, or print Markdown or JSON.")
     ] = "html",
@@ -369,25 +379,20 @@ def report(
             show_default=False,
         ),
     ] = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     from distillctl import pipeline
     from distillctl.commands import output
 
-    if as_json and format == "md":
+    if options.as_json and format == "md":
         raise UsageError("--json cannot be combined with --format md")
-    loaded, workspace = _open(recipe, run_dir, set_)
+    loaded, workspace = _open(options)
     from distillctl.report import fail_under as bounds
 
     wanted = bounds.parse(fail_under or (), loaded)
-    if dry_run:
+    if options.dry_run:
         return _plan(loaded, workspace, ["report"])
-    result = pipeline.stage("report", loaded, workspace, force=force)
-    if as_json:
+    result = pipeline.stage("report", loaded, workspace, force=options.force)
+    if options.as_json:
         bounds.check_bounds(wanted, result.manifest.facts)  # before printing: the error's JSON object has these facts
     if format == "md":
         from distillctl.report.markdown import render
@@ -401,26 +406,15 @@ def report(
 
 
 @command("run", "Run all stages in order, and skip what is fresh (like make).")
-def run(
-    recipe: RecipePath,
-    run_dir: RunDir = None,
-    set_: Set = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    trust: Trust = None,
-    trust_remote_code: RemoteCode = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+def run(options: CollectOptions) -> None:
     from distillctl import pipeline
     from distillctl.commands import output
 
-    loaded, workspace = _open(recipe, run_dir, set_, trust=trust, trust_remote_code=trust_remote_code)
-    if dry_run:
+    loaded, workspace = _open(options)
+    if options.dry_run:
         return _plan(loaded, workspace, [name for name, stage in pipeline.STAGES.items() if not stage.on_request])
     done = []
-    for result in pipeline.run(loaded, workspace, force=force):
+    for result in pipeline.run(loaded, workspace, force=options.force):
         if result.reused:
             console.note(output.line(result))
         elif result.stage != "report":
@@ -463,18 +457,11 @@ def verify(
 
 
 @command("status", "Say which stages are fresh, stale, missing or damaged, and why.")
-def status(
-    recipe: RecipePath,
-    run_dir: RunDir = None,
-    set_: Set = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+def status(options: RecipeOptions) -> None:
     from distillctl import pipeline
     from distillctl.commands import output
 
-    loaded, workspace = _open(recipe, run_dir, set_)
+    loaded, workspace = _open(options)
     states = list(pipeline.status(loaded, workspace))
     rows = [{"stage": s.stage, "state": s.state, "why": list(s.why), "next": s.next or None} for s in states]
     console.result({"run_dir": str(workspace.root), "stages": rows}, *output.states(states))

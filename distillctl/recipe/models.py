@@ -16,18 +16,23 @@ Model = Annotated[
 Revision = Annotated[str | None, Field(examples=["main"])]
 
 
-class HuggingFaceTeacher(Section):
-    """A causal language model that transformers runs on this machine."""
+class Checkpoint(Section):
+    """A model's files, and whether code that comes with them may run."""
 
-    operational: ClassVar[frozenset[str]] = frozenset()
-
-    kind: Literal["huggingface"] = "huggingface"
     model: Model
     """Hub id, folder, `.gguf` file, or `package:NAME/path`."""
     revision: Revision = None
     """Branch, tag or commit of a model from a hub. Without it, the hub's default branch."""
     trust_remote_code: bool = False
     """Whether the model may run code of its own. The command needs `--trust-remote-code`, too."""
+
+
+class HuggingFaceTeacher(Checkpoint):
+    """A causal language model that transformers runs on this machine."""
+
+    operational: ClassVar[frozenset[str]] = frozenset()
+
+    kind: Literal["huggingface"] = "huggingface"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the weights while the teacher runs."""
     device: Annotated[str, Field(examples=["cpu", "cuda:1"])] = "auto"
@@ -81,15 +86,9 @@ class NewTokenizer(Section):
     """Largest number of tokens, the 256 bytes and the special tokens included. A small corpus yields fewer."""
 
 
-class StartsPretrained(Spec):
+class StartsPretrained(Checkpoint, Spec):
     """The common settings of students that start from pretrained weights."""
 
-    model: Model
-    """Hub id, folder, `.gguf` file, or `package:NAME/path`."""
-    revision: Revision = None
-    """Branch, tag or commit of a model from a hub. Without it, the hub's default branch."""
-    trust_remote_code: bool = False
-    """Whether the model may run code of its own. The command needs `--trust-remote-code`, too."""
     vocabulary: TrimmedVocabulary | None = None
     """Trim the vocabulary. Without it, the student keeps all tokens."""
     max_length: Annotated[Count | None, Field(examples=[128])] = None

@@ -79,7 +79,7 @@ async def open_rows(served: Served, reader: ServedReader) -> ShardRequests:
             next="use temperature 1, responses: {kind: greedy}, or soft_labels: {kind: text}",
         )
     if isinstance(task, Generate):
-        return _GenerationRequests(served, reader, scheduler, capabilities, task)
+        return _GenerationRequests(served, reader, scheduler, capabilities)
     return _LabelScoringRequests(served, reader, scheduler, capabilities)
 
 
@@ -89,8 +89,14 @@ class ShardRequests:
     def __init__(
         self, served: Served, reader: ServedReader, scheduler: RequestScheduler, capabilities: ServerCapabilities
     ) -> None:
-        self.spec, self.reader, self.scheduler, self.capabilities = served.spec, reader, scheduler, capabilities
+        self.spec, self.task, self.reader = served.spec, served.task, reader
+        self.scheduler, self.capabilities = scheduler, capabilities
         self.fingerprints: Counter[str] = Counter()
+        self._probes: dict[str, asyncio.Task[int]] = {}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Load what rows need, before any request is sent."""
 
     async def shard(self, task: ShardTask) -> list[Any]:
         """Return an answer or an exception for each row."""
@@ -187,16 +193,8 @@ class _LabelScoringRequests(ShardRequests):
     log-probabilities of the labels' own tokens in a prompt, whichever the server supports.
     """
 
-    def __init__(
-        self,
-        served: Served,
-        reader: ServedReader,
-        scheduler: RequestScheduler,
-        capabilities: ServerCapabilities,
-    ) -> None:
-        super().__init__(served, reader, scheduler, capabilities)
-        self._labels = LabelsInPlace(served.task.answers, reader.known, self.spec.api)
-        self._probes: dict[str, asyncio.Task[int]] = {}
+    def _prepare(self) -> None:
+        self._labels = LabelsInPlace(self.task.answers, self.reader.known, self.spec.api)
 
     async def _row(self, task: ShardTask, place: int) -> _RowLabels:
         sent = self._labels.after(task.views.texts[place], task.views.prefix.place)
@@ -274,39 +272,33 @@ class _LabelScoringRequests(ShardRequests):
 
 
 class _GenerationRequests(ShardRequests):
-    def __init__(
-        self,
-        served: Served,
-        reader: ServedReader,
-        scheduler: RequestScheduler,
-        capabilities: ServerCapabilities,
-        task: Generate,
-    ) -> None:
-        super().__init__(served, reader, scheduler, capabilities)
-        self._task = task
-        self._ends = reader.stop_ids(task.stop)
+    """Request responses."""
+
+    def _prepare(self) -> None:
+        assert isinstance(self.task, Generate)
+        self._settings, self._ends = self.task, self.reader.stop_ids(self.task.stop)
 
     async def _row(self, task: ShardTask, place: int) -> list[Response]:
         known = self.reader.known
         if task.given is not None:
             assert known is not None
-            return [texts.given(task.given[place], self._task, known, self._ends)]
-        keep = task.arm == CEILING and isinstance(self._task.soft_labels, TopK)
+            return [texts.given(task.given[place], self._settings, known, self._ends)]
+        keep = task.arm == CEILING and isinstance(self._settings.soft_labels, TopK)
         base = self._request(
-            task.views.texts[place], self._task.max_new_tokens, self.capabilities.top_logprobs if keep else 0
+            task.views.texts[place], self._settings.max_new_tokens, self.capabilities.top_logprobs if keep else 0
         )
         choices = [
             choice for request in self._requests(base, task, place) for choice in (await self._ask(request)).choices
         ]
         try:
-            return [texts.response(choice, self._task, known, self._ends) for choice in choices]
+            return [texts.response(choice, self._settings, known, self._ends) for choice in choices]
         except texts.Unknown as error:
             raise RequestFailed("unknown token", self.scheduler.client.shown(str(error)), again=False) from None
 
     def _requests(self, base: Request, task: ShardTask, place: int) -> list[Request]:
         """Return the requests for one row: one for all samples if the server supports it."""
-        base = replace(base, stop=self._task.stop)
-        sampling = self._task.responses
+        base = replace(base, stop=self._settings.stop)
+        sampling = self._settings.responses
         if task.split != "train" or not isinstance(sampling, Sampling):
             return [base]
         drawn = replace(base, temperature=sampling.temperature, top_p=sampling.top_p)
