@@ -166,4 +166,4 @@ def test_all_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(UnavailableError) as error:
         hub.require(models | {"teacher.tokenizer": ModelSource("no/there", None)})
     assert error.value.where == "teacher.model"
-    assert error.value.next.startswith("set teacher.model and teacher.tokenizer to a folder")
+    assert error.value.next.startswith("set teacher.model and teacher.tokenizer to a local folder")
