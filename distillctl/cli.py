@@ -462,6 +462,7 @@ def status(options: RecipeOptions) -> None:
     from distillctl.commands import output
 
     loaded, workspace = _open(options)
+    workspace.check()
     states = list(pipeline.status(loaded, workspace))
     rows = [{"stage": s.stage, "state": s.state, "why": list(s.why), "next": s.next or None} for s in states]
     console.result({"run_dir": str(workspace.root), "stages": rows}, *output.states(states))
@@ -549,14 +550,32 @@ def main() -> None:
     """
     streams.guard()
     try:
-        app(prog_name="distillctl")
-    except SystemExit as ended:
-        code = _code(ended.code)
-        if ranks.count() == 1:
-            sys.exit(code)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        ended = app(prog_name="distillctl", standalone_mode=False)
+    except _Misused as problem:
+        ended = _misused(problem)
+    except SystemExit as exit:
+        ended = exit.code
+    code = _code(ended)
+    if ranks.count() == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+_Misused: type[Exception] = typer.BadParameter.__mro__[1]
+"""Click's UsageError, of which typer has a copy that it does not export."""
+
+
+def _misused(problem: Any) -> int:
+    """Print what is wrong with the command line, unless the help was asked for by giving no arguments at all."""
+    misuse = UsageError(
+        problem.format_message(), next=f"{problem.ctx.command_path if problem.ctx else 'distillctl'} -h"
+    )
+    if type(problem).__name__ != "NoArgsIsHelpError":
+        console.configure(as_json="--json" in sys.argv, verbosity=0)
+        console.error(misuse)
+    return misuse.exit_code
 
 
 def _code(ended: Any) -> int:

@@ -76,8 +76,7 @@ def _check_data(recipe: Recipe, workspace: Workspace) -> None:
     dataset = examples.load(recipe)
     split_checks.check_splits(recipe, dataset)
     responses.check_given(recipe, dataset)
-    for renderer in views.renderers(recipe, dataset.shots).values():
-        renderer.preview(dataset.eval[0])
+    views.check(views.renderers(recipe, dataset.shots), dataset.eval[: views.CHECKED])
 
 
 def _check_training(recipe: Recipe, workspace: Workspace) -> None:
@@ -271,6 +270,9 @@ def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = Fals
     """Run one stage unless it is fresh. Raise UpstreamError if a stage that it reads is missing, stale or damaged."""
     if ranks.count() > 1:
         return _on_ranks(STAGES[name], recipe, workspace, force)
+    if not workspace.root.exists():  # a stage that cannot run creates no folder
+        one = STAGES[name]
+        require(name, _needs(one, recipe, workspace), status(recipe, workspace), recipe, workspace)
     with workspace.lock():
         return _stage(STAGES[name], recipe, workspace, force)
 

@@ -100,3 +100,17 @@ def test_shipped_recipes_load():
     assert found
     for path in found:
         recipes.load(path)
+
+
+@pytest.mark.parametrize(
+    "words", [["colect", "x"], ["collect", "x", "--bogus"], ["collect"], ["bench", "x", "--max-seconds", "y"]]
+)
+def test_a_wrong_command_line_is_told_as_every_error_is(words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["distillctl", *words, "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert printed.err.startswith("error: ")
+    assert json.loads(printed.out)["error"]["exit_code"] == 2
+    assert json.loads(printed.out)["error"]["next"].endswith(" -h")

@@ -32,6 +32,7 @@ def plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, A
 
 
 def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, Any]:
+    workspace.check()
     states = [s for s in pipeline.status(recipe, workspace, stages) if s.stage in stages]
     engines.check_installed(recipe.collect)
     dataset = examples.load(recipe)
@@ -41,6 +42,7 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
     source = model_source.teacher(recipe)
     known = source.tokenizer if isinstance(source, model_source.ServedSource) else source
     preview, contexts = ModelPreview(known), views.renderers(recipe, dataset.shots)
+    views.check(contexts, dataset.eval[: views.CHECKED])
     count, vocabulary = preview.tokens, preview.vocabulary
     reads = view_lengths.teacher(recipe, preview)
     takes = view_lengths.student(recipe, ModelPreview(model_source.student(recipe)))

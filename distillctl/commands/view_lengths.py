@@ -47,7 +47,7 @@ def teacher(recipe: Recipe, preview: ModelPreview) -> ModelSide:
     scored = (preview.tokens(f" {words}", special=False) for words in recipe.task.answers.values())
     room = max(scored, default=recipe.task.response_tokens)
     takes = preview.positions - room
-    return ModelSide(preview, Limit("the teacher", takes, f"the teacher takes {takes:,} before the answer"))
+    return ModelSide(preview, Limit("the teacher", takes, f"the teacher takes {takes:,}, not counting its answer"))
 
 
 def student(recipe: Recipe, preview: ModelPreview) -> ModelSide:

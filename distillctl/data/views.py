@@ -23,6 +23,8 @@ from distillctl.untrusted.templates import RowColumns
 
 CEILING, FLOOR = "full", "simplified"
 """The contexts that every recipe has."""
+CHECKED = 20
+"""How many views of each context are rendered before any is paid for."""
 PUBLIC = {CEILING: "ceiling", FLOOR: "floor"}
 """Context → the name of its arm in reports."""
 
@@ -151,6 +153,19 @@ def renderers(recipe: Recipe, shots: dict[str, list[Shot]]) -> dict[str, Rendere
         name: _renderer(recipe, where, context, shots.get(name, []), time)
         for name, (where, context) in template_sources.contexts(recipe).items()
     }
+
+
+def check(contexts: Mapping[str, Renderer], examples: Sequence[Example]) -> None:
+    """Render some views of every context. RecipeError if a template fails, or if teacher or student saw the same text
+    for every row."""
+    for name, renderer in contexts.items():
+        texts = {renderer.preview(example) for example in examples}
+        if name in (CEILING, FLOOR) and len(texts) < 2 <= len({example.input for example in examples}):
+            raise RecipeError(
+                "every row has the same view, because the context does not show the row's text",
+                where=renderer.where,
+                next="write {{ input }} where that text belongs",
+            )
 
 
 def _renderer(recipe: Recipe, where: str, context: Context, shots: Sequence[Shot], time: limits.TimeBudget) -> Renderer:

@@ -54,7 +54,8 @@ def _text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "a device or a pipe"
-            raise RecipeError(f"is {kind}: a recipe is a YAML file", where=str(path), next=_START)
+            mend = next((f"distillctl run {file}" for file in sorted(path.glob("*.y*ml"))), _START)
+            raise RecipeError(f"is {kind}: a recipe is a YAML file", where=str(path), next=mend)
         text = limits.read_bytes(path, MAX_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise RecipeError("no such recipe", where=str(path), next=_START) from None
@@ -150,11 +151,29 @@ def _explain(error: ValidationError, tree: Any, sources: _Sources) -> str:
             message = "a list is wanted, such as [one, two]"
         elif problem["type"] in ("model_type", "model_attributes_type"):
             message = "a section is wanted: keys with their values"
+        elif problem["type"] in _MESSAGES:
+            message = _MESSAGES[problem["type"]].format_map(problem.get("ctx", {}))
         path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".").replace("\n", "\\n")
         lines.setdefault((*location, *([] if location else [message])), f"{path}: {message}" if path else message)
     shown = [line[:_SHOWN_CHARACTERS] for line in lines.values()]
     more = [f"and {len(shown) - _SHOWN:,} more"] if len(shown) > _SHOWN else []
     return "\n".join([*shown[:_SHOWN], *more])
+
+
+_MESSAGES = {
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be more than {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be less than {lt:g}",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is wanted"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number is wanted"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false is wanted"),
+    "literal_error": "must be {expected}",
+    "union_tag_invalid": "there is no kind '{tag}': it must be one of {expected_tags}",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "string_too_short": "must not be empty",
+}
+"""Type of pydantic's errors → message, with the keys of the error's context."""
 
 
 def _location(parts: Iterable[str | int], tree: Any) -> list[str | int]:

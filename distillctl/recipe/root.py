@@ -85,6 +85,13 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _label_map_leads_to_labels(self) -> Recipe:
+        names = self.task.names
+        if names and (unknown := next((name for name in self.data.label_map.values() if name not in names), None)):
+            raise ValueError(f"data.label_map: {unknown!r} is no label (labels: {', '.join(names)})")
+        return self
+
+    @model_validator(mode="after")
     def _workers_hold_the_teacher(self) -> Recipe:
         if self.collect.engine == "ray" and isinstance(self.teacher, OpenAITeacher):
             raise ValueError(

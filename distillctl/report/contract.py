@@ -183,11 +183,17 @@ def _milliseconds(path: Path) -> np.ndarray:
 
 def headline(facts: dict[str, Any]) -> str:
     """Summarise the whole run in one sentence, good or bad."""
-    tokens, kept = facts["context_tokens"]["teacher"], verdict.kept(facts)
+    tokens, useless = f"{facts['context_tokens']['teacher']:,} tokens", verdict.without_effect(facts)
+    if useless and facts["failed_gate"]:
+        return f"No smaller model passed the gate. The prompt of {tokens} {useless}"
     if facts["failed_gate"]:
-        return f"No smaller model passed the gate. The student does without a prompt of {tokens:,} tokens: {kept}"
+        kept = verdict.kept(facts)
+        return f"No smaller model passed the gate. The student does without a prompt of {tokens}: {kept}"
     model = formatting.size(facts["models"]["deployed"]["bytes"])
-    return f"A prompt of {tokens:,} tokens now lives in a {model} model: {kept}, {speed.words(facts)}"
+    if useless:
+        there = f"The deployed model: {model}, {speed.words(facts)}"
+        return f"A prompt of {tokens} {useless}, so there is nothing for a smaller model to keep. {there}"
+    return f"A prompt of {tokens} now lives in a {model} model: {verdict.kept(facts)}, {speed.words(facts)}"
 
 
 def _manifests(workspace: Workspace) -> dict[str, Manifest]:

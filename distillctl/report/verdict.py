@@ -17,15 +17,24 @@ def subject(facts: dict[str, Any]) -> str:
     return "deployed" if "deployed" in facts["arms"] else "student"
 
 
+def without_effect(facts: dict[str, Any]) -> str | None:
+    """Return what the prompt did to the teacher, if that is nothing that a model could keep."""
+    if not names.measures_content(facts["metric"]) or facts["recovered"][subject(facts)] is not None:
+        return None
+    measure = names.named(facts["metric"])
+    if facts["gaps"]["floor"]["high"] < 0:
+        return f"made the teacher worse by {measure}"
+    return f"made no difference to the teacher that could be measured by {measure}"
+
+
 def kept(facts: dict[str, Any]) -> str:
-    """How much of what the context did survives, with its interval and its metric; or why there is no verdict."""
+    """Return how much of what the context did survives, with its interval and its metric, or why there is no verdict.
+
+    facts: of a run whose prompt has an effect (`without_effect`)."""
     arm, measure = facts["recovered"][subject(facts)], names.named(facts["metric"])
     if not names.measures_content(facts["metric"]):
         return "what its answers say was not measured"
-    if arm is None and facts["gaps"]["floor"]["high"] < 0:
-        return f"the prompt made the teacher worse by {measure}"
-    if arm is None:
-        return f"the prompt made no difference that could be measured by {measure}"
+    assert arm is not None
     if doubt := _doubt(facts, arm):
         return f"{doubt} to say how much of what the context did survives"
     told = f"{formatting.percent(arm['value'], 0)} ({formatting.interval(arm, 0)})"

@@ -298,6 +298,12 @@ class Workspace:
                 with contextlib.suppress(OSError):
                     path.parent.rmdir()
 
+    def check(self) -> None:
+        """Raise UnavailableError, as `lock` would, if the folder exists and is not fit to be a run directory."""
+        if self.root.exists():
+            run_marker.refuse_others(self.root)
+            run_marker.refuse_links(self.root)
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the run directory, and clean up after a killed process.

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distillctl import console
+from distillctl import cautions, console
 from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import UnavailableError
@@ -33,6 +33,9 @@ TEACHER_PROCESSES = {"teacher": 3, "teacher_cached": 3, "teacher_genai": 3}
 LOGS = "loadgen"
 PASSES = 15
 """Passes over the large array that measures the speed of memory."""
+MOST_WAITING = 0.2
+"""Largest share of the deployed model's time without a processor that gives no caution. On a quiet machine it is 0.00
+to 0.02, with two busy processes on each core 0.5."""
 LEAST_AGREEMENT = 0.99
 Answers = Mapping[str, list[int]]
 """Row id → the answer's token ids, or a single label index."""
@@ -180,6 +183,7 @@ class BenchSession:
             "agreement": shares,
             "headline_peer": model_facts.headline_peer(models, shares),
         }
+        caution_busy(models["deployed"]["waiting_share"])
         if reads:
             facts["memory_bytes_per_second"] = max(passes + self._memory())
             self._share(models, reads, facts["memory_bytes_per_second"])
@@ -291,6 +295,17 @@ class BenchSession:
                 pq.write_table(pa.table(table), staged / "samples" / f"{name}.parquet")
             (staged / "results.json").write_text(text, encoding="utf-8")
         return ["results.json", "samples", *([LOGS] if logs else [])]
+
+
+def caution_busy(waiting_share: float) -> None:
+    """Caution if the deployed model often waited for a processor. waiting_share: of the time of its queries."""
+    if waiting_share > MOST_WAITING:
+        cautions.add(
+            "busy-machine",
+            f"The deployed model spent {waiting_share:.0%} of its queries' time waiting for a processor, because other "
+            "programs were running. On a quiet machine it is faster, and it may compare otherwise with the teacher: "
+            "end them and run distillctl bench RECIPE --force.",
+        )
 
 
 def _by_query(runs: Sequence[ProcessRun]) -> dict[int, Any]:

@@ -77,6 +77,8 @@ class ProcessRun:
     peak_rss_bytes: int = 0
     anonymous_bytes: int | None = None
     mapped_bytes: int | None = None
+    cpu_ms: float = 0.0
+    """Milliseconds of processor time for all queries, of all threads."""
 
     @property
     def milliseconds(self) -> list[float]:
@@ -139,6 +141,7 @@ def _time(worker: WorkerProcess, run: ProcessRun, until: int, seconds: float | N
     run.queries += range(start, start + len(answer["answers"]))
     run.answers += answer["answers"]
     run.token_ms += answer["token_ms"]
+    run.cpu_ms += answer["cpu_ms"]
     for kind in MEMORY:
         setattr(run, kind, answer[kind])
 
@@ -158,6 +161,7 @@ def figures(runs: list[ProcessRun]) -> dict[str, Any]:
         "n": len(samples),
         "processes": len(runs),
         "process_p50_ms": [min(medians), max(medians)],
+        "waiting_share": max(0.0, 1 - sum(run.cpu_ms for run in runs) / float(samples.sum())),
         "first_ms": statistics.median(run.first_ms for run in runs),
         "import_ms": statistics.median(run.loaded["import_ms"] for run in runs),
         "load_ms": statistics.median(run.loaded["load_ms"] for run in runs),

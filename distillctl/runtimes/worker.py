@@ -89,7 +89,7 @@ def prepare(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
 def _timed(query: Query, texts: list[str], start: int, count: int, seconds: float | None) -> dict[str, Any]:
     answers: list[list[int]] = []
     token_ms: list[list[float]] = []
-    spent = 0.0
+    spent, cpu_began = 0.0, time.process_time()
     for text in texts[start : start + count]:
         answer, at = [], [time.perf_counter_ns()]
         for token in query(text):
@@ -100,7 +100,8 @@ def _timed(query: Query, texts: list[str], start: int, count: int, seconds: floa
         spent += sum(token_ms[-1]) / 1e3
         if seconds is not None and spent >= seconds:
             break
-    return {"answers": answers, "token_ms": token_ms, **memory()}
+    cpu_ms = 1e3 * (time.process_time() - cpu_began)
+    return {"answers": answers, "token_ms": token_ms, "cpu_ms": cpu_ms, **memory()}
 
 
 def _onnx(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:

@@ -141,7 +141,9 @@ class LocalReader:
         if not ids:
             raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
         length = Length(
-            len(ids), Limit("the teacher", limit, f"the teacher takes {limit:,} before the answer"), renderer.where
+            len(ids),
+            Limit("the teacher", limit, f"the teacher takes {limit:,}, not counting its answer"),
+            renderer.where,
         )
         return View(text, place.before(text), ids, answers, 0 if in_place is None else in_place.merged, length)
 

@@ -42,7 +42,7 @@ LIGHT = {
     "missing file": ({"data": {"source": "gone.jsonl"}}, None, ["data.source: there is no file", "gone.jsonl"]),
     "bad YAML": ({}, "name: [", ["recipe.yaml:1: not valid YAML"]),
     "unknown key": ({"train": {"epoch": 2}}, None, ["train.epoch: unknown key, did you mean epochs?"]),
-    "wrong type": ({"train": {"epochs": "two"}}, None, ["train.epochs", "valid integer"]),
+    "wrong type": ({"train": {"epochs": "two"}}, None, ["train.epochs", "a whole number is wanted"]),
     "empty data": ({"data": {"source": "empty.jsonl"}}, None, ["empty.jsonl: has no rows"]),
     "row without input": ({"data": {"source": "bad.jsonl"}}, None, ['bad.jsonl:2: no "input"']),
     "blank row": ({"data": {"source": "blank.csv"}}, None, ['blank.csv:3: "input" is empty', "data.blank: drop"]),
@@ -53,6 +53,10 @@ LIGHT = {
     "unknown column": (
         {"contexts": {"full": {"template": "{{ row.title }}"}}}, None, ["'title' is undefined", "the columns: input"]),
     "unknown reference": ({"task": {"labels": ["who", "where"]}}, None, ["rows.jsonl:1", "is not a label"]),
+    "a template without the input": (
+        {"contexts": {"full": {"template": "Sort it."}}}, None, ["contexts.full", "same view", "write {{ input }}"]),
+    "a label_map that leads to no label": (
+        {"data": {"label_map": {"many": "numbers"}}}, None, ["data.label_map: 'numbers' is no label"]),
     "bad template": ({"contexts": {"full": {"template": "{{ inpt }}"}}}, None, ["contexts.full", "'inpt' is"]),
 }  # fmt: skip
 

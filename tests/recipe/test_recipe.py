@@ -52,8 +52,8 @@ def test_frozen(load):
         ({"trian": {}}, "trian: unknown key, did you mean train?"),
         ({"student": {"kind": "pretrained", "modle": "x"}}, "student.modle: unknown key, did you mean model?"),
         ({"student": {"kind": "pretrained", "layers": [0]}}, "layers: unknown key for this kind; truncated has it"),
-        ({"train": {"epochs": "many"}}, "train.epochs: Input should be a valid integer"),
-        ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1"),
+        ({"train": {"epochs": "many"}}, "train.epochs: a whole number is wanted"),
+        ({"train": {"epochs": 0}}, "train.epochs: must be at least 1"),
         ({"train": {"loss": [{"kind": "jsd", "beta": 1}]}}, "use forward_kl or reverse_kl"),
         ({"task": {"labels": ["one"]}}, "task: needs at least two labels"),
         ({"task": {"labels": {"a": "x", "b": "x"}}}, "two labels have the same words"),
@@ -66,7 +66,7 @@ def test_frozen(load):
         ({"task": {"labels": [True, False]}}, "task.labels[0]: YAML reads true as a boolean"),
         ({"data": {"source": "a.csv", "train": "b.csv", "eval": "c.csv"}}, "give `source`, or `train` and `eval`"),
         ({"student": {"kind": "truncated", "model": "m", "layers": [0, 0]}}, "each at most once"),
-        ({"name": "../x"}, "name: String should match pattern"),
+        ({"name": "../x"}, "name: must match the pattern"),
     ],
 )  # fmt: skip
 def test_errors_say_where_and_what(load, sections, told):

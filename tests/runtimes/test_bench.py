@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from distillctl import cautions
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.errors import UnavailableError
 from distillctl.runtimes import bench as runtimes_bench
@@ -261,6 +262,7 @@ def test_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert facts["models"]["teacher"]["file_bytes"] > facts["models"]["teacher"]["bytes"]  # a header, not counted
     assert facts["models"]["teacher"]["peak_rss_bytes"] > 2 * facts["models"]["deployed"]["peak_rss_bytes"]
     assert facts["models"]["teacher_cached"]["cached_tokens"] > 10
+    assert all(0 <= model["waiting_share"] < 1 for model in facts["models"].values())
 
     results = json.loads((folder / "results.json").read_text())
     pids = [run["pid"] for model in results["models"].values() for run in model["runs"]]
@@ -269,6 +271,13 @@ def test_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert sorted(outcome.outputs) == ["results.json", "samples"]
     assert all((folder / model["samples"]).is_file() for model in results["models"].values())
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("share", "codes"), [(0.1, []), (0.5, ["busy-machine"])])
+def test_a_model_that_waits_for_a_processor_is_told(share, codes):
+    with cautions.collected() as doubts:
+        runtimes_bench.caution_busy(share)
+    assert [doubt["code"] for doubt in doubts] == codes
 
 
 def test_stage_warns_when_a_model_is_not_the_one_that_was_scored(
