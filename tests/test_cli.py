@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distillctl import cli
 from distillctl import recipe as recipes
 from tests import ROOT
 from tests.fixtures import project
@@ -108,7 +109,7 @@ def test_shipped_recipes_load():
 def test_a_wrong_command_line_is_told_as_every_error_is(words, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["distillctl", *words, "--json"])
     with pytest.raises(SystemExit) as ended:
-        main()
+        cli.main()
     printed = capsys.readouterr()
     assert ended.value.code == 2
     assert printed.err.startswith("error: ")
