@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from distillctl import cli
 from distillctl import recipe as recipes
 from tests import ROOT
 from tests.fixtures import project
@@ -106,12 +105,9 @@ def test_shipped_recipes_load():
 @pytest.mark.parametrize(
     "words", [["colect", "x"], ["collect", "x", "--bogus"], ["collect"], ["bench", "x", "--max-seconds", "y"]]
 )
-def test_a_wrong_command_line_is_told_as_every_error_is(words, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["distillctl", *words, "--json"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    printed = capsys.readouterr()
-    assert ended.value.code == 2
-    assert printed.err.startswith("error: ")
-    assert json.loads(printed.out)["error"]["exit_code"] == 2
-    assert json.loads(printed.out)["error"]["next"].endswith(" -h")
+def test_a_wrong_command_line_is_told_as_every_error_is(words):
+    done = project.run(*words, "--json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    error = json.loads(done.stdout)["error"]
+    assert (error["exit_code"], error["next"].endswith(" -h")) == (2, True)

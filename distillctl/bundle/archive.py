@@ -60,7 +60,7 @@ def unpack(path: Path, folder: Path) -> None:
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]  # zip tools list folders, too
+            entries = archive.infolist()
             _check(entries, size, path)
             for entry in entries:
                 target = folder / entry.filename

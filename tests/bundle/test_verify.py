@@ -169,11 +169,6 @@ def test_an_entry_that_leaves_the_archive_writes_nothing(packed, tmp_path, name)
     assert not Path("/tmp/outside.txt").exists()
 
 
-def test_folders_that_a_zip_tool_lists_are_no_fault(packed):
-    spoilt(packed, lambda entries: [(zipfile.ZipInfo("snippets/"), b""), *entries])
-    verify(packed)
-
-
 def test_a_link_in_the_archive(packed):
     link = zipfile.ZipInfo("link")
     link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16

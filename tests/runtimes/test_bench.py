@@ -178,7 +178,7 @@ class Pretend:
         fit = count if seconds is None else min(count, max(1, int(-(-1e3 * seconds // self.query_ms))))
         self.log.append((self.name, start, fit))
         memory = dict.fromkeys(interleaved.MEMORY, 1)
-        return {"token_ms": [[self.query_ms]] * fit, "answers": [[0]] * fit, **memory}
+        return {"token_ms": [[self.query_ms]] * fit, "answers": [[0]] * fit, "cpu_ms": self.query_ms * fit, **memory}
 
 
 @pytest.fixture
