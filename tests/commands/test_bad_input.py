@@ -99,7 +99,7 @@ HEAVY = {
     "context longer than the model": (
         {"contexts": {"full": {"template": "who " * 200 + "{{ input }}"}}}, 3,
         ["contexts.full: row", "tokens, the teacher takes 127", "contexts.truncate"]),
-    "unknown model": ({"teacher": {"model": "./nowhere"}}, 5, ["teacher.model: no model at"]),
+    "unknown model": ({"teacher": {"model": "./nowhere"}}, 5, ["teacher.model: there is no model at"]),
     "unknown hub model": ({"teacher": {"model": "nobody/nothing"}}, 5, ["teacher.model", "cannot be loaded"]),
     "model package not installed": (
         {"teacher": {"model": "package:no_such_carrier/x.gguf"}}, 5, ["no_such_carrier is not installed"]),
