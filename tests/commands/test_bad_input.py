@@ -197,7 +197,7 @@ def test_usage_errors_are_2(tmp_path):
 
 def test_run_tells_of_a_missing_student_before_collecting(tmp_path):
     recipe = project.make(tmp_path, student={"model": "./nowhere"})
-    fails(project.run("run", recipe, "--run-dir", tmp_path / "run"), 5, "student.model: no model at")
+    fails(project.run("run", recipe, "--run-dir", tmp_path / "run"), 5, "student.model: there is no model at")
     assert not (tmp_path / "run" / "collect").exists()
 
 
