@@ -25,6 +25,7 @@ def graph() -> Path:
     return tiny.exported() / "model.onnx"
 
 
+@pytest.mark.slow
 def test_a_session_leaves_nothing_in_the_users_home(graph, tmp_path):
     clean = {key: value for key, value in os.environ.items() if "TELEMETRY" not in key and key != "CI"}
     environment = clean | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}

@@ -18,6 +18,8 @@ from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.terminal import os_errors, streams
 from tests.fixtures import project
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -34,6 +34,8 @@ from tests.fixtures import manifests, tiny
 from tests.fixtures.costs import bounded
 from tests.hostile import make_bundles, make_gguf, make_parquet
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "30"))
 
 fuzz = settings(max_examples=EXAMPLES, derandomize=True, database=None)

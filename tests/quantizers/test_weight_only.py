@@ -212,6 +212,7 @@ def test_every_matrix_of_a_decoder_is_in_blocks(kind, tmp_path):
     assert graphs[0] < 0.4 * graphs[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("builder", ["genai", "trace"])
 def test_mixed_keeps_the_costly_ones_at_eight_bits(builder, tmp_path):
     """Of nine layers the first, the last two, and of those between every third: values, second feed-forward, table."""

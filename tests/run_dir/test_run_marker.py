@@ -107,6 +107,7 @@ ACCIDENTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accident", ACCIDENTS)
 def test_a_home_survives_every_command(tmp_path, recipe, accident, capsys):
     folder = home(tmp_path / "home")

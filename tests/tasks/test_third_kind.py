@@ -15,6 +15,8 @@ import yaml
 import distillctl
 from tests.fixtures import project
 
+pytestmark = [pytest.mark.long, pytest.mark.slow]
+
 PACKAGE, ADDED = Path(distillctl.__file__).parent, Path(__file__).parents[1] / "fixtures" / "score" / "distillctl"
 EDITS = {
     "recipe/task.py": [

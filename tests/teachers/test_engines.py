@@ -200,6 +200,7 @@ def test_workers_that_always_die_are_given_up(monkeypatch):
     assert not ray_engine.ray.is_initialized()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [labels, texts])
 def test_two_workers_one_of_them_killed_give_the_soft_labels_of_one_process(tmp_path, make):

@@ -29,6 +29,8 @@ from distillctl.training.checkpoints import Checkpoints
 from distillctl.training.loop import TrainingRun
 from tests.fixtures import tiny_generate
 
+pytestmark = pytest.mark.slow
+
 SPEC = Train(
     epochs=4, batch_rows=8, learning_rate=1e-2, checkpoint_every=3, evaluate_every=4, patience=99, clip_norm=1e9
 )

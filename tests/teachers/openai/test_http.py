@@ -174,6 +174,7 @@ def test_a_whole_answer_is_taken_packed_or_not(encoding):
         assert send(server.url) == protocol.parse(ANSWER, REQUEST)
 
 
+@pytest.mark.slow
 def test_an_answer_may_be_as_long_as_what_was_asked_for():
     """20 likely tokens at each of 2,000 positions, four times: some 20 MB, more than a short question's answer may
     have."""
