@@ -1,4 +1,4 @@
-"""README.md beside a graph: what it is, how to run it, what was measured, and what it came from."""
+"""The model card: the README.md next to a graph, with its use, measurements, provenance and licences."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _NOT_STATED = "not stated"
 _CARD_BYTES, _LICENCE_CHARACTERS = 1 << 20, 200
 """The most bytes read of a model card, and the most characters quoted of its licence."""
 _MOST_CHARACTERS = 1000
-"""Of a cell that quotes a stranger."""
+"""The most characters of a cell that quotes a stranger."""
 
 
 def page(recipe: Recipe, task: str, about: str, use: str, measured: Sequence[Mapping[str, str]]) -> str:
-    """A card's frame. task: the hub's name for it."""
+    """Return the card's Markdown. task: the hub's name for the task."""
     made_from = sources(recipe)
     licence = printable(made_from[0]["licence"])
     header = {
@@ -56,18 +56,18 @@ On the held-out rows.
 
 {table([_escaped(recipe, row) for row in made_from])}
 
-A licence is quoted from the model card beside the files or from the GGUF file, where it says one. The weights derive
+A licence is quoted from the model card next to the files or from the GGUF file, where one is stated. The weights derive
 from all three; look at the terms of each before you pass them on.
 """
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows with the same columns, in Markdown, as a table."""
+    """Return rows with the same columns as a Markdown table."""
     return "\n".join(markdown.table(list(rows[0]), [list(row.values()) for row in rows]))
 
 
 def _escaped(recipe: Recipe, row: Mapping[str, str]) -> dict[str, str]:
-    """A row of `sources` in Markdown. A server's address, which the recipe's schema keeps plain, is a link."""
+    """Return a row of `sources` in Markdown. A server's address, which the recipe's schema keeps plain, is a link."""
     cells = {column: markdown.plain(text[:_MOST_CHARACTERS]) for column, text in row.items()}
     if isinstance(recipe.teacher, OpenAITeacher):
         url = recipe.teacher.base_url
@@ -76,35 +76,37 @@ def _escaped(recipe: Recipe, row: Mapping[str, str]) -> dict[str, str]:
 
 
 def form(reading: Reading) -> str:
-    """What an input has to look like before it is tokenized, and what happens to one that is too long."""
+    """Describe the form an input must have before it is tokenized, and what happens to one that is too long."""
     template, limit = reading.template, f"{reading.limit:,} tokens"
     if template.form == "text":
-        said = "Whitespace at the ends of a text is dropped, as it was for training"
+        description = "Whitespace at the ends of a text is dropped, as it was for training"
         if template.prefix or template.suffix:
-            said += f". Then {_shown(template.prefix)} is put in front of it and {_shown(template.suffix)} behind it"
-        said += ", which the code here does itself."
+            description += (
+                f". Then {_shown(template.prefix)} is put in front of it and {_shown(template.suffix)} behind it"
+            )
+        description += ", which the code here does itself."
     elif template.form == "jinja":
-        said = (
+        description = (
             "The model does not read the bare input: it was trained on what the template below makes of it. The Python "
             "code here renders that template itself; code in other languages has to be given the rendered text."
         )
         if template.variables:
-            said += f" Besides the input, the template takes {_list(template.variables)} from the input's row."
+            description += f" Besides the input, the template takes {_list(template.variables)} from the input's row."
     else:
-        said = (
+        description = (
             "The model does not read the bare input: it was trained on what the messages of `contexts.simplified` in "
             "the recipe make of it, which is more than a constant text around it. The code here has to be given that "
             "whole text, which the app has to build itself."
         )
     ends = "the end of a longer input is cut." if reading.tail is not None else "a longer one is refused with an error."
-    said += f" In its context a text may have {limit}; {ends}"
+    description += f" In its context a text may have {limit}; {ends}"
     if template.source is None or template == BARE:
-        return said
+        return description
     source = template.source
     kind = ""
     if source != source.strip() or "```" in source:  # whitespace at an end counts, and is not seen
         kind, source = ", as a JSON string", json.dumps(source, ensure_ascii=False)
-    return f"{said}\n\nThe template (`contexts.simplified`){kind}:\n\n{markdown.block(source)}"
+    return f"{description}\n\nThe template (`contexts.simplified`){kind}:\n\n{markdown.block(source)}"
 
 
 def _shown(text: str | None) -> str:
@@ -116,7 +118,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def sources(recipe: Recipe) -> list[dict[str, str]]:
-    """Student, teacher and data: part, source, licence as it is stated there."""
+    """Return part, source and stated licence of the student, the teacher and the data."""
     student, data = recipe.student, recipe.data
     if not isinstance(student, FromConfigStudent):
         part, reference = "student's first weights", student.model
@@ -140,7 +142,7 @@ def _teacher(recipe: Recipe) -> dict[str, str]:
 
 
 def _licence(recipe: Recipe, reference: str, revision: str | None) -> str:
-    """The `license` in the header of the model card beside a local model's files, or in the GGUF file's own."""
+    """Return the `license` of the model card next to a local model's files, or of the GGUF file."""
     try:
         path = model_source.model(reference, recipe.folder, revision=revision, where="").path
         if path is not None and path.suffix == ".gguf" and not (path.parent / "README.md").is_file():
@@ -159,11 +161,14 @@ def _licence(recipe: Recipe, reference: str, revision: str | None) -> str:
     ):
         return _NOT_STATED
     names = stated if isinstance(stated, list) else [stated]
-    said = " ".join(", ".join(name for name in names if isinstance(name, str)).split())
-    return said[:_LICENCE_CHARACTERS] or _NOT_STATED
+    quoted = " ".join(", ".join(name for name in names if isinstance(name, str)).split())
+    return quoted[:_LICENCE_CHARACTERS] or _NOT_STATED
 
 
 def _front_matter(path: Path) -> Any:
-    """What a card says between its first two lines of dashes; some exception where it says nothing so."""
+    """Return the YAML between a card's first two lines of dashes, {} without such lines.
+
+    Any exception may be raised where the card or its YAML is broken.
+    """
     text = limits.read_bytes(path, _CARD_BYTES).decode("utf-8")
     return yaml_text.load_bounded(text.split("---\n", 2)[1]) if text.startswith("---\n") else {}

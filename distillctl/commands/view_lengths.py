@@ -177,7 +177,7 @@ def render(renderer: Renderer, example: Example, preview: ModelPreview) -> str:
 
 def samples(dataset: Dataset, contexts: Mapping[str, Renderer], preview: ModelPreview) -> dict[str, str]:
     """Return context → the first eval row's view, with the middle of a long one left out."""
-    return {name: shortened(render(one, dataset.eval[0], preview)) for name, one in contexts.items()}
+    return {name: shortened(render(context, dataset.eval[0], preview)) for name, context in contexts.items()}
 
 
 def shortened(text: str) -> str:

@@ -95,10 +95,10 @@ def _check_references(recipe: Recipe, references: dict[str, list[str | None]]) -
 def _likely(recipe: Recipe) -> str:
     """Return a sentence that names a column which may hold the references."""
     rows = list(_first_rows(recipe))
-    found = _columns_of_labels(recipe, rows) if recipe.task.names else []
-    if found:
-        other = f" (or {', '.join(found[1:4])})" if found[1:] else ""
-        return f" The values of the column {found[0]!r} are label names: set data.reference: {found[0]}{other}."
+    columns = _columns_of_labels(recipe, rows) if recipe.task.names else []
+    if columns:
+        other = f" (or {', '.join(columns[1:4])})" if columns[1:] else ""
+        return f" The values of the column {columns[0]!r} are label names: set data.reference: {columns[0]}{other}."
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != recipe.data.input]
     return f" If one of the columns {', '.join(map(repr, names[:8]))} holds them, set data.reference." if names else ""
 
@@ -132,8 +132,8 @@ def _leaves(row: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
 
 def _check_labels(recipe: Recipe, references: dict[str, list[str | None]]) -> None:
     """Caution about each split whose references lack a label."""
-    for split, found in references.items():
-        counted = Counter(reference for reference in found if reference is not None)
+    for split, values in references.items():
+        counted = Counter(reference for reference in values if reference is not None)
         missing = [name for name in recipe.task.names if name not in counted]
         if counted and missing:
             counts = ", ".join(f"{name} {count:,}" for name, count in counted.most_common(8))

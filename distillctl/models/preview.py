@@ -98,7 +98,7 @@ class ModelPreview:
         if self._folder is not None and (file := self._folder / "chat_template.jinja").is_file():
             template = _template(file)
         if isinstance(template, list):  # several, by name
-            template = {one.get("name"): one.get("template") for one in template}.get("default")
+            template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
         return Chat(template, _special_tokens(self._tokenizer_config)) if isinstance(template, str) else None
 
 

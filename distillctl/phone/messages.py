@@ -39,7 +39,7 @@ class Screen(PageMessage):
 
 
 class Device(PageMessage):
-    """What the browser states about itself and its device; None if it does not."""
+    """The browser's statement about itself and its device; None without one."""
 
     user_agent: Text
     model: Word | None = None

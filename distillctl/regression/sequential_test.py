@@ -19,13 +19,15 @@ LOOKS = {6: 0, 8: 1, 11: 5, 15: 14, 20: 30, 28: 77, 40: 192, 56: 438}
 """Pairs at a look → the largest sum of negative ranks that decides. Of samples with centre 0, 2.5 % decide at any look
 (400,000 simulated; 1.5 % at the first look, where all six differences have one sign)."""
 LEVEL = 0.975
-"""Of each end of the interval, over all looks together."""
+"""The level of each end of the interval, over all looks together."""
 
 
 @dataclass(frozen=True)
 class Centre:
-    """Of the differences: the Hodges–Lehmann estimate, and an interval both of whose ends hold at `LEVEL`, at whichever
-    look one stops. Before the first look the ends are infinite."""
+    """The Hodges–Lehmann estimate of the differences' centre, with an interval.
+
+    Both ends of the interval hold at `LEVEL`, whichever look one stops at. Before the first look they are infinite.
+    """
 
     value: float
     low: float
@@ -52,9 +54,10 @@ def _walsh(values: np.ndarray) -> np.ndarray:
 
 
 def pairs_wanted(differences: list[float], bound: float) -> int | None:
-    """How many more pairs would tell their centre from ``bound``, if they go on as they did; None: no number of looks.
+    """Return how many more pairs would tell the centre from ``bound``, if they go on as they did; None: no number
+    would.
 
-    From the normal approximation, with the median of the deviations as the spread.
+    Estimated by the normal approximation, with the median of the deviations as the spread.
     """
     at = centre(differences).value
     spread = 1.4826 * statistics.median(abs(value - at) for value in differences)

@@ -1,7 +1,7 @@
-"""How charts are drawn: matplotlib, as inline SVG in the page's own colours and font.
+"""The charts of the report, drawn by matplotlib as inline SVG in the page's own colours and font.
 
 Each chart is drawn twice, for a wide and a narrow window, and the page's style shows one of them. Colours are written
-as stand-ins and replaced by CSS variables, so one drawing serves light and dark. Ids are stable, and no two are alike.
+as stand-ins and replaced by CSS variables, so one drawing serves light and dark. Ids are stable and unique.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ _STYLE: dict[Any, Any] = {
 
 
 def panels(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure whose units are CSS pixels, and its axes."""
+    """Return a figure whose units are CSS pixels, and its axes."""
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def name_row(ax: Axes, row: int, item: str, main: str, more: str, wide: bool) -> None:
-    """The row's name left of the axes and its figures right of them, each with a second line where there is room."""
-    name, what = NAMES.get(item, (item, "teacher, an arm of the recipe"))
-    for x, align, first, second in ((-0.02, "right", name, what), (1.02, "left", main, more)):
+    """Write a row's name left of the axes and its figures right of them, with a second line where there is room."""
+    name, note = NAMES.get(item, (item, "teacher, an arm of the recipe"))
+    for x, align, first, second in ((-0.02, "right", name, note), (1.02, "left", main, more)):
         place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "ha": align, "va": "center"}
         ax.text(x, row - 0.19 * wide, first, weight="bold", **place)
         if wide:
@@ -89,7 +89,7 @@ def title(ax: Axes, text: str) -> None:
 
 
 def stems(ax: Axes, rows: Sequence[Stem], reach: float) -> None:
-    """One line with a dot and its figure per row, from 0 to at most ``reach``; names are left to the caller."""
+    """Draw a line with a dot and its figure per row, from 0 to at most ``reach``. The caller writes the names."""
     for index, (length, written, colour, filled) in enumerate(rows):
         ax.plot([0, length], [index, index], color=colour, lw=2, alpha=0.45)
         ax.plot(length, index, "o", color=colour, ms=8, mfc=colour if filled else COLOUR["card"], clip_on=False)
@@ -105,7 +105,7 @@ def stems(ax: Axes, rows: Sequence[Stem], reach: float) -> None:
 
 
 def colour(item: str) -> str:
-    """An arm's or model's."""
+    """Return the colour of an arm or model."""
     return COLOUR.get(_OF_MODEL.get(item, item), COLOUR["muted"])
 
 
@@ -115,7 +115,7 @@ def named(item: str) -> str:
 
 
 def drawn(name: str, label: str, draw: Callable[[bool], Figure]) -> Markup:
-    """Both drawings of a chart, each an `svg` with ``label`` for those who do not see it."""
+    """Return both drawings of a chart, each an `svg` with ``label`` for screen readers."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
         drawings = [(form, _svg(draw(form == "wide"))) for form in ("wide", "narrow")]
     return Markup("").join(
@@ -133,7 +133,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _embedded(svg: str, prefix: str, label: str) -> Markup:
-    """matplotlib's document as an element of the page: own ids, the page's colours and font, no global style."""
+    """Turn matplotlib's document into an element of the page: own ids, the page's colours and font, no global style."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     described = f'role="img" aria-label="{escape(label)}"'

@@ -33,7 +33,7 @@ _UNFINISHED = {
     "collect": {"shards", "views.parquet", "served", "fields.parquet"},
     "train": {"model", "checkpoints", "metrics.jsonl", "eval.parquet", "controls.parquet"},
 }
-"""What a stage's folder may hold before its manifest is written."""
+"""The files that a stage's folder may hold before its manifest is written."""
 _SECTIONS = ("name", "seed", "task", "data", "contexts", "teacher", "student", "shard_rows", "train", "export")
 """Keys that recipe.lock.yaml has in every version."""
 

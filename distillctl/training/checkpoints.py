@@ -84,8 +84,8 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """Return the folder of the newest checkpoint, if there is one."""
-        found = [path for path in self.folder.glob(f"{self.prefix}-step-*") if re.search(r"step-\d+$", path.name)]
-        return max(found, default=None, key=_step)
+        paths = [path for path in self.folder.glob(f"{self.prefix}-step-*") if re.search(r"step-\d+$", path.name)]
+        return max(paths, default=None, key=_step)
 
     def save(self, learner: Learner, progress: TrainingProgress, best: dict[str, Tensor] | None) -> None:
         """Commit a checkpoint, then remove earlier ones."""

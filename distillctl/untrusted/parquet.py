@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from distillctl.untrusted import regular_files
 
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, NotImplementedError)
-"""What reading a damaged or hostile file can raise."""
+"""The exceptions that reading a damaged or hostile file can raise."""
 _PAGE_BYTES = 256 << 20
 """Largest unpacked page. Writers make pages of about 1 MB, unless single values are larger."""
 _BYTES, _RATIO = 128 << 20, 2000

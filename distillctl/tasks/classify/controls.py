@@ -13,11 +13,11 @@ from distillctl.data.text_features import Features
 LEAST_WEIGHT = 0.01
 """A label with less of a row's probability is left out: of many labels few matter to a row."""
 _WEIGHTS = 1_000_000
-"""Of the linear model, over all labels: its optimizer keeps some twenty copies of them."""
+"""The most weights of the linear model over all labels: its optimizer keeps some twenty copies of them."""
 
 
 def majority(soft_labels: np.ndarray) -> int:
-    """The label that is most often the teacher's first choice. soft_labels: log-probabilities [N, K]."""
+    """Return the label that is the teacher's first choice most often. soft_labels: log-probabilities [N, K]."""
     return int(np.bincount(soft_labels.argmax(-1), minlength=soft_labels.shape[1]).argmax())
 
 
@@ -44,7 +44,8 @@ def bag_of_words(train: Sequence[str], soft_labels: np.ndarray, held_out: Sequen
 def answers(
     train: Sequence[str], soft_labels: np.ndarray, held_out: Sequence[str], names: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Control → the label's name for each held-out text. names: the K labels; all else as `bag_of_words` takes it."""
+    """Return control → the label's name for each held-out text. names: the K labels; the rest is as for
+    `bag_of_words`."""
     return {
         "majority": [names[majority(soft_labels)]] * len(held_out),
         "bag_of_words": [names[label] for label in bag_of_words(train, soft_labels, held_out)],

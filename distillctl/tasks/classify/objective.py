@@ -1,4 +1,4 @@
-"""Learning label distributions: one position a row."""
+"""The objective of learning label distributions: one position a row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from distillctl.training.learner import Batch
 
 @dataclass(frozen=True)
 class LabelRows:
-    """ids: token ids per row; teacher: normalised label log-probabilities, float32 [N, K]. In memory or in files."""
+    """The rows of one split, in memory or in files.
+
+    ids: token ids per row; teacher: normalised label log-probabilities, float32 [N, K].
+    """
 
     ids: Sequence[Sequence[int]] | Sequence[np.ndarray]
     teacher: Sequence[np.ndarray] | np.ndarray
@@ -32,7 +35,7 @@ class LabelRows:
         return LabelRows(Subset(self.ids, rows), Subset(self.teacher, rows))  # type: ignore[arg-type]
 
     def distributions(self, rows: Iterable[int] | None = None) -> np.ndarray:
-        """The teacher's of some rows, or of all, float32 [N, K]."""
+        """Return the teacher's log-probabilities of some rows, or of all, float32 [N, K]."""
         return np.stack([self.teacher[row] for row in (range(len(self.ids)) if rows is None else rows)])
 
 
@@ -52,19 +55,19 @@ class Classification:
         return objective(self.terms, teacher, model(**inputs).logits).sum()
 
     def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
-        """Held-out KL; a run on hard labels alone, which knows no distribution, is led by its own loss."""
-        teacher, found = self.validation.distributions(), predict(model, self.tokenizer, self.validation, self.spec)
-        figures = {"kl": scores.kl(teacher, found), "agreement": scores.same_top(teacher, found)}
+        """Return the held-out KL and all figures; a run on hard labels alone is led by its own loss."""
+        teacher, student = self.validation.distributions(), predict(model, self.tokenizer, self.validation, self.spec)
+        figures = {"kl": scores.kl(teacher, student), "agreement": scores.same_top(teacher, student)}
         if any(term.needs_distribution for term in self.terms):
             return figures["kl"], figures
-        return float(-np.take_along_axis(found, teacher.argmax(-1)[:, None], -1).mean()), figures
+        return float(-np.take_along_axis(student, teacher.argmax(-1)[:, None], -1).mean()), figures
 
 
 @torch.inference_mode()
 def predict(model: PreTrainedModel, tokenizer: Any, rows: LabelRows, spec: Train) -> np.ndarray:
-    """Normalised label log-probabilities float32 [N, K]; batches by length, results in the order of ``rows``.
+    """Return the model's normalised label log-probabilities, float32 [N, K], in the order of ``rows``.
 
-    Ranks share the batches, and all get all results.
+    Rows run in batches by length. Ranks share the batches, and all get all results.
     """
     model.eval()
     out = np.zeros((len(rows.ids), len(rows.teacher[0])), dtype=np.float32)
@@ -76,7 +79,7 @@ def predict(model: PreTrainedModel, tokenizer: Any, rows: LabelRows, spec: Train
 
 
 def collate(tokenizer: Any, rows: LabelRows, batch: Batch, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """Right-padded model inputs, int64 [B, T], and the teacher's log-probabilities [B, K]."""
+    """Return right-padded model inputs, int64 [B, T], and the teacher's log-probabilities [B, K]."""
     padded = tokenizer.pad({"input_ids": [np.asarray(rows.ids[row]).tolist() for row in batch]}, return_tensors="pt")
     teacher = torch.from_numpy(rows.distributions(batch))
     return {name: value.to(device) for name, value in padded.items()}, teacher.to(device)

@@ -1,4 +1,4 @@
-"""What quantizing does to a classifier: on the held-out rows, and on train rows to find out which weights matter."""
+"""Measure what quantizing does to a classifier, on held-out rows, and on train rows for calibration."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from distillctl.runtimes.onnxruntime import OnnxClassifier
 
 @dataclass(frozen=True)
 class EvalRows:
-    """The eval rows: texts, normalised log-probabilities [N, K] of the fp32 student and of the calibrated teacher, and
-    the index of the right label, int [N] (None without references)."""
+    """The eval rows, with the answers that graphs are compared with.
+
+    student, teacher: normalised log-probabilities [N, K] of the fp32 student and of the calibrated teacher; truth: the
+    index of the right label, int [N], or None without references.
+    """
 
     texts: Sequence[str]
     student: np.ndarray
@@ -28,19 +31,19 @@ class EvalRows:
     truth: np.ndarray | None
 
     def score(self, log_probs: np.ndarray) -> float | None:
-        """Accuracy of the top label; None without references."""
+        """Return the accuracy of the top label; None without references."""
         return None if self.truth is None else float((log_probs.argmax(-1) == self.truth).mean())
 
 
 @dataclass(frozen=True)
 class ClassifyAnswers:
-    """One graph on all rows: normalised log-probabilities float32 [N, K], milliseconds [N]."""
+    """The answers of one graph to all rows: normalised log-probabilities float32 [N, K], milliseconds [N]."""
 
     log_probs: np.ndarray
     milliseconds: np.ndarray
 
     def figures(self, rows: EvalRows) -> Figures:
-        """Against the fp32 student, the teacher, and the references if any."""
+        """Compare the answers with the fp32 student, the teacher, and the references if any."""
         kl = scores.row_kl(rows.student, self.log_probs)
         return Figures(
             kl=float(kl.mean()),
@@ -53,7 +56,7 @@ class ClassifyAnswers:
 
 
 def check_graph(folder: Path, text: str, labels: int, next: str) -> None:
-    """UpstreamError unless the folder's graph, which runs, turns a text into one finite logit for each of the labels.
+    """Raise UpstreamError unless the folder's graph runs and turns a text into one finite logit for each label.
 
     next: the command that makes the folder anew.
     """
@@ -77,8 +80,10 @@ def check_graph(folder: Path, text: str, labels: int, next: str) -> None:
 def measure(
     graphs: Mapping[str, OnnxClassifier], texts: Sequence[str], advance: Callable[[int], None] = lambda rows: None
 ) -> dict[str, ClassifyAnswers]:
-    """Every graph on every text, one at a time from text to logits, in turns; ``advance`` is told the rows of each
-    block done by all."""
+    """Run every graph on every text, one at a time from text to logits, in turns, and return graph → answers.
+
+    ``advance`` gets the number of rows of each block that all have done.
+    """
     logits: dict[str, list[np.ndarray]] = {name: [] for name in graphs}
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
     for order, rows in turns(list(graphs), len(texts)):
@@ -96,7 +101,7 @@ def measure(
 
 
 class LabelCalibration(Calibration):
-    """texts: simplified views of train rows."""
+    """The calibration on the simplified views of train rows."""
 
     def __init__(self, source: Path, texts: Sequence[str]) -> None:
         super().__init__(source)

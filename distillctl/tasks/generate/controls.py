@@ -10,13 +10,13 @@ import numpy as np
 from distillctl.data.text_features import Features
 
 _FEATURES = 200_000
-"""Of each kind."""
+"""The most features of each kind."""
 _AT_ONCE = 64
 """Held-out rows whose similarities to all train rows are in memory at a time."""
 
 
 def most_frequent(answers: Sequence[str]) -> str:
-    """Of the same frequency, the one that came first."""
+    """Return the most frequent answer; the first of equally frequent ones."""
     return Counter(answers).most_common(1)[0][0]
 
 
@@ -30,16 +30,16 @@ def nearest_row(train: Sequence[str], held_out: Sequence[str]) -> list[int]:
         known = features.fit(train).T.tocsc()
     except ValueError:  # no text has a word or two characters
         return [0] * len(held_out)
-    asked = features(held_out)
-    found: list[int] = []
+    queries = features(held_out)
+    places: list[int] = []
     for start in range(0, len(held_out), _AT_ONCE):
-        found += np.asarray((asked[start : start + _AT_ONCE] @ known).toarray().argmax(1)).tolist()
-    return found
+        places += np.asarray((queries[start : start + _AT_ONCE] @ known).toarray().argmax(1)).tolist()
+    return places
 
 
-def answers(train: Sequence[str], said: Sequence[str], held_out: Sequence[str]) -> dict[str, list[str]]:
-    """Control → its answer to each held-out text. said: the teacher's answer to each train text."""
+def answers(train: Sequence[str], responses: Sequence[str], held_out: Sequence[str]) -> dict[str, list[str]]:
+    """Return control → its answer to each held-out text. responses: the teacher's answer to each train text."""
     return {
-        "most_frequent": [most_frequent(said)] * len(held_out),
-        "nearest_row": [said[place] for place in nearest_row(train, held_out)],
+        "most_frequent": [most_frequent(responses)] * len(held_out),
+        "nearest_row": [responses[place] for place in nearest_row(train, held_out)],
     }

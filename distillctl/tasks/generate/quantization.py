@@ -1,4 +1,4 @@
-"""What quantizing does to a student that writes: on held-out rows; on train rows, to say which weights matter."""
+"""Measure what quantizing does to a generating student, on held-out rows, and on train rows for calibration."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from distillctl.tasks.generate.response_rows import ResponseRows
 
 @dataclass(frozen=True)
 class TeacherForcedMetrics:
-    """A graph under teacher forcing, means over each row's response tokens, float64 [N].
+    """The figures of one graph under teacher forcing, means over each row's response tokens, float64 [N].
 
-    kl, same_top: KL(fp32 student ‖ it) in nats, and the share of tokens with the fp32 student's top one; nll: −log Q of
-    the teacher's response; teacher_top: the share with the teacher's top token; kl_teacher: KL(teacher ‖ it) as
-    `Scores.kl` has it, NaN where it is not known. tokens: how many there are, int64 [N].
+    kl, same_top: KL(fp32 student ‖ graph) in nats, and the share of tokens with the fp32 student's top one; nll: −log Q
+    of the teacher's response; teacher_top: the share with the teacher's top token; kl_teacher: KL(teacher ‖ graph) as
+    in `Scores.kl`, NaN where it is not known; tokens: the number of response tokens, int64 [N].
     """
 
     kl: np.ndarray
@@ -37,17 +37,16 @@ class TeacherForcedMetrics:
     kl_teacher: np.ndarray
     tokens: np.ndarray
     agreements: list[np.ndarray]
-    """Whether each token is the teacher's top one, bool [R] of each row."""
+    """For each row, bool [R]: the token is the teacher's top one."""
 
     def mean(self, rows: np.ndarray) -> float:
-        """Of row means, over the tokens of all rows that were measured; NaN where none was."""
+        """Return the mean of row means over the tokens of all measured rows; NaN where none was."""
         return per_token(rows, self.tokens)
 
 
 @dataclass(frozen=True)
 class GenerateAnswers:
-    """One graph on all rows: its greedy answers' token ids, the milliseconds each took [N], and
-    `TeacherForcedMetrics`."""
+    """The greedy answers of one graph to all rows, as token ids, with the milliseconds each took [N]."""
 
     ids: list[list[int]]
     milliseconds: np.ndarray
@@ -76,15 +75,16 @@ def measure(
     max_new_tokens: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, GenerateAnswers]:
-    """Every graph, `FP32` among them, on every row: an answer from view to last token, one row at a time, in turns; and
-    the teacher's response in one pass. ``advance`` is told the rows of each block done by all.
+    """Run every graph, `FP32` among them, on every row, and return graph → answers and figures.
 
-    No more logits are held than one row's of two graphs.
+    Each graph answers a view to its last token, one row at a time, in turns, and scores the teacher's response in one
+    pass. ``advance`` gets the number of rows of each block that all have done. At most one row's logits of two graphs
+    are in memory.
     """
     ids: dict[str, list[list[int]]] = {name: [] for name in graphs}
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
     forced: dict[str, list[np.ndarray]] = {name: [] for name in graphs}
-    """Of each row: kl, same_top, nll, teacher_top and kl_teacher of its tokens, [5, R]."""
+    """For each row, [5, R]: kl, same_top, nll, teacher_top and kl_teacher of its tokens."""
     for order, block in turns(list(graphs), len(rows.views)):
         for name in order:
             for row in block:
@@ -104,22 +104,22 @@ def measure(
 
 @torch.inference_mode()
 def _forced(graphs: Mapping[str, OnnxGenerator], rows: ResponseRows, row: int) -> dict[str, np.ndarray]:
-    """Of a row's response tokens: kl, same_top, nll, teacher_top and kl_teacher, [5, R]."""
+    """Return kl, same_top, nll, teacher_top and kl_teacher of a row's response tokens, [5, R], for each graph."""
     view, response, targets = rows.views[row], rows.responses[row], rows.targets([row])
     at_once = rows_at_once(rows.vocabulary)
-    reference, found = None, {}
+    reference, figures = None, {}
     for name in (FP32, *(name for name in graphs if name != FP32)):
         logits = torch.from_numpy(graphs[name].score(view, response))[:, : rows.vocabulary]
         reference = logits if reference is None else reference
         parts = []
         for start in range(0, len(response), at_once):
             part = slice(start, start + at_once)
-            student, own = reference[part], logits[part]
-            kl = forward_kl(student.log_softmax(-1), own.log_softmax(-1))
-            same_top = (student.argmax(-1) == own.argmax(-1)).float()
-            parts.append(torch.stack([kl, same_top, *token_figures(targets.rows(part), own)]).double())
-        found[name] = torch.cat(parts, -1).numpy()
-    return found
+            student, candidate = reference[part], logits[part]
+            kl = forward_kl(student.log_softmax(-1), candidate.log_softmax(-1))
+            same_top = (student.argmax(-1) == candidate.argmax(-1)).float()
+            parts.append(torch.stack([kl, same_top, *token_figures(targets.rows(part), candidate)]).double())
+        figures[name] = torch.cat(parts, -1).numpy()
+    return figures
 
 
 def _columns(rows: Sequence[np.ndarray], tokens: np.ndarray) -> TeacherForcedMetrics:
@@ -128,7 +128,7 @@ def _columns(rows: Sequence[np.ndarray], tokens: np.ndarray) -> TeacherForcedMet
 
 
 class TextCalibration(Calibration):
-    """rows: how to get some train rows; they are read when the first cost is asked for."""
+    """The calibration on train rows. rows: a function that reads them, called for the first cost."""
 
     def __init__(self, source: Path, rows: Callable[[], ResponseRows]) -> None:
         super().__init__(source)

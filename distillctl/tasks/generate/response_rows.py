@@ -1,8 +1,8 @@
-"""What a student that writes is trained on: its view's tokens, the response's, and what was kept of the teacher there.
+"""The token rows a generating student is trained on: view, response, and the stored distributions of the teacher.
 
 Where both tokenizers have the same ids, the teacher's response tokens and their distributions are the student's too
-(under new ids if its vocabulary was trimmed). Otherwise the response's text is tokenized again, and what is left of
-the distributions can only be compared by rank (`losses.cross_tokenizer`).
+(under new ids if its vocabulary was trimmed). Otherwise the response's text is tokenized again, and the distributions
+can only be compared by rank (`losses.cross_tokenizer`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ from distillctl.training.learner import Batch
 
 @dataclass(frozen=True)
 class ResponseRows:
-    """One row a response. views, responses: the student's token ids, the responses' with the token that ended them;
-    targets: of some rows, for all their response tokens in order; vocabulary: how many ids are tokens; examples: the
-    number of the view that each row answers; cut: how many responses lost their end, for which the student has no
-    room."""
+    """The token ids of a split's views and responses, one row a response.
+
+    views, responses: the student's token ids, the responses' with the token that ended them; targets: a function from
+    rows to the targets of all their response tokens, in order; vocabulary: the number of ids that are tokens; examples:
+    the number of the view that each row answers; cut: the number of responses whose end was cut off because the student
+    has no room for it.
+    """
 
     views: Sequence[list[int]]
     responses: Sequence[list[int]]
@@ -40,7 +43,7 @@ class ResponseRows:
     cut: int = 0
 
     def take(self, rows: Batch) -> ResponseRows:
-        """Some of the rows, in that order."""
+        """Return some of the rows, in that order."""
         return ResponseRows(
             Subset(self.views, rows),
             Subset(self.responses, rows),
@@ -50,13 +53,13 @@ class ResponseRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of view and response, int64 [N]."""
+        """Return the tokens of view and response together, int64 [N]."""
         total: np.ndarray = lengths(self.views) + lengths(self.responses)
         return total
 
     @property
     def positions(self) -> np.ndarray:
-        """Tokens of the response, int64 [N]."""
+        """Return the tokens of the response, int64 [N]."""
         return lengths(self.responses)
 
 
@@ -64,35 +67,35 @@ def rows(
     student: Student,
     views: Iterable[tuple[Sequence[str], ...]],
     responses: Iterable[Responses],
-    profile: SoftLabelCodec,
+    codec: SoftLabelCodec,
     folder: Path,
     *,
     shared_tokenizer: bool,
     cut: bool,
 ) -> ResponseRows:
-    """One row for each response, in the order of the views they answer, samples ascending.
+    """Return one row for each response, in the order of the views they answer, samples ascending.
 
-    views: ids and simplified texts, in parts; ``responses``: in parts, in any order, of the soft labels' ``profile``;
-    ``folder``: where the files lie that the rows are kept in; shared_tokenizer: whether the teacher's token ids mean
-    the same to the student. What is too long for the student, or (a trimmed vocabulary) cannot be said by it: DataError
-    naming the row; with ``cut`` a response that is too long in the student's own tokens loses its end.
+    views: ids and simplified texts, in parts; responses: in parts, in any order, read with the soft labels' ``codec``;
+    folder: where the rows' files are kept; shared_tokenizer: whether the teacher's token ids mean the same to the
+    student. Raise DataError, naming the row, where a response is too long for the student or has a token that a trimmed
+    vocabulary lacks; with ``cut`` a response that is too long in the student's own tokens loses its end instead.
     """
     number: dict[str, int] = {}
-    own, said, theirs = (DiskRows(folder, np.int32) for _ in range(3))
-    labels = SpooledLabels(folder, profile.fields)
+    view_ids, response_ids, teacher_ids = (DiskRows(folder, np.int32) for _ in range(3))
+    labels = SpooledLabels(folder, codec.fields)
     for name, ids in student.encode(views):
         number[name] = len(number)
-        own.append(ids)
-    room, example, sample, shortened = own.lengths, array("q"), array("q"), 0
+        view_ids.append(ids)
+    room, example, sample, shortened = view_ids.lengths, array("q"), array("q"), 0
     for part in responses:
-        found = _remapped(student, part) if shared_tokenizer else _tokenized_again(student, part)
+        encoded = _remapped(student, part) if shared_tokenizer else _tokenized_again(student, part)
         for row, name in enumerate(part.id):
-            response = _fitted(student, name, int(room[number[name]]), found[row], cut=cut)
-            shortened += len(response) < len(found[row])
+            response = _fitted(student, name, int(room[number[name]]), encoded[row], cut=cut)
+            shortened += len(response) < len(encoded[row])
             # In shared tokens a response that was cut here is a beginning of the teacher's.
             end = len(response) if shared_tokenizer else len(part.token_ids[row])
-            said.append(response)
-            theirs.append(part.token_ids[row][:end])
+            response_ids.append(response)
+            teacher_ids.append(part.token_ids[row][:end])
             labels.append({column: values[row][:end] for column, values in part.labels.items()})
             example.append(number[name])
             sample.append(part.sample[row])
@@ -103,19 +106,19 @@ def rows(
 
     def targets(some: Batch) -> Targets:
         places = order[np.asarray(some)].tolist()
-        token_ids = [theirs[place] for place in places]
-        made = profile.targets(labels.some(places), token_ids, remap)
+        token_ids = [teacher_ids[place] for place in places]
+        teacher_targets = codec.targets(labels.some(places), token_ids, remap)
         if shared_tokenizer:
-            return made
-        again = [said[place].tolist() for place in places]
-        if isinstance(made, DenseTargets | TopKTargets):
-            return align(made, [len(ids) for ids in token_ids], again)
-        return Targets(made.token_ids.new_tensor([token for ids in again for token in ids]))
+            return teacher_targets
+        retokenized = [response_ids[place].tolist() for place in places]
+        if isinstance(teacher_targets, DenseTargets | TopKTargets):
+            return align(teacher_targets, [len(ids) for ids in token_ids], retokenized)
+        return Targets(teacher_targets.token_ids.new_tensor([token for ids in retokenized for token in ids]))
 
     examples = np.array(example)[order]
     return ResponseRows(
-        Subset(own, examples, np.ndarray.tolist),
-        Subset(said, order, np.ndarray.tolist),
+        Subset(view_ids, examples, np.ndarray.tolist),
+        Subset(response_ids, order, np.ndarray.tolist),
         targets,
         len(student.tokenizer),
         examples,
@@ -124,15 +127,18 @@ def rows(
 
 
 def kept(recipe: Recipe, split: str, *, shared_tokenizer: bool) -> SoftLabelCodec:
-    """What is read of the soft labels of a split. KL on eval rows is between distributions over the same tokens."""
+    """Return the codec that reads a split's soft labels.
+
+    KL on eval rows needs distributions over the same tokens: with different tokenizers only the texts are read.
+    """
     spec: Spec = recipe.generate.kept(split, served=not isinstance(recipe.teacher, HuggingFaceTeacher))
     spec = Text() if isinstance(spec, EvalSoftLabels) and not shared_tokenizer else spec
-    profile: SoftLabelCodec = implementation(spec)(spec)
-    return profile
+    codec: SoftLabelCodec = implementation(spec)(spec)
+    return codec
 
 
 def check_terms(terms: Sequence[LossTerm], *, shared_tokenizer: bool) -> None:
-    """RecipeError for a loss that compares token by token where the tokenizers differ."""
+    """Raise RecipeError for a loss that compares token by token where the tokenizers differ."""
     for index, term in enumerate(terms):
         kind = term.kind
         if not shared_tokenizer and kind not in ("cross_entropy", "uld"):
@@ -144,7 +150,7 @@ def check_terms(terms: Sequence[LossTerm], *, shared_tokenizer: bool) -> None:
 
 
 def end_token(student: Student) -> int:
-    """The id that ends what the student writes; RecipeError when its tokenizer has none."""
+    """Return the id that ends the student's answers. Raise RecipeError when its tokenizer has none."""
     token: int | None = student.tokenizer.eos_token_id
     if token is None:
         raise RecipeError("the student's tokenizer has no end token", where="student", next="choose another tokenizer")
@@ -152,32 +158,32 @@ def end_token(student: Student) -> int:
 
 
 def decoder_positions(student: Student) -> int:
-    """How long an encoder–decoder's response may be; where positions are relative (T5), there is no bound."""
+    """Return the longest response of an encoder–decoder; relative positions (T5) set no bound."""
     return getattr(student.model.config, "max_position_embeddings", None) or 2**31
 
 
 def _remapped(student: Student, responses: Responses) -> list[list[int]]:
-    """The teacher's response tokens under the student's ids."""
+    """Return the teacher's response tokens under the student's ids."""
     remap = student.remap
     if remap is None:
         return [[int(token) for token in ids] for ids in responses.token_ids]
-    found = [remap[np.asarray(ids)] for ids in responses.token_ids]
-    for row, before, after in zip(responses.id, responses.token_ids, found, strict=True):
+    remapped = [remap[np.asarray(ids)] for ids in responses.token_ids]
+    for row, before, after in zip(responses.id, responses.token_ids, remapped, strict=True):
         if (after < 0).any():
             token = int(np.asarray(before)[after < 0][0])
             raise DataError(f"row {row}: token {token} of the response is not in the trimmed vocabulary")
-    return [ids.tolist() for ids in found]
+    return [ids.tolist() for ids in remapped]
 
 
 def _tokenized_again(student: Student, responses: Responses) -> list[list[int]]:
-    """The responses' texts in the student's tokens, with its end token unless the response was cut off."""
+    """Return the responses in the student's tokens, with its end token unless the response was cut off."""
     end = end_token(student)
     encoded = student.tokenizer(text_target=responses.text, add_special_tokens=False).input_ids
     return [list(ids) if was_cut and ids else [*ids, end] for ids, was_cut in zip(encoded, responses.cut, strict=True)]
 
 
 def _fitted(student: Student, row: str, view: int, response: list[int], *, cut: bool) -> list[int]:
-    """view: its tokens."""
+    """Return the response, cut to the student's room where ``cut`` allows it. view: the number of its tokens."""
     room = decoder_positions(student) if student.is_encoder_decoder else student.max_length - view
     if len(response) <= room:
         return response
