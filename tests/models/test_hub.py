@@ -63,7 +63,7 @@ def run(tmp_path: Path, variables: dict[str, str], *words: object) -> tuple[subp
     environment |= {"HF_HOME": str(tmp_path / "hub"), **variables}
     begun = time.monotonic()
     done = subprocess.run(
-        project.command(*words), env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        project.command(*words), env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     return done, time.monotonic() - begun
 

@@ -64,7 +64,7 @@ def phone(chromium: Any, scheme: str = "light", **more: Any) -> Any:
 
 
 def ended(page: Any) -> str:
-    page.wait_for_selector("body[data-state]", timeout=180_000)
+    page.wait_for_selector("body[data-state]", timeout=300_000)
     return page.get_attribute("body", "data-state")
 
 
@@ -113,7 +113,7 @@ def test_two_phones_at_once_measure_and_the_report_shows_both(
         for page in pages:
             page.goto(url)
         assert [ended(page) for page in pages] == ["done", "done"]
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     token = url.rsplit("/", 2)[1]
     assert token not in err  # said once, before
@@ -210,10 +210,10 @@ def served(
     monkeypatch.setattr(serve.console, "show_qr", urls.put)
     thread = threading.Thread(target=work)
     thread.start()
-    url = urls.get(timeout=60)
+    url = urls.get(timeout=300)
 
     def result() -> list[Any]:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
         return came
 
     yield url, result

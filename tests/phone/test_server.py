@@ -63,7 +63,7 @@ class Served:
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes, Any]:
         """Status, body and headers of an answer; the path goes out as it stands."""
-        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection = http.client.HTTPConnection(self.host, timeout=300)
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         sent = {"Host": self.host, **({"Content-Length": str(len(body))} if body is not None else {})}
         for name, value in (sent | {name.replace("_", "-"): value for name, value in headers.items()}).items():
@@ -115,7 +115,7 @@ def test_without_the_token_nothing(served: Served, path: str) -> None:
 
 def test_a_request_in_no_alphabet(served: Served) -> None:
     host, port = served.host.split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as raw:
+    with socket.create_connection((host, int(port)), timeout=300) as raw:
         raw.sendall(f"GET /é\xff/ HTTP/1.0\r\nHost: {served.host}\r\n\r\n".encode())
         assert raw.recv(100).startswith(b"HTTP/1.0 403 ")
     assert served.server.failure is None
@@ -241,7 +241,7 @@ def test_too_many_pages(served: Served, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_slow_request_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REQUEST_SECONDS", 0.5)
     host, port = served.host.split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as slow:
+    with socket.create_connection((host, int(port)), timeout=300) as slow:
         slow.sendall(b"GET / HTTP/1.0\r\n")
         assert slow.recv(1) == b""
 
@@ -251,7 +251,7 @@ def test_a_full_disk_is_told_to_the_page_and_to_the_command(served: Served) -> N
     status, why = served.post(f"results/{given['session']}", RESULTS | {"download_ms": 28.0})
     assert status == 500
     assert "no space" in why
-    assert served.server.changed.wait(20)  # after the page has been answered
+    assert served.server.changed.wait(300)  # after the page has been answered
     assert isinstance(served.server.failure, UnavailableError)
 
 

@@ -136,7 +136,7 @@ for (const text of JSON.parse(fs.readFileSync("given.json"))) {{
 }}
 fs.writeFileSync("found.json", JSON.stringify(found));"""
     (npm / "ask.mjs").write_text(code)
-    subprocess.run(["node", "ask.mjs"], cwd=npm, check=True, capture_output=True, timeout=120)
+    subprocess.run(["node", "ask.mjs"], cwd=npm, check=True, capture_output=True, timeout=300)
     return json.loads((npm / "found.json").read_text())
 
 

@@ -56,7 +56,7 @@ def started(file: str, words: list[str]) -> subprocess.CompletedProcess[str]:
     program = "node" if file.endswith(".mjs") else sys.executable
     environment = {**os.environ, "PYTHONPATH": str(root)}
     return subprocess.run(
-        [program, path, *words], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [program, path, *words], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -100,7 +100,7 @@ def endless(first, part, seconds=0.0):
 
 def send(url, *, request=REQUEST, **spec):
     spec = OpenAITeacher(
-        kind="openai", model="m", base_url=url, **{"api": "completions", "timeout_seconds": 20, **spec}
+        kind="openai", model="m", base_url=url, **{"api": "completions", "timeout_seconds": 60, **spec}
     )
 
     async def run():

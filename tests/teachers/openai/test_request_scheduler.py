@@ -23,7 +23,7 @@ from tests.fixtures.stub_server import MODEL
 
 
 def _spec(url="http://127.0.0.1:9/v1", **changes):
-    fast = {"concurrency": 8, "timeout_seconds": 20, "backoff_seconds": 0.001, "max_retries": 3}
+    fast = {"concurrency": 8, "timeout_seconds": 60, "backoff_seconds": 0.001, "max_retries": 3}
     return OpenAITeacher(kind="openai", model=MODEL, base_url=url, **{"api": "completions", **fast, **changes})
 
 
