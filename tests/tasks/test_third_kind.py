@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
             assert text.count(old) == 1, (name, old)
             text = text.replace(old, new)
         file.write_text(text)
-    recipe = project.make(root / "project", rows=120)
+    recipe = project.make(root / "project", rows=120, bench={"processes": 1})
     rows = [json.loads(line) for line in (root / "project" / "rows.jsonl").read_text().splitlines()]
     scored = [{**row, "reference": len(row["input"]) % 5 / 4} for row in rows]
     (root / "project" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
