@@ -6,11 +6,12 @@ add one. The pipeline stores them among the stage's facts, under ``cautions``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from distillctl import console
+from distillctl.run_dir import facts
 
 Caution = dict[str, str]
 """``code``: a fixed name in kebab-case, for programs. ``text``: whole sentences, for people."""
@@ -28,10 +29,10 @@ def add(code: str, text: str) -> None:
     console.caution(text)
 
 
-def repeat(kept: Iterable[Mapping[str, str]]) -> None:
+def repeat(kept: Iterable[facts.Caution]) -> None:
     """Show the cautions of a fresh stage again, next to its figures."""
     for caution in kept:
-        console.caution(caution["text"])
+        console.caution(caution.text)
 
 
 @contextmanager

@@ -359,10 +359,18 @@ def bench(
         verdicts.emit(verdict, undecided_fails=undecided == "fail", junit=junit, summary=summary)
     elif serve:
         results = pipeline.serve(loaded, workspace, **given)
-        console.result({"stage": "devices", "devices": results}, *output.devices(results))
+        console.result({"stage": "devices", "devices": [one.as_json() for one in results]}, *output.devices(results))
     else:
         result = pipeline.stage("bench", loaded, workspace, force=options.force)
         console.result(output.as_json(result), *output.readable(result))
+
+
+def _report_schema(wanted: bool) -> None:
+    if wanted:
+        from distillctl.report.schema import schema
+
+        console.print_json(schema())
+        raise typer.Exit
 
 
 @command("report", "Write one self-contained HTML page, or print a summary for CI.")
@@ -379,6 +387,12 @@ def report(
             show_default=False,
         ),
     ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema", callback=_report_schema, is_eager=True, help="Print the JSON Schema of --format json, and exit."
+        ),
+    ] = False,
 ) -> None:
     from distillctl import pipeline
     from distillctl.commands import output
@@ -387,22 +401,24 @@ def report(
         raise UsageError("--json cannot be combined with --format md")
     loaded, workspace = _open(options)
     from distillctl.report import fail_under as bounds
+    from distillctl.report.facts import ReportFacts
 
     wanted = bounds.parse(fail_under or (), loaded)
     if options.dry_run:
         return _plan(loaded, workspace, ["report"])
     result = pipeline.stage("report", loaded, workspace, force=options.force)
+    facts = result.manifest.read(ReportFacts)
     if options.as_json:
-        bounds.check_bounds(wanted, result.manifest.facts)  # before printing: the error's JSON object has these facts
+        bounds.check_bounds(wanted, facts)  # before printing: the error's JSON object has these facts
     if format == "md":
         from distillctl.report.markdown import render
 
-        console.text(render(result.manifest.facts))
+        console.text(render(facts))
     elif format == "json":
         console.print_json(result.manifest.facts)
     else:
         console.result(output.as_json(result), *output.readable(result), output.report_path(workspace))
-    bounds.check_bounds(wanted, result.manifest.facts)
+    bounds.check_bounds(wanted, facts)
 
 
 @command("run", "Run all stages in order, and skip what is fresh (like make).")

@@ -16,8 +16,10 @@ from distillctl.bundle import figures
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.errors import GateFailed, UpstreamError
 from distillctl.models import hub, model_source
+from distillctl.phone.devices import DeviceFigures
 from distillctl.recipe import OpenAITeacher, Recipe, dump, flatten
 from distillctl.run_dir import attempts
+from distillctl.run_dir.facts import DataFacts, Facts, StageFacts
 from distillctl.run_dir.workspace import Manifest, StageOutput, Workspace, write_text
 from distillctl.students import preflight
 from distillctl.teachers import engines
@@ -82,7 +84,7 @@ def _check_data(recipe: Recipe, workspace: Workspace) -> None:
 def _check_training(recipe: Recipe, workspace: Workspace) -> None:
     preflight.check_student(recipe)
     if (collected := workspace.manifest("collect")) is not None:  # train.validation may have changed since
-        split_checks.check_train_rows(recipe, collected.facts["counts"]["train"])
+        split_checks.check_train_rows(recipe, collected.read(DataFacts).counts.train)
 
 
 def _models(recipe: Recipe, stages: Collection[str]) -> dict[str, model_source.ModelSource | None]:
@@ -316,13 +318,13 @@ def run(recipe: Recipe, workspace: Workspace, *, force: bool = False) -> Iterato
             upstream_fresh = upstream_fresh and state.state == "fresh"
             manifest = workspace.manifest(state.stage) if upstream_fresh else None
             if manifest:
-                cautions.repeat(manifest.facts.get("cautions", ()))
+                cautions.repeat(manifest.read(StageFacts).cautions)
                 yield StageResult(state.stage, workspace.located(manifest), reused=True, seconds=0.0)
             else:
                 yield _stage(STAGES[state.stage], recipe, workspace, force)
 
 
-def serve(recipe: Recipe, workspace: Workspace, **options: Any) -> list[dict[str, Any]]:
+def serve(recipe: Recipe, workspace: Workspace, **options: Any) -> list[DeviceFigures]:
     """Let devices run the deployed graph in their browsers, and return their results.
 
     The run directory is locked meanwhile, so that the served files are the recorded ones. options:
@@ -355,7 +357,7 @@ def _stage(stage: Stage, recipe: Recipe, workspace: Workspace, force: bool) -> S
     require(stage.name, _needs(stage, recipe, workspace), states.values(), recipe, workspace)
     manifest = workspace.manifest(stage.name) if states[stage.name].state in ("fresh", "stale") else None
     if manifest and states[stage.name].state == "fresh" and not force:
-        cautions.repeat(manifest.facts.get("cautions", ()))
+        cautions.repeat(manifest.read(StageFacts).cautions)
         return StageResult(stage.name, workspace.located(manifest), reused=True, seconds=0.0)
     with cautions.collected() as doubts:
         return _make(stage, recipe, workspace, force, states[stage.name], manifest, doubts)
@@ -398,7 +400,7 @@ def _make(
                     stage.name,
                     recipe=part(recipe, stage),
                     inputs=read,
-                    facts={**failure.facts, "cautions": doubts},
+                    facts=Facts.model_validate({**failure.facts, "cautions": doubts}),
                     seed=recipe.seed,
                     seconds=time.perf_counter() - start,
                 )
@@ -412,7 +414,7 @@ def _make(
                 recipe=part(recipe, stage),
                 inputs=read,
                 # The report's facts have all stages' cautions, its own included.
-                outcome=StageOutput(outcome.outputs, {"cautions": doubts, **outcome.facts}),
+                outcome=StageOutput(outcome.outputs, StageFacts.model_validate({"cautions": doubts}) | outcome.facts),
                 seed=recipe.train_seed if stage.name == "train" else recipe.seed,
                 seconds=seconds,
                 keeps=stage.keeps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distillctl import cautions
+from distillctl.run_dir.facts import Caution
 
 
 def test_cautions_are_shown_and_kept_once_in_the_order_they_came(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,5 +24,5 @@ def test_outside_a_stage_a_caution_is_shown_and_not_kept(capsys: pytest.CaptureF
 
 
 def test_cautions_of_a_fresh_stage_are_repeated(capsys: pytest.CaptureFixture[str]) -> None:
-    cautions.repeat([{"code": "a", "text": "Look at a."}])
+    cautions.repeat([Caution(code="a", text="Look at a.")])
     assert capsys.readouterr().err == "caution: Look at a.\n"

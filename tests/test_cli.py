@@ -38,6 +38,7 @@ def recipe(tmp_path_factory):
         ["train", "--help"],
         ["--version"],
         ["init", "--schema"],
+        ["report", "--schema"],
         ["doctor"],
         ["status", "RECIPE"],
         ["run", "RECIPE", "--dry-run"],

@@ -9,6 +9,7 @@ import yaml
 
 from distillctl import pipeline
 from distillctl import recipe as recipes
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from tests.fixtures import project
 from tests.run_dir import flips
@@ -241,7 +242,7 @@ def test_a_bundle_with_more_than_the_recipe_asks_for_is_fresh(copy):
 
     def made(by):
         read = pipeline.inputs(by, workspace, stage)
-        outcome = StageOutput(["bundle.json"], {})
+        outcome = StageOutput(["bundle.json"], Facts())
         workspace.commit("bundle", recipe=pipeline.part(by, stage), inputs=read, outcome=outcome, seed=0, seconds=1.0)
 
     def bundle(of):

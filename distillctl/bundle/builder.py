@@ -9,9 +9,20 @@ from typing import Any
 
 from distillctl import console, interrupts
 from distillctl.bundle import archive, contents, figures, mobile, text_in
-from distillctl.bundle.manifest import NAME, BundleManifest, File, GoldenExample, Graph
+from distillctl.bundle.manifest import (
+    NAME,
+    ArchiveSize,
+    BundleManifest,
+    File,
+    FolderFacts,
+    GoldenExample,
+    Graph,
+    MobileAdvice,
+)
 from distillctl.graphs import sidecar_files
 from distillctl.recipe import Recipe
+from distillctl.run_dir.bench_facts import BenchFacts
+from distillctl.run_dir.facts import DeployedFacts, Facts, FactsT
 from distillctl.run_dir.workspace import Manifest, StageOutput, Workspace, replacing, versions
 from distillctl.snippets import javascript
 from distillctl.snippets.reading import Reading
@@ -41,19 +52,19 @@ class BundleBuilder:
         contents.licences(recipe, folder)
         return cls(recipe, workspace, folder, manifests)
 
-    def facts(self, stage: str) -> dict[str, Any]:
+    def facts(self, stage: str, model: type[FactsT]) -> FactsT:
         """Return what the manifest of an earlier stage records."""
-        return self.manifests[stage].facts
+        return self.manifests[stage].read(model)
 
     @property
-    def bench(self) -> dict[str, Any] | None:
+    def bench(self) -> BenchFacts | None:
         """Return bench's facts if it measured this graph."""
         measured = figures.bench(self.workspace)
-        return measured.facts if measured else None
+        return measured.read(BenchFacts) if measured else None
 
     def figures(self, unit: str) -> tuple[list[dict[str, str]], str]:
         """Return the card's table, and a sentence about its latencies."""
-        return figures.measured(self.facts("quantize"), self.bench, unit), figures.machine(self.bench)
+        return figures.measured(self.facts("quantize", DeployedFacts), self.bench, unit), figures.machine(self.bench)
 
     def verdicts(self) -> dict[str, Any]:
         """Run onnxruntime's mobile usability check on every graph that takes token ids, and note the result."""
@@ -77,9 +88,10 @@ class BundleBuilder:
         graphs: dict[str, Graph],
         example: GoldenExample,
         verdicts: dict[str, Any],
-    ) -> dict[str, Any]:
+    ) -> FolderFacts:
         """Write bundle.json last, and return the stage's facts."""
-        kept = ("chosen", "bytes", "kl", "same_top", "score", "fp32")
+        kept = {"chosen", "bytes", "kl", "same_top", "score", "fp32"}
+        quantize = self.facts("quantize", DeployedFacts).model_dump(include=kept, exclude_unset=True)
         inputs = self.manifests["collect"].inputs | self.manifests["train"].inputs
         manifest = BundleManifest(
             name=self.recipe.name,
@@ -94,41 +106,43 @@ class BundleBuilder:
             files=self.files(),
             graphs=graphs,
             example=example,
-            measured={"quantize": {key: self.facts("quantize")[key] for key in kept}, "bench": _latencies(self.bench)},
+            measured={"quantize": quantize, "bench": _latencies(self.bench)},
             mobile=verdicts,
             provenance=contents.provenance(self.recipe, inputs),
             made_from={name: manifest.fingerprint for name, manifest in self.manifests.items()},
             versions=versions(),
         ).with_checksum()
         (self.folder / NAME).write_bytes(manifest.dumps())
-        return {
-            "folder": "bundle",
-            "archive": ARCHIVE,
-            "files": contents.sizes(manifest.files),
-            "graphs": {name: graph.model_dump(mode="json") for name, graph in graphs.items()},
-            "example": example.model_dump(exclude_none=True),
-            "template": reading.template.model_dump(exclude_none=True),
-            "mobile": {name: {"advice": mobile.advice(found), "providers": found} for name, found in verdicts.items()},
-            "provenance": manifest.provenance,
-        }
+        return FolderFacts(
+            folder="bundle",
+            archive=ARCHIVE,
+            files=contents.sizes(manifest.files),
+            graphs={name: Graph(**graph.model_dump()) for name, graph in graphs.items()},  # with its defaults
+            example=Facts(**example.model_dump(exclude_none=True)),
+            template=Facts(**reading.template.model_dump(mode="json", exclude_none=True)),
+            mobile={
+                name: MobileAdvice(advice=mobile.advice(found), providers=found) for name, found in verdicts.items()
+            },
+            provenance=manifest.provenance,
+        )
 
 
-def outcome(workspace: Workspace, facts: dict[str, Any]) -> StageOutput:
+def outcome(workspace: Workspace, facts: FolderFacts) -> StageOutput:
     """Archive the finished folder, and return the stage's output."""
     folder, target = workspace.folder("bundle"), workspace.root / ARCHIVE
     with replacing(target) as temporary:
         archive.write(folder, temporary)
     outputs = sorted(path.name for path in folder.iterdir())
-    return StageOutput([*outputs, f"../{ARCHIVE}"], facts | {"archive_bytes": target.stat().st_size})
+    return StageOutput([*outputs, f"../{ARCHIVE}"], facts | ArchiveSize(archive_bytes=target.stat().st_size))
 
 
-def _latencies(bench: dict[str, Any] | None) -> dict[str, Any] | None:
+def _latencies(bench: BenchFacts | None) -> dict[str, Any] | None:
     if bench is None:
         return None
-    keys = ("p50_ms", "p90_ms", "p99_ms", "n", "load_ms", "peak_rss_bytes")
+    keys = {"p50_ms", "p90_ms", "p99_ms", "n", "load_ms", "peak_rss_bytes"}
     models = {
-        name: {key: found[key] for key in keys if key in found}
-        for name, found in bench["models"].items()
+        name: found.model_dump(include=keys, exclude_unset=True)
+        for name, found in bench.models.items()
         if name in ("fp32", "deployed", "deployed_genai")
     }
-    return {"models": models, "machine": bench["machine"], "threads": bench["threads"]}
+    return {"models": models, "machine": bench.machine.as_json(), "threads": bench.threads}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from distillctl.errors import UpstreamError
 from distillctl.metrics import names
+from distillctl.run_dir.bench_facts import BenchFacts
+from distillctl.run_dir.facts import DeployedFacts
 from distillctl.run_dir.workspace import Manifest, Workspace
 
 
@@ -25,38 +26,37 @@ def bench_fingerprint(workspace: Workspace) -> dict[str, str]:
     return {"bench": found.fingerprint} if found else {}
 
 
-def measured(quantize: dict[str, Any], bench: dict[str, Any] | None, unit: str) -> list[dict[str, str]]:
-    """The card's table: the fp32 graph and the deployed one. quantize, bench: facts; unit: what a graph chooses, a
+def measured(quantize: DeployedFacts, bench: BenchFacts | None, unit: str) -> list[dict[str, str]]:
+    """The card's table: the fp32 graph and the deployed one. unit: what a graph chooses, a
     label or a token."""
-    fp32 = quantize["fp32"]
+    fp32 = quantize.fp32
     rows = {
-        "fp32": _row("fp32", fp32["bytes"], fp32["score"], None, None, unit, quantize["metric"]),
+        "fp32": _row("fp32", fp32.bytes, fp32.score, None, None, unit, quantize.metric),
         "deployed": _row(
-            f"**{quantize['chosen']}** (here)",
-            quantize["bytes"],
-            quantize["score"],
-            quantize["kl"],
-            quantize["same_top"],
+            f"**{quantize.chosen}** (here)",
+            quantize.bytes,
+            quantize.score,
+            quantize.kl,
+            quantize.same_top,
             unit,
-            quantize["metric"],
+            quantize.metric,
         ),
     }
     for name, row in rows.items():
-        timed = (bench or {}).get("models", {}).get(name)
-        if timed:
-            row |= {"p50": _milliseconds(timed, "p50_ms"), "p99": _milliseconds(timed, "p99_ms")}
-            row |= {"peak memory": f"{timed['peak_rss_bytes'] / 1e6:.0f} MB"}
+        if bench is not None and (timed := bench.models.get(name)):
+            row |= {"p50": f"{timed.p50_ms:.2f} ms", "p99": f"{timed.p99_ms:.2f} ms"}
+            row |= {"peak memory": f"{timed.peak_rss_bytes / 1e6:.0f} MB"}
     return list(rows.values())
 
 
-def machine(bench: dict[str, Any] | None) -> str:
+def machine(bench: BenchFacts | None) -> str:
     """Say in a sentence where the latencies were measured; empty without any."""
     if bench is None:
         return ""
-    host = bench["machine"]
+    host = bench.machine
     return (
-        f"Latency: one query at a time, {bench['threads']} thread(s), real inputs, on the host that built this "
-        f"({host['cpu']}, {host['architecture']}), not a phone."
+        f"Latency: one query at a time, {bench.threads} thread(s), real inputs, on the host that built this "
+        f"({host.cpu}, {host.architecture}), not a phone."
     )
 
 
@@ -70,7 +70,3 @@ def _row(
         f"same top {unit}": "–" if same_top is None else f"{same_top:.2%}",
         names.named(metric): "–" if score is None else f"{score:.4f}",
     }
-
-
-def _milliseconds(timed: dict[str, Any], key: str) -> str:
-    return f"{timed[key]:.2f} ms"

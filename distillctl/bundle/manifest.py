@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from distillctl.data.view_template import ViewTemplate
+from distillctl.run_dir.facts import Facts, StageFacts
 from distillctl.run_dir.workspace import digest
 
 NAME = "bundle.json"
@@ -57,6 +58,38 @@ class GoldenExample(_ManifestPart):
     logits: list[float] | None = None
     answer_ids: list[int] | None = None
     """For a model that generates: the first tokens of its greedy answer."""
+
+
+class MobileAdvice(Facts):
+    """What onnxruntime's check for phones says of a graph (`bundle.mobile`)."""
+
+    advice: str
+    providers: dict[str, Any]
+
+
+class FolderFacts(Facts):
+    """A finished bundle. folder, archive: paths from the run directory."""
+
+    folder: str
+    archive: str
+    files: dict[str, int]
+    """Name → bytes."""
+    graphs: dict[str, Graph]
+    example: Facts
+    template: Facts
+    mobile: dict[str, MobileAdvice]
+    """Name of a graph → advice."""
+    provenance: list[dict[str, Any]]
+
+
+class ArchiveSize(Facts):
+    """Bytes of the archive."""
+
+    archive_bytes: int
+
+
+class BundleFacts(FolderFacts, ArchiveSize, StageFacts):
+    """What the bundle stage records."""
 
 
 class BundleManifest(_ManifestPart):

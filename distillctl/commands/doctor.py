@@ -29,11 +29,11 @@ def examine() -> dict[str, Any]:
         if not requirement.specifier.contains(installed, prereleases=True):
             missing.append(f"{requirement} is required, and {installed} is installed")
     facts = machine.describe()
-    flags = set(facts["flags"])
+    flags = set(facts.flags)
     exact = flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
     return {
         "versions": workspace.versions(),
-        "machine": facts,
+        "machine": facts.as_json(),
         "int8": "exact dot products" if exact else "may saturate: prefer quantize candidates with reduce_range",
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "writable": os.access(Path.cwd(), os.W_OK),

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from distillctl.graphs import rotary_tables, tracing
-from distillctl.graphs.tracing import Axes, ExportedGraph, Part
+from distillctl.graphs.tracing import Axes, Part
+from distillctl.run_dir.facts import GraphFacts
 
 GRAPH = "model.onnx"
 _CACHES = ("key", "value")
@@ -45,9 +46,7 @@ class CausalDecoder(Part):
         return named
 
 
-def export(
-    model: PreTrainedModel, folder: Path, opset: int | None = None, max_length: int | None = None
-) -> ExportedGraph:
+def export(model: PreTrainedModel, folder: Path, opset: int | None = None, max_length: int | None = None) -> GraphFacts:
     """Write ``folder``/model.onnx.
 
     max_length: maximal number of tokens of view and response, where rotary tables end. Raises UnavailableError if the

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distillctl.graphs import attention, tracing
-from distillctl.graphs.tracing import ExportedGraph
+from distillctl.run_dir.facts import GraphFacts
 
 GRAPH = "model.onnx"
 
 
-def export(model: PreTrainedModel, folder: Path, opset: int | None = None, *, fuse: bool = True) -> ExportedGraph:
+def export(model: PreTrainedModel, folder: Path, opset: int | None = None, *, fuse: bool = True) -> GraphFacts:
     """Write ``folder``/model.onnx: int64 inputs [batch, sequence], float32 `logits` [batch, K].
 
     fuse: use ONNX Runtime's own operator for attention if possible. Weights of more than 2 GB go to model.onnx.data.

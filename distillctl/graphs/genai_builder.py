@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from distillctl import console
 from distillctl.errors import UnavailableError, first_line
 from distillctl.graphs import rotary_tables, tracing
-from distillctl.graphs.tracing import ExportedGraph
+from distillctl.run_dir.facts import GraphFacts
 from distillctl.untrusted import limits
 
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
@@ -33,7 +33,7 @@ class UnsupportedByBuilder(UnavailableError):
 
 def export(
     source: Path, folder: Path, stop_ids: Sequence[int], max_length: int, *, trust_remote_code: bool = False
-) -> ExportedGraph:
+) -> GraphFacts:
     """Write ``folder``/model.onnx (float32, for CPUs) and genai_config.json from the transformers folder ``source``.
 
     stop_ids and max_length (tokens of view and response) go into genai_config.json, and rotary tables end there. Raises

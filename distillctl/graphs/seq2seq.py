@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from distillctl.graphs import tracing
-from distillctl.graphs.tracing import Axes, ExportedGraph, Part
+from distillctl.graphs.tracing import Axes, Part
+from distillctl.run_dir.facts import GraphFacts
 
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"
 _CACHES = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
@@ -73,7 +74,7 @@ class Seq2SeqDecoder(Part):
         return named
 
 
-def export(model: PreTrainedModel, folder: Path, opset: int | None = None) -> ExportedGraph:
+def export(model: PreTrainedModel, folder: Path, opset: int | None = None) -> GraphFacts:
     """Write both graphs to ``folder``. Return the decoder's description.
 
     Raises UnavailableError if the decoder's past has more than keys and values, RecipeError if the opset is not

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers.exporters.exporter_onnx import OnnxExporter
 from distillctl import console
 from distillctl.errors import RecipeError, UnavailableError
 from distillctl.graphs import last_layer_pruning
+from distillctl.run_dir.facts import GraphFacts
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 MAX_EMBEDDED_BYTES = 2_000_000_000
@@ -26,15 +26,6 @@ MAX_EMBEDDED_BYTES = 2_000_000_000
 
 Axes = Mapping[str, tuple[str | None, ...]]
 """Input or output → names of its axes; None keeps the present name."""
-
-
-@dataclass(frozen=True)
-class ExportedGraph:
-    """A written graph. bytes: graphs and weights together, in all files."""
-
-    inputs: list[str]
-    opset: int
-    bytes: int
 
 
 class Part(nn.Module):
@@ -86,7 +77,7 @@ def check_opset(written: int, requested: int | None) -> None:
         )
 
 
-def save(program: onnx_ir.Model, path: Path, axes: Axes) -> ExportedGraph:
+def save(program: onnx_ir.Model, path: Path, axes: Axes) -> GraphFacts:
     """Clean and write a traced graph. Weights of more than 2 GB go to a second file, whose name ends in `.data`."""
     undo_reshapes(program.graph)
     RemoveUnusedNodesPass()(program)
@@ -100,15 +91,17 @@ def save(program: onnx_ir.Model, path: Path, axes: Axes) -> ExportedGraph:
     return written
 
 
-def write(program: onnx_ir.Model, path: Path) -> ExportedGraph:
+def write(program: onnx_ir.Model, path: Path) -> GraphFacts:
     """Write a graph without checking it: ONNX's checker does not know some of ONNX Runtime's own operators."""
     weights = sum(value.const_value.nbytes for value in program.graph.initializers.values() if value.const_value)
     external = f"{path.name}.data" if weights > MAX_EMBEDDED_BYTES else None
     if external is None:
         onnx_ir.external_data.load_to_model(program)  # otherwise they stay in the file they were read from
     onnx_ir.save(program, path, external_data=external)
-    return ExportedGraph(
-        [str(value.name) for value in program.graph.inputs], program.opset_imports[""], graph_bytes(path.parent)
+    return GraphFacts(
+        inputs=[str(value.name) for value in program.graph.inputs],
+        opset=program.opset_imports[""],
+        bytes=graph_bytes(path.parent),
     )
 
 

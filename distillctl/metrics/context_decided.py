@@ -10,11 +10,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distillctl.run_dir.facts import Facts
+
 DECIDED = 0.1
 """Nats of KL(P_full ‖ P_simplified) from which the context decides a token."""
 
 
-def agreement(same_top: Sequence[np.ndarray], context_kl: Sequence[np.ndarray] | None) -> dict[str, float] | None:
+class ContextDecided(Facts):
+    """How many tokens of the ceiling's answers the context decides, and how often a model agrees on them."""
+
+    share: float
+    agreement: float
+
+
+def agreement(same_top: Sequence[np.ndarray], context_kl: Sequence[np.ndarray] | None) -> ContextDecided | None:
     """Return the share of the ceiling's answer tokens that the context decides, and a model's `agreement` on them.
 
     same_top: for each row, bool [R], whether the model's likeliest token is the teacher's. context_kl: for each row,
@@ -27,4 +36,4 @@ def agreement(same_top: Sequence[np.ndarray], context_kl: Sequence[np.ndarray] |
     right = np.concatenate(same_top).astype(bool)
     if not decided.any():
         return None
-    return {"share": float(decided.mean()), "agreement": float(right[decided].mean())}
+    return ContextDecided(share=float(decided.mean()), agreement=float(right[decided].mean()))

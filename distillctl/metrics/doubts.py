@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import numpy as np
 
 from distillctl import cautions
 from distillctl.metrics import fields, names
 from distillctl.metrics.statistics import difference_interval, recovered_interval
+from distillctl.run_dir.facts import Interval
 
 FEWEST_ROWS = 10
 """Smallest number of rows for a caution about a collapse."""
@@ -95,19 +95,17 @@ def against_controls(arm: str, scores: Mapping[str, np.ndarray], controls: Mappi
         lead = difference_interval(scores[arm], scores[control])
         if lead.low <= 0:
             score, control_score = (float(scores[name].mean()) for name in (arm, control))
-            cautions.add(NO_BETTER, no_better(arm, score, description, control_score, asdict(lead), metric))
+            cautions.add(NO_BETTER, no_better(arm, score, description, control_score, lead, metric))
 
 
 NO_BETTER = "no-better-than-control"
 
 
-def no_better(
-    arm: str, score: float, control: str, control_score: float, lead: Mapping[str, float], metric: str
-) -> str:
+def no_better(arm: str, score: float, control: str, control_score: float, lead: Interval, metric: str) -> str:
     """Return the caution for an arm whose lead over a control may be zero. control: its description."""
     return (
         f"The {arm} model is not clearly better than {control}, which costs nothing: {names.named(metric)} {score:.3f} "
-        f"against {control_score:.3f}, a difference of {lead['value']:+.3f} ({lead['low']:+.3f} … {lead['high']:+.3f})."
+        f"against {control_score:.3f}, a difference of {lead.value:+.3f} ({lead.low:+.3f} … {lead.high:+.3f})."
     )
 
 

@@ -9,23 +9,15 @@ true share of .95.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest, t
 
+from distillctl.run_dir.facts import Interval
+
 FEW = 5
 """With fewer right or wrong rows, a share's interval is Clopper–Pearson's, otherwise Wilson's."""
 _Z = 1.959963984540054
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and the bounds of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def mean_interval(values: np.ndarray) -> Interval:
@@ -41,14 +33,14 @@ def mean_interval(values: np.ndarray) -> Interval:
         right = int(rows.sum())
         method = "exact" if min(right, count - right) < FEW else "wilson"
         bounds = binomtest(right, count).proportion_ci(0.95, method)
-        return Interval(mean, min(float(bounds.low), mean), max(float(bounds.high), mean))
+        return Interval(value=mean, low=min(float(bounds.low), mean), high=max(float(bounds.high), mean))
     least, largest = float(rows.min()), float(rows.max())
     if least == largest:
         # Rows with other scores may be so rare that the sample has none.
         unseen = 1 - 0.025 ** (1 / count)
-        return Interval(mean, mean - unseen * mean, mean + unseen * (1 - mean))
+        return Interval(value=mean, low=mean - unseen * mean, high=mean + unseen * (1 - mean))
     low, high = _padded_interval(rows, least, largest, float(t.ppf(0.975, count - 1)))
-    return Interval(mean, max(low, 0.0), min(high, 1.0))
+    return Interval(value=mean, low=max(low, 0.0), high=min(high, 1.0))
 
 
 def difference_interval(a: np.ndarray, b: np.ndarray) -> Interval:
@@ -61,7 +53,7 @@ def difference_interval(a: np.ndarray, b: np.ndarray) -> Interval:
     rows = _difference(a, b)
     largest = _largest(rows)
     low, high = _padded_interval(rows, -largest, largest, _quantile(rows))
-    return Interval(float(rows.mean()), max(low, -1.0), min(high, 1.0))
+    return Interval(value=float(rows.mean()), low=max(low, -1.0), high=min(high, 1.0))
 
 
 def recovered_interval(student: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> Interval | None:
@@ -83,7 +75,7 @@ def recovered_interval(student: np.ndarray, floor: np.ndarray, ceiling: np.ndarr
     # Where (x − r y)² ≤ xx − 2 r xy + r² yy; y² > yy, as the gap's own interval does not reach 0.
     a, b, c = y * y - yy, x * y - xy, x * x - xx
     root = math.sqrt(max(b * b - a * c, 0.0))
-    return Interval(float(x / y), float((b - root) / a), float((b + root) / a))
+    return Interval(value=float(x / y), low=float((b - root) / a), high=float((b + root) / a))
 
 
 def _padded_interval(rows: np.ndarray, low: float, high: float, quantile: float) -> tuple[float, float]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from distillctl.errors import UpstreamError
 from distillctl.phone.messages import MAX_BYTES, Device, Failure, Finite, Milliseconds, Word
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import StageOutput, Workspace, write_text
 from distillctl.untrusted import limits
 
@@ -58,11 +59,40 @@ class BackendRun(BaseModel):
     milliseconds: list[Milliseconds] = Field(min_length=1)
     check: Check
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> BackendFigures:
         """Return the facts for the report, with the samples as percentiles."""
         p50, p90 = (float(p) for p in np.percentile(self.milliseconds, (50, 90)))
         facts = self.model_dump(exclude={"milliseconds"})
-        return facts | {"p50_ms": p50, "p90_ms": p90, "n": len(self.milliseconds)}
+        return BackendFigures(**facts, p50_ms=p50, p90_ms=p90, n=len(self.milliseconds))
+
+
+class BackendFigures(Facts):
+    """A backend's measurement in the report."""
+
+    backend: Literal["wasm", "webgpu"]
+    threads: int
+    load_ms: float
+    first_ms: float
+    check: Check
+    p50_ms: float
+    p90_ms: float
+    n: int
+
+
+class DeviceFigures(Facts):
+    """A device's results in the report. created: Unix time."""
+
+    id: str
+    name: str
+    created: float
+    onnxruntime_web: str
+    device: Device
+    graph_sha256: str
+    download_ms: float
+    timer_ms: float
+    hidden: bool
+    runs: list[BackendFigures]
+    failures: list[Failure]
 
 
 class DeviceResult(BaseModel):
@@ -84,9 +114,15 @@ class DeviceResult(BaseModel):
     runs: list[BackendRun]
     failures: list[Failure]
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> DeviceFigures:
         """Return the facts for commands and the report."""
-        return self.model_dump(mode="json", exclude={"runs"}) | {"runs": [run.figures() for run in self.runs]}
+        return DeviceFigures(**self.model_dump(exclude={"runs"}), runs=[run.figures() for run in self.runs])
+
+
+class DevicesRecord(Facts):
+    """What the manifest records."""
+
+    devices: list[DeviceFigures]
 
 
 def name(device: Device) -> str:
@@ -123,7 +159,8 @@ def add(workspace: Workspace, measured: DeviceResult, inputs: Mapping[str, str],
         recipe={},
         inputs=inputs,
         outcome=StageOutput(
-            [f"{device.id}.json" for device in devices], {"devices": [device.figures() for device in devices]}
+            [f"{device.id}.json" for device in devices],
+            DevicesRecord(devices=[device.figures() for device in devices]),
         ),
         seed=seed,
         seconds=seconds,

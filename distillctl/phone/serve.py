@@ -78,7 +78,9 @@ class _Visits:
         return {"stored": True}
 
 
-def serve(recipe: Recipe, workspace: Workspace, options: Options, inputs: Mapping[str, str]) -> list[dict[str, Any]]:
+def serve(
+    recipe: Recipe, workspace: Workspace, options: Options, inputs: Mapping[str, str]
+) -> list[devices.DeviceFigures]:
     """Serve the page until enough devices are done or no request comes any more. Return the devices' figures.
 
     inputs: fingerprints of the stages whose outputs are served. Each device's results are committed at once, so an
@@ -135,7 +137,7 @@ def _listening(
             thread.join()
 
 
-def _outcome(visits: _Visits, options: Options) -> list[dict[str, Any]]:
+def _outcome(visits: _Visits, options: Options) -> list[devices.DeviceFigures]:
     if not visits.stored:
         if visits.failed:
             name, failure = visits.failed[0]

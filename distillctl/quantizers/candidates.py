@@ -3,59 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from distillctl.errors import GateFailed
 from distillctl.metrics import names
+from distillctl.run_dir.facts import Candidate, FailedSearch, SearchFacts
 
 Unit = Literal["label", "token"]
 """What a graph chooses: a label per row, or a token per position."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A graph's figures (`search.Figures`; None also if not finite).
-
-    why: the bounds of the gate that it breaks, with the recipe's keys. excess: the largest ratio of a figure to the
-    bound it breaks; None if not finite.
-    """
-
-    name: str
-    bytes: int
-    kl: float | None
-    kl_percentiles: list[float | None]
-    kl_teacher: float | None
-    same_top: float
-    score: float | None
-    p50_ms: float
-    why: str | None
-    excess: float | None = None
-
-    @property
-    def inside(self) -> bool:
-        """Tell whether the gate lets it pass."""
-        return self.why is None
-
-
-def measured(
-    candidates: Sequence[Candidate], chosen: Candidate, fp32: Mapping[str, Any], unit: Unit, metric: str
-) -> list[dict[str, str]]:
-    """Return the card's table, with this folder's graph in bold. metric: name of the scores."""
+def measured(search: SearchFacts, unit: Unit) -> list[dict[str, str]]:
+    """Return the card's table, with this folder's graph, the chosen one, in bold."""
+    metric, fp32 = search.metric, search.fp32
     shown = [
         _figures(candidate, unit, metric)
         | {
-            "graph": f"**{candidate.name}** (here)" if candidate is chosen else candidate.name,
+            "graph": f"**{candidate.name}** (here)" if candidate.chosen else candidate.name,
             "gate": candidate.why or "inside",
         }
-        for candidate in candidates
+        for candidate in search.candidates
     ]
     reference = dict.fromkeys(shown[0], "") | {
         "graph": "fp32",
-        "size": f"{fp32['bytes'] / 1e6:.2f} MB",
-        names.named(metric): _number(fp32["score"], ".4f"),
-        "p50, one thread": f"{fp32['p50_ms']:.2f} ms",
+        "size": f"{fp32.bytes / 1e6:.2f} MB",
+        names.named(metric): _number(fp32.score, ".4f"),
+        "p50, one thread": f"{fp32.p50_ms:.2f} ms",
     }
     return [reference, *shown]
 
@@ -65,26 +39,25 @@ def nearest(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda candidate: math.inf if candidate.excess is None else candidate.excess)
 
 
-def none_inside(
-    candidates: Sequence[Candidate], fp32: Mapping[str, Any], unit: Unit, metric: str, facts: Mapping[str, Any]
-) -> GateFailed:
-    """Return the error that lists all candidates, the nearest first. facts: of the search, for the report."""
+def none_inside(search: SearchFacts, unit: Unit) -> GateFailed:
+    """Return the error that lists all candidates, the nearest first."""
+    metric, score = search.metric, search.fp32.score
     lines = [
         "  "
         + ", ".join(f"{key} {value}" for key, value in _figures(candidate, unit, metric).items())
         + f": {candidate.why}"
-        for candidate in candidates
+        for candidate in search.candidates
     ]
-    score = "" if fp32["score"] is None else f"; the fp32 student has {names.named(metric)} {fp32['score']:.4f}"
-    near = nearest(candidates)
+    fp32 = "" if score is None else f"; the fp32 student has {names.named(metric)} {score:.4f}"
+    near = nearest(search.candidates)
     times = "" if near.excess is None else f", {near.excess:.3g} times the bound"
     nearest_text = f"the nearest candidate is {near.name}: {near.why}{times}"
     return GateFailed(
-        "\n".join([f"no candidate is inside the gate, so nothing is committed{score}", nearest_text, *lines]),
+        "\n".join([f"no candidate is inside the gate, so nothing is committed{fp32}", nearest_text, *lines]),
         where="quantize.gate",
         next="distillctl report RECIPE shows the candidates; then loosen the named keys of quantize.gate, or add "
         "quantize.candidates",
-        facts={**facts, "nearest": near.name, "why": nearest_text},
+        facts=FailedSearch(**search.given, nearest=near.name, why=nearest_text).as_json(),
     )
 
 

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distillctl import console, interrupts
-from distillctl.quantizers.candidates import Candidate, Unit, measured, none_inside
+from distillctl.quantizers.candidates import Unit, measured, none_inside
 from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import Gate, implementation
 from distillctl.recipe.quantize import Objective, Quantize, Quantizer
+from distillctl.run_dir.facts import Candidate, Fp32Facts, QuantizeFacts, SearchFacts
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 FP32 = "fp32"
@@ -135,7 +135,7 @@ def judge(name: str, size: int, figures: Figures, fp32_score: float | None, gate
     excess = _finite(max(broken.values(), default=None))
     values = asdict(figures) | {"kl": _finite(figures.kl), "kl_teacher": _finite(figures.kl_teacher)}
     values["kl_percentiles"] = [_finite(value) for value in figures.kl_percentiles]
-    return Candidate(name=name, bytes=size, **values, why="; ".join(broken) or None, excess=excess)
+    return Candidate(name=name, bytes=size, **values, why="; ".join(broken) or None, excess=excess, inside=not broken)
 
 
 def choose(candidates: Sequence[Candidate], objective: Objective = "smallest") -> Candidate | None:
@@ -180,7 +180,7 @@ class Selection:
     """The chosen candidate. facts: for the manifest. shown: the rows of the card's table."""
 
     chosen: Candidate
-    facts: dict[str, Any]
+    facts: QuantizeFacts
     shown: list[dict[str, str]]
 
 
@@ -188,35 +188,36 @@ def select_candidate(
     staged: Path,
     built: Built,
     figures: Mapping[str, Figures],
-    fp32: Mapping[str, Any],
+    fp32: Fp32Facts,
     spec: Quantize,
     unit: Unit,
     metric: str,
 ) -> Selection:
     """Judge all candidates, move the chosen one's files to ``staged`` and write candidates.json there.
 
-    fp32: bytes, score and p50_ms of the fp32 graph. metric: name of the scores. Raises GateFailed with every
-    candidate's figures if none is inside.
+    metric: name of the scores. Raises GateFailed with every candidate's figures if none is inside.
     """
     sizes = {name: graph_bytes(path) for name, path in built.folders.items()}
-    judged = [judge(name, size, figures[name], fp32["score"], spec.gate) for name, size in sizes.items()]
+    judged = [judge(name, size, figures[name], fp32.score, spec.gate) for name, size in sizes.items()]
     chosen, front_names = choose(judged, spec.objective), front(judged)
-    listed = [
-        asdict(candidate)
-        | {"inside": candidate.inside, "front": candidate.name in front_names, "chosen": candidate is chosen}
-        for candidate in judged
-    ]
-    searched = {"metric": metric, "candidates": listed, "not_tried": built.not_tried}
+    listed = [one.model_copy(update={"front": one.name in front_names, "chosen": one is chosen}) for one in judged]
+    search = SearchFacts(fp32=fp32, metric=metric, candidates=listed, not_tried=built.not_tried)
     if chosen is None:
-        raise none_inside(judged, fp32, unit, metric, {FP32: dict(fp32), **searched})
+        raise none_inside(search, unit)
     for path in sorted(built.folders[chosen.name].iterdir()):
         path.replace(staged / path.name)
-    document = {"gate": spec.gate.model_dump(), "objective": spec.objective, FP32: fp32, **searched}
+    document = {"gate": spec.gate.model_dump(), "objective": spec.objective, **search.as_json()}
     text = json.dumps(document, indent=2)
     (staged / "candidates.json").write_text(text + "\n", encoding="utf-8")
-    facts = {key: getattr(chosen, key) for key in ("bytes", "kl", "same_top", "score")}
-    facts = {"chosen": chosen.name, **facts, FP32: dict(fp32), **searched}
-    return Selection(chosen, facts, measured(judged, chosen, fp32, unit, metric))
+    facts = QuantizeFacts(
+        **search.given,
+        chosen=chosen.name,
+        bytes=chosen.bytes,
+        kl=chosen.kl,
+        same_top=chosen.same_top,
+        score=chosen.score,
+    )
+    return Selection(chosen, facts, measured(search, unit))
 
 
 def _ratio(figure: float, bound: float) -> float:

@@ -21,6 +21,7 @@ from distillctl.recipe import Recipe
 from distillctl.regression import paired_timing, sequential_test
 from distillctl.regression.paired_timing import BenchTarget
 from distillctl.run_dir import run_marker
+from distillctl.run_dir.bench_facts import BenchFacts
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import machine
 from distillctl.runtimes.onnxruntime import graph_bytes
@@ -103,7 +104,7 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
         },
         "recorded": _recorded(workspace, other),
         "threads": recipe.bench.used_threads,
-        "machine": machine.describe(),
+        "machine": machine.describe().as_json(),
     }
 
 
@@ -141,13 +142,13 @@ def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[BenchTarge
 def _recorded(own: Workspace, other: Workspace) -> dict[str, Any] | None:
     """What both runs' bench once found, side by side, for the reader; the verdict does not look at it. With
     ``unlike`` instead of a ratio where the machines were not alike; None where either run has no bench."""
-    benches = [one.manifest("bench") for one in (own, other)]
-    if any(bench is None for bench in benches):
+    benches = [bench.read(BenchFacts) for one in (own, other) if (bench := one.manifest("bench"))]
+    if len(benches) < 2:
         return None
-    ours, theirs = (bench.facts for bench in benches if bench is not None)
-    p50 = {"own_p50_ms": ours["models"]["deployed"]["p50_ms"], "other_p50_ms": theirs["models"]["deployed"]["p50_ms"]}
-    if ours["threads"] != theirs["threads"]:
-        return {**p50, "unlike": f"threads: {ours['threads']} / {theirs['threads']}"}
-    if why := machine.unlike(ours["machine"], theirs["machine"]):
+    ours, theirs = benches
+    p50 = {"own_p50_ms": ours.models["deployed"].p50_ms, "other_p50_ms": theirs.models["deployed"].p50_ms}
+    if ours.threads != theirs.threads:
+        return {**p50, "unlike": f"threads: {ours.threads} / {theirs.threads}"}
+    if why := machine.unlike(ours.machine, theirs.machine):
         return {**p50, "unlike": why}
     return {**p50, "ratio": p50["own_p50_ms"] / p50["other_p50_ms"]}

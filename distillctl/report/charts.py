@@ -13,16 +13,20 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from distillctl.metrics import names
 from distillctl.report import formatting
+from distillctl.report.facts import ReportFacts
 from distillctl.report.svg import COLOUR, colour, drawn, name_row, named, panels, stems, title
+from distillctl.run_dir.bench_facts import TimedModel
+from distillctl.run_dir.facts import Candidate
+from distillctl.tasks.generate.facts import NeedRange, NeedSpread, NeedStretch
 
 _POINTS = 120  # drawn per curve or model: enough to see a shape, whatever was recorded
 _LEAST_KL = 1e-6  # less is the rounding of float32, and has no place on a logarithmic axis
 
 
-def arms(facts: Mapping[str, Any]) -> Markup:
+def arms(facts: ReportFacts) -> Markup:
     """Draw every arm's score with its interval, over the band between floor and ceiling."""
-    found = facts["arms"]
-    floor, ceiling = (found[arm]["score"] for arm in ("floor", "ceiling"))
+    found = facts.arms
+    floor, ceiling = (found[arm].score for arm in ("floor", "ceiling"))
 
     def draw(wide: bool) -> Figure:
         figure, axes = panels(760 if wide else 350, 46 * len(found) + 70)
@@ -31,18 +35,18 @@ def arms(facts: Mapping[str, Any]) -> Markup:
         ax.text((floor + ceiling) / 2, -0.72, "what the context adds", ha="center", va="center", size=11.5)
         for row, (arm, score) in enumerate(found.items()):
             ink = colour(arm)
-            ax.plot([score["low"], score["high"]], [row, row], color=ink, lw=7, alpha=0.35, solid_capstyle="round")
-            ax.plot(score["score"], row, "o", color=ink, ms=10)
-            constructed = arm == "ceiling" and facts["ceiling_by_construction"]
+            ax.plot([score.low, score.high], [row, row], color=ink, lw=7, alpha=0.35, solid_capstyle="round")
+            ax.plot(score.score, row, "o", color=ink, ms=10)
+            constructed = arm == "ceiling" and facts.ceiling_by_construction
             more = "by construction" if constructed else formatting.interval(score)
-            name_row(ax, row, arm, formatting.percent(score["score"]), more, wide)
+            name_row(ax, row, arm, formatting.percent(score.score), more, wide)
         ax.set_ylim(len(found) - 0.5, -1)
         ax.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         return figure
 
-    told = ", ".join(f"{named(arm)} {formatting.percent(score['score'])}" for arm, score in found.items())
-    measure = names.named(facts["metric"])
+    told = ", ".join(f"{named(arm)} {formatting.percent(score.score)}" for arm, score in found.items())
+    measure = names.named(facts.metric)
     return drawn("arms", f"{measure[0].upper()}{measure[1:]} of each arm with its 95 % interval: {told}.", draw)
 
 
@@ -78,26 +82,26 @@ def training(lines: Sequence[Mapping[str, Any]]) -> Markup:
     return drawn("training", f"Training loss and {criterion} on the validation rows by step.{told}", draw)
 
 
-def candidates(facts: Mapping[str, Any]) -> Markup:
+def candidates(facts: ReportFacts) -> Markup:
     """Size, latency and distance from the fp32 student, one row per candidate; those outside the gate are hollow."""
-    fp32 = {"name": "fp32", "kl": 0.0, "inside": True, "chosen": False, **facts["fp32"]}
-    rows = [fp32, *facts["candidates"]]
+    fp32 = Candidate(name="fp32", kl=0.0, kl_percentiles=[], kl_teacher=None, same_top=1.0, **facts.fp32.given)
+    rows = [fp32, *facts.candidates]
     figures = (
         ("bytes", "Size", formatting.size),
         ("p50_ms", "Latency, p50", formatting.duration),
         ("kl", "KL to fp32, nats", formatting.nats),
     )
-    names = [textwrap.fill(row["name"].replace("_", " "), 22) for row in rows]
-    inks = [COLOUR["deployed" if row["chosen"] else "student" if row is fp32 else "muted"] for row in rows]
+    names = [textwrap.fill(row.name.replace("_", " "), 22) for row in rows]
+    inks = [COLOUR["deployed" if row.chosen else "student" if row is fp32 else "muted"] for row in rows]
 
     def draw(wide: bool) -> Figure:
         height = 42 * len(rows) + 60
         figure, axes = panels(760, height, columns=3) if wide else panels(350, 3 * height, rows=3)
         for ax, (key, text, written) in zip(axes, figures, strict=True):
-            gate = facts["gate"]["max_kl"] if key == "kl" else None
-            lengths = [row[key] or 0.0 for row in rows]  # a KL that is not finite is null
+            gate = facts.gate.max_kl if key == "kl" else None
+            lengths = [getattr(row, key) or 0.0 for row in rows]  # a KL that is not finite is null
             drawn_rows = [
-                (length, written(row[key]), ink, row["inside"])
+                (length, written(getattr(row, key)), ink, row.inside)
                 for row, length, ink in zip(rows, lengths, inks, strict=True)
             ]
             stems(ax, drawn_rows, max(*lengths, gate or 0.0))
@@ -109,19 +113,18 @@ def candidates(facts: Mapping[str, Any]) -> Markup:
         return figure
 
     told = "; ".join(
-        f"{row['name']} {formatting.size(row['bytes'])}, {formatting.duration(row['p50_ms'])}, "
-        f"KL {formatting.nats(row['kl'])}"
+        f"{row.name} {formatting.size(row.bytes)}, {formatting.duration(row.p50_ms)}, KL {formatting.nats(row.kl)}"
         for row in rows
     )
     return drawn("candidates", f"Candidates by size, latency and KL to the fp32 student: {told}.", draw)
 
 
-def front(facts: Mapping[str, Any]) -> Markup:
+def front(facts: ReportFacts) -> Markup:
     """Size against KL, one dot per candidate; a line through those that no smaller one comes as near to fp32 as."""
-    rows = [row for row in facts["candidates"] if row["kl"] is not None]  # one that is not finite is null
-    kl = [max(row["kl"], _LEAST_KL) for row in rows]
-    gate = facts["gate"]["max_kl"]
-    order = sorted(range(len(rows)), key=lambda index: (rows[index]["bytes"], kl[index]))
+    rows = [row for row in facts.candidates if row.kl is not None]  # one that is not finite is null
+    kl = [max(row.kl or 0.0, _LEAST_KL) for row in rows]
+    gate = facts.gate.max_kl
+    order = sorted(range(len(rows)), key=lambda index: (rows[index].bytes, kl[index]))
     steps = [index for place, index in enumerate(order) if all(kl[index] < kl[other] for other in order[:place])]
 
     def draw(wide: bool) -> Figure:
@@ -129,14 +132,14 @@ def front(facts: Mapping[str, Any]) -> Markup:
         ax = axes[0]
         ax.axhline(gate, color=COLOUR["ink"], lw=1, ls=(0, (3, 3)))
         ax.text(0.99, gate, f"gate {gate:g}", transform=ax.get_yaxis_transform(), ha="right", va="bottom", size=11.5)
-        ax.plot([rows[at]["bytes"] / 1e6 for at in steps], [kl[at] for at in steps], color=COLOUR["muted"], lw=1.5)
+        ax.plot([rows[at].bytes / 1e6 for at in steps], [kl[at] for at in steps], color=COLOUR["muted"], lw=1.5)
         for row, value in zip(rows, kl, strict=True):
-            ink = COLOUR["deployed" if row["chosen"] else "muted"]
-            face = ink if row["inside"] else COLOUR["card"]
-            ax.plot(row["bytes"] / 1e6, value, "o", color=ink, mfc=face, ms=12 if row["chosen"] else 8)
-            if row["chosen"]:
+            ink = COLOUR["deployed" if row.chosen else "muted"]
+            face = ink if row.inside else COLOUR["card"]
+            ax.plot(row.bytes / 1e6, value, "o", color=ink, mfc=face, ms=12 if row.chosen else 8)
+            if row.chosen:
                 place: dict[str, Any] = {"xytext": (0, 13), "textcoords": "offset points", "ha": "center"}
-                ax.annotate("chosen", (row["bytes"] / 1e6, value), **place, weight="bold", color=ink)
+                ax.annotate("chosen", (row.bytes / 1e6, value), **place, weight="bold", color=ink)
         ax.set_yscale("log")
         ax.set_ylim(min(kl) / 2, max(*kl, gate) * 2.5)
         ax.margins(x=0.12)
@@ -147,15 +150,12 @@ def front(facts: Mapping[str, Any]) -> Markup:
         title(ax, "KL to fp32, nats, by size")
         return figure
 
-    told = "; ".join(
-        f"{rows[at]['name']} {formatting.size(rows[at]['bytes'])}, KL {formatting.nats(kl[at])}" for at in steps
-    )
+    told = "; ".join(f"{rows[at].name} {formatting.size(rows[at].bytes)}, KL {formatting.nats(kl[at])}" for at in steps)
     return drawn("front", f"Candidates by size and KL to the fp32 student. Nearest for their size: {told}.", draw)
 
 
-def latencies(facts: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Markup:
+def latencies(models: Mapping[str, TimedModel], samples: Mapping[str, np.ndarray]) -> Markup:
     """Draw every model's latencies on one logarithmic axis: quantiles as dots, the median as a bar."""
-    models = facts["models"]
 
     def draw(wide: bool) -> Figure:
         figure, axes = panels(760 if wide else 350, 54 * len(models) + 50)
@@ -166,9 +166,9 @@ def latencies(facts: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Ma
             shares = (np.arange(_POINTS) + 0.5) / _POINTS
             dots = np.quantile(samples[model], shares) if len(samples[model]) > _POINTS else samples[model]
             ax.plot(dots, row + jitter.uniform(-0.24, 0.24, len(dots)), "o", color=ink, ms=3.5, alpha=0.35, mew=0)
-            ax.plot([figures["p50_ms"]] * 2, [row - 0.32, row + 0.32], color=ink, lw=3, solid_capstyle="round")
-            more = f"p99 {formatting.duration(figures['p99_ms'])}"
-            name_row(ax, row, model, formatting.duration(figures["p50_ms"]), more, wide)
+            ax.plot([figures.p50_ms] * 2, [row - 0.32, row + 0.32], color=ink, lw=3, solid_capstyle="round")
+            more = f"p99 {formatting.duration(figures.p99_ms)}"
+            name_row(ax, row, model, formatting.duration(figures.p50_ms), more, wide)
         ax.set_xscale("log")
         low = min(min(samples[model]) for model in models)
         high = max(max(samples[model]) for model in models)
@@ -182,11 +182,11 @@ def latencies(facts: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Ma
         )
         return figure
 
-    told = ", ".join(f"{named(model)} {formatting.duration(figures['p50_ms'])}" for model, figures in models.items())
+    told = ", ".join(f"{named(model)} {formatting.duration(figures.p50_ms)}" for model, figures in models.items())
     return drawn("latencies", f"Latency of one query on a logarithmic axis; medians: {told}.", draw)
 
 
-def speeds(models: Mapping[str, Mapping[str, Any]]) -> Markup:
+def speeds(models: Mapping[str, TimedModel]) -> Markup:
     """Draw the latency of the first token and the speed of the others, one row per model."""
     figures = (
         ("first_token_ms", "Time to the first token, p50", formatting.duration),
@@ -198,7 +198,8 @@ def speeds(models: Mapping[str, Mapping[str, Any]]) -> Markup:
         figure, axes = panels(760, height, columns=2) if wide else panels(350, 2 * height, rows=2)
         for ax, (key, text, written) in zip(axes, figures, strict=True):
             # A model whose answers are one token long has no speed of the others.
-            rows = [(one[key] or 0.0, written(one[key]), colour(name), True) for name, one in models.items()]
+            values = {name: getattr(one, key) for name, one in models.items()}
+            rows = [(value or 0.0, written(value), colour(name), True) for name, value in values.items()]
             stems(ax, rows, max(length for length, *_ in rows))
             shown = ax is axes[0] or not wide
             ax.set_yticks(range(len(models)), [named(name) if shown else "" for name in models], size=12.5)
@@ -206,23 +207,23 @@ def speeds(models: Mapping[str, Mapping[str, Any]]) -> Markup:
         return figure
 
     told = ", ".join(
-        f"{named(name)} {formatting.duration(one['first_token_ms'])}, then "
-        f"{formatting.count(one['decode_tokens_per_second'])} tokens per second"
+        f"{named(name)} {formatting.duration(one.first_token_ms)}, then "
+        f"{formatting.count(one.decode_tokens_per_second)} tokens per second"
         for name, one in models.items()
     )
     return drawn("speeds", f"Time to the first token and speed of the others: {told}.", draw)
 
 
-def necessity(facts: Mapping[str, Any]) -> Markup:
+def necessity(found: NeedSpread) -> Markup:
     """Where the context's effect lies: by how much a token needs it, and by its position in the response."""
-    bins, positions = facts["bins"], facts["positions"]
+    bins, positions = found.bins, found.positions
 
     def draw(wide: bool) -> Figure:
         tall = 62 * len(bins) + 60
         figure, axes = panels(760, tall, columns=2) if wide else panels(350, 2 * tall, rows=2)
         title(axes[0], "Share of the tokens, and of all nats")
         rows = [
-            (one[key], formatting.percent(one[key], 0), COLOUR[ink], True)
+            (getattr(one, key), formatting.percent(getattr(one, key), 0), COLOUR[ink], True)
             for one in bins
             for key, ink in (("tokens", "floor"), ("nats", "ceiling"))
         ]
@@ -232,27 +233,26 @@ def necessity(facts: Mapping[str, Any]) -> Markup:
             key: dict[str, Any] = {"color": COLOUR[ink], "transform": axes[0].transAxes}
             axes[0].text(0.98, height, f"● {text}", ha="right", **key)
         title(axes[1], "Mean KL by position, nats")
-        rows = [(one["mean"], formatting.nats(one["mean"]), COLOUR["ceiling"], True) for one in positions]
-        stems(axes[1], rows, max(one["mean"] for one in positions))
+        rows = [(one.mean, formatting.nats(one.mean), COLOUR["ceiling"], True) for one in positions]
+        stems(axes[1], rows, max(one.mean for one in positions))
         axes[1].set_yticks(range(len(positions)), [_stretch(one) for one in positions], size=12.5)
         return figure
 
     told = ", ".join(
-        f"{_range(one)}: {formatting.percent(one['tokens'], 0)} of the tokens, "
-        f"{formatting.percent(one['nats'], 0)} of all KL"
+        f"{_range(one)}: {formatting.percent(one.tokens, 0)} of the tokens, {formatting.percent(one.nats, 0)} of all KL"
         for one in bins
     )
     return drawn("necessity", f"How much the response tokens need the context. {told}.", draw)
 
 
-def _range(one: Mapping[str, Any]) -> str:
-    if one["high"] is None:
-        return f"over {one['low']:g} nats"
-    return f"under {one['high']:g}" if one["low"] == 0 else f"{one['low']:g} to {one['high']:g}"
+def _range(one: NeedRange) -> str:
+    if one.high is None:
+        return f"over {one.low:g} nats"
+    return f"under {one.high:g}" if one.low == 0 else f"{one.low:g} to {one.high:g}"
 
 
-def _stretch(one: Mapping[str, Any]) -> str:
-    first, last = one["first"], one["last"]
+def _stretch(one: NeedStretch) -> str:
+    first, last = one.first, one.last
     return f"token {first}" if first == last else f"{first}–{last}"
 
 

@@ -8,7 +8,7 @@ comes from `tasks`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,19 @@ from distillctl.metrics import comparison, doubts, names
 from distillctl.metrics.statistics import difference_interval, recovered_interval
 from distillctl.recipe import Recipe
 from distillctl.report import devices, formatting, speed, use, verdict
+from distillctl.report.facts import ControlLeads, FailedGate, GateFacts, Made, ReportFacts, StageCaution, UsageFacts
 from distillctl.run_dir import attempts
+from distillctl.run_dir.bench_facts import AlsoMeasured, BenchFacts, MachineFacts
+from distillctl.run_dir.facts import (
+    CollectFacts,
+    FailedSearch,
+    Interval,
+    SearchFacts,
+    StageFacts,
+    TrainedFacts,
+    TrainFacts,
+    ViewedFacts,
+)
 from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.training import metrics_log
 from distillctl.untrusted import parquet
@@ -46,7 +58,7 @@ class Series:
     """Where the deployed graph's files are read."""
 
 
-def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
+def build(recipe: Recipe, workspace: Workspace) -> ReportFacts:
     """The contract of the design's section 3, and what the page shows besides. Every stage before must be committed.
 
     ``artifact`` is a path from the run directory, which may be moved; commands print it with the run directory's own.
@@ -55,105 +67,100 @@ def build(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
     failed = attempts.current(workspace, "quantize", recipe.model_dump(mode="json", include={"quantize"}))
     if failed:  # what was deployed before, and timed, is none of this run
         manifests = {stage: manifests[stage] for stage in ("collect", "train", "export")}
-    collect, train = manifests["collect"].facts, manifests["train"].facts
-    quantize = failed.facts if failed else manifests["quantize"].facts
+    collect, train = manifests["collect"].read(CollectFacts), manifests["train"].read(TrainFacts)
+    quantize = (failed or manifests["quantize"]).read(SearchFacts)
     controls = recipe.task.controls
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
     # scores: arm → one per held-out row, float64 [N]; of this task alone: what the contract has besides
-    scores, of_this_task = tasks.of(recipe, workspace).compare(views, {name: m.facts for name, m in manifests.items()})
+    scores, of_this_task = tasks.of(recipe, workspace).compare(views, deployed=not failed)
     own = [arm for arm in (*OWN, *controls) if arm in scores]
-    arms, gaps = comparison.compare({arm: scores[arm] for arm in ("ceiling", *own)}, collect["metric"])
-    content = names.measures_content(collect["metric"])
-    arms = {arm: arms[arm] for arm in own} | collect["arms"]
-    facts = {
-        "name": recipe.name,
-        "title": recipe.report.title or recipe.name,
-        "task": recipe.task.kind,
-        "metric": collect["metric"],
-        "ceiling_by_construction": names.is_vs_ceiling(collect["metric"]),
-        "counts": collect["counts"],
-        "arms": {arm: arms[arm] for arm in sorted(arms, key=partial(_place, controls))},
-        "gaps": collect["gaps"] | {arm: gaps[arm] for arm in own},
-        "recovered": {arm: _recovered(scores, arm) if content else None for arm in own},
-        "context_effects": collect["context_effects"],
-        "controls": {**train["controls"], "leads": _leads(scores, controls)},
-        **(_timed(manifests["bench"].facts) if "bench" in manifests else UNTIMED),
-        "failed_gate": failed and {"stage": "quantize", **{key: failed.facts[key] for key in ("nearest", "why")}},
-        "devices": devices.measured(workspace),
-        "context_tokens": collect["context_tokens"],
-        "shared_tokens": collect["shared_tokens"],
-        "teacher": collect["teacher"],
-        "student": {key: value for key, value in train.items() if key != "control"},
-        "control": train["control"],
-        "soft_labels_bought": _bought(scores),
-        "fp32": quantize["fp32"],
-        "candidates": quantize["candidates"],
-        "not_tried": quantize["not_tried"],
-        "gate": recipe.quantize.gate.model_dump(),
-        "objective": recipe.quantize.objective,
-        **({} if failed else use.usage_facts(recipe, workspace, views, train)),
-        "provenance": {
-            stage: {"fingerprint": m.fingerprint, "created": m.created, "seconds": m.seconds}
-            for stage, m in manifests.items()
+    arms, gaps = comparison.compare({arm: scores[arm] for arm in ("ceiling", *own)}, collect.metric)
+    content = names.measures_content(collect.metric)
+    arms = {arm: arms[arm] for arm in own} | collect.arms
+    bench = None if failed else manifests["bench"].read(BenchFacts)
+    also: dict[str, Any] = {name: getattr(bench, name, None) for name in AlsoMeasured.model_fields}
+    usage = UsageFacts() if failed else use.usage_facts(recipe, workspace, views, train)
+    facts = ReportFacts(
+        cautions=_cautions(manifests, failed),
+        name=recipe.name,
+        title=recipe.report.title or recipe.name,
+        task=recipe.task.kind,
+        metric=collect.metric,
+        ceiling_by_construction=names.is_vs_ceiling(collect.metric),
+        counts=collect.counts,
+        arms={arm: arms[arm] for arm in sorted(arms, key=partial(_place, controls))},
+        gaps=collect.gaps | {arm: gaps[arm] for arm in own},
+        recovered={
+            arm: recovered_interval(scores[arm], scores["floor"], scores["ceiling"]) if content else None for arm in own
         },
-        "versions": manifests["export" if failed else "bench"].versions,
-        **of_this_task,
-    }
-    facts |= {"subject": verdict.subject(facts), "cautions": _cautions(manifests, failed) + verdict.cautions(facts)}
-    facts["cautions"] += _no_better_than_controls(facts, controls)
-    return facts | {"headline": headline(facts)}
-
-
-OPTIONAL = ("profile", "loadgen", "sustained", "memory_bytes_per_second", "headline_peer")
-UNTIMED: dict[str, Any] = dict.fromkeys(OPTIONAL)
-UNTIMED |= {"models": {}, "ratios": {}, "machine": {}, "threads": None, "timed_agreement": {}}
-"""In place of what bench found, where there is nothing to time."""
-
-
-def _timed(bench: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **{key: bench[key] for key in ("models", "ratios", "machine", "threads")},
-        **{
-            key: bench.get(key)
-            for key in ("profile", "loadgen", "sustained", "memory_bytes_per_second", "headline_peer")
+        context_effects=collect.context_effects,
+        controls=ControlLeads(**train.controls.given, leads=_leads(scores, controls)),
+        models=bench.models if bench else {},
+        ratios=bench.ratios if bench else {},
+        machine=bench.machine if bench else MachineFacts(),
+        threads=bench.threads if bench else None,
+        timed_agreement=bench.agreement if bench else {},
+        **also,
+        failed_gate=_failed_gate(failed),
+        devices=devices.measured(workspace),
+        context_tokens=collect.context_tokens,
+        shared_tokens=collect.shared_tokens,
+        teacher=collect.teacher,
+        student=TrainedFacts(**{name: value for name, value in train.given.items() if name != "control"}),
+        control=train.control,
+        soft_labels_bought=_bought(scores),
+        fp32=quantize.fp32,
+        candidates=quantize.candidates,
+        not_tried=quantize.not_tried,
+        gate=GateFacts(**recipe.quantize.gate.model_dump()),
+        objective=recipe.quantize.objective,
+        **usage.given,
+        provenance={
+            stage: Made(fingerprint=made.fingerprint, created=made.created, seconds=made.seconds)
+            for stage, made in manifests.items()
         },
-        "timed_agreement": bench["agreement"],
-    }
+        versions=manifests["export" if failed else "bench"].versions,
+        subject=verdict.subject(scores),
+        headline="",
+        **of_this_task.given,
+    )
+    every = [*facts.cautions, *verdict.cautions(facts), *_no_better_than_controls(facts, controls)]
+    return facts.model_copy(update={"cautions": every, "headline": headline(facts)})
 
 
-def _leads(scores: dict[str, np.ndarray], controls: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
+def _failed_gate(failed: Manifest | None) -> FailedGate | None:
+    if failed is None:
+        return None
+    found = failed.read(FailedSearch)
+    return FailedGate(stage="quantize", nearest=found.nearest, why=found.why)
+
+
+def _leads(scores: dict[str, np.ndarray], controls: Mapping[str, str]) -> dict[str, dict[str, Interval]]:
     """Control → arm → arm − control, paired."""
     return {
         control: {
-            arm: asdict(difference_interval(scores[arm], scores[control]))
-            for arm in ("deployed", "student")
-            if arm in scores
+            arm: difference_interval(scores[arm], scores[control]) for arm in ("deployed", "student") if arm in scores
         }
         for control in controls
         if control in scores
     }
 
 
-def _no_better_than_controls(facts: dict[str, Any], controls: Mapping[str, str]) -> list[dict[str, str]]:
+def _no_better_than_controls(facts: ReportFacts, controls: Mapping[str, str]) -> list[StageCaution]:
     """Of the deployed model; train has said it of the student."""
-    if facts["subject"] != "deployed" or not names.measures_content(facts["metric"]):
+    if facts.subject != "deployed" or not names.measures_content(facts.metric):
         return []
-    scores = {arm: figure["score"] for arm, figure in facts["arms"].items()}
+    own = facts.arms["deployed"].score
     return [
-        {
-            "stage": "report",
-            "code": doubts.NO_BETTER,
-            "text": doubts.no_better(
-                "deployed",
-                scores["deployed"],
-                controls[control],
-                scores[control],
-                lead["deployed"],
-                facts["metric"],
+        StageCaution(
+            stage="report",
+            code=doubts.NO_BETTER,
+            text=doubts.no_better(
+                "deployed", own, controls[control], facts.arms[control].score, lead["deployed"], facts.metric
             ),
-        }
-        for control, lead in facts["controls"]["leads"].items()
-        if lead["deployed"]["low"] <= 0
+        )
+        for control, lead in facts.controls.leads.items()
+        if lead["deployed"].low <= 0
     ]
 
 
@@ -162,9 +169,9 @@ def series(workspace: Workspace) -> Series:
     manifests = _manifests(workspace)
     lines = (workspace.folder("train") / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     samples = workspace.folder("bench") / "samples"
-    timed = manifests["bench"].facts["models"] if "bench" in manifests else ()
+    timed = manifests["bench"].read(BenchFacts).models if "bench" in manifests else ()
     return Series(
-        context=manifests["collect"].facts["context_text"],
+        context=manifests["collect"].read(ViewedFacts).context_text,
         training=[line for text in lines if (line := metrics_log.parsed(text)) is not None],
         latencies={model: _milliseconds(samples / f"{model}.parquet") for model in timed},
         run_dir=workspace.root,
@@ -181,19 +188,20 @@ def _milliseconds(path: Path) -> np.ndarray:
         raise UpstreamError(f"damaged: {first_line(error)}", where=str(path), next="distillctl bench RECIPE") from None
 
 
-def headline(facts: dict[str, Any]) -> str:
+def headline(facts: ReportFacts) -> str:
     """Summarise the whole run in one sentence, good or bad."""
-    tokens, useless = f"{facts['context_tokens']['teacher']:,} tokens", verdict.without_effect(facts)
-    if useless and facts["failed_gate"]:
+    tokens, useless = f"{facts.context_tokens.teacher:,} tokens", verdict.without_effect(facts)
+    if useless and facts.failed_gate:
         return f"No smaller model passed the gate. The prompt of {tokens} {useless}"
-    if facts["failed_gate"]:
+    if facts.failed_gate:
         kept = verdict.kept(facts)
         return f"No smaller model passed the gate. The student does without a prompt of {tokens}: {kept}"
-    model = formatting.size(facts["models"]["deployed"]["bytes"])
+    deployed = facts.models["deployed"]
+    model, faster = formatting.size(deployed.bytes), speed.words(facts.headline_peer, deployed.p50_ms)
     if useless:
-        there = f"The deployed model: {model}, {speed.words(facts)}"
+        there = f"The deployed model: {model}, {faster}"
         return f"A prompt of {tokens} {useless}, so there is nothing for a smaller model to keep. {there}"
-    return f"A prompt of {tokens} now lives in a {model} model: {verdict.kept(facts)}, {speed.words(facts)}"
+    return f"A prompt of {tokens} now lives in a {model} model: {verdict.kept(facts)}, {faster}"
 
 
 def _manifests(workspace: Workspace) -> dict[str, Manifest]:
@@ -202,10 +210,11 @@ def _manifests(workspace: Workspace) -> dict[str, Manifest]:
     return {stage: manifest for stage, manifest in found.items() if manifest is not None}
 
 
-def _cautions(manifests: dict[str, Manifest], failed: Manifest | None) -> list[dict[str, str]]:
+def _cautions(manifests: dict[str, Manifest], failed: Manifest | None) -> list[StageCaution]:
     """Return every stage's cautions, in the stages' order."""
     manifests = manifests | ({"quantize": failed} if failed else {})
-    return [{"stage": name, **one} for name, m in manifests.items() for one in m.facts.get("cautions", ())]
+    found = {name: manifest.read(StageFacts).cautions for name, manifest in manifests.items()}
+    return [StageCaution(stage=name, **one.given) for name, cautions in found.items() for one in cautions]
 
 
 def _place(controls: Mapping[str, str], arm: str) -> int:
@@ -214,11 +223,6 @@ def _place(controls: Mapping[str, str], arm: str) -> int:
     return order.index(arm) if arm in order else len(order) + (arm == "floor")
 
 
-def _recovered(scores: dict[str, np.ndarray], arm: str) -> dict[str, float] | None:
-    found = recovered_interval(scores[arm], scores["floor"], scores["ceiling"])
-    return None if found is None else asdict(found)
-
-
-def _bought(scores: dict[str, np.ndarray]) -> dict[str, float] | None:
+def _bought(scores: dict[str, np.ndarray]) -> Interval | None:
     """Student − control: what the teacher's probabilities gave beyond its bare answers."""
-    return asdict(difference_interval(scores["student"], scores["control"])) if "control" in scores else None
+    return difference_interval(scores["student"], scores["control"]) if "control" in scores else None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from distillctl.phone import devices
+from distillctl.report.facts import DevicesFacts
 from distillctl.run_dir.workspace import Workspace
 
 
-def measured(workspace: Workspace) -> dict[str, Any]:
-    """``measured``: the devices that ran the graph as it is now; ``earlier``: how many ran another."""
+def measured(workspace: Workspace) -> DevicesFacts:
+    """Return the devices that ran the graph as it is now, and how many ran another."""
     quantize = workspace.manifest("quantize")
     now = {output.sha256 for output in quantize.outputs.values()} if quantize else set()
     found = devices.read(workspace)
     current = [one.figures() for one in found if one.graph_sha256 in now]
-    return {"measured": current, "earlier": len(found) - len(current)}
+    return DevicesFacts(measured=current, earlier=len(found) - len(current))

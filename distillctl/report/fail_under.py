@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distillctl.errors import GateFailed, UsageError
 from distillctl.metrics import names
 from distillctl.recipe import Recipe
+from distillctl.report.facts import ReportFacts
+from distillctl.run_dir.facts import ArmScore
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def parse(options: Sequence[str], recipe: Recipe) -> list[Bound]:
     return found
 
 
-def check_bounds(bounds: Sequence[Bound], facts: Mapping[str, Any]) -> None:
+def check_bounds(bounds: Sequence[Bound], facts: ReportFacts) -> None:
     """Raise GateFailed with the figure of every bound that fails. An unknown figure fails every bound."""
     failed = []
     for bound in bounds:
@@ -47,15 +48,14 @@ def check_bounds(bounds: Sequence[Bound], facts: Mapping[str, Any]) -> None:
         if value is None or value < bound.least:
             failed.append(f"{bound.name} is {told}, less than {bound.least:g}" if value is not None else told)
     if failed:
-        raise GateFailed("; ".join(failed), where="--fail-under", facts=facts)
+        raise GateFailed("; ".join(failed), where="--fail-under", facts=facts.as_json())
 
 
-def _figure(name: str, facts: Mapping[str, Any]) -> tuple[float | None, str]:
+def _figure(name: str, facts: ReportFacts) -> tuple[float | None, str]:
     """Return the value, and its text."""
     kind, _, arm = name.rpartition(".")
-    found = facts["recovered" if kind else "arms"].get(arm)
+    found = facts.recovered.get(arm) if kind else facts.arms.get(arm)
     if found is None:
         return None, f"{name} is not known: nothing was measured that would tell"
-    value = found["value" if kind else "score"]
-    what = "" if kind else f" ({names.named(found['metric'])})"
-    return value, f"{value:.3f}{what}, 95 % interval {found['low']:.3f} … {found['high']:.3f}"
+    value, what = (found.score, f" ({names.named(found.metric)})") if isinstance(found, ArmScore) else (found.value, "")
+    return value, f"{value:.3f}{what}, 95 % interval {found.low:.3f} … {found.high:.3f}"

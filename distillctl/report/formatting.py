@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from distillctl.run_dir.facts import ArmScore, Interval
 
 UNKNOWN = "–"
 _SPACE = "\u00a0"
@@ -14,14 +13,14 @@ def percent(share: float | None, digits: int = 1) -> str:
     return UNKNOWN if share is None else f"{_signed(100 * share, digits)}{_SPACE}%"
 
 
-def interval(figure: Mapping[str, Any], digits: int = 1) -> str:
+def interval(figure: Interval | ArmScore, digits: int = 1) -> str:
     """The bounds of a share: 66.0 to 71.7 %."""
-    return f"{_signed(100 * figure['low'], digits)} to {percent(figure['high'], digits)}"
+    return f"{_signed(100 * figure.low, digits)} to {percent(figure.high, digits)}"
 
 
-def points(figure: Mapping[str, Any]) -> str:
+def points(figure: Interval) -> str:
     """A difference of shares in percentage points, with its bounds: 5.5 (−1.0 to 12.0)."""
-    value, low, high = (_signed(100 * figure[key], 1) for key in ("value", "low", "high"))
+    value, low, high = (_signed(100 * share, 1) for share in (figure.value, figure.low, figure.high))
     return f"{value} ({low} to {high})"
 
 

@@ -3,67 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from distillctl.metrics import names
+from distillctl.phone.devices import DeviceFigures
 from distillctl.report import formatting, speed
+from distillctl.report.facts import ReportFacts, StageCaution
+from distillctl.run_dir.bench_facts import LoadgenFacts
+from distillctl.run_dir.facts import Interval
+from distillctl.tasks.generate.facts import GenerateReport
 from distillctl.untrusted.markdown import code, plain, table
 
 
-def render(facts: dict[str, Any]) -> str:
+def render(facts: ReportFacts) -> str:
     """Headline, arms, models and candidates; what the recipe names is escaped."""
-    writes = facts["task"] == "generate"
-    metrics = list(facts["metrics"]["ceiling"]) if writes else []
+    writes = facts.task == "generate"
+    corpora = facts.part(GenerateReport).metrics if writes else {}
+    metrics = list(corpora.get("ceiling", ()))
     arms = [
         [
             plain(name),
-            formatting.percent(arm["score"]),
-            "by construction" if name == "ceiling" and facts["ceiling_by_construction"] else formatting.interval(arm),
-            _recovered(facts["recovered"].get(name)),
-            *(formatting.percent(facts["metrics"][name][metric]) for metric in metrics),
-            str(arm["n"]),
+            formatting.percent(arm.score),
+            "by construction" if name == "ceiling" and facts.ceiling_by_construction else formatting.interval(arm),
+            _recovered(facts.recovered.get(name)),
+            *(formatting.percent(corpora[name][metric]) for metric in metrics),
+            str(arm.n),
         ]
-        for name, arm in facts["arms"].items()
+        for name, arm in facts.arms.items()
     ]
     models = [
         [
             plain(name),
-            formatting.size(model["bytes"]) + (" in memory" if model.get("bytes_of") == "memory" else ""),
-            *([formatting.duration(model["first_token_ms"])] if writes else []),
-            *([formatting.count(model["decode_tokens_per_second"])] if writes else []),
-            formatting.duration(model["p50_ms"]),
-            formatting.duration(model["p90_ms"]),
-            formatting.duration(model["p99_ms"]),
-            formatting.size(model["peak_rss_bytes"]),
-            formatting.times(facts["ratios"].get(name)),
-            _ran(model),
+            formatting.size(model.bytes) + (" in memory" if model.bytes_of == "memory" else ""),
+            *([formatting.duration(model.first_token_ms)] if writes else []),
+            *([formatting.count(model.decode_tokens_per_second)] if writes else []),
+            formatting.duration(model.p50_ms),
+            formatting.duration(model.p90_ms),
+            formatting.duration(model.p99_ms),
+            formatting.size(model.peak_rss_bytes),
+            formatting.times(facts.ratios.get(name)),
+            plain(speed.running(model)),
         ]
-        for name, model in facts["models"].items()
+        for name, model in facts.models.items()
     ]
     candidates = [
         [
-            f"**{plain(candidate['name'])}**" if candidate["chosen"] else plain(candidate["name"]),
-            formatting.size(candidate["bytes"]),
-            formatting.duration(candidate["p50_ms"]),
-            formatting.nats(candidate["kl"]),
-            formatting.percent(candidate["same_top"]),
-            "yes" if candidate["inside"] else f"no: {plain(candidate['why'])}",
+            f"**{plain(candidate.name)}**" if candidate.chosen else plain(candidate.name),
+            formatting.size(candidate.bytes),
+            formatting.duration(candidate.p50_ms),
+            formatting.nats(candidate.kl),
+            formatting.percent(candidate.same_top),
+            "yes" if candidate.inside else f"no: {plain(candidate.why or '')}",
         ]
-        for candidate in facts["candidates"]
+        for candidate in facts.candidates
     ]
-    tokens, token = facts["context_tokens"], "token" if writes else "label"
+    tokens, token = facts.context_tokens, "token" if writes else "label"
     corpus = [f"corpus {plain(names.named(metric))}" for metric in metrics]
     first = ["first token", "tokens/s"] if writes else []
     return "\n".join(
         [
-            f"## {plain(facts['title'])}",
+            f"## {plain(facts.title)}",
             "",
-            f"**{plain(facts['headline'])}.** "
-            f"Each query shrinks from {tokens['teacher']:,} to {tokens['student']:,} tokens.",
+            f"**{plain(facts.headline)}.** Each query shrinks from {tokens.teacher:,} to {tokens.student:,} tokens.",
             "",
-            *_cautions(facts["cautions"]),
+            *_cautions(facts.cautions),
             *table(
-                ["arm", plain(names.named(facts["metric"])), "95 % interval", "recovered", *corpus, "rows"],
+                ["arm", plain(names.named(facts.metric)), "95 % interval", "recovered", *corpus, "rows"],
                 arms,
                 figures=True,
             ),
@@ -75,9 +79,9 @@ def render(facts: dict[str, Any]) -> str:
                 figures=True,
             ),
             "",
-            *_loadgen(facts.get("loadgen")),
-            *_devices(facts["devices"]["measured"]),
-            *([f"**{plain(facts['failed_gate']['why'])}**", ""] if facts["failed_gate"] else []),
+            *_loadgen(facts.loadgen),
+            *_devices(facts.devices.measured),
+            *([f"**{plain(facts.failed_gate.why)}**", ""] if facts.failed_gate else []),
             "<details><summary>Candidates</summary>",
             "",
             *table(
@@ -88,55 +92,49 @@ def render(facts: dict[str, Any]) -> str:
             "",
             "</details>",
             "",
-            f"Deployed graph: {code(facts['artifact'])}" if facts["artifact"] else "Nothing is deployed.",
+            f"Deployed graph: {code(facts.artifact)}" if facts.artifact else "Nothing is deployed.",
             "",
         ]
     )
 
 
-def _ran(model: dict[str, Any]) -> str:
-    return plain(speed.running(model)) if "runtime" in model else formatting.UNKNOWN
-
-
-def _cautions(found: Sequence[dict[str, str]]) -> list[str]:
+def _cautions(found: Sequence[StageCaution]) -> list[str]:
     """Nothing where there is none."""
-    return ["> [!CAUTION]", *(f"> - {plain(one['stage'])}: {plain(one['text'])}" for one in found), ""] if found else []
+    return ["> [!CAUTION]", *(f"> - {plain(one.stage)}: {plain(one.text)}" for one in found), ""] if found else []
 
 
-def _controls(facts: dict[str, Any]) -> list[str]:
+def _controls(facts: ReportFacts) -> list[str]:
     """What the models are better by than what costs nothing, in percentage points, paired over rows."""
-    leads = facts["controls"]["leads"]
+    leads = facts.controls.leads
     arms = list(next(iter(leads.values())))
     rows = [[plain(name), *(formatting.points(lead[arm]) for arm in arms)] for name, lead in leads.items()]
     return [*table(["control", *(f"{plain(arm)} is better by (points)" for arm in arms)], rows, figures=True), ""]
 
 
-def _loadgen(found: dict[str, Any] | None) -> list[str]:
+def _loadgen(found: LoadgenFacts | None) -> list[str]:
     """Nothing where it was not asked for."""
     if found is None:
         return []
-    verdict = "VALID" if found["valid"] else f"INVALID ({plain(', '.join(found['unmet']))})"
-    p90 = formatting.duration(found["p90_ms"])
-    return [f"MLPerf LoadGen, SingleStream: **{verdict}**, p90 {p90}, {found['queries']:,} queries", ""]
+    verdict = "VALID" if found.valid else f"INVALID ({plain(', '.join(found.unmet))})"
+    p90 = formatting.duration(found.p90_ms)
+    return [f"MLPerf LoadGen, SingleStream: **{verdict}**, p90 {p90}, {found.queries:,} queries", ""]
 
 
-def _devices(measured: Sequence[dict[str, Any]]) -> list[str]:
+def _devices(measured: Sequence[DeviceFigures]) -> list[str]:
     """Nothing where no device has measured."""
     rows = [
         [
-            plain(device["name"]),
-            "WebGPU" if run["backend"] == "webgpu" else str(run["threads"]),
-            *(formatting.duration(run[key]) for key in ("load_ms", "first_ms", "p50_ms", "p90_ms")),
-            f"{run['check']['same_label']} of {run['check']['rows']}",
+            plain(device.name),
+            "WebGPU" if run.backend == "webgpu" else str(run.threads),
+            *map(formatting.duration, (run.load_ms, run.first_ms, run.p50_ms, run.p90_ms)),
+            f"{run.check.same_label} of {run.check.rows}",
         ]
         for device in measured
-        for run in device["runs"]
+        for run in device.runs
     ]
     head = ["in a browser", "threads", "load", "first answer", "p50", "p90", "same label as recorded"]
     return [*table(head, rows, figures=True), ""] if rows else []
 
 
-def _recovered(figure: dict[str, Any] | None) -> str:
-    return (
-        f"{formatting.percent(figure['value'], 0)} ({formatting.interval(figure, 0)})" if figure else formatting.UNKNOWN
-    )
+def _recovered(figure: Interval | None) -> str:
+    return f"{formatting.percent(figure.value, 0)} ({formatting.interval(figure, 0)})" if figure else formatting.UNKNOWN

@@ -14,7 +14,9 @@ from distillctl.data.rows import left_out
 from distillctl.metrics import names
 from distillctl.report import charts, formatting, speed, use
 from distillctl.report.contract import Series
+from distillctl.report.facts import ReportFacts
 from distillctl.report.svg import COLOUR, NAMES
+from distillctl.tasks.generate.facts import GenerateReport, PointingResponse, ShownAnswers
 from distillctl.untrusted.printable import printable
 
 SPEAKERS = {
@@ -27,39 +29,39 @@ SPEAKERS = {
 """Who said an answer."""
 
 
-def render(facts: dict[str, Any], series: Series) -> str:
+def render(facts: ReportFacts, series: Series) -> str:
     """Render the page from a contract (`contract.build`) and the series for its charts."""
     return (
         _environment()
-        .get_template(f"{facts['task']}.html.jinja")
+        .get_template(f"{facts.task}.html.jinja")
         .render(
-            facts,
+            facts.given,
             context=series.context,
-            content_measured=names.measures_content(facts["metric"]),
+            content_measured=names.measures_content(facts.metric),
             charts=_charts(facts, series),
             names=NAMES,
             coloured=COLOUR,
             speakers=SPEAKERS,
-            folder=str(Path(facts["artifact"] or ".").parent),
-            code=use.code(facts, series.run_dir) if facts["artifact"] else {},
+            folder=str(Path(facts.artifact or ".").parent),
+            code=use.code(facts, series.run_dir),
         )
     )
 
 
-def _charts(facts: dict[str, Any], series: Series) -> dict[str, Markup]:
+def _charts(facts: ReportFacts, series: Series) -> dict[str, Markup]:
     found = {
         "arms": charts.arms(facts),
         "training": charts.training(series.training),
         "candidates": charts.candidates(facts),
         "front": charts.front(facts),
     }
-    if facts["models"]:
-        found["latencies"] = charts.latencies(facts, series.latencies)
-    if facts["task"] == "generate":
-        if facts["models"]:
-            found["speeds"] = charts.speeds(facts["models"])
-        if facts["necessity"]:
-            found["necessity"] = charts.necessity(facts["necessity"])
+    if facts.models:
+        found["latencies"] = charts.latencies(facts.models, series.latencies)
+    if facts.task == "generate":
+        if facts.models:
+            found["speeds"] = charts.speeds(facts.models)
+        if need := facts.part(GenerateReport).necessity:
+            found["necessity"] = charts.necessity(need)
     return found
 
 
@@ -87,7 +89,7 @@ def _environment() -> Environment:
         initial=_initial,
         voices=_voices,
         pieces=_pieces,
-        left_out=left_out,
+        left_out=lambda counts: left_out(counts.model_dump()),
     )
     return environment
 
@@ -102,25 +104,25 @@ def _initial(text: str) -> str:
     return text if text.split()[0] != text.split()[0].lower() else text[:1].upper() + text[1:]
 
 
-def _voices(row: dict[str, Any]) -> list[dict[str, Any]]:
+def _voices(row: ShownAnswers) -> list[dict[str, object]]:
     """The different answers to an input, each with all who gave it; `cut`: whether it was cut off for one of them."""
     found: dict[str, list[str]] = {}
-    for name, text in {**row["said"], "reference": row["reference"]}.items():
+    for name, text in {**row.said, "reference": row.reference}.items():
         if text is not None:
             found.setdefault(text, []).append(name)
-    return [{"text": text, "names": names, "cut": bool({*names} & {*row["cut"]})} for text, names in found.items()]
+    return [{"text": text, "names": names, "cut": bool({*names} & {*row.cut})} for text, names in found.items()]
 
 
-def _pieces(row: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+def _pieces(row: PointingResponse) -> Iterator[tuple[str, str | None]]:
     """A text in pieces, each with what its span says of it; where spans overlap, the earlier one goes first."""
     at = 0
-    for span in row["spans"]:
-        start = max(at, span["start"])
-        if start < span["end"]:
-            yield row["text"][at:start], None
-            yield row["text"][start : span["end"]], span["why"]
-            at = span["end"]
-    yield row["text"][at:], None
+    for span in row.spans:
+        start = max(at, span.start)
+        if start < span.end:
+            yield row.text[at:start], None
+            yield row.text[start : span.end], span.why
+            at = span.end
+    yield row.text[at:], None
 
 
 def _moment(created: float) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from distillctl.data.view_table import ViewTable
 from distillctl.data.view_template import ViewTemplate
 from distillctl.recipe import Recipe
+from distillctl.report.facts import ReportFacts, UsageFacts
+from distillctl.run_dir.facts import StudentFacts
 from distillctl.run_dir.workspace import Workspace
 from distillctl.snippets import code as snippets
 from distillctl.snippets.reading import Reading
@@ -20,22 +20,24 @@ _TOLD = ("name", "sample", "versions", "inputs", "builder", "begin", "stop", "ma
 """What snippets have to know of the contract's facts; each kind of task has some of them."""
 
 
-def usage_facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: Mapping[str, Any]) -> dict[str, Any]:
-    """For the contract. template, view_limit: what makes a view of an input, and the tokens it may have; sample: what
-    the code asks, a held-out row's input (its view, where the code has to be given that)."""
+def usage_facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: StudentFacts) -> UsageFacts:
+    """Return what the code needs."""
     reading = Reading.of(recipe, views, train, workspace.folder("quantize"))
     rows = views.simplified if reading.template.form == "view" else views.input
-    return {"template": reading.template.model_dump(mode="json"), "view_limit": reading.limit, "sample": rows[0]}
+    template = ViewTemplate(**reading.template.model_dump())  # with its defaults
+    return UsageFacts(template=template, view_limit=reading.limit, sample=rows[0])
 
 
-def code(facts: Mapping[str, Any], run_dir: Path) -> dict[str, Markup]:
-    """Language → code, escaped for HTML, to be run in the run directory. facts: the contract's; run_dir: where its
-    files are now."""
-    inside = Path(facts["artifact"]).parent
-    reading = Reading(ViewTemplate.model_validate(facts["template"]), facts["view_limit"], run_dir / inside)
-    known = {key: facts[key] for key in _TOLD if key in facts} | {"ids_graph": "model.onnx", "text_in": False}
+def code(facts: ReportFacts, run_dir: Path) -> dict[str, Markup]:
+    """Language → code, escaped for HTML, to be run in the run directory. run_dir: where its files are now."""
+    if facts.artifact is None or facts.template is None or facts.view_limit is None:
+        return {}  # nothing is deployed
+    inside = Path(facts.artifact).parent
+    reading = Reading(facts.template, facts.view_limit, run_dir / inside)
+    known = {key: facts.given[key] for key in _TOLD if key in facts.given}
+    known |= {"ids_graph": "model.onnx", "text_in": False}
     shown = f"Path({str(inside)!r})"
     return {
         file: Markup(html.escape(snippets.render(file, reading, "report", folder=shown, **known), quote=False))
-        for file in facts["snippets"]
+        for file in facts.snippets
     }

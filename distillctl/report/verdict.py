@@ -2,65 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
 from distillctl.metrics import names
 from distillctl.report import formatting
+from distillctl.report.facts import ReportFacts, StageCaution
+from distillctl.run_dir.facts import Interval
 
 FEWEST_ROWS = 100
 WIDEST = 0.3
 """With fewer held-out rows, or a wider interval of what is recovered, there is no verdict."""
 
 
-def subject(facts: dict[str, Any]) -> str:
+def subject(arms: Collection[str]) -> str:
     """The arm that the report is about: the deployed model, or the student where none was deployed."""
-    return "deployed" if "deployed" in facts["arms"] else "student"
+    return "deployed" if "deployed" in arms else "student"
 
 
-def without_effect(facts: dict[str, Any]) -> str | None:
+def without_effect(facts: ReportFacts) -> str | None:
     """Return what the prompt did to the teacher, if that is nothing that a model could keep."""
-    if not names.measures_content(facts["metric"]) or facts["recovered"][subject(facts)] is not None:
+    if not names.measures_content(facts.metric) or facts.recovered[facts.subject] is not None:
         return None
-    measure = names.named(facts["metric"])
-    if facts["gaps"]["floor"]["high"] < 0:
+    measure = names.named(facts.metric)
+    if facts.gaps["floor"].high < 0:
         return f"made the teacher worse by {measure}"
     return f"made no difference to the teacher that could be measured by {measure}"
 
 
-def kept(facts: dict[str, Any]) -> str:
+def kept(facts: ReportFacts) -> str:
     """Return how much of what the context did survives, with its interval and its metric, or why there is no verdict.
 
     facts: of a run whose prompt has an effect (`without_effect`)."""
-    arm, measure = facts["recovered"][subject(facts)], names.named(facts["metric"])
-    if not names.measures_content(facts["metric"]):
+    arm, measure = facts.recovered[facts.subject], names.named(facts.metric)
+    if not names.measures_content(facts.metric):
         return "what its answers say was not measured"
     assert arm is not None
     if doubt := _doubt(facts, arm):
         return f"{doubt} to say how much of what the context did survives"
-    told = f"{formatting.percent(arm['value'], 0)} ({formatting.interval(arm, 0)})"
-    if arm["value"] <= 0:
+    told = f"{formatting.percent(arm.value, 0)} ({formatting.interval(arm, 0)})"
+    if arm.value <= 0:
         return f"nothing of what the context did survives by {measure} ({told})"
-    if arm["low"] > 1:
+    if arm.low > 1:
         return f"all of what the context did survives by {measure} ({told})"
     return f"{told} of what the context did survives by {measure}"
 
 
-def cautions(facts: dict[str, Any]) -> list[dict[str, str]]:
+def cautions(facts: ReportFacts) -> list[StageCaution]:
     """The report's own doubts: too few rows, or too wide an interval."""
-    arm = facts["recovered"][subject(facts)]
-    if not names.measures_content(facts["metric"]) or not (doubt := _doubt(facts, arm)):
+    arm = facts.recovered[facts.subject]
+    if not names.measures_content(facts.metric) or not (doubt := _doubt(facts, arm)):
         return []
-    rows = facts["arms"]["ceiling"]["n"]
-    measured = "" if arm is None else f"; recovered {arm['value']:.2f} ({arm['low']:.2f} … {arm['high']:.2f})"
+    rows = facts.arms["ceiling"].n
+    measured = "" if arm is None else f"; recovered {arm.value:.2f} ({arm.low:.2f} … {arm.high:.2f})"
     why = "" if rows < FEWEST_ROWS else f" with {rows:,} held-out rows"
     text = f"{doubt[0].upper()}{doubt[1:]} for a verdict{why}{measured}. Raise data.eval_rows."
-    return [{"stage": "report", "code": "too-few-rows", "text": text}]
+    return [StageCaution(stage="report", code="too-few-rows", text=text)]
 
 
-def _doubt(facts: dict[str, Any], recovered: dict[str, float] | None) -> str | None:
-    rows = facts["arms"]["ceiling"]["n"]
+def _doubt(facts: ReportFacts, recovered: Interval | None) -> str | None:
+    rows = facts.arms["ceiling"].n
     if rows < FEWEST_ROWS:
         return f"{rows:,} held-out rows are too few"
-    if recovered and recovered["high"] - recovered["low"] > WIDEST:
+    if recovered and recovered.high - recovered.low > WIDEST:
         return f"the interval of {formatting.interval(recovered, 0)} is too wide"
     return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distillctl.errors import UpstreamError
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import FAILED, MANIFEST, Manifest, StageOutput, Workspace
 
 
@@ -16,13 +17,13 @@ def keep(
     *,
     recipe: Mapping[str, Any],
     inputs: Mapping[str, str],
-    facts: Mapping[str, Any],
+    facts: Facts,
     seed: int,
     seconds: float,
 ) -> None:
     """Write the manifest of a failed attempt, in the form that `Workspace.commit` gives to a finished stage."""
     _folder(workspace).commit(
-        stage, recipe=recipe, inputs=inputs, outcome=StageOutput([], dict(facts)), seed=seed, seconds=seconds
+        stage, recipe=recipe, inputs=inputs, outcome=StageOutput([], facts), seed=seed, seconds=seconds
     )
 
 

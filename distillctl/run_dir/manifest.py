@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from distillctl.run_dir import checksums, facts
+from distillctl.run_dir.bench_facts import BenchFacts
+from distillctl.run_dir.facts import CollectFacts, ExportFacts, FactsT, QuantizeFacts, StageFacts, TrainFacts
 from distillctl.run_dir.fingerprints import digest
 from distillctl.untrusted import limits
 
@@ -31,6 +33,14 @@ LIBRARIES = (
 SCRATCH = re.compile(r"checkpoints/[a-z]+-[0-9a-f]{16}-step-\d+(-damaged)?")
 """Paths of checkpoints from train's folder. Only an unfinished run needs them."""
 _MANIFEST_BYTES = 64 << 20
+MODELS: dict[str, type[StageFacts]] = {
+    "collect": CollectFacts,
+    "train": TrainFacts,
+    "export": ExportFacts,
+    "quantize": QuantizeFacts,
+    "bench": BenchFacts,
+}
+"""Stage → what it records whatever the kind of task; of the others, only cautions are checked."""
 
 
 def _inside(name: str) -> str:
@@ -71,7 +81,7 @@ class Manifest(BaseModel):
     """Name → fingerprint: upstream manifests, data files, model files."""
     outputs: Files
     facts: dict[str, Any]
-    """The stage's findings; every number in the report is one of them."""
+    """The stage's findings, as they stand in the file; every number in the report is one of them. `read` types them."""
     versions: dict[str, str]
     seed: int
     seconds: float
@@ -94,6 +104,10 @@ class Manifest(BaseModel):
         """Return all files that must not change."""
         return {**self.outputs, **self.keeps}
 
+    def read(self, model: type[FactsT]) -> FactsT:
+        """Return the part of the facts that ``model`` declares. Raise UpstreamError if it is not all there."""
+        return facts.read(model, self.facts)
+
     def with_checksum(self) -> tuple[Manifest, str]:
         """Return the manifest with its checksum, and the text of the file."""
         text = checksums.put(self.model_dump_json(indent=2, exclude={"checksum"}))
@@ -104,7 +118,8 @@ class Manifest(BaseModel):
         """Parse a manifest. Raise ValueError if it is damaged."""
         document, checksum = checksums.read(raw)
         manifest = cls.model_validate(document)
-        return manifest.model_copy(update={"facts": facts.checked(manifest.facts), "checksum": checksum})
+        facts.check(MODELS.get(manifest.stage, StageFacts), manifest.facts)
+        return manifest.model_copy(update={"checksum": checksum})
 
 
 def read(path: Path, stage: str) -> Manifest:

@@ -30,6 +30,7 @@ from distillctl.run_dir.atomic_io import replacing_folder as replacing_folder
 from distillctl.run_dir.atomic_io import sync as sync
 from distillctl.run_dir.atomic_io import writable as writable
 from distillctl.run_dir.atomic_io import write_text as write_text
+from distillctl.run_dir.facts import Facts, FactsT
 from distillctl.run_dir.fingerprints import digest as digest
 from distillctl.run_dir.fingerprints import file_digest as file_digest
 from distillctl.run_dir.fingerprints import tree_digest as tree_digest
@@ -61,7 +62,7 @@ class StageOutput:
 
     outputs: list[str]
     """Paths from the stage's folder; a folder stands for all files in it."""
-    facts: dict[str, Any]
+    facts: Facts
 
 
 def _below(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -117,6 +118,13 @@ class Workspace:
                 next=f"distillctl {stage} RECIPE",
             ) from None
 
+    def facts(self, stage: str, model: type[FactsT]) -> FactsT:
+        """Return the part of a stage's facts that ``model`` declares. Raise UpstreamError if it is not all there."""
+        manifest = self.manifest(stage)
+        if manifest is None:
+            raise UpstreamError(f"{stage} is missing", where=str(self.root), next=f"distillctl {stage} RECIPE")
+        return manifest.read(model)
+
     def damage(self, stage: str, manifest: Manifest) -> str | None:
         """Return what is wrong with the files that the manifest names, or None."""
         for name, output in manifest.files.items():
@@ -153,7 +161,7 @@ class Workspace:
         time."""
         parts = {key: Path(manifest.facts[key]).parts[-count:] for key, count in PATHS.items() if key in manifest.facts}
         paths = {key: str(self.root.joinpath(*names)) for key, names in parts.items()}
-        return manifest.model_copy(update={"facts": type(manifest.facts)({**manifest.facts, **paths})})
+        return manifest.model_copy(update={"facts": manifest.facts | paths})
 
     def invalidate(self, stage: str) -> None:
         """Remove the stage's manifest, durably, before any of its committed files is changed."""
@@ -271,7 +279,7 @@ class Workspace:
                 recipe=dict(recipe),
                 inputs=dict(inputs),
                 outputs={os.path.relpath(file, folder): _output(file) for file in files},
-                facts=outcome.facts,
+                facts=outcome.facts.as_json(),
                 versions=versions(),
                 seed=seed,
                 seconds=round(seconds, 3),

@@ -21,6 +21,8 @@ from distillctl.errors import UnavailableError
 from distillctl.models import model_source
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher, Recipe
+from distillctl.run_dir.bench_facts import AlsoMeasured, BenchFacts, LoadgenFacts, ProfileTimes, TimedModel
+from distillctl.run_dir.facts import DeployedFacts, Facts, PlaceFacts, PlacesFacts
 from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder, versions
 from distillctl.runtimes import lengths, loadgen, machine, model_facts, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, ProcessRun, agreement, figures, measure
@@ -62,7 +64,8 @@ class BenchSession:
             seconds=None if settings.max_seconds is None else settings.max_seconds / settings.processes,
             fewer=TEACHER_PROCESSES,
         )
-        self._limits = {"threads": settings.used_threads, "cpus": machine.cpus(settings.used_threads)}
+        self._threads, self._cpus = settings.used_threads, machine.cpus(settings.used_threads)
+        self._limits = {"threads": self._threads, "cpus": self._cpus}
         self._views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
         # Rows repeat if there are fewer of them than queries.
         order = np.random.default_rng(recipe.seed).permutation(len(self._views.id))
@@ -73,11 +76,10 @@ class BenchSession:
         """Return the row id of each query."""
         return [self._views.id[row] for row in self._sample]
 
-    def facts(self, stage: str) -> dict[str, Any]:
-        """Return the facts of an earlier stage."""
-        manifest = self.workspace.manifest(stage)
-        assert manifest is not None
-        return manifest.facts
+    @property
+    def _place(self) -> PlaceFacts:
+        """Where the teacher's answer begins."""
+        return self.workspace.facts("collect", PlacesFacts).answer_place["full"]
 
     def teachers(
         self, build: Callable[[HuggingFaceTeacher, ModelSource, int], Path | None], **task: Any
@@ -101,7 +103,7 @@ class BenchSession:
                 "path": source.path and str(source.path),
                 "revision": source.revision,
             },
-            "place": self.facts("collect")["answer_place"]["full"],
+            "place": self._place.as_json(),
             **task,
         }
         jobs = {"teacher": {**job, "cached": False}, "teacher_cached": {**job, "cached": True}}
@@ -119,7 +121,7 @@ class BenchSession:
     ) -> dict[str, Job]:
         from distillctl.runtimes import teacher_tokens  # torch
 
-        place = AnswerPlace(**self.facts("collect")["answer_place"]["full"])
+        place = AnswerPlace(**self._place.as_json())
         prompted = teacher_tokens.read(spec, source, texts, place, task.get("label_words"))
         vocabulary = prompted.pop("vocabulary")
         longest = len(prompted["context"]) + max(map(len, prompted["suffixes"].values()))
@@ -166,72 +168,79 @@ class BenchSession:
         passes = self._memory() if reads else []
         with console.progress("bench", self.plan.turns * sum(map(self.plan.rounds, jobs)), "turns") as bar:
             runs = measure(jobs, self.plan, lambda name: bar.advance(model=name))
-        quantize = self.facts("quantize")
+        chosen = self.workspace.facts("quantize", DeployedFacts).chosen
         models = {
-            name: self._sizes(name, jobs[name], model_runs)
-            | model_facts.described(name, self.recipe, quantize)
-            | figures(model_runs)
-            | more(model_runs)
+            name: TimedModel.model_validate(
+                self._sizes(name, jobs[name], model_runs)
+                | model_facts.described(name, self.recipe, chosen)
+                | figures(model_runs)
+                | more(model_runs)
+            )
             for name, model_runs in runs.items()
         }
         shares = self._agreement(runs, expected)
-        facts: dict[str, Any] = {
-            "models": models,
-            "machine": before,
-            **{key: self._limits[key] for key in ("threads", "cpus")},
-            "ratios": {n: m["p50_ms"] / models["deployed"]["p50_ms"] for n, m in models.items() if n != "deployed"},
-            "agreement": shares,
-            "headline_peer": model_facts.headline_peer(models, shares),
-        }
-        caution_busy(models["deployed"]["waiting_share"])
+        also: Facts = AlsoMeasured(headline_peer=model_facts.headline_peer(models, shares))
+        caution_busy(models["deployed"].waiting_share or 0.0)
         if reads:
-            facts["memory_bytes_per_second"] = max(passes + self._memory())
-            self._share(models, reads, facts["memory_bytes_per_second"])
+            speed = max(passes + self._memory())
+            models |= {name: self._shared(models[name], weights, speed) for name, weights in reads.items()}
+            also |= AlsoMeasured(memory_bytes_per_second=speed)
         if device := settings.device:
+            times = lengths.measure(jobs["deployed"], device.context_tokens)
             described = {"name": settings.profile, "host": "this host, not a phone", **device.model_dump(mode="json")}
-            facts["profile"] = described | {"lengths": lengths.measure(jobs["deployed"], device.context_tokens)}
+            also |= AlsoMeasured(profile=ProfileTimes(**described, lengths=times))
         if settings.sustained_seconds:
-            facts["sustained"] = sustained.measure(jobs["deployed"], settings.sustained_seconds)
-        for name, share in facts["agreement"].items():
+            also |= AlsoMeasured(sustained=sustained.measure(jobs["deployed"], settings.sustained_seconds))
+        for name, share in shares.items():
             if share is not None and share < LEAST_AGREEMENT and name != "teacher_genai":  # it is quantized
                 console.warn(f"{name} gave the expected answer in only {share:.1%} of its timed queries")
         with tempfile.TemporaryDirectory() as scratch:
-            logs = self._loadgen(jobs["deployed"], facts, Path(scratch))
+            logs = Path(scratch)
+            if (found := self._loadgen(jobs["deployed"], logs)) is not None:
+                also |= AlsoMeasured(loadgen=found)
+            facts = BenchFacts(
+                models=models,
+                machine=before,
+                threads=self._threads,
+                cpus=self._cpus,
+                ratios={n: m.p50_ms / models["deployed"].p50_ms for n, m in models.items() if n != "deployed"},
+                agreement=shares,
+                **also.given,
+            )
             return StageOutput(self._write(facts, runs, columns, logs), facts)
 
-    def _memory(self) -> list[float]:
+    def _memory(self) -> list[int]:
         """Measure the memory bandwidth in bytes per second, with the same threads. The best pass before and after the
         models counts.
         """
         with WorkerProcess("memory", {"runtime": "memory", "texts": [""] * PASSES, **self._limits}) as worker:
             return [speed for [speed] in worker.run(0, PASSES)["answers"]]
 
-    def _share(self, models: Mapping[str, dict[str, Any]], reads: Mapping[str, int], speed: float) -> None:
-        """Add to each model's figures its share of the memory bandwidth."""
-        for name, weights in reads.items():
-            model = models[name]
-            view, answer = model["view_tokens"], model["answer_tokens"]
-            # Keys and values grow with the answer: their size halfway through it is the mean.
-            bytes_read = weights + model["kv_bytes"] * (view + answer / 2) / (view + answer)
-            rate = model["decode_tokens_per_second"]
-            model["bytes_per_token"], model["bandwidth_share"] = bytes_read, rate and rate * bytes_read / speed
+    def _shared(self, model: TimedModel, weights: int, speed: float) -> TimedModel:
+        """Add the model's share of the memory bandwidth to its figures. weights: the bytes that it reads for a
+        token."""
+        view, answer, held = model.view_tokens or 0.0, model.answer_tokens or 0.0, model.kv_bytes or 0
+        # Keys and values grow with the answer: their size halfway through it is the mean.
+        bytes_read = weights + held * (view + answer / 2) / (view + answer)
+        rate = model.decode_tokens_per_second
+        return model.model_copy(
+            update={"bytes_per_token": bytes_read, "bandwidth_share": rate and rate * bytes_read / speed}
+        )
 
-    def _loadgen(self, deployed: Job, facts: dict[str, Any], folder: Path) -> Path | None:
-        """Add MLPerf LoadGen's result on the deployed graph to the facts; leave its logs in ``folder``."""
+    def _loadgen(self, deployed: Job, folder: Path) -> LoadgenFacts | None:
+        """Return MLPerf LoadGen's result on the deployed graph; leave its logs in ``folder``."""
         rules = self.recipe.bench.loadgen
         if rules is None:
             return None
         console.note(f"MLPerf LoadGen, SingleStream: at least {rules.min_queries:,} queries, {rules.min_seconds:g} s")
-        result = facts["loadgen"] = loadgen.measure("deployed", deployed, **rules.model_dump(), folder=folder)
-        if not result["valid"]:
+        result = loadgen.measure("deployed", deployed, **rules.model_dump(), folder=folder)
+        if not result.valid:
             kept = self.workspace.folder("bench") / LOGS / loadgen.SUMMARY
-            console.warn(f"MLPerf LoadGen's verdict is INVALID ({', '.join(result['unmet'])}): see {kept}")
-        return folder
+            console.warn(f"MLPerf LoadGen's verdict is INVALID ({', '.join(result.unmet)}): see {kept}")
+        return result
 
-    def _sizes(self, name: str, job: Job, runs: Sequence[ProcessRun]) -> dict[str, Any]:
-        """Return a model's sizes. bytes: of the graphs with their external data, or of PyTorch's weights as loaded;
-        file_bytes: of the teacher's file.
-        """
+    def _sizes(self, name: str, job: Job, runs: Sequence[ProcessRun]) -> dict[str, int | None]:
+        """Return a model's ``bytes``, and a teacher's ``file_bytes`` and ``cached_tokens``."""
         if name in FOLDERS:
             return {"bytes": graph_bytes(self.workspace.folder(FOLDERS[name]))}
         if name == "teacher_genai":
@@ -258,10 +267,10 @@ class BenchSession:
 
     def _write(
         self,
-        facts: dict[str, Any],
+        facts: BenchFacts,
         runs: dict[str, list[ProcessRun]],
         columns: Callable[[Sequence[ProcessRun]], Mapping[str, list[Any]]],
-        logs: Path | None,
+        logs: Path,
     ) -> list[str]:
         tables = {
             name: {
@@ -274,7 +283,7 @@ class BenchSession:
         }
         models = {
             name: {
-                **facts["models"][name],
+                **facts.models[name].as_json(),
                 "samples": f"samples/{name}.parquet",
                 "runs": [
                     {**run.loaded, "first_ms": run.first_ms, "warmup_ms": run.warmup_ms, "n": len(run.queries)}
@@ -285,16 +294,16 @@ class BenchSession:
             for name, model_runs in runs.items()
         }
         # rows: the query of a sample → the id of its example
-        results = {**facts, "models": models, "versions": versions(), "rows": self.rows}
+        results = {**facts.as_json(), "models": models, "versions": versions(), "rows": self.rows}
         text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         with replacing_folder(self.workspace.folder("bench")) as staged:
-            if logs is not None:
+            if facts.loadgen is not None:
                 shutil.copytree(logs, staged / LOGS)
             (staged / "samples").mkdir()
             for name, table in tables.items():
                 pq.write_table(pa.table(table), staged / "samples" / f"{name}.parquet")
             (staged / "results.json").write_text(text, encoding="utf-8")
-        return ["results.json", "samples", *([LOGS] if logs else [])]
+        return ["results.json", "samples", *([LOGS] if facts.loadgen else [])]
 
 
 def caution_busy(waiting_share: float) -> None:

@@ -146,7 +146,7 @@ def _time(worker: WorkerProcess, run: ProcessRun, until: int, seconds: float | N
         setattr(run, kind, answer[kind])
 
 
-def figures(runs: list[ProcessRun]) -> dict[str, Any]:
+def figures(runs: list[ProcessRun]) -> dict[str, float | list[float] | None]:
     """Return a model's figures over the samples of all processes; the median load time, the maximal memory."""
     samples = np.concatenate([run.milliseconds for run in runs])
     p50, p90, p99 = (float(p) for p in np.percentile(samples, (50, 90, 99)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from distillctl import console
 from distillctl.errors import UnavailableError
+from distillctl.run_dir.bench_facts import LengthTimes
 from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import WorkerProcess
 
@@ -18,8 +18,8 @@ QUERIES, SECONDS = 30, 5.0
 """Limits at each length: number of queries, and seconds."""
 
 
-def measure(job: Job, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Return tokens, p50_ms and n for each length, of texts made from the job's own; or ``error`` if a run fails."""
+def measure(job: Job, lengths: Sequence[int]) -> list[LengthTimes]:
+    """Time each length, on texts made from the job's own."""
     tokenizer = Tokenizer.from_file(str(Path(job["folder"]) / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -33,9 +33,9 @@ def measure(job: Job, lengths: Sequence[int]) -> list[dict[str, Any]]:
                 times = [sum(ms) for ms in worker.run(2, QUERIES, SECONDS)["token_ms"]]
             except UnavailableError as problem:
                 console.warn(str(problem))
-                timings.append({"tokens": tokens, "error": problem.what.splitlines()[-1]})
+                timings.append(LengthTimes(tokens=tokens, error=problem.what.splitlines()[-1]))
             else:
-                timings.append({"tokens": tokens, "p50_ms": statistics.median(times), "n": len(times)})
+                timings.append(LengthTimes(tokens=tokens, p50_ms=statistics.median(times), n=len(times)))
     return timings
 
 

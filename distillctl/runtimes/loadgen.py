@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distillctl.errors import UnavailableError
+from distillctl.run_dir.bench_facts import LoadgenFacts
 from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import WorkerProcess
 from distillctl.runtimes.worker import Query, prepare
@@ -44,12 +45,8 @@ def require() -> None:
         raise UnavailableError("MLPerf LoadGen is not installed", next="pip install 'distillctl[loadgen]'")
 
 
-def measure(name: str, job: Job, *, min_queries: int, min_seconds: float, folder: Path) -> dict[str, Any]:
-    """Run the test in a fresh process, leave LoadGen's logs in ``folder``, and return its findings.
-
-    valid: LoadGen's verdict. unmet: the rules that were not kept. p90_ms, mean_ms, p50_ms, p99_ms: of queries.
-    first_token_p90_ms: for `generate`. early_stopping_p90_ms: LoadGen's estimate, or None.
-    """
+def measure(name: str, job: Job, *, min_queries: int, min_seconds: float, folder: Path) -> LoadgenFacts:
+    """Run the test in a fresh process, leave LoadGen's logs in ``folder``, and return its findings."""
     rules = {"min_queries": min_queries, "min_seconds": min_seconds, "writes": job["runtime"] == "onnx_text"}
     limit = SLOWER_THAN_PLANNED * min_seconds + min_queries
     with WorkerProcess(name, job, module=__name__) as worker:
@@ -57,7 +54,7 @@ def measure(name: str, job: Job, *, min_queries: int, min_seconds: float, folder
     for extra in folder.iterdir():
         if extra.name not in (SUMMARY, DETAIL):
             extra.unlink()  # empty: logs of accuracy runs, and traces
-    return {**findings((folder / DETAIL).read_text(encoding="utf-8")), **totals, **rules}
+    return LoadgenFacts(**findings((folder / DETAIL).read_text(encoding="utf-8")), **totals, **rules)
 
 
 def findings(detail: str) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
+
+from distillctl.run_dir.bench_facts import MachineFacts
 
 VECTOR_FLAGS = (
     *("sse4_2", "avx", "fma", "f16c", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
@@ -18,36 +18,36 @@ VECTOR_FLAGS = (
 """CPU flags by Linux's names; asimd is NEON, asimddp its int8 dot product."""
 
 
-def describe() -> dict[str, Any]:
-    """Return CPU, memory, operating system and load; None for what is unknown."""
+def describe() -> MachineFacts:
+    """Describe CPU, memory, operating system and load."""
     cpu = _cpuinfo()
     flags = set((cpu.get("flags") or cpu.get("Features") or "").split())
     frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
-    return {
-        "cpu": cpu.get("model name") or cpu.get("Hardware") or platform.processor() or None,
-        "architecture": platform.machine(),
-        "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "flags": [flag for flag in VECTOR_FLAGS if flag in flags],
-        "max_mhz": (frequency and frequency.max) or None,
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "memory_bytes": psutil.virtual_memory().total,
-        "load_average": os.getloadavg()[0],
-        "os": platform.platform(),
-    }
+    return MachineFacts(
+        cpu=cpu.get("model name") or cpu.get("Hardware") or platform.processor() or None,
+        architecture=platform.machine(),
+        cores=os.cpu_count(),
+        usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        flags=[flag for flag in VECTOR_FLAGS if flag in flags],
+        max_mhz=(frequency and frequency.max) or None,
+        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        memory_bytes=psutil.virtual_memory().total,
+        load_average=os.getloadavg()[0],
+        os=platform.platform(),
+    )
 
 
 ALIKE = ("cpu", "architecture", "cores", "usable_cores", "flags", "governor", "max_mhz")
 """Facts that must be equal on two machines before their times may be compared."""
 
 
-def unlike(machine: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """Say why times from two machines cannot be compared, both as `describe` returns them; None if they can."""
-    differ = [key for key in ALIKE if machine.get(key) != other.get(key)]
-    return "; ".join(f"{key}: {_short(machine.get(key))} / {_short(other.get(key))}" for key in differ) or None
+def unlike(machine: MachineFacts, other: MachineFacts) -> str | None:
+    """Say why times from two machines cannot be compared; None if they can."""
+    pairs = {key: (getattr(machine, key), getattr(other, key)) for key in ALIKE}
+    return "; ".join(f"{key}: {_short(a)} / {_short(b)}" for key, (a, b) in pairs.items() if a != b) or None
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else "unknown" if value is None else str(value)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from distillctl import cautions
 from distillctl.recipe import HuggingFaceTeacher, Recipe
+from distillctl.run_dir.bench_facts import HeadlinePeer, TimedModel
 
 CACHED = ("teacher_cached", "teacher_genai")
 """The teachers that the headline may compare with. Anyone who serves a prompt caches it."""
@@ -22,20 +22,15 @@ _RUNTIMES = {
 }
 
 
-def described(name: str, recipe: Recipe, quantize: Mapping[str, Any]) -> dict[str, Any]:
-    """Return runtime, dtype, threads and bytes_of.
-
-    dtype: of the weights, or the quantizer's name. bytes_of: "file" or "memory", whatever the model's ``bytes``
-    measure. quantize: that stage's facts.
-    """
+def described(name: str, recipe: Recipe, chosen: str) -> dict[str, str | int]:
+    """Return what a model ran in (`TimedModel`). chosen: the candidate that quantize took."""
     runtime = _RUNTIMES.get(name, "ONNX Runtime")
     if name == "teacher_genai":
         dtype = GENAI_DTYPE
     elif name.startswith("teacher"):
         dtype = recipe.teacher.dtype if isinstance(recipe.teacher, HuggingFaceTeacher) else "unknown"
     elif name.startswith("deployed"):
-        chosen = [candidate["name"] for candidate in quantize.get("candidates", ()) if candidate["chosen"]]
-        dtype = chosen[0] if chosen else "unknown"
+        dtype = chosen
     else:
         dtype = "float32"
     return {
@@ -46,30 +41,26 @@ def described(name: str, recipe: Recipe, quantize: Mapping[str, Any]) -> dict[st
     }
 
 
-def headline_peer(
-    models: Mapping[str, Mapping[str, Any]], agreement: Mapping[str, float | None]
-) -> dict[str, Any] | None:
-    """Return the fastest of the teachers with their prompt cached; None for a served teacher, which is not timed.
-
-    ratio: its median query over the deployed model's. agreement: the share of its timed queries answered like collect's
-    teacher.
-    """
+def headline_peer(models: Mapping[str, TimedModel], agreement: Mapping[str, float | None]) -> HeadlinePeer | None:
+    """Return the fastest of the teachers with their prompt cached; None for a served teacher, which is not timed."""
     timed = [name for name in CACHED if name in models]
     if not timed:
         return None
-    fastest = min(timed, key=lambda name: float(models[name]["p50_ms"]))
-    share = agreement.get(fastest)
-    peer = {
-        "model": fastest,
-        "name": "the teacher with its prompt cached",
-        **{key: models[fastest][key] for key in ("runtime", "dtype", "threads")},
-        "ratio": models[fastest]["p50_ms"] / models["deployed"]["p50_ms"],
-        "agreement": share,
-    }
+    fastest = min(timed, key=lambda name: models[name].p50_ms)
+    timed_model, share = models[fastest], agreement.get(fastest)
+    peer = HeadlinePeer(
+        model=fastest,
+        name="the teacher with its prompt cached",
+        runtime=timed_model.runtime,
+        dtype=timed_model.dtype,
+        threads=timed_model.threads,
+        ratio=timed_model.p50_ms / models["deployed"].p50_ms,
+        agreement=share,
+    )
     if fastest == "teacher_genai" and share is not None and share < LEAST_QUANTIZED_AGREEMENT:
         cautions.add(
             "quantized-teacher-differs",
-            f"The speed is compared with the teacher in {peer['runtime']} with {peer['dtype']} weights, the fastest "
+            f"The speed is compared with the teacher in {peer.runtime} with {peer.dtype} weights, the fastest "
             f"way to run it here. Quantized like that, it gives the teacher's own answer in {share:.0%} of the timed "
             "queries; in full precision it is slower (see the table).",
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from typing import Any
 
 from distillctl import console, interrupts
+from distillctl.run_dir.bench_facts import SustainedTimes
 from distillctl.runtimes.interleaved import Job
 from distillctl.runtimes.process import WorkerProcess
 
@@ -15,11 +15,8 @@ PART_SECONDS = 60.0
 _ASK_SECONDS = 2.0
 
 
-def measure(job: Job, seconds: float) -> dict[str, Any]:
-    """Run the job's texts again and again for ``seconds``, in one fresh process that is warm.
-
-    first_p50_ms, last_p50_ms: medians of the first and last part_seconds. ratio: last over first.
-    """
+def measure(job: Job, seconds: float) -> SustainedTimes:
+    """Run the job's texts again and again for ``seconds``, in one fresh process that is warm."""
     times: list[float] = []
     spent, at = 0.0, 0
     with WorkerProcess("deployed", job) as worker, console.progress("sustained", seconds, "seconds") as bar:
@@ -33,14 +30,15 @@ def measure(job: Job, seconds: float) -> dict[str, Any]:
             bar.advance(sum(part) / 1e3)
     length = min(PART_SECONDS, seconds / 3)
     first, last = (_until(times_in_order, length) for times_in_order in (times, times[::-1]))
-    return {
-        "seconds": spent,
-        "queries": len(times),
-        "part_seconds": length,
-        "first_p50_ms": statistics.median(first),
-        "last_p50_ms": statistics.median(last),
-        "ratio": statistics.median(last) / statistics.median(first),
-    }
+    first_p50_ms, last_p50_ms = statistics.median(first), statistics.median(last)
+    return SustainedTimes(
+        seconds=spent,
+        queries=len(times),
+        part_seconds=length,
+        first_p50_ms=first_p50_ms,
+        last_p50_ms=last_p50_ms,
+        ratio=last_p50_ms / first_p50_ms,
+    )
 
 
 def _until(times: list[float], seconds: float) -> list[float]:

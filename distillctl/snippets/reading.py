@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
@@ -14,6 +12,7 @@ from distillctl.data import view_template
 from distillctl.data.view_table import ViewTable
 from distillctl.data.view_template import ViewTemplate
 from distillctl.recipe import Recipe
+from distillctl.run_dir.facts import StudentFacts
 
 _PROBES = ("a", "A", "0", "x1", "ab", ".", "é", "中")
 _LONGEST = 2**31 - 1
@@ -31,12 +30,10 @@ class Reading:
     folder: Path
 
     @classmethod
-    def of(cls, recipe: Recipe, rows: ViewTable, train: Mapping[str, Any], folder: Path) -> Reading:
-        """Make the reading for the graph in ``folder``. train: the facts of train. A decoder's view leaves room for its
-        answer.
-        """
-        limit = train["max_length"]
-        if recipe.task.response_tokens and not train["encoder_decoder"]:
+    def of(cls, recipe: Recipe, rows: ViewTable, train: StudentFacts, folder: Path) -> Reading:
+        """Make the reading for the graph in ``folder``. A decoder's view leaves room for its answer."""
+        limit = train.max_length
+        if recipe.task.response_tokens and not train.encoder_decoder:
             limit -= recipe.task.response_tokens
         return cls(view_template.of(recipe, rows), min(limit, _LONGEST), folder)
 

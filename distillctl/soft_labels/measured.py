@@ -7,13 +7,13 @@ left out of training and of the scores of every arm, so that arms stay paired.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
 from distillctl import cautions
 from distillctl.errors import RecipeError
 from distillctl.soft_labels import labels as labels_of
+from distillctl.soft_labels.coverage import CoverageFacts, LeftOutRows, UnseenLabels
 from distillctl.soft_labels.label_shards import SoftLabels
 
 MAY_BE_UNMEASURED = 0.05
@@ -82,15 +82,10 @@ _ADVICE = (
 )
 
 
-def coverage_facts(stored: Labels, measured: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the manifest records about unmeasured rows, and give cautions.
-
-    unmeasured: split → number and share of rows left out. unseen: arm → for the eval rows, the share of (row, label)
-    pairs that the server did not show, and their mean share of a row's label mass, as upper bounds. Both are None if
-    all are exact.
-    """
+def coverage_facts(stored: Labels, measured: Mapping[str, np.ndarray]) -> CoverageFacts:
+    """Return what the manifest records about unmeasured rows, and give cautions."""
     if all(labels.seen is None for labels in stored.values()):
-        return {"unmeasured": None, "unseen": None}
+        return CoverageFacts(unmeasured=None, unseen=None)
     left_out = {split: int((~kept).sum()) for split, kept in measured.items()}
     if any(left_out.values()):
         counts = " and ".join(
@@ -102,22 +97,22 @@ def coverage_facts(stored: Labels, measured: Mapping[str, np.ndarray]) -> dict[s
             "is the likeliest. The scores are those of the other rows.",
         )
     unseen = dict(_bounds(stored, measured))
-    worst = max(unseen.values(), key=lambda bound: bound["mass"])
-    if worst["mass"] > MAY_BE_UNKNOWN:
+    worst = max(unseen.values(), key=lambda bound: bound.mass)
+    if worst.mass > MAY_BE_UNKNOWN:
         cautions.add(
             "labels-not-shown",
-            f"{worst['pairs']:.0%} of the (row, label) pairs were not among the tokens that the server showed. Their "
-            f"probabilities are upper bounds, and {worst['mass']:.1%} of the label mass. Ask for more tokens "
+            f"{worst.pairs:.0%} of the (row, label) pairs were not among the tokens that the server showed. Their "
+            f"probabilities are upper bounds, and {worst.mass:.1%} of the label mass. Ask for more tokens "
             "(teacher.top_logprobs), use words that the teacher would say, or end the template where they follow.",
         )
-    shares = {split: {"rows": count, "share": count / len(measured[split])} for split, count in left_out.items()}
-    return {"unmeasured": shares, "unseen": unseen}
+    shares = {split: LeftOutRows(rows=rows, share=rows / len(measured[split])) for split, rows in left_out.items()}
+    return CoverageFacts(unmeasured=shares, unseen=unseen)
 
 
-def _bounds(stored: Labels, measured: Mapping[str, np.ndarray]) -> Iterable[tuple[str, dict[str, float]]]:
+def _bounds(stored: Labels, measured: Mapping[str, np.ndarray]) -> Iterable[tuple[str, UnseenLabels]]:
     for (arm, split), labels in stored.items():
         if split != "eval" or labels.seen is None:
             continue
         seen, probs = labels.seen[measured[split]], np.exp(labels.log_probs[measured[split]].astype(np.float64))
         share = float(((probs * ~seen).sum(-1) / probs.sum(-1)).mean())
-        yield arm, {"pairs": float((~seen).mean()), "mass": share}
+        yield arm, UnseenLabels(pairs=float((~seen).mean()), mass=share)

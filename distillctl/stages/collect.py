@@ -40,11 +40,13 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
             loop = ShardLabeler(pool, collection.present, collection.commit, bar)
             for todo in collection.rounds:
                 loop.label(todo, collection.request)
-        facts = teacher_arms.collect_facts(recipe, pool.reader, dataset, arms, fingerprint)
-        facts |= collection.teacher_facts() | loop.facts
+        viewed = teacher_arms.collect_facts(recipe, pool.reader, dataset, arms, fingerprint)
+        labelled = collection.teacher_facts() | loop.facts
     shards.drop_others(folder, every)
     found = collection.findings()
     teacher_arms.write_views(folder, dataset, arms, found.kept)
     if found.kept is not None:
-        facts["counts"] |= {split: int(rows.sum()) for split, rows in found.kept.items()}
-    return StageOutput(outputs=["views.parquet", "shards", *found.outputs], facts=found.facts | facts)
+        rows = {split: int(kept.sum()) for split, kept in found.kept.items()}
+        viewed = viewed.model_copy(update={"counts": viewed.counts.model_copy(update=rows)})
+    facts = found.arms | found.facts | viewed | labelled
+    return StageOutput(outputs=["views.parquet", "shards", *found.outputs], facts=facts)

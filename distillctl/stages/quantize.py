@@ -12,6 +12,7 @@ from distillctl.metrics import doubts
 from distillctl.quantizers import search
 from distillctl.quantizers.search import FP32
 from distillctl.recipe import CANDIDATES, Recipe
+from distillctl.run_dir.facts import Fp32Facts, Origin
 from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
 from distillctl.runtimes.onnxruntime import graph_bytes
 
@@ -31,20 +32,14 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
             built = search.build(candidates, exported, Path(scratch), calibration, seconds)
             with console.progress("score", len(views.id)) as bar:
                 figures = held_out.measure({FP32: exported, **built.folders}, bar.advance)
-            fp32 = {
-                "bytes": graph_bytes(exported),
-                "score": held_out.fp32_score(),
-                "p50_ms": figures[FP32].p50_ms,
-            }
+            fp32 = Fp32Facts(bytes=graph_bytes(exported), score=held_out.fp32_score(), p50_ms=figures[FP32].p50_ms)
             selection = search.select_candidate(
                 staged, built, figures, fp32, recipe.quantize, held_out.unit, held_out.metric
             )
         chosen = selection.chosen.name
         held_out.write(staged / "eval.parquet", chosen)
         doubts.collapse("deployed", *held_out.texts(chosen))
-        export = workspace.manifest("export")
-        assert export is not None
-        text = task.card(staged, views, selection.shown, export.facts.get("builder", "trace"))
+        text = task.card(staged, views, selection.shown, workspace.facts("export", Origin).builder)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())
     return StageOutput(outputs, selection.facts | held_out.facts(chosen))

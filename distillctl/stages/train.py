@@ -10,11 +10,12 @@ from distillctl.data import controls_table as controls
 from distillctl.data import view_table
 from distillctl.models import model_source
 from distillctl.recipe import CrossEntropy, LossTerm, Recipe
+from distillctl.run_dir.facts import ControlRows, DataFacts, FitFacts, TrainFacts
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.students.student import Student
 from distillctl.tasks.base import Trained, Training
 from distillctl.training import train_dir
-from distillctl.training.loop import Fit, TrainingRun, hold_out
+from distillctl.training.loop import TrainingRun, hold_out
 
 
 def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
@@ -34,17 +35,17 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
         training.write(folder / "eval.parquet", ids, trained, control)
         learned_from = training.controls(ids, rows["train"])
         training.review(trained)
-    collect = workspace.manifest("collect")
-    assert collect is not None
-    facts = trained.figures | fit.facts | {
-        "parameters": student.model.num_parameters(),
-        "max_length": student.max_length,
-        "cut_inputs": collect.facts["counts"].get("cut_inputs"),
-        "control": control.figures if control else None,
-        "controls": {"train_rows": learned_from},
-        **training.facts(student, rows, trained),
-    }  # fmt: skip
-    return StageOutput(outputs=["model", "metrics.jsonl", "eval.parquet", controls.FILE], facts=facts)
+    facts = TrainFacts(
+        **trained.figures.given,
+        **fit.given,
+        parameters=student.model.num_parameters(),
+        max_length=student.max_length,
+        cut_inputs=workspace.facts("collect", DataFacts).counts.cut_inputs,
+        control=control.figures if control else None,
+        controls=ControlRows(train_rows=learned_from),
+    )
+    outputs = ["model", "metrics.jsonl", "eval.parquet", controls.FILE]
+    return StageOutput(outputs, facts | training.facts(student, rows, trained))
 
 
 def _fit(
@@ -55,7 +56,7 @@ def _fit(
     rows: Mapping[str, Any],
     name: str,
     terms: tuple[LossTerm, ...],
-) -> tuple[Fit, Trained]:
+) -> tuple[FitFacts, Trained]:
     """Train on part of the train rows; the others say when to stop. name: of the run, in checkpoints and metrics."""
     spec, seed = recipe.train, recipe.train_seed
     train, validation = (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from distillctl import console
 from distillctl.models import checkpoint_files, model_source
 from distillctl.recipe import Recipe
+from distillctl.run_dir.facts import VocabularyFacts
 from distillctl.students import loading, tokenization
 from distillctl.students.student import Student
 
@@ -34,8 +33,8 @@ def trusted(recipe: Recipe) -> bool:
     return bool(getattr(recipe.student, "trust_remote_code", False))
 
 
-def without_weights(recipe: Recipe, folder: Path, facts: Mapping[str, Any]) -> Student:
-    """Return the student that train saved in ``folder``, with its model on torch's meta device. facts: train's.
+def without_weights(recipe: Recipe, folder: Path, max_length: int, vocabulary: VocabularyFacts | None) -> Student:
+    """Return the student that train saved in ``folder``, with its model on torch's meta device.
 
     The old ids of a trimmed vocabulary are found by the tokens' names in the tokenizer from which it started.
     """
@@ -47,9 +46,8 @@ def without_weights(recipe: Recipe, folder: Path, facts: Mapping[str, Any]) -> S
         empty = auto.from_config(config, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     source, kept = model_source.student(recipe), None
-    if facts["vocabulary"] is not None and source is not None:
+    if vocabulary is not None and source is not None:
         before = tokenization.of(source, recipe.student.revision, trust).get_vocab()
         names = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
         kept = np.array([before[token] for token, _ in names], np.int64)
-    room = loading.response_room(recipe, config)
-    return Student(empty, tokenizer, facts["max_length"], kept, facts["vocabulary"], room)
+    return Student(empty, tokenizer, max_length, kept, vocabulary, loading.response_room(recipe, config))

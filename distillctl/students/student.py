@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from distillctl.data.truncation import Length, Limit
 from distillctl.errors import DataError, UnavailableError
+from distillctl.run_dir.facts import VocabularyFacts
 from distillctl.run_dir.workspace import replacing_folder
 from distillctl.students.preflight import longest_view, view_limit
 from distillctl.students.tokenization import pad
@@ -61,7 +62,7 @@ class Student:
     tokenizer: Any
     max_length: int
     kept_ids: np.ndarray | None = None
-    vocabulary_facts: dict[str, Any] | None = None
+    vocabulary_facts: VocabularyFacts | None = None
     response_length: int = 0
     vocabulary_digest: str | None = None
 
@@ -80,7 +81,7 @@ class Student:
         """Return int64 [V_old], the new id of each old one, −1 if it was dropped; None if nothing was trimmed."""
         if self.kept_ids is None or self.vocabulary_facts is None:
             return None
-        new_ids = np.full(self.vocabulary_facts["tokens_before"], -1, np.int64)
+        new_ids = np.full(self.vocabulary_facts.tokens_before, -1, np.int64)
         new_ids[self.kept_ids] = np.arange(len(self.kept_ids))
         return new_ids
 

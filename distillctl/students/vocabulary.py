@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from distillctl.errors import RecipeError
 from distillctl.recipe import TrimmedVocabulary
+from distillctl.run_dir.facts import VocabularyFacts
 from distillctl.run_dir.workspace import digest
 from distillctl.students import embeddings, vocabulary_closure
 from distillctl.students.student import Corpus
@@ -28,15 +29,13 @@ def vocabulary_digest(tokenizer: Any) -> str:
 
 def trim(
     model: PreTrainedModel, tokenizer: Any, spec: TrimmedVocabulary, corpus: Corpus
-) -> tuple[Any, np.ndarray, dict[str, Any]]:
+) -> tuple[Any, np.ndarray, VocabularyFacts]:
     """Keep special tokens, the safety set, the corpus's tokens and everything needed to form them
     (`vocabulary_closure`).
 
     The corpus tokenizes as before, ids aside; every text can still be written, with more tokens. ``model`` is cut in
-    place. Returns the new tokenizer, its tokens' old ids (int64, ascending) and the facts: tokens_before, tokens_after;
-    bytes_saved in fp32 and share_saved of the model's bytes; unseen_share: of the held-out rows' tokens, those that
-    neither the train rows nor the safety set had (None without held-out rows), so what trimming would have cost on them
-    if it had not known them. Raises RecipeError for tokenizers that cannot be trimmed.
+    place. Returns the new tokenizer, its tokens' old ids (int64, ascending) and what was saved. Raises RecipeError for
+    tokenizers that cannot be trimmed.
     """
     document = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     full = Tokenizer.from_str(json.dumps(document))
@@ -64,13 +63,13 @@ def trim(
     return (
         with_backend(tokenizer, trimmed),
         kept,
-        {
-            "tokens_before": known,
-            "tokens_after": len(kept),
-            "bytes_saved": 4 * gone,
-            "share_saved": gone / before,
-            "unseen_share": _unseen_share(full, corpus, needed(seen)),
-        },
+        VocabularyFacts(
+            tokens_before=known,
+            tokens_after=len(kept),
+            bytes_saved=4 * gone,
+            share_saved=gone / before,
+            unseen_share=_unseen_share(full, corpus, needed(seen)),
+        ),
     )
 
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 from distillctl.recipe import Recipe, implementation
 from distillctl.run_dir.workspace import Workspace
 from distillctl.tasks.base import Task
+
+
+def kinds() -> dict[str, type[Task]]:
+    """Return every kind of task by its name in the recipe."""
+    sections: list[Any] = [get_args(one)[0] for one in get_args(Recipe.model_fields["task"].annotation)]
+    found: dict[str, Any] = {get_args(one.model_fields["kind"].annotation)[0]: implementation(one) for one in sections}
+    return found
 
 
 def of(recipe: Recipe, workspace: Workspace) -> Task:

@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from distillctl.data import view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.recipe import LossTerm, Recipe
+from distillctl.run_dir.facts import ArmFacts, Distance, Facts
 from distillctl.run_dir.workspace import Workspace
 
 if TYPE_CHECKING:
     import numpy as np
 
     from distillctl.bundle.builder import BundleBuilder
+    from distillctl.bundle.manifest import FolderFacts
     from distillctl.data.rows import Dataset, Example
-    from distillctl.graphs.tracing import ExportedGraph
     from distillctl.quantizers.candidates import Unit
     from distillctl.quantizers.search import Figures
     from distillctl.quantizers.sensitivity import Calibration
+    from distillctl.run_dir.facts import GraphFacts
     from distillctl.runtimes.bench import Answers, BenchSession
     from distillctl.runtimes.interleaved import ProcessRun
     from distillctl.soft_labels.shards import Shard
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from distillctl.teachers.worker_pool import ShardTask as LabelRequest
     from distillctl.training.loop import TrainingObjective
 
-Facts = Mapping[str, Any]
-"""What a stage's manifest records."""
 RowsT = TypeVar("RowsT")
 TrainedT = TypeVar("TrainedT", bound="Trained")
 
@@ -45,6 +45,8 @@ class Task(Protocol):
 
     runtime: ClassVar[str]
     """The name by which `runtimes.worker` runs this kind's graphs."""
+    report_part: ClassVar[type[KindReport]]
+    """What only this kind's report says."""
 
     def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], AnswerRequest]:
         """Return a function from arm, split and example to what the teacher is asked about that view."""
@@ -70,16 +72,16 @@ class Task(Protocol):
     def check_bundle(self) -> None:
         """Raise UnavailableError where something that the bundle needs is not installed."""
 
-    def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> dict[str, Any]:
+    def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> FolderFacts:
         """Write what this kind adds to a bundle that holds quantize's files. Returns the stage's facts."""
 
     def card(self, folder: Path, views: ViewTable, figures: Sequence[Mapping[str, str]], builder: str) -> str:
         """Return README.md for the graphs in ``folder``. figures: one row per graph, column → value as shown."""
 
-    def compare(self, views: ViewTable, facts: Mapping[str, Facts]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def compare(self, views: ViewTable, *, deployed: bool) -> tuple[dict[str, np.ndarray], KindReport]:
         """Return each arm's score per held-out row, float64 [N], and this kind's own part of the report.
 
-        facts: stage → what its manifest records. Without quantize the student stands in for the deployed model.
+        deployed: whether quantize chose a graph; otherwise the student stands in for it.
         """
 
 
@@ -102,7 +104,7 @@ class Collection(Protocol):
     def commit(self, shard: Shard, labels: Any) -> int:
         """Store the teacher's answer. Returns the number of tokens that it took."""
 
-    def teacher_facts(self) -> dict[str, Any]:
+    def teacher_facts(self) -> Facts:
         """Return what only this kind records about the teacher."""
 
     def findings(self) -> Findings:
@@ -113,7 +115,9 @@ class Collection(Protocol):
 class Findings:
     """What collect records about the labels."""
 
-    facts: dict[str, Any]
+    arms: ArmFacts
+    facts: Facts
+    """What only this kind records."""
     kept: Mapping[str, np.ndarray] | None = None
     """Split → bool [N], the rows that count. None stands for all of them."""
     outputs: Sequence[str] = ()
@@ -127,7 +131,7 @@ class Trained(Protocol):
     """The student's answers to the held-out rows, with its best weights."""
 
     @property
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Distance:
         """Return KL, agreement and what else compares the student with a control."""
 
 
@@ -166,7 +170,7 @@ class Training(Protocol, Generic[RowsT, TrainedT]):
     def review(self, trained: TrainedT) -> None:
         """Caution where the student's answers give a reason to doubt them."""
 
-    def facts(self, student: Student, rows: Mapping[str, RowsT], trained: TrainedT) -> dict[str, Any]:
+    def facts(self, student: Student, rows: Mapping[str, RowsT], trained: TrainedT) -> Facts:
         """Return what only this kind records about the training."""
 
 
@@ -177,9 +181,9 @@ class Training(Protocol, Generic[RowsT, TrainedT]):
 class Exported:
     """What export wrote. agreement: with PyTorch, column of the card → value as shown; facts: for the manifest."""
 
-    graph: ExportedGraph
+    graph: GraphFacts
     agreement: Mapping[str, str]
-    facts: dict[str, Any]
+    facts: Facts
     builder: str = "trace"
 
 
@@ -211,7 +215,7 @@ class HeldOut(Protocol):
     def texts(self, name: str) -> tuple[list[str], list[str]]:
         """Return the chosen graph's answers and the teacher's, as text."""
 
-    def facts(self, name: str) -> dict[str, Any]:
+    def facts(self, name: str) -> Facts:
         """Return what only this kind records about the chosen graph."""
 
 
@@ -226,6 +230,18 @@ class Timing:
     reads: Mapping[str, int] = field(default_factory=dict)
 
 
+# ── report ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class KindReport(Facts):
+    """What only one kind's report says, besides `report.facts.ReportFacts`."""
+
+    artifact: str | None
+    """Path of the deployed graph from the run directory; None where nothing is deployed."""
+    snippets: list[str] = []
+    """Files of code that the page shows (`snippets.code`)."""
+
+
 # ── what all kinds share ─────────────────────────────────────────────────────────────────────────
 
 
@@ -236,12 +252,6 @@ class BoundTask:
     recipe: Recipe
     workspace: Workspace
     runtime: ClassVar[str] = ""
-
-    def stage_facts(self, stage: str) -> dict[str, Any]:
-        """Return what the manifest of an earlier stage records."""
-        manifest = self.workspace.manifest(stage)
-        assert manifest is not None
-        return manifest.facts
 
     @property
     def views_path(self) -> Path:

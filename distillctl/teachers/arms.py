@@ -16,6 +16,7 @@ from distillctl.data.disk_rows import DiskRows, shared_start
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer, answered_splits
 from distillctl.recipe import Recipe
+from distillctl.run_dir.facts import Counts, PlaceFacts, TeacherFacts, ViewedFacts, ViewTokens
 from distillctl.teachers.fitting import Fitting, StudentLength
 from distillctl.teachers.worker_pool import AnswerRequest, Answers, SharedPrefix, TeacherReader, View, Views
 
@@ -221,16 +222,15 @@ def _tokens(reader: TeacherReader, arm: Arm) -> np.ndarray:
 
 def collect_facts(
     recipe: Recipe, reader: TeacherReader, dataset: Dataset, arms: Sequence[Arm], fingerprint: str
-) -> dict[str, Any]:
+) -> ViewedFacts:
     """Return the facts about data, contexts and teacher for collect's manifest."""
     ceiling, floor = (next(arm for arm in arms if arm.name == name) for name in (CEILING, FLOOR))
-    return {
-        "counts": {**dataset.counts, "cut_inputs": dataset.cut_inputs},
-        "context_tokens": {
-            side: int(np.median(_tokens(reader, arm))) for side, arm in (("teacher", ceiling), ("student", floor))
-        },
-        "shared_tokens": ceiling.shared or reader.tokens(ceiling.shared_text),
-        "answer_place": {arm.name: asdict(arm.place) for arm in arms},
-        "context_text": ceiling.shared_text.replace(MESSAGE, ""),
-        "teacher": {"reference": recipe.teacher.model, **reader.facts(), "fingerprint": fingerprint},
-    }
+    teacher, student = (int(np.median(_tokens(reader, arm))) for arm in (ceiling, floor))
+    return ViewedFacts(
+        counts=Counts(**dataset.counts, cut_inputs=dataset.cut_inputs),
+        context_tokens=ViewTokens(teacher=teacher, student=student),
+        shared_tokens=ceiling.shared or reader.tokens(ceiling.shared_text),
+        answer_place={arm.name: PlaceFacts(**asdict(arm.place)) for arm in arms},
+        context_text=ceiling.shared_text.replace(MESSAGE, ""),
+        teacher=TeacherFacts(reference=recipe.teacher.model, **reader.facts().given, fingerprint=fingerprint),
+    )

@@ -15,6 +15,7 @@ from distillctl.errors import UnavailableError, first_line
 from distillctl.models import checkpoint_files, from_pretrained
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher, Sampling
+from distillctl.run_dir.facts import TeacherSize
 from distillctl.teachers import generation, label_scoring, response_scoring
 from distillctl.teachers.generation import Generated, Keep
 from distillctl.teachers.label_scoring import Answers, LabelScores
@@ -36,7 +37,7 @@ class Teacher(LocalReader):
         super().__init__(tokenizer, model.config, model.generation_config, spec)
         self.model = model
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> TeacherSize:
         """Return the number of parameters, and their bytes."""
         return sizes(self.model)
 

@@ -20,6 +20,7 @@ from distillctl.models import checkpoint_files
 from distillctl.models.from_pretrained import folder, options
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
+from distillctl.run_dir.facts import TeacherSize
 from distillctl.teachers.answer_tokens import AnswerTokenizer, InPlace
 from distillctl.teachers.worker_pool import AnswerRequest, Answers, View
 
@@ -46,7 +47,7 @@ class LocalReader:
         """Return the number of tokens, without the ids with which some models pad their output."""
         return min(len(self.tokenizer), int(self._config.get_text_config().vocab_size))
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> TeacherSize:
         """Return the number of parameters and their bytes."""
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
@@ -148,13 +149,12 @@ class LocalReader:
         return View(text, place.before(text), ids, answers, 0 if in_place is None else in_place.merged, length)
 
 
-def sizes(model: torch.nn.Module) -> dict[str, Any]:
+def sizes(model: torch.nn.Module) -> TeacherSize:
     """Return the number of a model's parameters and their bytes."""
     parameters = list(model.parameters())
-    return {
-        "parameters": sum(p.numel() for p in parameters),
-        "bytes": sum(p.numel() * p.element_size() for p in parameters),
-    }
+    return TeacherSize(
+        parameters=sum(p.numel() for p in parameters), bytes=sum(p.numel() * p.element_size() for p in parameters)
+    )
 
 
 def read(spec: HuggingFaceTeacher, source: ModelSource) -> LocalReader:

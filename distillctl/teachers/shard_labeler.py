@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distillctl import console, interrupts
+from distillctl.run_dir.facts import LabellingFacts
 from distillctl.soft_labels.shards import Shard
 from distillctl.teachers.worker_pool import ShardTask, WorkerPool
 from distillctl.terminal.progress import Progress
@@ -57,10 +58,10 @@ class ShardLabeler:
         self.bar.skip(rows.total())
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> LabellingFacts:
         """Return what collect's manifest records about the work."""
-        return {
-            "scored_rows": self.scored,
-            "reused_rows": self.reused,
-            "tokens_per_second": round(self.tokens / self.seconds, 1) if self.scored else None,
-        }
+        return LabellingFacts(
+            scored_rows=self.scored,
+            reused_rows=self.reused,
+            tokens_per_second=round(self.tokens / self.seconds, 1) if self.scored else None,
+        )

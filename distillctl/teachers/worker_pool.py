@@ -10,6 +10,7 @@ from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.rows import Example
 from distillctl.data.truncation import Length
 from distillctl.data.views import Renderer
+from distillctl.run_dir.facts import TeacherSize
 
 Key = TypeVar("Key")
 Answers = tuple[tuple[int, ...], ...]
@@ -113,8 +114,8 @@ class TeacherReader(Protocol):
     def tokens(self, text: str) -> int:
         """Return the approximate number of a text's tokens."""
 
-    def facts(self) -> dict[str, Any]:
-        """Return the facts about the teacher for collect's manifest: ``parameters``, ``bytes``, and others."""
+    def facts(self) -> TeacherSize:
+        """Return the facts about the teacher for collect's manifest."""
 
 
 class Worker(Protocol):

@@ -12,7 +12,6 @@ import math
 import signal
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -25,6 +24,7 @@ from distillctl import console, interrupts, ranks
 from distillctl.data import batching, split_checks
 from distillctl.errors import GateFailed, Interrupted, UnavailableError
 from distillctl.recipe import Train
+from distillctl.run_dir.facts import FitFacts
 from distillctl.training import collectives, metrics_log
 from distillctl.training.checkpoints import Checkpoints, TrainingProgress
 from distillctl.training.learner import Batch, Learner, Loss, put
@@ -46,23 +46,6 @@ class TrainingObjective(Loss, Protocol):
 
     def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
         """Return (criterion to minimise, metrics to log) on the held-out rows, identical on every rank."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The result of a training run."""
-
-    steps: int
-    best_step: int
-    resumed_from: int | None
-    stopped: str
-    tokens_per_second: float | None
-    ranks: int = 1
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Return the facts for the manifest."""
-        return asdict(self)
 
 
 def hold_out(groups: Iterable[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -99,7 +82,7 @@ class TrainingRun:
         self.plan = _plan(objective.lengths, spec, seed)
         self.learner = Learner(model, objective, spec, len(self.plan))
 
-    def fit(self, metrics: Path) -> Fit:
+    def fit(self, metrics: Path) -> FitFacts:
         """Train until the epochs are done or patience runs out. The model then has its best weights."""
         spec, lengths, plan = self.spec, self.objective.lengths, self.plan
         split_checks.check_steps(len(plan))
@@ -148,7 +131,14 @@ class TrainingRun:
         if best is not None:
             put(best, self.model)
         speed_or_none = round(tokens / (time.perf_counter() - started), 1) if tokens else None
-        return Fit(progress.step, progress.best_step, resumed, stopped, speed_or_none, ranks.count())
+        return FitFacts(
+            steps=progress.step,
+            best_step=progress.best_step,
+            resumed_from=resumed,
+            stopped=stopped,
+            tokens_per_second=speed_or_none,
+            ranks=ranks.count(),
+        )
 
     def _step(self, batches: Sequence[Batch]) -> tuple[float, float]:
         """Compute the gradients of one optimizer step: one mean over all its positions, however they are batched."""

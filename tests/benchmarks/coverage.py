@@ -15,7 +15,8 @@ import numpy as np
 from scipy.stats import binom
 
 from distillctl import console
-from distillctl.metrics.statistics import Interval, difference_interval, mean_interval, recovered_interval
+from distillctl.metrics.statistics import difference_interval, mean_interval, recovered_interval
+from distillctl.run_dir.facts import Interval
 
 ROWS = (20, 60, 200, 1000)
 SHARES = (0.5, 0.9, 0.95, 0.99, 0.995)

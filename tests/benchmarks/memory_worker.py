@@ -23,6 +23,7 @@ import yaml
 from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.recipe import Recipe, Spec, Text, implementation
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import StageOutput, Workspace
 
 EVAL_ROWS, SHARD_ROWS = 200, 128
@@ -165,7 +166,7 @@ def _collected(recipe: Recipe, workspace: Workspace, rows: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(recipe.teacher.model)
     facts: dict[str, Any] = {"log_prior": None, "stop_ids": [1], "counts": {}, "metric": "accuracy"}
     facts["teacher_tokenizer"] = vocabulary_digest(tokenizer)
-    outcome = StageOutput(["views.parquet", "shards"], facts)
+    outcome = StageOutput(["views.parquet", "shards"], Facts.model_validate(facts))
     workspace.commit("collect", recipe={}, inputs={}, outcome=outcome, seed=0, seconds=0.0)
 
 

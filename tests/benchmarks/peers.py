@@ -35,7 +35,7 @@ from distillctl.errors import UnavailableError
 from distillctl.graphs import sidecar_files
 from distillctl.metrics import scores
 from distillctl.run_dir.workspace import Workspace
-from distillctl.runtimes.interleaved import Plan, figures, measure
+from distillctl.runtimes.interleaved import Plan, measure
 from distillctl.runtimes.machine import describe as machine_facts
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
 from distillctl.soft_labels import label_shards
@@ -135,7 +135,7 @@ def _peer(model: Path, scratch: Path, optimum_cli: Path) -> Path:
     scratch.mkdir(exist_ok=True)
     shutil.copytree(model, source)
     sidecar_files.copy(model, source, INPUTS)  # a tokenizer class that its transformers knows
-    preset = "--arm64" if machine_facts()["architecture"] in ("aarch64", "arm64") else f"--{_instructions()}"
+    preset = "--arm64" if machine_facts().architecture in ("aarch64", "arm64") else f"--{_instructions()}"
     _run([optimum_cli, "export", "onnx", "--model", source, "--task", "text-classification", exported])
     _run([optimum_cli, "onnxruntime", "quantize", "--onnx_model", exported, preset, "-o", quantized])
     (quantized / "model_quantized.onnx").replace(quantized / "model.onnx")
@@ -143,7 +143,7 @@ def _peer(model: Path, scratch: Path, optimum_cli: Path) -> Path:
 
 
 def _instructions() -> str:
-    flags = machine_facts()["flags"]
+    flags = machine_facts().flags
     return "avx512_vnni" if "avx512_vnni" in flags else "avx512" if "avx512f" in flags else "avx2"
 
 
@@ -195,7 +195,7 @@ def _timed(steps: list[Step], texts: list[str], seed: int) -> Mapping[str, dict[
     peer = medians[steps[0].name]
     return {
         step.name: {
-            "p50_ms": figures(runs[step.name])["p50_ms"],
+            "p50_ms": statistics.median(ms for run in runs[step.name] for ms in run.milliseconds),
             "bytes": graph_bytes(step.folder),
             "speed_ratio": statistics.median(a / b for a, b in zip(peer, medians[step.name], strict=True)),
         }

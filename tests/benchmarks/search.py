@@ -18,9 +18,9 @@ from typing import Any
 from distillctl import console
 from distillctl import recipe as recipes
 from distillctl.quantizers import search
-from distillctl.quantizers.candidates import Candidate
 from distillctl.recipe import CANDIDATES, DynamicInt8, Float16, Recipe, StaticInt8, WeightOnly
 from distillctl.recipe.quantize import AnyQuantizer
+from distillctl.run_dir.facts import Candidate, SearchFacts, StudentFacts
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.machine import describe as machine_facts
 from distillctl.stages import quantize as quantizing
@@ -62,7 +62,7 @@ def _compared(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         for stage in ("collect", "train", "export"):
             (Path(scratch) / stage).symlink_to(workspace.folder(stage).resolve())
         facts = quantizing.run(recipe.model_copy(update={"quantize": quantize}), Workspace(Path(scratch))).facts
-    judged = [Candidate(**{key: one[key] for key in Candidate.__dataclass_fields__}) for one in facts["candidates"]]
+    judged = facts.part(SearchFacts).candidates
     best = search.choose([one for one in judged if one.name in presets], quantize.objective)
     chosen = search.choose(judged, quantize.objective)
     assert chosen is not None, "the stage chose one"
@@ -79,10 +79,9 @@ def _compared(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
 
 
 def _kind(recipe: Recipe, workspace: Workspace) -> str:
-    train = workspace.manifest("train")
-    if recipe.task.kind == "classify" or train is None:
+    if recipe.task.kind == "classify":
         return "classifier"
-    return "encoder_decoder" if train.facts["encoder_decoder"] else "decoder"
+    return "encoder_decoder" if workspace.facts("train", StudentFacts).encoder_decoder else "decoder"
 
 
 def _beats(one: Candidate, other: Candidate) -> bool:

@@ -39,10 +39,10 @@ def main(path: str, run_dir: str) -> None:
     chat = recipe.contexts.full.messages is not None
     encoded = [teacher.encode(view, chat=chat) for view in views]
     stop = teacher.stop_ids(recipe.generate.stop)
-    before = 4 * teacher.facts()["parameters"]
+    before = 4 * teacher.model.num_parameters()
     _, kept, facts = vocabulary.trim(teacher.model, teacher.tokenizer, spec, corpora)
 
-    new = np.full(facts["tokens_before"], -1)
+    new = np.full(facts.tokens_before, -1)
     new[kept] = np.arange(len(kept))
     trimmed = [new[view].tolist() for view in encoded]
     shared = common_prefix(trimmed)
@@ -56,13 +56,13 @@ def main(path: str, run_dir: str) -> None:
     )
     answers = [kept[one.token_ids].tolist() for [one] in found]
     equal = sum(answer == whole for answer, whole in zip(answers, said, strict=True))
-    after = before - facts["bytes_saved"]
-    console.text(f"tokens  {facts['tokens_before']:>10,} → {facts['tokens_after']:,}")
-    console.text(f"bytes   {before / 1e6:>7.1f} MB → {after / 1e6:.1f} MB, {facts['share_saved']:.1%} saved (float32)")
+    after = before - facts.bytes_saved
+    console.text(f"tokens  {facts.tokens_before:>10,} → {facts.tokens_after:,}")
+    console.text(f"bytes   {before / 1e6:>7.1f} MB → {after / 1e6:.1f} MB, {facts.share_saved:.1%} saved (float32)")
     console.text(f"answers {equal:>10,} of {len(said):,} eval rows the same, token for token")
     figures = {"equal_answers": equal, "rows": len(said), "bytes": before, "trimmed_bytes": after}
-    keys = ("tokens_before", "tokens_after", "share_saved")
-    console.text(json.dumps(figures | {key: facts[key] for key in keys}))
+    keys = {"tokens_before", "tokens_after", "share_saved"}
+    console.text(json.dumps(figures | facts.model_dump(include=keys)))
 
 
 def _collected(recipe: Recipe, workspace: Workspace) -> tuple[Corpus, list[str], list[list[int]]]:

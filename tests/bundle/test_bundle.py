@@ -23,6 +23,7 @@ from distillctl.bundle.manifest import NAME, BundleManifest
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed, UnavailableError
 from distillctl.models.model_source import ModelSource
+from distillctl.run_dir.bench_facts import BenchFacts, MachineFacts, TimedModel
 from distillctl.run_dir.workspace import StageOutput, Workspace, file_digest, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages import bundle
@@ -105,17 +106,18 @@ def test_the_card_has_figures_files_verdicts_and_sources(folder, listing):
 
 def test_latencies_only_of_this_very_graph(tmp_path):
     space = bundled.workspace(tmp_path / "run")
-    timed = {"p50_ms": 1.25, "p99_ms": 2.5, "peak_rss_bytes": 50_000_000}
-    facts = {
-        "models": {"deployed": timed, "fp32": timed},
-        "threads": 1,
-        "machine": {"cpu": "a CPU", "architecture": "x86_64"},
-    }
-    space.commit("bench", recipe={}, inputs={"quantize": "another"}, outcome=StageOutput([], facts), seed=0, seconds=0)
+    timed = TimedModel(
+        runtime="ONNX Runtime", dtype="float32", threads=1, bytes=1, bytes_of="file", p50_ms=1.25, p90_ms=2.0,
+        p99_ms=2.5, n=9, load_ms=1.0, peak_rss_bytes=50_000_000,
+    )  # fmt: skip
+    machine = MachineFacts(cpu="a CPU", architecture="x86_64")
+    models = {"deployed": timed, "fp32": timed}
+    outcome = StageOutput([], BenchFacts(models=models, machine=machine, threads=1, ratios={}, agreement={}))
+    space.commit("bench", recipe={}, inputs={"quantize": "another"}, outcome=outcome, seed=0, seconds=0)
     assert figures.bench_fingerprint(space) == {}
     quantize = space.manifest("quantize")
     inputs = {"quantize": quantize.fingerprint}
-    bench = space.commit("bench", recipe={}, inputs=inputs, outcome=StageOutput([], facts), seed=0, seconds=0)
+    bench = space.commit("bench", recipe={}, inputs=inputs, outcome=outcome, seed=0, seconds=0)
     assert figures.bench_fingerprint(space) == {"bench": bench.fingerprint}
     bundle.run(bundled.recipe(), space)
     card = (space.folder("bundle") / "README.md").read_text()

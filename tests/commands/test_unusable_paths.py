@@ -14,6 +14,7 @@ import pytest
 from distillctl import cli
 from distillctl.errors import UnavailableError, UsageError
 from distillctl.run_dir import atomic_io
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.terminal import os_errors, streams
 from tests.fixtures import project
@@ -203,7 +204,7 @@ def test_outputs_that_are_gone_are_not_committed(tmp_path):
     workspace = Workspace(tmp_path)
     asked = {"recipe": {}, "inputs": {}, "seed": 0, "seconds": 1.0}
     with pytest.raises(UnavailableError, match="was removed while the stage ran"):
-        workspace.commit("train", outcome=StageOutput(["metrics.jsonl"], {}), **asked)
+        workspace.commit("train", outcome=StageOutput(["metrics.jsonl"], Facts()), **asked)
     assert workspace.manifest("train") is None
 
 

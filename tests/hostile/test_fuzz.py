@@ -27,6 +27,7 @@ from distillctl.errors import DistillctlError
 from distillctl.models import gguf_header
 from distillctl.phone.messages import Results
 from distillctl.recipe import Data
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import Workspace
 from distillctl.training import metrics_log
 from distillctl.untrusted import parquet
@@ -220,7 +221,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     (folder / "run" / "collect" / "a.bin").write_bytes(b"x")
     from distillctl.run_dir.workspace import StageOutput
 
-    tiny.commit(space, "collect", StageOutput(["a.bin"], {"labels": ["a"]}))
+    tiny.commit(space, "collect", StageOutput(["a.bin"], Facts.model_validate({"labels": ["a"]})))
     found = json.loads((folder / "run" / "collect" / "manifest.json").read_text())
     return found | {"created": 0.5, "seconds": 0.5}  # numbers of other lengths would be another document
 

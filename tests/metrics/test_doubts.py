@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from distillctl import cautions
 from distillctl.metrics import comparison, doubts
+from distillctl.run_dir.facts import Interval
 
 GENERATOR = np.random.default_rng(0)
 
@@ -100,7 +101,7 @@ def test_a_control_that_may_be_as_good_is_named() -> None:
 
 def told_of(changed: int, kl: float, gap: tuple[float, float, float], metric: str) -> list[str]:
     effects = {"floor": comparison.context_effect(np.arange(200) < changed, kl)}
-    gaps = {"floor": dict(zip(("value", "low", "high"), gap, strict=True))}
+    gaps = {"floor": Interval(**dict(zip(("value", "low", "high"), gap, strict=True)))}
     return codes(lambda: comparison.warn(effects, gaps, metric))
 
 

@@ -100,16 +100,16 @@ def test_a_damaged_one_is_told_with_the_remedy(workspace: Workspace) -> None:
 
 
 def test_the_report_has_a_column_for_each(workspace: Workspace) -> None:
-    facts = contract.build(report_run.recipe(), workspace)
-    assert 'id="devices"' not in page.render(facts, contract.series(workspace))
-    assert "in a browser" not in markdown.render(facts)
+    facts = contract.build(report_run.recipe(), workspace).as_json()
+    assert 'id="devices"' not in page.render(report_run.reported(facts), contract.series(workspace))
+    assert "in a browser" not in markdown.render(report_run.reported(facts))
     failure = {"backend": "webgpu", "threads": 1, "error": "no <adapter>"}
     devices.add(workspace, measured(workspace, "one", failures=[failure], hidden=True), {}, 0, 1.0)
     devices.add(workspace, measured(workspace, "two", 43.25), {}, 0, 1.0)
     devices.add(workspace, measured(workspace, "three", graph_sha256="0" * 64), {}, 0, 1.0)
-    facts = contract.build(report_run.recipe(), workspace)
+    facts = contract.build(report_run.recipe(), workspace).as_json()
     assert [one["runs"][0]["p50_ms"] for one in facts["devices"]["measured"]] == [41.5, 43.25]
-    html = page.render(facts, contract.series(workspace)).replace("\u00a0", " ")
+    html = page.render(report_run.reported(facts), contract.series(workspace)).replace("\u00a0", " ")
     for shown in (
         *("Phone &lt;one&gt;", "Phone &lt;two&gt;", "agent &amp; co", "no &lt;adapter&gt;"),
         *("41.5 ms", "43.2 ms", "812 ms", "77.0 ms", "99 of 100", "0.012"),
@@ -117,7 +117,7 @@ def test_the_report_has_a_column_for_each(workspace: Workspace) -> None:
     ):
         assert shown in html, shown
     assert "Phone &lt;three&gt;" not in html
-    text = markdown.render(facts).replace("\u00a0", " ")
+    text = markdown.render(report_run.reported(facts)).replace("\u00a0", " ")
     assert "| Phone &lt;one&gt; | 1 | 812 ms | 77.0 ms | 41.5 ms | 41.5 ms | 99 of 100 |" in text
 
 

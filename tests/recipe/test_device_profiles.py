@@ -47,13 +47,14 @@ def test_in_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes_bench, "measure", measure)
     recipe, workspace = bench_run.prepare(tmp_path, queries=2, processes=1, warmup=0, profile="small-phone")
     torch.set_num_threads(1)
-    facts = bench.run(recipe, workspace).facts
+    outcome = bench.run(recipe, workspace)
+    facts = outcome.facts.as_json()
     limit = profiles.profile("small-phone").data_bytes
     assert asked == [("teacher", None), ("teacher_cached", None), ("fp32", limit), ("deployed", limit)]
     assert facts["profile"]["host"] == "this host, not a phone"
     assert [one["tokens"] for one in facts["profile"]["lengths"]] == [32, 128]
     assert all(one["p50_ms"] > 0 for one in facts["profile"]["lengths"])
-    assert "deployed, by length: 32 tokens" in "\n".join(output.further_measurements(facts))
+    assert "deployed, by length: 32 tokens" in "\n".join(output.further_measurements(outcome.facts))
 
 
 @pytest.mark.parametrize("length", [1, 7, 33, 500])

@@ -22,11 +22,12 @@ from distillctl.data import controls_table as control_table
 from distillctl.errors import GateFailed, UsageError
 from distillctl.report import charts, contract, fail_under, formatting, markdown, page, verdict
 from distillctl.run_dir import attempts
+from distillctl.run_dir.facts import Facts, Interval
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.stages import report
 from tests.fixtures.browser import EXECUTABLE, browser
-from tests.fixtures.report_run import CONTEXT, HOSTILE, LABELS, ROWS, alter, committed, fail_gate, recipe
+from tests.fixtures.report_run import CONTEXT, HOSTILE, LABELS, ROWS, alter, committed, fail_gate, recipe, reported
 
 pytestmark = pytest.mark.slow
 
@@ -39,12 +40,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def facts(workspace: Workspace) -> dict[str, Any]:
-    return contract.build(recipe(), workspace)
+    return contract.build(recipe(), workspace).as_json()
 
 
 @pytest.fixture(scope="module")
 def text(workspace: Workspace, facts: dict[str, Any]) -> str:
-    return page.render(facts, contract.series(workspace))
+    return page.render(reported(facts), contract.series(workspace))
 
 
 # ── the contract ─────────────────────────────────────────────────────────────────────────────────
@@ -91,16 +92,16 @@ def test_disagreements_come_furthest_first_and_are_counted(facts: dict[str, Any]
 
 def test_without_references_the_score_is_agreement_with_the_ceiling(tmp_path: Path) -> None:
     workspace = committed(tmp_path, references=False)
-    facts = contract.build(recipe(), workspace)
+    facts = contract.build(recipe(), workspace).as_json()
     assert facts["metric"] == "agreement"
     assert facts["arms"]["ceiling"]["score"] == facts["arms"]["ceiling"]["low"] == 1
     assert facts["arms"]["deployed"]["score"] == pytest.approx(1 - facts["verdicts"]["different"] / ROWS)
-    text = page.render(facts, contract.series(workspace))
+    text = page.render(reported(facts), contract.series(workspace))
     assert "agreement with the prompted teacher" in text
     assert facts["ceiling_by_construction"]
     assert "by construction" in text
-    assert "| ceiling | 100.0\u00a0% | by construction |" in markdown.render(facts)
-    told = console_text(output._arms(facts))
+    assert "| ceiling | 100.0\u00a0% | by construction |" in markdown.render(reported(facts))
+    told = console_text(output._arms(reported(facts)))
     assert "agreement with the prompted teacher" in " ".join(told.split())
     assert "1 by construction" in told
     assert "1.000 (1.000" not in told
@@ -109,16 +110,16 @@ def test_without_references_the_score_is_agreement_with_the_ceiling(tmp_path: Pa
 
 def test_a_context_that_does_nothing_is_called_so(tmp_path: Path) -> None:
     workspace = committed(tmp_path, gap=0.0, control=False)
-    facts = contract.build(recipe(), workspace)
+    facts = contract.build(recipe(), workspace).as_json()
     assert set(facts["recovered"]) == {"deployed", "student", "majority", "bag_of_words"}
     assert set(facts["recovered"].values()) == {None}
     assert "control" not in facts["arms"]
-    text = page.render(facts, contract.series(workspace))
+    text = page.render(reported(facts), contract.series(workspace))
     assert "cannot be told apart" in text
     assert "no difference to the teacher that could be measured" in facts["headline"]
-    assert "nothing for a smaller model to keep. The deployed model: " in markdown.render(facts)
+    assert "nothing for a smaller model to keep. The deployed model: " in markdown.render(reported(facts))
     gaps = {**facts["gaps"], "floor": {"value": -0.3, "low": -0.4, "high": -0.2}}
-    assert "made the teacher worse by accuracy" in contract.headline({**facts, "gaps": gaps})
+    assert "made the teacher worse by accuracy" in contract.headline(reported({**facts, "gaps": gaps}))
 
 
 @pytest.mark.parametrize(
@@ -131,8 +132,8 @@ def test_a_context_that_does_nothing_is_called_so(tmp_path: Path) -> None:
 )
 def test_the_page_says_why_this_candidate(workspace, objective, why):
     quantize = {"objective": objective, "gate": {"max_bytes": 30_000_000}}
-    facts = contract.build(recipe(quantize=quantize), workspace)
-    text = page.render(facts, contract.series(workspace))
+    facts = contract.build(recipe(quantize=quantize), workspace).as_json()
+    text = page.render(reported(facts), contract.series(workspace))
     assert f"The {objective} candidate inside the gate was taken ({why}" in text
     assert f"at most {formatting.size(30_000_000)}, at most 0.05 nats" in text
     assert text.count(", on the front</td>") == 3
@@ -188,7 +189,7 @@ def test_altering_a_prediction_alters_the_report(tmp_path: Path, facts: dict[str
     student, deployed = (workspace.folder(stage) / "eval.parquet" for stage in ("train", "quantize"))
     table = pq.read_table(student).select(["id", "control"]).rename_columns(["id", "deployed"])
     pq.write_table(table.take(list(range(ROWS - 1, -1, -1))), deployed)  # the order of rows is no matter
-    changed = contract.build(recipe(), workspace)
+    changed = contract.build(recipe(), workspace).as_json()
     assert changed["arms"]["deployed"] == facts["arms"]["control"]
     assert changed["recovered"]["deployed"] == facts["recovered"]["control"]
 
@@ -198,23 +199,23 @@ def test_altering_a_prediction_alters_the_report(tmp_path: Path, facts: dict[str
 
 def test_what_is_recovered_has_its_interval_and_its_metric_everywhere(facts: dict[str, Any], text: str) -> None:
     recovered = facts["recovered"]["deployed"]
-    told = f"{formatting.percent(recovered['value'], 0)} ({formatting.interval(recovered, 0)})"
+    told = f"{formatting.percent(recovered['value'], 0)} ({formatting.interval(Interval(**recovered), 0)})"
     assert f"{told} of what the context did survives by accuracy" in facts["headline"]
-    assert told in markdown.render(facts)
+    assert told in markdown.render(reported(facts))
 
 
 def test_too_few_rows_or_too_wide_an_interval_allow_no_verdict(facts: dict[str, Any]) -> None:
     wide = {**facts, "recovered": {**facts["recovered"], "deployed": {"value": 0.9, "low": 0.7, "high": 1.05}}}
     few = {**facts, "arms": {arm: {**figure, "n": 99} for arm, figure in facts["arms"].items()}}
-    assert verdict.cautions(facts) == []
+    assert verdict.cautions(reported(facts)) == []
     for altered in (wide, few):
-        assert "of what the context did survives by" not in verdict.kept(altered)
-        assert "to say how much" in verdict.kept(altered)
-        assert [one["code"] for one in verdict.cautions(altered)] == ["too-few-rows"]
+        assert "of what the context did survives by" not in verdict.kept(reported(altered))
+        assert "to say how much" in verdict.kept(reported(altered))
+        assert [one.code for one in verdict.cautions(reported(altered))] == ["too-few-rows"]
 
 
 def test_a_format_alone_is_no_headline(facts: dict[str, Any]) -> None:
-    assert "was not measured" in verdict.kept({**facts, "metric": "format"})
+    assert "was not measured" in verdict.kept(reported({**facts, "metric": "format"}))
 
 
 def test_a_lead_that_may_be_none_is_told(tmp_path: Path, facts: dict[str, Any]) -> None:
@@ -223,22 +224,22 @@ def test_a_lead_that_may_be_none_is_told(tmp_path: Path, facts: dict[str, Any]) 
     deployed = pq.read_table(workspace.folder("quantize") / "eval.parquet").to_pydict()
     said = [LABELS[int(np.argmax(row))] for row in deployed["deployed"]]
     control_table.write(workspace, deployed["id"], {"majority": [LABELS[0]] * ROWS, "bag_of_words": said})
-    altered = contract.build(recipe(), workspace)
+    altered = contract.build(recipe(), workspace).as_json()
     [caution] = [one for one in altered["cautions"] if one["code"] == "no-better-than-control"]
     assert "The deployed model is not clearly better than a bag of words" in caution["text"]
     assert altered["controls"]["leads"]["bag_of_words"]["deployed"]["value"] == 0
-    assert html.escape(caution["text"], quote=False) in page.render(altered, contract.series(workspace))
-    assert "not clearly better than a bag of words" in markdown.render(altered)
+    assert html.escape(caution["text"], quote=False) in page.render(reported(altered), contract.series(workspace))
+    assert "not clearly better than a bag of words" in markdown.render(reported(altered))
 
 
 def test_cautions_of_all_stages_stand_at_the_top(tmp_path: Path) -> None:
     workspace = committed(tmp_path)
     alter(workspace, "train", "cautions", [{"code": "collapse", "text": "One <answer> on most rows."}])
-    facts = contract.build(recipe(), workspace)
+    facts = contract.build(recipe(), workspace).as_json()
     assert {"stage": "train", "code": "collapse", "text": "One <answer> on most rows."} in facts["cautions"]
-    text = page.render(facts, contract.series(workspace))
+    text = page.render(reported(facts), contract.series(workspace))
     assert text.index("One &lt;answer&gt; on most rows.") < text.index('<div class="tiles">')
-    assert markdown.render(facts).index("most rows") < markdown.render(facts).index("| arm |")
+    assert markdown.render(reported(facts)).index("most rows") < markdown.render(reported(facts)).index("| arm |")
 
 
 # ── a gate that failed ───────────────────────────────────────────────────────────────────────────
@@ -252,18 +253,18 @@ def failed(tmp_path: Path) -> Workspace:
 
 
 def test_a_failed_gate_leaves_a_report_of_what_there_is(failed: Workspace) -> None:
-    facts = contract.build(recipe(), failed)
+    facts = contract.build(recipe(), failed).as_json()
     assert "deployed" not in facts["arms"]
     assert set(facts["recovered"]) == {"student", "control", "majority", "bag_of_words"}
     assert facts["failed_gate"]["nearest"] == "dynamic_int8"
     assert (facts["models"], facts["artifact"]) == ({}, None)
-    text = page.render(facts, contract.series(failed))
+    text = page.render(reported(facts), contract.series(failed))
     assert "nothing was deployed, and nothing was timed" in text
     assert "nearest, outside: kl 0.0810 &gt; 0.05 (quantize.gate.max_kl)" in text
     assert "Use it" not in text
     assert "No smaller model passed the gate" in facts["headline"]
-    assert "quantize.gate.max" in markdown.render(facts)
-    told = "\n".join(console_text(one) for one in output._report(facts))
+    assert "quantize.gate.max" in markdown.render(reported(facts))
+    told = "\n".join(console_text(one) for one in output._report(reported(facts)))
     assert "quantize failed, so there is no deployed model" in told
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
 
@@ -282,7 +283,7 @@ def _export(workspace: Workspace, card: str) -> None:
     assert export
     (workspace.folder("export") / "README.md").write_text(card)
     workspace.commit(
-        "export", recipe={}, inputs={}, outcome=StageOutput(["README.md"], export.facts), seed=0, seconds=0.0
+        "export", recipe={}, inputs={}, outcome=StageOutput(["README.md"], export.read(Facts)), seed=0, seconds=0.0
     )
 
 
@@ -291,20 +292,22 @@ def _export(workspace: Workspace, card: str) -> None:
 
 def test_bounds_that_hold_pass_and_others_fail_with_figures(facts: dict[str, Any]) -> None:
     score = facts["arms"]["deployed"]["score"]
-    fail_under.check_bounds(fail_under.parse([f"deployed={score}", "recovered=0.1", "floor=0"], recipe()), facts)
+    fail_under.check_bounds(
+        fail_under.parse([f"deployed={score}", "recovered=0.1", "floor=0"], recipe()), reported(facts)
+    )
     bounds = fail_under.parse([f"deployed={score + 0.001}", "recovered.student=5"], recipe())
     with pytest.raises(GateFailed) as told:
-        fail_under.check_bounds(bounds, facts)
+        fail_under.check_bounds(bounds, reported(facts))
     assert told.value.exit_code == 6
     assert f"deployed is {score:.3f} (accuracy)" in told.value.what
     assert "recovered.student is " in told.value.what
 
 
 def test_a_figure_that_is_not_known_fails(failed: Workspace) -> None:
-    facts = contract.build(recipe(), failed)
+    facts = contract.build(recipe(), failed).as_json()
     for option in ("recovered=-9", "deployed=0"):
         with pytest.raises(GateFailed, match="not known"):
-            fail_under.check_bounds(fail_under.parse([option], recipe()), facts)
+            fail_under.check_bounds(fail_under.parse([option], recipe()), reported(facts))
 
 
 @pytest.mark.parametrize("option", ["recoverd=0.9", "deployed", "deployed=much", "deployed=nan", "control=0.5", "=1"])
@@ -326,12 +329,12 @@ def test_the_stage_writes_the_page_and_hands_back_the_contract(tmp_path: Path) -
     workspace = committed(tmp_path)
     outcome = report.run(recipe(), workspace)
     assert outcome.outputs == ["report.html"]
-    assert outcome.facts == contract.build(recipe(), workspace)
+    assert outcome.facts.as_json() == contract.build(recipe(), workspace).as_json()
     assert sorted(path.name for path in workspace.folder("report").iterdir()) == ["report.html"]
 
 
 def test_the_page_is_the_same_each_time(workspace: Workspace, facts: dict[str, Any], text: str) -> None:
-    assert page.render(facts, contract.series(workspace)) == text
+    assert page.render(reported(facts), contract.series(workspace)) == text
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(text: str) -> None:
@@ -386,8 +389,8 @@ def _luminance(colour: str) -> float:
 def test_a_candidate_whose_kl_is_not_finite_is_shown_without_one(tmp_path: Path) -> None:
     workspace = committed(tmp_path)
     alter(workspace, "quantize", "candidates.0.kl", None)
-    facts = contract.build(recipe(), workspace)
-    assert f"dynamic_int8 22.9\u00a0MB, 3.05\u00a0ms, KL {formatting.UNKNOWN};" in charts.candidates(facts)
+    facts = contract.build(recipe(), workspace).as_json()
+    assert f"dynamic_int8 22.9\u00a0MB, 3.05\u00a0ms, KL {formatting.UNKNOWN};" in charts.candidates(reported(facts))
 
 
 def test_the_python_example_runs_with_the_files_beside_the_graph(workspace: Workspace, text: str) -> None:
@@ -432,7 +435,7 @@ def test_in_a_browser_nothing_is_logged_requested_or_cut_off(tmp_path: Path, tex
 
 
 def test_the_summary_shows_arms_models_and_candidates(facts: dict[str, Any]) -> None:
-    text = markdown.render(facts)
+    text = markdown.render(reported(facts))
     assert f"| ceiling | {formatting.percent(facts['arms']['ceiling']['score'])} |" in text
     assert f"| deployed | {formatting.size(22_900_000)} |" in text
     assert "**dynamic_int8_reduced_range**" in text
@@ -461,7 +464,7 @@ def test_the_summary_escapes_what_the_recipe_names(workspace: Workspace) -> None
         (formatting.times(4.23), "4.2×"),
         (formatting.times(63.4), "63×"),
         (formatting.times(1417), "1,400×"),
-        (formatting.points({"value": 0.055, "low": -0.01, "high": 0.12}), "5.5 (−1.0 to 12.0)"),
+        (formatting.points(Interval(value=0.055, low=-0.01, high=0.12)), "5.5 (−1.0 to 12.0)"),
     ],
 )
 def test_how_numbers_are_written(written: str, expected: str) -> None:

@@ -11,12 +11,13 @@ import pytest
 from distillctl.errors import UnavailableError
 from distillctl.run_dir import atomic_io
 from distillctl.run_dir.atomic_io import MOVED, move, open_to_append, replacing_folder, set_aside_name, write_text
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import StageOutput, Workspace
 
 
 def commit(workspace, text):
     write_text(workspace.folder("train") / "model" / "weights", text)
-    outcome = StageOutput(["model"], {})
+    outcome = StageOutput(["model"], Facts())
     return workspace.commit("train", recipe={}, inputs={}, outcome=outcome, seed=0, seconds=1.0)
 
 

@@ -12,6 +12,7 @@ from distillctl import console
 from distillctl.cli import app
 from distillctl.errors import Interrupted, UnavailableError
 from distillctl.run_dir import run_marker
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.run_marker import MARKER, PLACES
 from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder, write_text
 from tests.fixtures import project
@@ -171,7 +172,7 @@ def _run_dir(folder):
 
 def _commit(workspace, text="views"):
     write_text(workspace.folder("collect") / "views.parquet", text)
-    outcome = StageOutput(["views.parquet"], {})
+    outcome = StageOutput(["views.parquet"], Facts())
     return workspace.commit("collect", recipe={}, inputs={}, outcome=outcome, seed=0, seconds=1.0)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from distillctl.errors import UnavailableError, UpstreamError
 from distillctl.run_dir import atomic_io, run_marker
 from distillctl.run_dir.atomic_io import owned_by, set_aside_name, temporary_name
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import (
     StageOutput,
     Workspace,
@@ -37,7 +38,7 @@ def commit(workspace, text="hello", facts=None, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "a.txt", text)
     asked = {"recipe": {"x": 1}, "inputs": {"data": "1"}, "seed": 0, "seconds": 1.0} | changes
-    return workspace.commit("collect", outcome=StageOutput(["a.txt"], facts or {}), **asked)
+    return workspace.commit("collect", outcome=StageOutput(["a.txt"], Facts.model_validate(facts or {})), **asked)
 
 
 @given(values, values)

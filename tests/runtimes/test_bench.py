@@ -230,7 +230,7 @@ def test_figures_are_over_all_samples() -> None:
 
 
 def test_machine_facts_are_plain() -> None:
-    facts = json.loads(json.dumps(machine.describe(), allow_nan=False))
+    facts = json.loads(json.dumps(machine.describe().as_json(), allow_nan=False))
     assert facts["cores"] >= facts["usable_cores"] >= 1
     assert facts["memory_bytes"] > 1e8
     assert set(facts["flags"]) <= set(machine.VECTOR_FLAGS)
@@ -246,7 +246,7 @@ def test_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = workspace.folder("bench")
     names = ["teacher", "teacher_cached", "fp32", "deployed"]
 
-    facts = json.loads(json.dumps(outcome.facts, allow_nan=False))
+    facts = json.loads(json.dumps(outcome.facts.as_json(), allow_nan=False))
     assert list(facts["models"]) == names
     assert facts["agreement"] == dict.fromkeys(names, 1.0)
     assert facts["ratios"].keys() == {"teacher", "teacher_cached", "fp32"}
@@ -288,7 +288,7 @@ def test_stage_warns_when_a_model_is_not_the_one_that_was_scored(
     queries = list(range(40))
     always_first = ProcessRun(0, loaded, 1.0, [], queries, [[0]] * 40, [[1.0]] * 40, 1)
     monkeypatch.setattr(runtimes_bench, "measure", lambda jobs, plan, advance: {name: [always_first] for name in jobs})
-    shares = bench.run(recipe, workspace).facts["agreement"]
+    shares = bench.run(recipe, workspace).facts.as_json()["agreement"]
     said = capfd.readouterr().err
     assert shares.pop("teacher_cached") == 1
     assert "teacher_cached" not in said

@@ -15,6 +15,7 @@ from distillctl.graphs import genai_builder, teacher_graph
 from distillctl.models.model_source import ModelSource
 from distillctl.recipe import HuggingFaceTeacher
 from distillctl.report import speed
+from distillctl.run_dir.bench_facts import TimedModel
 from distillctl.runtimes import model_facts, teacher_tokens
 from distillctl.runtimes.genai_teacher import GenaiTeacherClassifier, GenaiTeacherGenerator, Prompted
 from distillctl.runtimes.torch import TeacherClassifier, TeacherGenerator, shared_context
@@ -141,27 +142,35 @@ def test_a_teacher_that_memory_does_not_hold_is_not_built(
 
 # ── the headline ─────────────────────────────────────────────────────────────────────────────────
 
-MODELS: dict[str, dict[str, Any]] = {
-    "teacher": {"p50_ms": 3000.0, "runtime": "PyTorch", "dtype": "float32", "threads": 1},
-    "teacher_cached": {"p50_ms": 170.0, "runtime": "PyTorch", "dtype": "float32", "threads": 1},
-    "teacher_genai": {"p50_ms": 40.0, "runtime": "onnxruntime-genai", "dtype": "int4", "threads": 1},
-    "deployed": {"p50_ms": 2.0, "runtime": "ONNX Runtime", "dtype": "dynamic_int8", "threads": 1},
+
+def timed(p50_ms: float, runtime: str, dtype: str, threads: int = 1) -> TimedModel:
+    return TimedModel(
+        runtime=runtime, dtype=dtype, threads=threads, bytes=1, bytes_of="file", p50_ms=p50_ms, p90_ms=p50_ms,
+        p99_ms=p50_ms, n=1, load_ms=1.0, peak_rss_bytes=1,
+    )  # fmt: skip
+
+
+MODELS = {
+    "teacher": timed(3000.0, "PyTorch", "float32"),
+    "teacher_cached": timed(170.0, "PyTorch", "float32"),
+    "teacher_genai": timed(40.0, "onnxruntime-genai", "int4"),
+    "deployed": timed(2.0, "ONNX Runtime", "dynamic_int8"),
 }
 
 
 def test_the_headline_compares_with_the_fastest_cached_teacher_and_names_it() -> None:
     peer = model_facts.headline_peer(MODELS, {"teacher_genai": 0.97})
     assert peer is not None
-    assert (peer["model"], peer["ratio"], peer["agreement"]) == ("teacher_genai", 20.0, 0.97)
+    assert (peer.model, peer.ratio, peer.agreement) == ("teacher_genai", 20.0, 0.97)
     said = "20× faster than the teacher with its prompt cached (onnxruntime-genai, int4, 1 thread)"
-    assert speed.words({"headline_peer": peer, "models": MODELS}) == said
-    slower = MODELS | {"teacher_genai": MODELS["teacher_genai"] | {"p50_ms": 500.0, "threads": 2}}
+    assert speed.words(peer, 2.0) == said
+    slower = MODELS | {"teacher_genai": timed(500.0, "onnxruntime-genai", "int4", threads=2)}
     peer = model_facts.headline_peer(slower, {})
     said = "85× faster than the teacher with its prompt cached (PyTorch, float32, 1 thread)"
-    assert speed.words({"headline_peer": peer, "models": slower}) == said
+    assert speed.words(peer, 2.0) == said
 
 
 def test_a_served_teacher_is_compared_with_nothing() -> None:
     models = {"deployed": MODELS["deployed"]}
     assert model_facts.headline_peer(models, {}) is None
-    assert speed.words({"headline_peer": None, "models": models}) == "2.00\u00a0ms a query"
+    assert speed.words(None, 2.0) == "2.00\u00a0ms a query"

@@ -39,12 +39,12 @@ def test_single_stream_by_the_rules(tmp_path: Path) -> None:
     assert "Result is : VALID" in summary
     assert "Scenario : SingleStream" in summary
     assert "min_query_count : 300" in summary
-    assert (found["valid"], found["unmet"], found["first_token_p90_ms"]) == (True, [], None)
-    assert f"90.00 percentile latency (ns)   : {found['p90_ms'] * 1e6:.0f}\n" in summary
-    assert f"Mean latency (ns)               : {found['mean_ms'] * 1e6:.0f}\n" in summary
-    assert found["queries"] == found["tokens"] >= 300
-    assert found["seconds"] >= 0.5
-    assert found["p50_ms"] <= found["p90_ms"] <= found["early_stopping_p90_ms"]
+    assert (found.valid, found.unmet, found.first_token_p90_ms) == (True, [], None)
+    assert f"90.00 percentile latency (ns)   : {found.p90_ms * 1e6:.0f}\n" in summary
+    assert f"Mean latency (ns)               : {found.mean_ms * 1e6:.0f}\n" in summary
+    assert found.queries == found.as_json()["tokens"] >= 300
+    assert found.seconds >= 0.5
+    assert found.p50_ms <= found.p90_ms <= found.early_stopping_p90_ms
     assert "SingleStream: VALID, p90" in output.loadgen(found)
 
 
@@ -53,7 +53,7 @@ def test_too_few_queries_are_invalid(tmp_path: Path) -> None:
     logs.mkdir()
     found = loadgen.measure("deployed", job(tmp_path), min_queries=10, min_seconds=0.001, folder=logs)
     assert "Result is : INVALID" in (logs / loadgen.SUMMARY).read_text()
-    assert (found["valid"], found["unmet"], found["early_stopping_p90_ms"]) == (False, ["early_stopping"], None)
+    assert (found.valid, found.unmet, found.early_stopping_p90_ms) == (False, ["early_stopping"], None)
     assert "INVALID (early_stopping)" in output.loadgen(found)
 
 
@@ -62,7 +62,7 @@ def test_an_audit_config_in_the_current_folder_changes_nothing(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs").mkdir()
     found = loadgen.measure("d", job(tmp_path), min_queries=100, min_seconds=0.001, folder=tmp_path / "logs")
-    assert found["queries"] >= 100
+    assert found.queries >= 100
 
 
 def test_a_query_that_fails_is_told(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_in_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
 
     monkeypatch.setattr(runtimes_bench, "measure", measure)
     outcome = bench.run(recipe, workspace)
-    facts = json.loads(json.dumps(outcome.facts, allow_nan=False))
+    facts = json.loads(json.dumps(outcome.facts.as_json(), allow_nan=False))
     assert "loadgen" in outcome.outputs
     assert (workspace.folder("bench") / "loadgen" / loadgen.DETAIL).is_file()
     assert facts["loadgen"]["queries"] >= 10
@@ -112,7 +112,7 @@ def test_in_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
     assert 0 < deployed["mapped_bytes"] < deployed["peak_rss_bytes"]
     assert 0 < deployed["anonymous_bytes"] < deployed["peak_rss_bytes"]
     assert deployed["warmup_ratio"] > 0
-    said = "\n".join(output.further_measurements(facts))
+    said = "\n".join(output.further_measurements(outcome.facts))
     assert "of mapped files" in said
     assert "without a pause" in said
     assert "MLPerf LoadGen" in said
@@ -132,7 +132,7 @@ def test_in_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
     without = recipe.model_copy(update={"bench": recipe.bench.model_copy(update={"loadgen": None})})
     outcome = bench.run(without, workspace)
     assert outcome.outputs == ["results.json", "samples"]
-    assert "loadgen" not in outcome.facts
+    assert "loadgen" not in outcome.facts.as_json()
     assert not (workspace.folder("bench") / "loadgen").exists()
 
 
@@ -183,14 +183,14 @@ def test_a_run_that_slows_down_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sustained, "WorkerProcess", Heating)
     found = sustained.measure({"texts": [""] * 20}, 200)
-    assert (found["part_seconds"], found["first_p50_ms"], found["last_p50_ms"], found["ratio"]) == (60, 100, 150, 1.5)
-    assert 200 <= found["seconds"] < 203
+    assert (found.part_seconds, found.first_p50_ms, found.last_p50_ms, found.ratio) == (60, 100, 150, 1.5)
+    assert 200 <= found.seconds < 203
 
 
 def test_unlike_machines() -> None:
     here = machine.describe()
-    assert machine.unlike(here, here | {"load_average": 9.0, "os": "another"}) is None
-    told = machine.unlike(here, here | {"cpu": "Cortex-A55", "flags": ["asimd"]})
+    assert machine.unlike(here, here.model_copy(update={"load_average": 9.0, "os": "another"})) is None
+    told = machine.unlike(here, here.model_copy(update={"cpu": "Cortex-A55", "flags": ["asimd"]}))
     assert told is not None
     assert "cpu: " in told
     assert "/ Cortex-A55; flags: " in told

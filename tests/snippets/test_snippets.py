@@ -29,6 +29,8 @@ from distillctl.data.views import renderers
 from distillctl.errors import GateFailed, RecipeError
 from distillctl.recipe import Recipe
 from distillctl.report import use
+from distillctl.report.facts import ReportFacts
+from distillctl.run_dir.facts import DataFacts, Facts, StudentFacts
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import OnnxClassifier
@@ -37,6 +39,7 @@ from distillctl.snippets.reading import Reading
 from distillctl.stages import bundle
 from distillctl.tasks.classify import card as label_card
 from distillctl.tasks.generate import card as text_card
+from distillctl.tasks.generate.facts import GenerateTrain
 from tests.fixtures import bundled, exported_generate, tiny, tiny_generate, tokenizers_of_kind
 
 pytestmark = pytest.mark.slow
@@ -50,6 +53,7 @@ AROUND = {
 MORE = {"upper": "{{ input | upper }} do", "twice": "{{ input }} do {{ input }}"}
 KINDS = {"word_piece": tokenizers_of_kind.word_piece, "byte_level": tokenizers_of_kind.byte_level}
 LIMIT = 44
+STUDENT = StudentFacts(kl=0.1, agreement=0.9, max_length=LIMIT)
 LONG = "  " + " ".join(tokenizers_of_kind.texts(60)) + "\n"
 
 _folders = tempfile.TemporaryDirectory()
@@ -75,7 +79,7 @@ def labels(template: str, kind: str) -> tuple[Recipe, Workspace, Path]:
     root = Path(_folders.name) / f"{template}-{kind}"
     root.mkdir()
     space = bundled.workspace(root, KINDS[kind], inputs, views(recipe, inputs))
-    tiny.commit(space, "train", StageOutput([], {"kl": 0.1, "agreement": 0.9, "max_length": LIMIT}))
+    tiny.commit(space, "train", StageOutput([], STUDENT))
     tiny.commit(space, "bundle", bundle.run(recipe, space))
     return recipe, space, space.folder("bundle")
 
@@ -91,11 +95,14 @@ def texts(template: str, builder: str) -> tuple[Recipe, Workspace, Path]:
     inputs = tiny_generate.texts(12)
     table = ViewTable([f"row-{row}" for row in range(12)], inputs, [None] * 12, inputs, views(recipe, inputs))
     view_table.write(space.folder("collect") / "views.parquet", {"train": table, "eval": table})
-    tiny.commit(space, "export", StageOutput([], {"builder": builder}))
+    tiny.commit(space, "export", StageOutput([], Facts.model_validate({"builder": builder})))
     shutil.copytree(exported.folder, space.folder("quantize"))
     outputs = sorted(path.name for path in space.folder("quantize").iterdir())
-    facts = {"chosen": "small", "bytes": 1000, "kl": 0.01, "same_top": 0.98, "score": 0.75, "metric": "chrf"}
-    tiny.commit(space, "quantize", StageOutput(outputs, facts | {"fp32": {"bytes": 4000, "score": 0.76}}))
+    tiny.commit(
+        space,
+        "quantize",
+        StageOutput(outputs, tiny.deployed("chrf")),
+    )
     tiny.commit(space, "bundle", bundle.run(recipe, space))
     return recipe, space, space.folder("bundle")
 
@@ -164,7 +171,7 @@ def test_python_gives_the_recorded_labels_to_bare_inputs(template, kind):
 def test_only_the_end_of_a_long_input_is_cut(template, kind):
     recipe, space, folder = labels(template, kind)
     read = python(folder / "snippets" / "classify.py", "read")
-    reading = Reading.of(recipe, table(space), {"max_length": LIMIT}, folder)
+    reading = Reading.of(recipe, table(space), STUDENT, folder)
     before, behind = AROUND[template].split("{{ input }}")
     whole = reading.tokenizer.encode(f"{before}{LONG.strip()}{behind}").ids
     cut = read(LONG)
@@ -208,7 +215,7 @@ def test_javascript_gives_the_recorded_labels_to_bare_inputs(template, kind, npm
 @pytest.mark.parametrize("template", [*AROUND, "upper"])
 def test_the_cards_code_answers_bare_inputs_and_long_ones(template, monkeypatch, capsys):
     recipe, space, folder = labels(template, "byte_level")
-    facts = [space.manifest(stage).facts for stage in ("collect", "train")]
+    facts = [space.facts("collect", DataFacts), space.facts("train", StudentFacts)]
     reading = Reading.of(recipe, table(space), facts[1], folder)
     [code] = blocks(label_card.render(recipe, *facts, reading, [{"graph": "fp32"}]))
     monkeypatch.chdir(folder)
@@ -247,7 +254,7 @@ def test_columns_of_a_row_are_arguments(tmp_path):
     recipe, inputs = bundled.recipe(contexts=contexts(source)), bundled.texts()
     given = [f"do ba: {text}" for text in inputs]
     space = bundled.workspace(tmp_path, tokenizers_of_kind.byte_level, inputs, given)
-    tiny.commit(space, "train", StageOutput([], {"kl": 0.1, "agreement": 0.9, "max_length": LIMIT}))
+    tiny.commit(space, "train", StageOutput([], STUDENT))
     bundle.run(recipe, space)
     file = space.folder("bundle") / "snippets" / "classify.py"
     classify = python(file, "classify")
@@ -324,7 +331,7 @@ def test_javascript_gives_the_recorded_answers_to_bare_inputs(template, builder,
 @pytest.mark.parametrize("builder", ["trace", "genai"])
 def test_the_cards_code_writes_to_bare_inputs_and_long_ones(builder, monkeypatch, capsys):
     recipe, space, folder = texts("behind", builder)
-    facts = [space.manifest(stage).facts for stage in ("collect", "train")]
+    facts = [space.facts("collect", DataFacts), space.facts("train", GenerateTrain)]
     reading = Reading.of(recipe, table(space), facts[1], folder)
     found = blocks(text_card.render(recipe, *facts, reading, [{"graph": "fp32"}], builder))
     assert len(found) == 1 + (builder == "genai")
@@ -366,10 +373,11 @@ def test_literals():
 
 def test_the_report_asks_a_bare_input():
     recipe, space, _ = labels("around", "byte_level")
-    facts = use.usage_facts(recipe, space, table(space), {"max_length": LIMIT})
-    facts |= {"artifact": "quantize/model.onnx", "name": "x", "versions": {"onnxruntime": "1"}}
-    facts |= {"snippets": ["classify.py", "Classifier.swift"], "inputs": ["input_ids"]}
-    assert facts["sample"] == table(space).input[0]
+    usage = use.usage_facts(recipe, space, table(space), STUDENT)
+    assert usage.sample == table(space).input[0]
+    known = usage.given | {"artifact": "quantize/model.onnx", "name": "x", "versions": {"onnxruntime": "1"}}
+    known |= {"snippets": ["classify.py", "Classifier.swift"], "inputs": ["input_ids"]}
+    facts = ReportFacts.model_construct(set(known), **known)
     assert "da do:" in use.code(facts, space.root)["classify.py"]
     assert "da do:" in use.code(facts, space.root)["Classifier.swift"]
 
@@ -407,6 +415,6 @@ def test_javascript_reads_greek_alike_and_what_it_reads_otherwise_is_listed(lowe
 
 def test_the_text_in_graph_takes_the_bare_input():
     recipe, space, folder = labels("around", "word_piece")
-    reading = Reading.of(recipe, table(space), {"max_length": LIMIT}, folder)
+    reading = Reading.of(recipe, table(space), STUDENT, folder)
     given = [*untidy(table(space).input), LONG, "", " \n"]
     assert text_in.other_ids(folder, LIMIT, given, reading.template) == []

@@ -14,6 +14,7 @@ from distillctl.data import view_table
 from distillctl.errors import UpstreamError
 from distillctl.losses.targets import Targets
 from distillctl.recipe import Dense, Sampled, Text, TopK, implementation
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels import size
@@ -138,7 +139,7 @@ def test_rows_come_in_the_order_of_the_views_and_samples_ascending(tmp_path):
     numbered = [(*row, response) for row, response in zip(rows, responses, strict=True)]
     store.write(folder, shard("a", 0), numbered[:2], profile)
     store.write(folder, shard("cb", 1), numbered[2:], profile)
-    commit(space, "collect", StageOutput(["views.parquet", "shards"], {}))
+    commit(space, "collect", StageOutput(["views.parquet", "shards"], Facts()))
     found = store.read(space, "full", "train", profile)
     assert list(zip(found.id, found.sample, strict=True)) == [(name, sample) for name in "cab" for sample in (0, 1)]
     by_row = dict(zip(rows, responses, strict=True))

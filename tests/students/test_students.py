@@ -96,7 +96,7 @@ def test_layers_and_vocabulary_are_cut_together(folder):
     assert (
         who.kept_ids[who.tokenizer("the sea").input_ids].tolist() == tiny_generate.bpe_tokenizer()("the sea").input_ids
     )
-    assert who.vocabulary_facts["tokens_before"] == len(who.remap) == 300
+    assert who.vocabulary_facts.tokens_before == len(who.remap) == 300
     assert who.vocabulary_digest == vocabulary_digest(tiny_generate.bpe_tokenizer())
 
 

@@ -122,13 +122,13 @@ def test_facts_count_what_went_and_what_the_train_rows_did_not_have():
     _, kept, facts = trim(
         small, full, TrimmedVocabulary(merges=5), Corpus([SENTENCES[0]], [], Corpus([SENTENCES[1]], []))
     )
-    assert facts["tokens_before"] == len(full)
-    assert facts["tokens_after"] == len(kept)
-    assert facts["bytes_saved"] == 4 * 2 * 64 * (len(full) - len(kept))
-    assert facts["share_saved"] == pytest.approx(facts["bytes_saved"] / 4 / total)
+    assert facts.tokens_before == len(full)
+    assert facts.tokens_after == len(kept)
+    assert facts.bytes_saved == 4 * 2 * 64 * (len(full) - len(kept))
+    assert facts.share_saved == pytest.approx(facts.bytes_saved / 4 / total)
     without = trimmed([SENTENCES[0]], merges=5)[2]
     new = [token for token in full(SENTENCES[1]).input_ids if token not in without]
-    assert 0 < facts["unseen_share"] == len(new) / len(full(SENTENCES[1]).input_ids)
+    assert 0 < facts.unseen_share == len(new) / len(full(SENTENCES[1]).input_ids)
     assert trimmed([SENTENCES[0]])[3]["unseen_share"] is None
     assert trimmed(SENTENCES[:2], held_out=Corpus(SENTENCES[:2], []))[3]["unseen_share"] == 0
 
@@ -226,7 +226,7 @@ def test_classifiers_are_trimmed_too():
     whole.resize_token_embeddings(len(tokenizer))
     small = copy.deepcopy(whole)
     new_tokenizer, kept, facts = trim(small, tokenizer, TrimmedVocabulary(merges=10), Corpus(SENTENCES[:9], []))
-    assert facts["bytes_saved"] == 4 * 32 * (len(tokenizer) - len(kept)) > 0
+    assert facts.bytes_saved == 4 * 32 * (len(tokenizer) - len(kept)) > 0
     for text in SENTENCES[:9]:
         old, new = (torch.tensor([t(text).input_ids]) for t in (tokenizer, new_tokenizer))
         torch.testing.assert_close(small(new).logits, whole(old).logits)
@@ -237,12 +237,12 @@ def test_ids_beyond_the_models_rows_leave_and_padded_rows_too():
     tokenizer = TOKENIZERS["byte_level"]
     fewer = tiny_generate.decoder(vocabulary=len(tokenizer) - 1)  # as Gemma 3's image token
     new_tokenizer, kept, facts = trim(fewer, tokenizer, TrimmedVocabulary(merges=5), Corpus(SENTENCES[:3], []))
-    assert facts["tokens_before"] == len(tokenizer) - 1 > kept.max()
+    assert facts.tokens_before == len(tokenizer) - 1 > kept.max()
     assert len(new_tokenizer) == len(kept)
     padded = tiny_generate.decoder(vocabulary=len(tokenizer) + 29)
     _, kept, facts = trim(padded, tokenizer, TrimmedVocabulary(merges=5), Corpus(SENTENCES[:3], []))
-    assert facts["tokens_before"] == len(tokenizer)
-    assert facts["bytes_saved"] == 4 * 2 * 64 * (len(tokenizer) + 29 - len(kept))
+    assert facts.tokens_before == len(tokenizer)
+    assert facts.bytes_saved == 4 * 2 * 64 * (len(tokenizer) + 29 - len(kept))
 
 
 def test_ids_in_the_configs_follow():

@@ -16,6 +16,7 @@ from distillctl.data import view_table
 from distillctl.regression import output
 from distillctl.report import contract, page
 from distillctl.report import markdown as summary
+from distillctl.run_dir.facts import DataFacts, StudentFacts
 from distillctl.snippets.reading import Reading
 from distillctl.tasks.classify import card as label_card
 from distillctl.terminal.text_table import TextTable
@@ -176,8 +177,8 @@ def test_a_card_of_hostile_names_has_its_own_headings_and_no_link(tmp_path, text
     recipe = tiny.recipe(student={"kind": "pretrained", "model": str(tmp_path / "base")})
     labels = {"labels": {f"x{name}x": "a", "b": "b"}}
     recipe = recipe.model_copy(update={"task": type(recipe.task).model_validate(labels)})
-    facts = [space.manifest(stage).facts for stage in ("collect", "train")]
-    facts[0] = facts[0] | {"teacher": facts[0]["teacher"] | {"reference": name}}
+    facts = [space.facts("collect", DataFacts), space.facts("train", StudentFacts)]
+    facts[0] = facts[0].model_copy(update={"teacher": facts[0].teacher.model_copy(update={"reference": name})})
     reading = Reading.of(
         recipe, view_table.read(space.folder("collect") / "views.parquet", "eval"), facts[1],
         space.folder("train") / "model",
@@ -212,8 +213,10 @@ def test_a_summary_of_a_hostile_title_has_one_heading_and_no_link(finished, text
 
 
 def test_a_page_of_hostile_titles_and_labels_shows_them_and_runs_none(finished):
-    facts = contract.build(report_run.recipe(report={"title": "\u202e<script>alert(1)</script>\x1b[31m"}), finished)
-    html = page.render(facts, contract.series(finished))
+    facts = contract.build(
+        report_run.recipe(report={"title": "\u202e<script>alert(1)</script>\x1b[31m"}), finished
+    ).as_json()
+    html = page.render(report_run.reported(facts), contract.series(finished))
     assert "\\u202e&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in html
     assert "script" not in _Text(html).tags
     assert not CONTROLS.search(html)

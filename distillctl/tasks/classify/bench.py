@@ -13,11 +13,12 @@ from distillctl.runtimes.bench import Answers, BenchSession
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.tasks.base import BoundTask, Timing
+from distillctl.tasks.classify.facts import ClassifyCollect
 
 
 def timing(task: BoundTask, bench: BenchSession) -> Timing:
     """Time the teacher and both graphs until each has chosen a label."""
-    log_prior = task.stage_facts("collect")["log_prior"]
+    log_prior = task.workspace.facts("collect", ClassifyCollect).log_prior
     words = list(task.recipe.classify.labels.values())
     jobs = (
         bench.teachers(teacher_graph.build, label_words=words, log_prior=log_prior)

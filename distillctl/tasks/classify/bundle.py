@@ -12,21 +12,24 @@ import numpy as np
 from distillctl import console
 from distillctl.bundle import agreement, code, golden_example, ort_format, readme, text_in
 from distillctl.bundle.builder import BundleBuilder
-from distillctl.bundle.manifest import Graph
+from distillctl.bundle.manifest import FolderFacts, Graph
 from distillctl.data.view_table import ViewTable
 from distillctl.recipe import Recipe
 from distillctl.run_dir.atomic_io import temporary_prefix
+from distillctl.run_dir.facts import DataFacts, GraphInputs, StudentFacts
 from distillctl.run_dir.workspace import versions
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
 from distillctl.tasks.classify import card
 
 
-def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable, max_length: int) -> dict[str, Any]:
+def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> FolderFacts:
     """Write the bundle of a classifier. GateFailed unless the `.ort` and text-in graphs give the ONNX graph's labels,
     and the text-in graph the tokenizer's ids, on every held-out row."""
     folder, labels = made.folder, recipe.task.names
-    reading = Reading.of(recipe, views, made.facts("train"), folder)
+    train = made.facts("train", StudentFacts)
+    reading = Reading.of(recipe, views, train, folder)
+    max_length = train.max_length
     onnx = OnnxClassifier(folder, max_length=max_length).logits(views.simplified)
     found: dict[str, np.ndarray] = {}
     if recipe.bundle.text_in:
@@ -54,10 +57,10 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable, max_length: int)
         versions=versions(),
         text_in=recipe.bundle.text_in,
         ids_graph=converted[0] if converted else "model.onnx",
-        inputs=made.facts("export")["inputs"],
+        inputs=made.facts("export", GraphInputs).inputs,
     )
     verdicts = made.verdicts()
-    about = card.description(recipe, made.facts("collect"), made.facts("train"))
+    about = card.description(recipe, made.facts("collect", DataFacts), train)
     text = readme.classify(recipe, reading, about, made.files(), graphs, verdicts, made.figures("label"))
     (folder / "README.md").write_text(text, encoding="utf-8")
     asked = golden_example.candidates(recipe, reading)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from distillctl.bundle import model_card
 from distillctl.recipe import Recipe
+from distillctl.run_dir.facts import DataFacts, StudentFacts
 from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
 from distillctl.untrusted import markdown
@@ -14,8 +14,8 @@ from distillctl.untrusted import markdown
 
 def render(
     recipe: Recipe,
-    collect: Mapping[str, Any],
-    train: Mapping[str, Any],
+    collect: DataFacts,
+    train: StudentFacts,
     reading: Reading,
     measured: Sequence[Mapping[str, str]],
 ) -> str:
@@ -30,11 +30,11 @@ With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
     return model_card.page(recipe, "text-classification", description(recipe, collect, train), use, measured)
 
 
-def description(recipe: Recipe, collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+def description(recipe: Recipe, collect: DataFacts, train: StudentFacts) -> str:
     """A classifier in a few sentences."""
-    tokens, counts, labels = collect["context_tokens"], collect["counts"], markdown.plain(", ".join(recipe.task.names))
+    tokens, counts, labels = collect.context_tokens, collect.counts, markdown.plain(", ".join(recipe.task.names))
     return f"""A text classifier with the labels {labels}. It does without a prompt what
-{markdown.plain(collect["teacher"]["reference"])} does with
-one: {tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers,
-as distributions over the labels, to {counts["train"]:,} inputs. On {counts["eval"]:,} held-out inputs the two agree on
-the label for {train["agreement"]:.1%}, with a KL divergence of {train["kl"]:.4f} nats (in PyTorch, before export)."""
+{markdown.plain(collect.teacher.reference)} does with
+one: {tokens.student} tokens of input here (median), {tokens.teacher} there. It learned from that model's answers,
+as distributions over the labels, to {counts.train:,} inputs. On {counts.eval:,} held-out inputs the two agree on
+the label for {train.agreement:.1%}, with a KL divergence of {train.kl:.4f} nats (in PyTorch, before export)."""

@@ -14,11 +14,13 @@ from distillctl.data.rows import Dataset
 from distillctl.data.views import CEILING, PUBLIC
 from distillctl.metrics import comparison, label_checks, scores
 from distillctl.recipe import Recipe
+from distillctl.run_dir.facts import ArmFacts, Facts
 from distillctl.soft_labels import label_shards, measured, shards
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.soft_labels.label_shards import SoftLabels
 from distillctl.soft_labels.shards import Shard
 from distillctl.tasks.base import Findings
+from distillctl.tasks.classify.facts import ClassifyCollect
 from distillctl.teachers.arms import Arm
 from distillctl.teachers.worker_pool import ShardTask
 
@@ -66,14 +68,13 @@ class ClassifyCollection:
         label_shards.write(self.folder, shard, stored)
         return int(labels.tokens)
 
-    def teacher_facts(self) -> dict[str, Any]:
-        return {}
+    def teacher_facts(self) -> Facts:
+        return Facts()
 
     def findings(self) -> Findings:
         labels = {key: label_shards.read_shards(self.folder, part) for key, part in self.plan.items()}
         kept, log_prior = _kept(self.recipe, labels)
-        facts = _findings(self.recipe, self.dataset, labels, kept, log_prior) | measured.coverage_facts(labels, kept)
-        return Findings(facts, kept)
+        return _findings(self.recipe, self.dataset, labels, kept, log_prior)
 
 
 # ── what was found ───────────────────────────────────────────────────────────────────────────────
@@ -97,7 +98,7 @@ def _findings(
     labels: measured.Labels,
     kept: dict[str, np.ndarray],
     log_prior: np.ndarray | None,
-) -> dict[str, object]:
+) -> Findings:
     """The arms' scores with intervals, their distance from the ceiling, and the prior."""
     references = [example.reference for example, counts in zip(dataset.eval, kept["eval"], strict=True) if counts]
     comparison.warn_references(references)
@@ -126,13 +127,11 @@ def _findings(
     label_checks.check_mass(mass[CEILING], label_shards.likeliest(labels[CEILING, "eval"], SHOWN_ROWS))
     train = soft_labels.calibrate(labels[CEILING, "train"].log_probs[kept["train"]], log_prior)
     label_checks.check_labels(recipe.task.names, train, calibrated[CEILING], references)
-    return {
-        "metric": metric,
-        "labels": recipe.task.names,
-        "without_prior": None if log_prior is None else raw,
-        "log_prior": None if log_prior is None else [float(v) for v in log_prior],
-        "arms": arms,
-        "gaps": gaps,
-        "context_effects": effects,
-        "label_mass": {arm: float(np.median(masses)) for arm, masses in mass.items()},
-    }
+    facts = ClassifyCollect(
+        labels=recipe.task.names,
+        without_prior=None if log_prior is None else raw,
+        log_prior=None if log_prior is None else [float(v) for v in log_prior],
+        label_mass={arm: float(np.median(masses)) for arm, masses in mass.items()},
+        **measured.coverage_facts(labels, kept).given,
+    )
+    return Findings(ArmFacts(metric=metric, arms=arms, gaps=gaps, context_effects=effects), facts, kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from distillctl import console
@@ -29,4 +28,4 @@ def export(task: BoundTask, model: Path, staged: Path, views: ViewTable) -> Expo
         "same top label": f"{found.same_top:.2%}",
         "rows": f"{found.rows:,}",
     }
-    return Exported(graph, agreement, asdict(graph) | asdict(found))
+    return Exported(graph, agreement, graph | found)

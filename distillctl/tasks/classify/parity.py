@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -13,25 +12,15 @@ from transformers import PreTrainedModel
 from distillctl import console, interrupts
 from distillctl.errors import GateFailed
 from distillctl.runtimes.onnxruntime import OnnxClassifier
+from distillctl.tasks.classify.facts import LabelParity
 
 BATCH_SIZES = (1, 2, 5, 8)
 """Taken in turn: alone, as a phone asks, and in batches whose shorter rows are padded."""
 
 
-@dataclass(frozen=True)
-class Parity:
-    """max_logit_difference: max |Δlogit|. same_top: share of rows with the same top label. ties: rows where it differs,
-    PyTorch's two highest logits being closer than the allowed difference."""
-
-    max_logit_difference: float
-    same_top: float
-    ties: int
-    rows: int
-
-
 def check_parity(
     model: PreTrainedModel, graph: OnnxClassifier, ids: Sequence[str], texts: Sequence[str], allowed: float
-) -> Parity:
+) -> LabelParity:
     """Every row once, in batches of several shapes. ``allowed``: the largest |Δlogit|.
 
     GateFailed names the row that is furthest off, or a row whose top label differs though its two highest logits are
@@ -58,7 +47,12 @@ def check_parity(
             f"{first[row] - second[row]:.3g} apart, which is no tie at an allowed difference of {allowed:.3g}",
             where=f"row {ids[row]}",
         )
-    return Parity(float(difference.max()), float(1 - differs.mean()), int(differs.sum()), len(ids))
+    return LabelParity(
+        max_logit_difference=float(difference.max()),
+        same_top=float(1 - differs.mean()),
+        ties=int(differs.sum()),
+        rows=len(ids),
+    )
 
 
 @torch.inference_mode()

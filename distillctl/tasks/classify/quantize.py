@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +14,14 @@ from distillctl.data.view_table import ViewTable
 from distillctl.quantizers.candidates import Unit
 from distillctl.quantizers.search import Figures
 from distillctl.recipe import Recipe
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.classify import quantization
+from distillctl.tasks.classify.facts import ClassifyCollect
 from distillctl.tasks.classify.quantization import ClassifyAnswers, EvalRows, LabelCalibration
 
 CALIBRATION_ROWS = 128
@@ -40,7 +41,7 @@ class ClassifyHeldOut(BoundTask):
         self._answers: dict[str, ClassifyAnswers] = {}
 
     def _read(self) -> EvalRows:
-        log_prior = self.stage_facts("collect")["log_prior"]
+        log_prior = self.workspace.facts("collect", ClassifyCollect).log_prior
         teacher = calibrate(label_shards.read(self.workspace, "full", "eval").log_probs, log_prior)
         path = self.workspace.folder("train") / "eval.parquet"
         student = eval_table.log_probs(path, self.views.id, "student", teacher.shape[1])["student"]
@@ -74,5 +75,5 @@ class ClassifyHeldOut(BoundTask):
         deployed, teacher = self._answers[name].log_probs, self._rows.teacher
         return names[deployed.argmax(-1)].tolist(), names[teacher.argmax(-1)].tolist()
 
-    def facts(self, name: str) -> dict[str, Any]:
-        return {}
+    def facts(self, name: str) -> Facts:
+        return Facts()

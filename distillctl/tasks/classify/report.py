@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from distillctl.data import controls_table, eval_table
 from distillctl.data.view_table import ViewTable
 from distillctl.metrics.scores import label_scores, row_scores
 from distillctl.recipe import Recipe
+from distillctl.run_dir.facts import GraphInputs
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels.labels import calibrate
+from distillctl.tasks.classify.facts import (
+    ClassifyCollect,
+    ClassifyReport,
+    Disagreement,
+    LabelAgreement,
+    LabelParity,
+    LabelVerdicts,
+    TopLabel,
+)
 
 
 def compare(
-    recipe: Recipe, workspace: Workspace, views: ViewTable, facts: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    recipe: Recipe, workspace: Workspace, views: ViewTable, *, deployed: bool
+) -> tuple[dict[str, np.ndarray], ClassifyReport]:
     """Each arm's score per held-out row, float64 [N], and this task's own part of the contract.
 
-    facts: stage → what its manifest says; without quantize, the student stands in for the deployed model.
+    deployed: whether quantize chose a graph; otherwise the student stands in for it.
     """
-    last = "deployed" if "quantize" in facts else "student"
-    log_probs = _predictions(workspace, views.id, facts["collect"]["log_prior"], deployed=last == "deployed")
-    names, export = recipe.task.names, facts["export"]
+    last = "deployed" if deployed else "student"
+    collect = workspace.facts("collect", ClassifyCollect)
+    log_probs = _predictions(workspace, views.id, collect.log_prior, deployed=deployed)
+    names = recipe.task.names
     scores = {
         arm: row_scores(found, names, views.reference, log_probs["ceiling"])[0] for arm, found in log_probs.items()
     }
     ceiling = [names[top] for top in log_probs["ceiling"].argmax(-1)]
     for control, said in controls_table.read(workspace, views.id, list(recipe.task.controls)).items():
         scores[control] = label_scores(said, views.reference, ceiling)[0]
-    return scores, {
-        "labels": names,
-        "artifact": "quantize/model.onnx" if last == "deployed" else None,
-        "snippets": ["classify.py", "Classifier.kt", "Classifier.swift"],
-        "inputs": export["inputs"],
-        "parity": {key: export[key] for key in ("max_logit_difference", "same_top", "rows")},
-        "verdicts": _verdicts(log_probs, scores, last),
-        "disagreements": _disagreements(recipe, views, log_probs, last),
-    }
+    parity = workspace.facts("export", LabelParity)
+    return scores, ClassifyReport(
+        labels=names,
+        artifact="quantize/model.onnx" if deployed else None,
+        snippets=["classify.py", "Classifier.kt", "Classifier.swift"],
+        inputs=workspace.facts("export", GraphInputs).inputs,
+        parity=LabelAgreement(
+            max_logit_difference=parity.max_logit_difference, same_top=parity.same_top, rows=parity.rows
+        ),
+        verdicts=_verdicts(log_probs, scores, last),
+        disagreements=_disagreements(recipe, views, log_probs, last),
+    )
 
 
 def _predictions(
@@ -57,35 +68,33 @@ def _predictions(
     return teacher
 
 
-def _verdicts(log_probs: dict[str, np.ndarray], scores: dict[str, np.ndarray], last: str) -> dict[str, int]:
+def _verdicts(log_probs: dict[str, np.ndarray], scores: dict[str, np.ndarray], last: str) -> LabelVerdicts:
     """How often the top labels of ceiling and ``last`` differ, and which of the two was right when one was."""
     ceiling, deployed = scores["ceiling"] > 0, scores[last] > 0
-    return {
-        "rows": len(ceiling),
-        "different": int((log_probs["ceiling"].argmax(-1) != log_probs[last].argmax(-1)).sum()),
-        "only_teacher_right": int((ceiling & ~deployed).sum()),
-        "only_deployed_right": int((deployed & ~ceiling).sum()),
-    }
+    return LabelVerdicts(
+        rows=len(ceiling),
+        different=int((log_probs["ceiling"].argmax(-1) != log_probs[last].argmax(-1)).sum()),
+        only_teacher_right=int((ceiling & ~deployed).sum()),
+        only_deployed_right=int((deployed & ~ceiling).sum()),
+    )
 
 
-def _disagreements(
-    recipe: Recipe, views: ViewTable, log_probs: dict[str, np.ndarray], last: str
-) -> list[dict[str, Any]]:
+def _disagreements(recipe: Recipe, views: ViewTable, log_probs: dict[str, np.ndarray], last: str) -> list[Disagreement]:
     """The rows where the two distributions lie furthest apart in total variation, ½ Σ|P − Q|, the furthest first."""
     teacher, deployed = (np.exp(log_probs[arm]) for arm in ("ceiling", last))
     distance = np.abs(teacher - deployed).sum(axis=1) / 2
     furthest = np.argsort(-distance, kind="stable")[: recipe.report.disagreements]
     return [
-        {
-            "input": views.input[row],
-            "reference": views.reference[row],
-            "distance": float(distance[row]),
-            "teacher": _top(recipe.task.names, teacher[row]),
-            "deployed": _top(recipe.task.names, deployed[row]),
-        }
+        Disagreement(
+            input=views.input[row],
+            reference=views.reference[row],
+            distance=float(distance[row]),
+            teacher=_top(recipe.task.names, teacher[row]),
+            deployed=_top(recipe.task.names, deployed[row]),
+        )
         for row in furthest.tolist()
     ]
 
 
-def _top(names: list[str], probabilities: np.ndarray) -> dict[str, Any]:
-    return {"label": names[int(probabilities.argmax())], "probability": float(probabilities.max())}
+def _top(names: list[str], probabilities: np.ndarray) -> TopLabel:
+    return TopLabel(label=names[int(probabilities.argmax())], probability=float(probabilities.max()))

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from distillctl.data.view_table import ViewTable
-from distillctl.tasks.base import BoundTask, Exported, Facts, Timing
+from distillctl.run_dir.facts import DataFacts, StudentFacts
+from distillctl.tasks.base import BoundTask, Exported, KindReport, Timing
+from distillctl.tasks.classify.facts import ClassifyReport
 
 if TYPE_CHECKING:
     import numpy as np
 
     from distillctl.bundle.builder import BundleBuilder
+    from distillctl.bundle.manifest import FolderFacts
     from distillctl.data.rows import Dataset, Example
     from distillctl.runtimes.bench import BenchSession
     from distillctl.tasks.classify.collect import ClassifyCollection
@@ -28,6 +31,7 @@ class ClassifyTask(BoundTask):
     """A `tasks.base.Task`."""
 
     runtime: ClassVar[str] = "onnx"
+    report_part: ClassVar[type[KindReport]] = ClassifyReport
 
     def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], AnswerRequest]:
         from distillctl.teachers.worker_pool import AnswerRequest
@@ -69,19 +73,20 @@ class ClassifyTask(BoundTask):
         if self.recipe.bundle.text_in:
             text_in.library()
 
-    def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> dict[str, Any]:
+    def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> FolderFacts:
         from distillctl.tasks.classify import bundle
 
-        return bundle.fill(self.recipe, draft, views, draft.facts("train")["max_length"])
+        return bundle.fill(self.recipe, draft, views)
 
     def card(self, folder: Path, views: ViewTable, figures: Sequence[Mapping[str, str]], builder: str) -> str:
         from distillctl.snippets.reading import Reading
         from distillctl.tasks.classify import card
 
-        collect, train = self.stage_facts("collect"), self.stage_facts("train")
+        collect = self.workspace.facts("collect", DataFacts)
+        train = self.workspace.facts("train", StudentFacts)
         return card.render(self.recipe, collect, train, Reading.of(self.recipe, views, train, folder), figures)
 
-    def compare(self, views: ViewTable, facts: Mapping[str, Facts]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def compare(self, views: ViewTable, *, deployed: bool) -> tuple[dict[str, np.ndarray], ClassifyReport]:
         from distillctl.tasks.classify import report
 
-        return report.compare(self.recipe, self.workspace, views, facts)
+        return report.compare(self.recipe, self.workspace, views, deployed=deployed)

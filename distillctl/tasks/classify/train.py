@@ -19,12 +19,14 @@ from distillctl.data.views import CEILING, FLOOR
 from distillctl.errors import UpstreamError
 from distillctl.metrics import doubts, scores
 from distillctl.recipe import LossTerm, implementation
+from distillctl.run_dir.facts import Distance, Facts, MetricFacts
 from distillctl.run_dir.workspace import replacing
 from distillctl.soft_labels import label_shards
 from distillctl.soft_labels import labels as soft_labels
 from distillctl.students.student import Corpus, Reiterable, Student
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.classify import controls
+from distillctl.tasks.classify.facts import ClassifyCollect
 from distillctl.tasks.classify.objective import Classification, LabelRows, predict
 
 
@@ -33,7 +35,7 @@ class ClassifyTrained:
     """The student's normalised label log-probabilities for the held-out rows, float32 [N, K]."""
 
     log_probs: np.ndarray
-    figures: dict[str, Any]
+    figures: Distance
 
 
 class ClassifyTraining(BoundTask):
@@ -54,7 +56,7 @@ class ClassifyTraining(BoundTask):
 
     def _rows(self, student: Student, split: str) -> LabelRows:
         """Return a split's rows in the views' order, whatever order the shards have. They are kept in files."""
-        log_prior = self.stage_facts("collect")["log_prior"]
+        log_prior = self.workspace.facts("collect", ClassifyCollect).log_prior
         folder, number = self.workspace.folder("train"), dict[str, int]()
         ids, teacher = DiskRows(folder, np.int32), DiskRows(folder, np.float32)
         for name, tokens in student.encode(view_table.parts(self.views_path, split, "id", "simplified")):
@@ -85,7 +87,7 @@ class ClassifyTraining(BoundTask):
     def measure(self, student: Student, held_out: LabelRows) -> ClassifyTrained:
         log_probs = predict(student.model, student.tokenizer, held_out, self.recipe.train)
         teacher = held_out.distributions()
-        figures = {"kl": scores.kl(teacher, log_probs), "agreement": scores.same_top(teacher, log_probs)}
+        figures = Distance(kl=scores.kl(teacher, log_probs), agreement=scores.same_top(teacher, log_probs))
         return ClassifyTrained(log_probs, figures)
 
     def save(self, student: Student, trained: ClassifyTrained) -> None:
@@ -111,18 +113,19 @@ class ClassifyTraining(BoundTask):
         return len(rows)
 
     def review(self, trained: ClassifyTrained) -> None:
-        views, collect, controls = self.held_out_views(), self.stage_facts("collect"), self.recipe.task.controls
+        views, controls = self.held_out_views(), self.recipe.task.controls
+        log_prior = self.workspace.facts("collect", ClassifyCollect).log_prior
         names = np.array(self.recipe.task.names)
         answers: dict[str, list[str]] = {"student": names[trained.log_probs.argmax(-1)].tolist()}
         for arm, context in (("ceiling", CEILING), ("floor", FLOOR)):
             labels = label_shards.read(self.workspace, context, "eval").log_probs
-            answers[arm] = names[soft_labels.calibrate(labels, collect["log_prior"]).argmax(-1)].tolist()
+            answers[arm] = names[soft_labels.calibrate(labels, log_prior).argmax(-1)].tolist()
         answers |= controls_table.read(self.workspace, views.id, list(controls))
         rows = {arm: scores.label_scores(own, views.reference, answers["ceiling"])[0] for arm, own in answers.items()}
-        doubts.review("student", answers, rows, controls, collect["metric"])
+        doubts.review("student", answers, rows, controls, self.workspace.facts("collect", MetricFacts).metric)
 
-    def facts(self, student: Student, rows: Any, trained: ClassifyTrained) -> dict[str, Any]:
-        return {}
+    def facts(self, student: Student, rows: Any, trained: ClassifyTrained) -> Facts:
+        return Facts()
 
 
 SPLITS = ("train", "eval")

@@ -20,6 +20,7 @@ from distillctl.runtimes.roofline import bytes_per_token
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.text import TextLabels
 from distillctl.tasks.base import BoundTask, Timing
+from distillctl.tasks.generate.facts import GenerateTrain, TeacherTokens
 
 
 def timing(task: BoundTask, bench: BenchSession) -> Timing:
@@ -36,7 +37,7 @@ def timing(task: BoundTask, bench: BenchSession) -> Timing:
     expected["teacher_genai"] = expected["teacher"]
     jobs = bench.teachers(
         teacher_graph.build,
-        stop_ids=task.stage_facts("collect")["stop_ids"],
+        stop_ids=workspace.facts("collect", TeacherTokens).stop_ids,
         answer_tokens=_mean(expected["teacher"]),
         **limit,
     )
@@ -46,7 +47,7 @@ def timing(task: BoundTask, bench: BenchSession) -> Timing:
         name = "deployed_genai"
         expected[name] = expected["deployed"]
         views = {
-            "max_view": task.stage_facts("train")["max_length"] - recipe.generate.max_new_tokens,
+            "max_view": workspace.facts("train", GenerateTrain).max_length - recipe.generate.max_new_tokens,
             "begin": text_folder.begin(workspace.folder("quantize")),
         }
         jobs |= bench.student(name, "genai", answer_tokens=_mean(expected[name]), **views, **limit)

@@ -7,10 +7,11 @@ from typing import Any
 
 from distillctl.bundle import code, contents, golden_example, ort_format, readme
 from distillctl.bundle.builder import BundleBuilder
-from distillctl.bundle.manifest import Graph
+from distillctl.bundle.manifest import FolderFacts, Graph
 from distillctl.data.view_table import ViewTable
 from distillctl.errors import GateFailed
 from distillctl.recipe import Recipe
+from distillctl.run_dir.facts import DataFacts, Origin
 from distillctl.runtimes import key_values, text_folder
 from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.onnx_generator import open_generator
@@ -19,15 +20,17 @@ from distillctl.runtimes.onnxruntime import session
 from distillctl.runtimes.text_folder import read_json
 from distillctl.snippets.reading import Reading
 from distillctl.tasks.generate import card
+from distillctl.tasks.generate.facts import GenerateTrain
 
 ROWS = 8
 """Of the held-out ones, answered by the `.ort` graphs too."""
 
 
-def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> dict[str, Any]:
+def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> FolderFacts:
     """Write the bundle of a model that writes. GateFailed unless the `.ort` graphs begin their answers as the ONNX
     graphs do."""
-    folder, builder = made.folder, made.facts("export")["builder"]
+    folder, builder = made.folder, made.facts("export", Origin).builder
+    train = made.facts("train", GenerateTrain)
     converted = ort_format.convert(folder)
     agreed = _same_answers(made, views) if converted else {}
     graphs = {
@@ -38,12 +41,12 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> dict[str, Any
         )
         for name in contents.graphs(folder, converted)
     }
-    reading, begin = Reading.of(recipe, views, made.facts("train"), folder), text_folder.begin(folder)
+    reading, begin = Reading.of(recipe, views, train, folder), text_folder.begin(folder)
     files = ["answer.py", "answer.mjs"] + ["answer_genai.py", "Writer.kt"] * (builder == "genai")
     known = card.known(recipe, builder, begin) | _known(folder, ".ort" if converted else ".onnx")
     code.write(folder, files, reading, name=recipe.name, **known)
     verdicts = made.verdicts()
-    about = card.description(made.facts("collect"), made.facts("train"))
+    about = card.description(made.facts("collect", DataFacts), train)
     use = card.use(recipe, reading, builder, begin)
     text = readme.generate(
         recipe, reading, card.task(builder), about, use, made.files(), verdicts, made.figures("token")
@@ -51,7 +54,7 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> dict[str, Any
     (folder / "README.md").write_text(text, encoding="utf-8")
     asked, view = golden_example.candidates(recipe, reading)[0]
     example = golden_example.written(folder, asked, view)
-    return made.close([], reading, made.facts("train")["max_length"], graphs, example, verdicts)
+    return made.close([], reading, train.max_length, graphs, example, verdicts)
 
 
 def _known(folder: Path, suffix: str) -> dict[str, Any]:

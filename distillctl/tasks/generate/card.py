@@ -7,8 +7,10 @@ from typing import Any
 
 from distillctl.bundle import model_card
 from distillctl.recipe import Recipe
+from distillctl.run_dir.facts import DataFacts
 from distillctl.snippets import code
 from distillctl.snippets.reading import Reading
+from distillctl.tasks.generate.facts import GenerateTrain
 from distillctl.untrusted.markdown import plain
 
 _GENAI = "With onnxruntime-genai, which keeps keys and values in one buffer and has packages for phones:"
@@ -21,8 +23,8 @@ _OPTIMUM = {
 
 def render(
     recipe: Recipe,
-    collect: Mapping[str, Any],
-    train: Mapping[str, Any],
+    collect: DataFacts,
+    train: GenerateTrain,
     reading: Reading,
     measured: Sequence[Mapping[str, str]],
     builder: str,
@@ -40,28 +42,25 @@ def task(builder: str) -> str:
     return "text2text-generation" if builder == "seq2seq" else "text-generation"
 
 
-def description(collect: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+def description(collect: DataFacts, train: GenerateTrain) -> str:
     """A model that writes, in a few sentences."""
-    tokens, counts = collect["context_tokens"], collect["counts"]
-    teacher = plain(collect["teacher"]["reference"])
+    tokens, counts = collect.context_tokens, collect.counts
+    teacher = plain(collect.teacher.reference)
     apart = (
-        ""
-        if train["kl"] is None
-        else f", with a KL divergence of {train['kl']:.4f} nats per token over the tokens it has"
+        "" if train.kl is None else f", with a KL divergence of {train.kl:.4f} nats per token over the tokens it has"
     )
-    decided = train.get("context_decided")
+    found = train.context_decided
     decided = (
         ""
-        if decided is None
+        if found is None
         else (
-            f"\nThe context decides {decided['share']:.1%} of these tokens; on them the two agree for "
-            f"{decided['agreement']:.1%}."
+            f"\nThe context decides {found.share:.1%} of these tokens; on them the two agree for {found.agreement:.1%}."
         )
     )
     return f"""A model that writes. It does without a prompt what {teacher} does with one:
-{tokens["student"]} tokens of input here (median), {tokens["teacher"]} there. It learned from that model's answers to
-{counts["train"]:,} inputs. In its answers to {counts["eval"]:,} held-out inputs the two agree on the likeliest token
-for {train["agreement"]:.1%} of the tokens{apart} (in PyTorch, before export).{decided}"""
+{tokens.student} tokens of input here (median), {tokens.teacher} there. It learned from that model's answers to
+{counts.train:,} inputs. In its answers to {counts.eval:,} held-out inputs the two agree on the likeliest token
+for {train.agreement:.1%} of the tokens{apart} (in PyTorch, before export).{decided}"""
 
 
 def use(recipe: Recipe, reading: Reading, builder: str, begin: Sequence[int]) -> str:

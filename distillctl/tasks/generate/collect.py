@@ -36,6 +36,7 @@ from distillctl.soft_labels.text import TextLabels
 from distillctl.students.vocabulary import vocabulary_digest
 from distillctl.tasks.base import Findings
 from distillctl.tasks.generate import findings
+from distillctl.tasks.generate.facts import TeacherTokens
 from distillctl.teachers.arms import Arm
 from distillctl.teachers.worker_pool import AnswerRequest, ContextComparison, ShardTask
 
@@ -175,16 +176,16 @@ class GenerateCollection:
         """Read a finished arm, a shard at a time."""
         return response_shards.read_each(self.folder, self.plan[arm, split], profile)
 
-    def teacher_facts(self) -> dict[str, Any]:
-        return {
-            "stop_ids": self._stop_ids,
-            "vocabulary": self._vocabulary,
-            "teacher_tokenizer": self._tokenizer and vocabulary_digest(self._tokenizer),
-        }
+    def teacher_facts(self) -> TeacherTokens:
+        return TeacherTokens(
+            stop_ids=self._stop_ids,
+            vocabulary=self._vocabulary,
+            teacher_tokenizer=self._tokenizer and vocabulary_digest(self._tokenizer),
+        )
 
     def findings(self) -> Findings:
-        facts, outputs = findings.findings(self), []
-        if self.recipe.generate.fields:
-            facts["field_references"] = field_references.write(self.folder, self.recipe.generate, self.dataset.eval)
-            outputs.append(field_references.FILE)
-        return Findings(facts, outputs=outputs)
+        arms, facts = findings.findings(self)
+        if not self.recipe.generate.fields:
+            return Findings(arms, facts)
+        rows = field_references.write(self.folder, self.recipe.generate, self.dataset.eval)
+        return Findings(arms, facts.model_copy(update={"field_references": rows}), outputs=[field_references.FILE])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from distillctl.tasks.generate.facts import NeedRange, NeedSpread, NeedStretch
 
 EDGES = (0.01, 0.1, 1.0)
 """Between tokens that need nothing of the context and those that need all of it, in nats."""
@@ -13,33 +14,29 @@ POSITIONS = (1, 2, 5, 17, 65)
 """Where stretches of a response begin, counted from 1."""
 
 
-def spread(rows: Sequence[np.ndarray]) -> dict[str, Any]:
-    """rows: the tokens' KL of each response, float32. Empty lists when there are none.
-
-    `bins`: for each range of KL the share of the tokens and the share of all nats that lie in it; `positions`: the mean
-    over the tokens of each stretch of the responses.
-    """
+def spread(rows: Sequence[np.ndarray]) -> NeedSpread:
+    """Group tokens by their KL, and by their position. rows: the tokens' KL of each response, float32."""
     kl = np.concatenate([*rows, np.zeros(0)]).astype(np.float64)
     place = np.concatenate([*(np.arange(1, len(row) + 1) for row in rows), np.zeros(0)])
     if not len(kl):
-        return {"tokens": 0, "bins": [], "positions": []}
+        return NeedSpread(tokens=0, bins=[], positions=[])
     group, stretch = np.digitize(kl, EDGES), np.digitize(place, POSITIONS) - 1
-    return {
-        "tokens": len(kl),
-        "bins": [
-            {
-                "low": low,
-                "high": high,
-                "tokens": float((group == index).mean()),
-                "nats": float(kl[group == index].sum() / (kl.sum() or 1.0)),
-            }
+    return NeedSpread(
+        tokens=len(kl),
+        bins=[
+            NeedRange(
+                low=low,
+                high=high,
+                tokens=float((group == index).mean()),
+                nats=float(kl[group == index].sum() / (kl.sum() or 1.0)),
+            )
             for index, (low, high) in enumerate(zip((0.0, *EDGES), (*EDGES, None), strict=True))
         ],
-        "positions": [
-            {"first": first, "last": last, "mean": float(kl[stretch == index].mean())}
+        positions=[
+            NeedStretch(first=first, last=last, mean=float(kl[stretch == index].mean()))
             for index, (first, last) in enumerate(_stretches(int(place.max())))
         ],
-    }
+    )
 
 
 def _stretches(longest: int) -> list[tuple[int, int]]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
@@ -13,22 +10,24 @@ from transformers import AutoTokenizer, PreTrainedModel
 from distillctl import console
 from distillctl.data.view_table import ViewTable
 from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files, tracing
-from distillctl.graphs.tracing import ExportedGraph
 from distillctl.recipe import Recipe, Text, implementation
+from distillctl.run_dir.facts import GraphFacts
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.soft_labels import response_shards
 from distillctl.students import load_trained
 from distillctl.tasks.base import BoundTask, Exported
 from distillctl.tasks.generate import parity
+from distillctl.tasks.generate.facts import GenerateExport, GenerateTrain
 from distillctl.tasks.generate.parity import ParityRows
 
 
 def export(task: BoundTask, source: Path, staged: Path, table: ViewTable) -> Exported:
     """Write the graphs of the student in ``source``. GateFailed unless they answer as PyTorch does."""
-    recipe, train = task.recipe, task.stage_facts("train")
+    recipe = task.recipe
+    train = task.workspace.facts("train", GenerateTrain)
     builder, graph, model = _build(recipe, source, staged, train)
-    sidecar_files.copy(source, staged, ["input_ids", "attention_mask"], max_length=train["max_length"])
+    sidecar_files.copy(source, staged, ["input_ids", "attention_mask"], max_length=train.max_length)
     written = open_generator(staged, torch.get_num_threads())
     found = parity.check_parity(
         model,
@@ -45,16 +44,14 @@ def export(task: BoundTask, source: Path, staged: Path, table: ViewTable) -> Exp
         "rows": f"{found.rows:,}",
         "same answer as PyTorch": f"{found.equal_prompts} of {found.prompts}",
     }
-    facts = {"architecture": type(model).__name__, "builder": builder, **asdict(graph), **asdict(found)}
-    return Exported(graph, agreement, facts, builder)
+    facts = GenerateExport(architecture=type(model).__name__, builder=builder, **found.given)
+    return Exported(graph, agreement, graph | facts, builder)
 
 
-def _build(
-    recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any]
-) -> tuple[str, ExportedGraph, PreTrainedModel]:
+def _build(recipe: Recipe, source: Path, staged: Path, train: GenerateTrain) -> tuple[str, GraphFacts, PreTrainedModel]:
     """The graph's builder, the graph, and the PyTorch model."""
     opset = recipe.export.opset
-    if train["encoder_decoder"]:
+    if train.encoder_decoder:
         model = load_trained.model(recipe, source)
         console.note("export: tracing encoder and decoder")
         return "seq2seq", seq2seq.export(model, staged, opset), model
@@ -63,10 +60,10 @@ def _build(
     if graph is not None:
         return "genai", graph, model
     console.note("export: tracing")
-    return "trace", decoder_trace.export(model, staged, opset, train["max_length"]), model
+    return "trace", decoder_trace.export(model, staged, opset, train.max_length), model
 
 
-def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any]) -> ExportedGraph | None:
+def _genai(recipe: Recipe, source: Path, staged: Path, train: GenerateTrain) -> GraphFacts | None:
     """As onnxruntime-genai builds it; None where that cannot be had and need not be."""
     needed, opset = recipe.export.builder == "genai", recipe.export.opset
     if opset is not None and not needed:
@@ -74,7 +71,7 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: Mapping[str, Any])
     console.note("export: building")
     try:
         graph = genai_builder.export(
-            source, staged, train["stop_ids"], train["max_length"], trust_remote_code=load_trained.trusted(recipe)
+            source, staged, train.stop_ids, train.max_length, trust_remote_code=load_trained.trusted(recipe)
         )
     except genai_builder.UnsupportedByBuilder as error:
         if needed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from distillctl.metrics import comparison, names
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import Tally
 from distillctl.recipe import EvalSoftLabels
+from distillctl.run_dir.facts import ArmFacts
+from distillctl.tasks.generate.facts import CapturedMass, ContextNeed, GenerateCollect, ResponseFacts
 
 if TYPE_CHECKING:
     from distillctl.tasks.generate.collect import GenerateCollection
@@ -26,7 +28,7 @@ OPEN, CLOSE = "<think>", "</think>"
 """What a reasoning model writes around its thoughts; some chat templates write the first one themselves."""
 
 
-def findings(work: GenerateCollection) -> dict[str, Any]:
+def findings(work: GenerateCollection) -> tuple[ArmFacts, GenerateCollect]:
     """The arms' scores with intervals, their distance from the ceiling, and what the responses are like."""
     task = work.recipe.generate
     wanted = [example.reference for example in work.dataset.eval]
@@ -46,21 +48,17 @@ def findings(work: GenerateCollection) -> dict[str, Any]:
     effects = {
         arm: comparison.context_effect(
             np.array([own.strip() != full.strip() for own, full in zip(texts, said["ceiling"], strict=True)]),
-            necessity["mean"] if necessity and arm == "floor" else None,
+            necessity.mean if necessity and arm == "floor" else None,
         )
         for arm, texts in said.items()
         if arm != "ceiling"
     }
     comparison.warn(effects, gaps, metric)
-    return {
-        "metric": metric,
-        "metrics": {arm: text_metrics.corpus(task.metrics, texts, *against) for arm, texts in said.items()},
-        "arms": arms,
-        "gaps": gaps,
-        "context_effects": effects,
-        "responses": _responses(work),
-        "necessity": necessity,
-    }
+    return ArmFacts(metric=metric, arms=arms, gaps=gaps, context_effects=effects), GenerateCollect(
+        metrics={arm: text_metrics.corpus(task.metrics, texts, *against) for arm, texts in said.items()},
+        responses=_responses(work),
+        necessity=necessity,
+    )
 
 
 def _check_thoughts(thoughts: Sequence[bool], count: int) -> None:
@@ -95,14 +93,16 @@ def _texts(work: GenerateCollection, arm: str, count: int) -> list[str]:
     return texts
 
 
-def _necessity(work: GenerateCollection) -> dict[str, float] | None:
+def _necessity(work: GenerateCollection) -> ContextNeed | None:
     """How much the tokens of the ceiling's answers need the full context; None where that was not worked out."""
     parts = [kl for _, found in work.read(FLOOR, "eval", work.bare) for kl in found.context_kl or ()]
     needed = np.concatenate(parts) if parts else np.empty(0)
-    return {"mean": float(needed.mean(dtype=np.float64)), "median": float(np.median(needed))} if len(needed) else None
+    if not len(needed):
+        return None
+    return ContextNeed(mean=float(needed.mean(dtype=np.float64)), median=float(np.median(needed)))
 
 
-def _responses(work: GenerateCollection) -> dict[str, Any]:
+def _responses(work: GenerateCollection) -> ResponseFacts:
     """Of the ceiling, both splits: how many, how long; of the train rows, on which the student learns, how much of the
     distributions is kept on how many bytes; and of how many eval rows the KL can be measured, on how many bytes."""
     count = cut = empty = 0
@@ -120,8 +120,8 @@ def _responses(work: GenerateCollection) -> dict[str, Any]:
             size[split] += (work.folder / shard.file).stat().st_size
             if split == "eval":
                 continue
-            if (mass := kept.captured_mass(found.labels)) is not None:
-                masses.add(mass)
+            if (captured := kept.captured_mass(found.labels)) is not None:
+                masses.add(captured)
             if (entropy := kept.entropy(found.labels)) is not None:
                 entropy_sum += float(entropy.sum(dtype=np.float64))
                 entropy_count += len(entropy)
@@ -137,13 +137,14 @@ def _responses(work: GenerateCollection) -> dict[str, Any]:
             "responses-empty",
             f"{empty} of {count} responses are empty: look at the end of the template and at task.stop",
         )
-    return {
-        "count": count,
-        "cut": cut,
-        "tokens": sum(tokens.values()) / count if any(tokens.values()) else None,
-        "captured_mass": {"median": masses.percentile(50), "p5": masses.percentile(5)} if masses.count else None,
-        "entropy": entropy_sum / entropy_count if entropy_count else None,
-        "bytes_per_token": size["train"] / tokens["train"] if tokens["train"] else None,
-        "eval_bytes": size["eval"] if isinstance(work.specs["eval"], EvalSoftLabels) else None,
-        "eval_rows_measured": work.measured,
-    }
+    mass = CapturedMass(median=masses.percentile(50), p5=masses.percentile(5)) if masses.count else None
+    return ResponseFacts(
+        count=count,
+        cut=cut,
+        tokens=sum(tokens.values()) / count if any(tokens.values()) else None,
+        captured_mass=mass,
+        entropy=entropy_sum / entropy_count if entropy_count else None,
+        bytes_per_token=size["train"] / tokens["train"] if tokens["train"] else None,
+        eval_bytes=size["eval"] if isinstance(work.specs["eval"], EvalSoftLabels) else None,
+        eval_rows_measured=work.measured,
+    )

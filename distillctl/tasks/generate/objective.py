@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from distillctl.losses.heads import Head, head_of, hidden_states
 from distillctl.losses.targets import DenseTargets, MeasuredTargets, SampledTargets, Targets, TopKTargets
 from distillctl.recipe import CrossEntropy, LossTerm, Train
 from distillctl.students.student import Student
+from distillctl.tasks.generate.facts import KlFacts
 from distillctl.tasks.generate.response_rows import ResponseRows, decoder_positions
 from distillctl.training import collectives
 from distillctl.training.learner import Batch
@@ -93,15 +93,14 @@ class Scores:
         return {name: value for name, value in means.items() if not np.isnan(value)}
 
     @property
-    def kl_facts(self) -> dict[str, Any]:
-        """What the KL is of: `kl_rows`, how many; `kl_lumped`; `dropped_mass`, a mean over tokens (None: no token was
-        dropped)."""
+    def kl_facts(self) -> KlFacts:
+        """Return what the KL is of."""
         measured, dropped = ~np.isnan(self.kl), per_token(self.dropped, self.tokens)
-        return {
-            "kl_rows": int(measured.sum()),
-            "kl_lumped": self.lumped,
-            "dropped_mass": None if np.isnan(dropped) else dropped,
-        }
+        return KlFacts(
+            kl_rows=int(measured.sum()),
+            kl_lumped=self.lumped,
+            dropped_mass=None if np.isnan(dropped) else dropped,
+        )
 
 
 def per_token(rows: np.ndarray, tokens: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from distillctl import console, interrupts
 from distillctl.errors import GateFailed
 from distillctl.runtimes.onnx_generator import OnnxGenerator
+from distillctl.tasks.generate.facts import TextParity
 from distillctl.tasks.generate.objective import start_token
 
 
@@ -23,19 +24,6 @@ class ParityRows:
     ids: Sequence[str]
     views: Sequence[list[int]]
     responses: Sequence[list[int]]
-
-
-@dataclass(frozen=True)
-class TextParity:
-    """max_logit_difference: the largest |Δlogit| of a row over its largest |logit|, of all rows. prompts: rows answered
-    by both; equal_prompts: with the same tokens. ties: rows of the others, which part where PyTorch's logits of the two
-    tokens are closer than the allowed difference."""
-
-    max_logit_difference: float
-    rows: int
-    prompts: int
-    equal_prompts: int
-    ties: int
 
 
 def views(graph: OnnxGenerator, tokenizer: Any, ids: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
@@ -70,7 +58,13 @@ def check_parity(
             interrupts.raise_if_pending()
             ties += not _same_answer(model, graph, row, view, allowed, max_new_tokens)
             bar.advance()
-    return TextParity(worst, len(rows.ids), len(some), len(some) - ties, ties)
+    return TextParity(
+        max_logit_difference=worst,
+        rows=len(rows.ids),
+        prompts=len(some),
+        equal_prompts=len(some) - ties,
+        ties=ties,
+    )
 
 
 # ── logits ───────────────────────────────────────────────────────────────────────────────────────

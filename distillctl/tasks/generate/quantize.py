@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from distillctl.soft_labels.text import TextLabels
 from distillctl.students.load_trained import without_weights
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.generate import quantization
+from distillctl.tasks.generate.facts import GenerateQuantize, GenerateTrain
 from distillctl.tasks.generate.quantization import GenerateAnswers, TextCalibration
 from distillctl.tasks.generate.response_rows import ResponseRows, kept, rows
 
@@ -40,13 +40,12 @@ class GenerateHeldOut(BoundTask):
 
     def __init__(self, recipe: Recipe, workspace: Workspace, views: ViewTable) -> None:
         super().__init__(recipe, workspace)
-        train = self.stage_facts("train")
-        self.views, self._train = views, train
-        self.architecture = "encoder_decoder" if train["encoder_decoder"] else "decoder"
+        self.views, self._train = views, workspace.facts("train", GenerateTrain)
+        self.architecture = "encoder_decoder" if self._train.encoder_decoder else "decoder"
         self.metric = text_metrics.metric_name(recipe.generate.score, views.reference)
         self._responses = response_shards.read(workspace, "full", "eval", TextLabels(Text())).text
-        profile = kept(recipe, "eval", shared_tokenizer=train["shared_tokenizer"])
-        self._rows = _rows(recipe, workspace, train, "eval", profile)
+        profile = kept(recipe, "eval", shared_tokenizer=self._train.shared_tokenizer)
+        self._rows = _rows(recipe, workspace, self._train, "eval", profile)
         self._answers: dict[str, GenerateAnswers] = {}
         self._texts: dict[str, list[str]] = {}
         self._scores: dict[str, float] = {}
@@ -92,28 +91,28 @@ class GenerateHeldOut(BoundTask):
     def texts(self, name: str) -> tuple[list[str], list[str]]:
         return self._texts[name], self._responses
 
-    def facts(self, name: str) -> dict[str, Any]:
+    def facts(self, name: str) -> GenerateQuantize:
         decided = None
-        if self._train["shared_tokenizer"]:
+        if self._train.shared_tokenizer:
             agreements = self._answers[name].forced.agreements
             decided = context_decided.agreement(agreements, response_shards.context_kl(self.workspace))
-        return {"context_decided": decided}
+        return GenerateQuantize(context_decided=decided)
 
 
-def _some_train_rows(recipe: Recipe, workspace: Workspace, train: Mapping[str, Any]) -> ResponseRows:
+def _some_train_rows(recipe: Recipe, workspace: Workspace, train: GenerateTrain) -> ResponseRows:
     found = _rows(recipe, workspace, train, "train", TextLabels(Text()))
     return found.take(range(min(CALIBRATION_ROWS, len(found.views))))
 
 
 def _rows(
-    recipe: Recipe, workspace: Workspace, train: Mapping[str, Any], split: str, profile: SoftLabelCodec
+    recipe: Recipe, workspace: Workspace, train: GenerateTrain, split: str, profile: SoftLabelCodec
 ) -> ResponseRows:
     return rows(
-        without_weights(recipe, workspace.folder("train") / "model", train),
+        without_weights(recipe, workspace.folder("train") / "model", train.max_length, train.vocabulary),
         view_table.parts(workspace.folder("collect") / "views.parquet", split, "id", "simplified"),
         response_shards.read_parts(workspace, "full", split, profile),
         profile,
         workspace.folder("quantize"),
-        shared_tokenizer=train["shared_tokenizer"],
+        shared_tokenizer=train.shared_tokenizer,
         cut=recipe.contexts.truncate == "input",
     )

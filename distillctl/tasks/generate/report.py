@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,29 +19,50 @@ from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.tasks.generate import context_kl
+from distillctl.tasks.generate.facts import (
+    ContextNeedSpread,
+    Corpus,
+    FieldShare,
+    GenerateCollect,
+    GenerateDistance,
+    GenerateExport,
+    GenerateQuantize,
+    GenerateReport,
+    GenerateTrain,
+    KlMeasured,
+    LeakageFacts,
+    PerToken,
+    PointingResponse,
+    PointingSpan,
+    ShownAnswers,
+    TextAgreement,
+    TextVerdicts,
+)
 
 SHOWN = ("ceiling", "floor", "student", "deployed")
 """The arms whose answers stand side by side."""
 
 
 def compare(
-    recipe: Recipe, workspace: Workspace, views: ViewTable, facts: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    recipe: Recipe, workspace: Workspace, views: ViewTable, *, deployed: bool
+) -> tuple[dict[str, np.ndarray], GenerateReport]:
     """Each arm's score per held-out row, float64 [N], and this task's own part of the contract.
 
-    facts: stage → what its manifest says; without quantize, the student stands in for the deployed model.
+    deployed: whether quantize chose a graph; otherwise the student stands in for it.
     """
-    last = "deployed" if "quantize" in facts else "student"
-    task, collect = recipe.generate, facts["collect"]
+    last, task = "deployed" if deployed else "student", recipe.generate
+    collect, train = workspace.facts("collect", GenerateCollect), workspace.facts("train", GenerateTrain)
+    export = workspace.facts("export", GenerateExport)
+    decided = {"deployed": workspace.facts("quantize", GenerateQuantize).context_decided} if deployed else {}
+    decided["student"] = train.context_decided
     teacher = {PUBLIC.get(arm, arm): _read(workspace, arm, "eval") for arm in (CEILING, FLOOR, *recipe.contexts.arms)}
     tables = {
         arm: eval_table.read(workspace.folder(stage) / "eval.parquet", views.id)
-        for arm, stage in (("deployed", "quantize"), ("student", "train"))
-        if stage in facts
+        for arm, stage in (("deployed", "quantize"), ("student", "train"))[not deployed :]
     }
-    train = tables["student"]
+    student = tables["student"]
     own = {arm: found[arm] for arm, found in tables.items()}
-    own |= {"control": train["control"]} if "control" in train else {}
+    own |= {"control": student["control"]} if "control" in student else {}
     own |= controls_table.read(workspace, views.id, list(task.controls))
     said = {arm: found.text for arm, found in teacher.items()} | own
     against = (views.reference, said["ceiling"], task.format)
@@ -51,61 +70,62 @@ def compare(
     # Without references that is what `metrics` has already.
     alike = [name for name in task.metrics if name != "format"] if views.has_references else []
     likeness = text.row_scores("chrf", said[last], [None], said["ceiling"], None)
-    graphs = workspace.folder("quantize" if last == "deployed" else "export")
+    graphs = workspace.folder("quantize" if deployed else "export")
     genai = (graphs / "genai_config.json").is_file()
-    cut = {"ceiling": teacher["ceiling"].cut, "floor": teacher["floor"].cut, "student": train["student_cut"]}
+    cut = {"ceiling": teacher["ceiling"].cut, "floor": teacher["floor"].cut, "student": student["student_cut"]}
 
-    def answers(rows: list[int]) -> list[dict[str, Any]]:
+    def answers(rows: list[int]) -> list[ShownAnswers]:
         return [
-            {
-                "input": views.input[row],
-                "reference": views.reference[row],
-                "likeness": float(likeness[row]),
-                "said": {arm: said[arm][row] for arm in SHOWN if arm in said},
-                "cut": [arm for arm, column in cut.items() if column[row]],
-            }
+            ShownAnswers(
+                input=views.input[row],
+                reference=views.reference[row],
+                likeness=float(likeness[row]),
+                said={arm: said[arm][row] for arm in SHOWN if arm in said},
+                cut=[arm for arm, column in cut.items() if column[row]],
+            )
             for row in rows
         ]
 
     sampled = np.random.default_rng(recipe.seed).permutation(len(views.id))[: recipe.report.answers]
     furthest = np.argsort(likeness, kind="stable")[: recipe.report.disagreements]
     lengths = np.array([len(ids) for ids in teacher["ceiling"].token_ids])
-    return scores, {
-        "artifact": f"quantize/{_graph(facts['export'])}" if last == "deployed" else None,
-        "fields": _fields(said),
-        "fields_by_reference": _fields_by_reference(recipe, workspace, views.id, said),
-        "builder": facts["export"]["builder"],
-        "genai": genai,
-        "snippets": ["answer.py", *(["answer_genai.py", "Writer.kt"] if genai else [])],
-        "begin": text_folder.begin(graphs) if facts["export"]["builder"] != "seq2seq" else [],
-        "stop": list(task.stop),
-        "max_new_tokens": task.max_new_tokens,
-        "metrics": collect["metrics"] | {arm: text.corpus(task.metrics, found, *against) for arm, found in own.items()},
-        "like_ceiling": {
+    need = collect.necessity
+    spread = context_kl.spread(teacher["floor"].context_kl or [])
+    return scores, GenerateReport(
+        artifact=f"quantize/{_graph(export.builder)}" if deployed else None,
+        fields=_fields(said),
+        fields_by_reference=_fields_by_reference(recipe, workspace, views.id, said),
+        builder=export.builder,
+        genai=genai,
+        snippets=["answer.py", *(["answer_genai.py", "Writer.kt"] if genai else [])],
+        begin=text_folder.begin(graphs) if export.builder != "seq2seq" else [],
+        stop=list(task.stop),
+        max_new_tokens=task.max_new_tokens,
+        metrics=collect.metrics | {arm: text.corpus(task.metrics, found, *against) for arm, found in own.items()},
+        like_ceiling={
             arm: text.corpus(alike, found, [None], said["ceiling"], None) for arm, found in said.items() if alike
         },
-        "responses": collect["responses"],
-        "kl_measured": {key: facts["train"].get(f"kl_{key}") for key in ("rows", "lumped")}
-        | {"dropped_mass": facts["train"].get("dropped_mass")},
-        "per_token": _per_token(tables, lengths, facts["train"]["control"]),
-        "context_decided": {
-            arm: found
-            for arm, stage in (("deployed", "quantize"), ("student", "train"))
-            if stage in facts and (found := facts[stage].get("context_decided"))
-        },
-        "necessity": collect["necessity"]
-        and collect["necessity"] | context_kl.spread(teacher["floor"].context_kl or []),
-        "leakage": _leakage(recipe, workspace, views, own),
-        "verdicts": {
-            "rows": len(views.id),
-            "different": _different(said["ceiling"], said[last]),
-            "quantization": _different(said["student"], said[last]),
-            "likeness": float(likeness.mean()),
-        },
-        "sampled": answers(sampled.tolist()),
-        "furthest": answers(furthest.tolist()),
-        "parity": {key: facts["export"][key] for key in ("max_logit_difference", "rows", "prompts", "equal_prompts")},
-    }
+        responses=collect.responses,
+        kl_measured=KlMeasured(rows=train.kl_rows, lumped=train.kl_lumped, dropped_mass=train.dropped_mass),
+        per_token=_per_token(tables, lengths, train.control),
+        context_decided={arm: found for arm, found in decided.items() if found},
+        necessity=ContextNeedSpread(**need.given, **spread.given) if need else None,
+        leakage=_leakage(recipe, workspace, views, own),
+        verdicts=TextVerdicts(
+            rows=len(views.id),
+            different=_different(said["ceiling"], said[last]),
+            quantization=_different(said["student"], said[last]),
+            likeness=float(likeness.mean()),
+        ),
+        sampled=answers(sampled.tolist()),
+        furthest=answers(furthest.tolist()),
+        parity=TextAgreement(
+            max_logit_difference=export.max_logit_difference,
+            rows=export.rows,
+            prompts=export.prompts,
+            equal_prompts=export.equal_prompts,
+        ),
+    )
 
 
 def _read(workspace: Workspace, context: str, split: str) -> Responses:
@@ -113,12 +133,12 @@ def _read(workspace: Workspace, context: str, split: str) -> Responses:
     return response_shards.read(workspace, context, split, TextLabels(Text()))
 
 
-def _graph(export: Mapping[str, Any]) -> str:
+def _graph(builder: str) -> str:
     """The file that writes the answer; an encoder–decoder has an encoder beside it."""
-    return "decoder_model_merged.onnx" if export["builder"] == "seq2seq" else "model.onnx"
+    return "decoder_model_merged.onnx" if builder == "seq2seq" else "model.onnx"
 
 
-def _fields(said: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+def _fields(said: dict[str, list[str]]) -> dict[str, Corpus]:
     """Key of the teacher's JSON → arm → share of the rows with the teacher's own value; of those where it has one."""
     found = {}
     for key in fields.keys(said["ceiling"]):
@@ -134,11 +154,11 @@ def _fields(said: dict[str, list[str]]) -> dict[str, dict[str, float]]:
 
 def _fields_by_reference(
     recipe: Recipe, workspace: Workspace, ids: list[str], said: dict[str, list[str]]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Key of `task.fields` → arm → share of right values on the rows where the data have one: value, low, high, n."""
+) -> dict[str, dict[str, FieldShare]]:
+    """Key of `task.fields` → arm → share of right values on the rows where the data have one."""
     wanted = recipe.generate.fields
     references = field_references.read(workspace.folder("collect"), ids, wanted) if wanted else {}
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, FieldShare]] = {}
     for key, values in references.items():
         rows = [row for row, value in enumerate(values) if value is not None]
         found[key] = {}
@@ -148,20 +168,19 @@ def _fields_by_reference(
                 for value in fields.values(texts, key)
             ]
             right = np.array([own[row] == values[row] for row in rows], dtype=np.float64)
-            found[key][arm] = {**asdict(mean_interval(right)), "n": len(rows)}
+            found[key][arm] = FieldShare(**mean_interval(right).given, n=len(rows))
     return found
 
 
 def _per_token(
-    tables: dict[str, dict[str, Any]], lengths: np.ndarray, control: dict[str, Any] | None
-) -> dict[str, dict[str, float | None]]:
-    """Arm → KL from the teacher, −log Q of its response, share of its first choices; None: not measured."""
+    tables: dict[str, dict[str, Any]], lengths: np.ndarray, control: GenerateDistance | None
+) -> dict[str, PerToken]:
     found = {
-        arm: {key: _mean(columns.get(key), lengths) for key in ("kl", "nll", "same_top")}
+        arm: PerToken(**{key: _mean(columns.get(key), lengths) for key in ("kl", "nll", "same_top")})
         for arm, columns in tables.items()
     }
     if control is not None:
-        found["control"] = {"kl": control["kl"], "nll": control["nll"], "same_top": control["agreement"]}
+        found["control"] = PerToken(kl=control.kl, nll=control.nll, same_top=control.agreement)
     return found
 
 
@@ -181,10 +200,10 @@ def _different(one: list[str], other: list[str]) -> int:
 # ── references to the context ────────────────────────────────────────────────────────────────────
 
 
-def _leakage(recipe: Recipe, workspace: Workspace, views: ViewTable, own: dict[str, list[str]]) -> dict[str, Any]:
+def _leakage(recipe: Recipe, workspace: Workspace, views: ViewTable, own: dict[str, list[str]]) -> LeakageFacts:
     """How many of the teacher's responses, of both splits, refer to the context, and the worst of them; and how many
     answers of the student do."""
-    found: list[dict[str, Any]] = []
+    found: list[PointingResponse] = []
     count = 0
     folder = workspace.folder("collect")
     for split in ("train", "eval"):
@@ -195,21 +214,26 @@ def _leakage(recipe: Recipe, workspace: Workspace, views: ViewTable, own: dict[s
         count += len(rows)
         for row, response, spans in zip(rows, said.text, _spans(said.text, split_views, rows), strict=True):
             if spans:
-                found.append({"split": split, "input": split_views.input[row], "text": response, "spans": spans})
-    found.sort(key=lambda one: -sum(span["end"] - span["start"] for span in one["spans"]))
+                found.append(PointingResponse(split=split, input=split_views.input[row], text=response, spans=spans))
+    found.sort(key=lambda one: -sum(span.end - span.start for span in one.spans))
     everyone = list(range(len(views.id)))
-    return {
-        "words": leakage.WORDS,
-        "responses": count,
-        "leaking": len(found),
-        **{why: sum(any(span["why"] == why for span in one["spans"]) for one in found) for why in ("copied", "phrase")},
-        "own": {arm: sum(map(bool, _spans(said, views, everyone))) for arm, said in own.items()},
-        "listed": found[: recipe.report.answers],
-    }
+
+    def count_of(why: str) -> int:
+        return sum(any(span.why == why for span in one.spans) for one in found)
+
+    return LeakageFacts(
+        words=leakage.WORDS,
+        responses=count,
+        leaking=len(found),
+        copied=count_of("copied"),
+        phrase=count_of("phrase"),
+        own={arm: sum(map(bool, _spans(said, views, everyone))) for arm, said in own.items()},
+        listed=found[: recipe.report.answers],
+    )
 
 
-def _spans(said: list[str], views: ViewTable, rows: list[int]) -> list[list[dict[str, Any]]]:
+def _spans(said: list[str], views: ViewTable, rows: list[int]) -> list[list[PointingSpan]]:
     # The student sees the simplified view; the input also counts as seen where a template leaves part of it out.
     seen = [f"{views.simplified[row]}\n{views.input[row]}" for row in rows]
     found = leakage.spans(said, [views.full[row] for row in rows], seen)
-    return [[vars(span) for span in spans] for spans in found]
+    return [[PointingSpan(**vars(span)) for span in spans] for spans in found]

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from distillctl.data.view_table import ViewTable
-from distillctl.tasks.base import BoundTask, Exported, Facts, Timing
+from distillctl.run_dir.facts import DataFacts
+from distillctl.tasks.base import BoundTask, Exported, KindReport, Timing
+from distillctl.tasks.generate.facts import GenerateReport, GenerateTrain
 
 if TYPE_CHECKING:
     import numpy as np
 
     from distillctl.bundle.builder import BundleBuilder
+    from distillctl.bundle.manifest import FolderFacts
     from distillctl.data.rows import Dataset, Example
     from distillctl.runtimes.bench import BenchSession
     from distillctl.tasks.generate.collect import GenerateCollection
@@ -29,6 +32,7 @@ class GenerateTask(BoundTask):
     """A `tasks.base.Task`."""
 
     runtime: ClassVar[str] = "onnx_text"
+    report_part: ClassVar[type[KindReport]] = GenerateReport
 
     def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], AnswerRequest]:
         from distillctl.tasks.generate import collect
@@ -69,7 +73,7 @@ class GenerateTask(BoundTask):
     def check_bundle(self) -> None:
         """A bundle of this kind needs nothing besides what is always installed."""
 
-    def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> dict[str, Any]:
+    def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> FolderFacts:
         from distillctl.tasks.generate import bundle
 
         return bundle.fill(self.recipe, draft, views)
@@ -79,11 +83,12 @@ class GenerateTask(BoundTask):
         from distillctl.snippets.reading import Reading
         from distillctl.tasks.generate import card
 
-        collect, train = self.stage_facts("collect"), self.stage_facts("train")
+        collect = self.workspace.facts("collect", DataFacts)
+        train = self.workspace.facts("train", GenerateTrain)
         reading, begin = Reading.of(self.recipe, views, train, folder), text_folder.begin(folder)
         return card.render(self.recipe, collect, train, reading, figures, builder, begin)
 
-    def compare(self, views: ViewTable, facts: Mapping[str, Facts]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def compare(self, views: ViewTable, *, deployed: bool) -> tuple[dict[str, np.ndarray], GenerateReport]:
         from distillctl.tasks.generate import report
 
-        return report.compare(self.recipe, self.workspace, views, facts)
+        return report.compare(self.recipe, self.workspace, views, deployed=deployed)

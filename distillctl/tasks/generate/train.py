@@ -27,6 +27,7 @@ from distillctl.soft_labels.text import TextLabels
 from distillctl.students.student import Corpus, Reiterable, Student
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.generate import controls
+from distillctl.tasks.generate.facts import GenerateDistance, TeacherTokens, WriterFacts
 from distillctl.tasks.generate.objective import Generation, Scores, answers, greedy_config, model_inputs, score
 from distillctl.tasks.generate.response_rows import ResponseRows, check_terms, end_token, kept, rows
 
@@ -42,7 +43,7 @@ class GenerateTrained:
     scores: Scores
     ids: list[list[int]]
     texts: list[str]
-    figures: dict[str, Any]
+    figures: GenerateDistance
 
 
 class GenerateTraining(BoundTask):
@@ -64,9 +65,11 @@ class GenerateTraining(BoundTask):
         def token_ids() -> Iterator[list[int]]:
             return (ids.tolist() for responses in self._responses(split) for ids in responses.token_ids)
 
-        return Corpus(
-            Reiterable(texts), Reiterable(token_ids), held_out, self.stage_facts("collect")["teacher_tokenizer"]
-        )
+        return Corpus(Reiterable(texts), Reiterable(token_ids), held_out, self._teacher.teacher_tokenizer)
+
+    @property
+    def _teacher(self) -> TeacherTokens:
+        return self.workspace.facts("collect", TeacherTokens)
 
     def _responses(self, split: str) -> Iterator[Responses]:
         """Read the responses without what was kept of the distributions."""
@@ -98,7 +101,7 @@ class GenerateTraining(BoundTask):
         )
 
     def _shares_tokenizer(self, student: Student) -> bool:
-        return bool(student.vocabulary_digest == self.stage_facts("collect")["teacher_tokenizer"])
+        return bool(student.vocabulary_digest == self._teacher.teacher_tokenizer)
 
     def _shortened(self, student: Student, found: Mapping[str, ResponseRows]) -> Student:
         """Limit a decoder to twice the longest row, and to no less than `LEAST_POSITIONS`: its graph stores rotary
@@ -134,14 +137,15 @@ class GenerateTraining(BoundTask):
             response_shards.read(self.workspace, "full", "eval", TextLabels(Text())).text,
             task.format,
         )
-        return GenerateTrained(stop_ids, scores, ids, texts, {"kl": None, **scores.figures, "metrics": metrics})
+        figures = GenerateDistance.model_validate({"kl": None, **scores.figures, "metrics": metrics})
+        return GenerateTrained(stop_ids, scores, ids, texts, figures)
 
     def _stop_ids(self, student: Student) -> list[int]:
         """Return the ids that end an answer. With a tokenizer of its own that is the end token alone: the student
         learned from texts that were cut before any stop string."""
         if not self._shares_tokenizer(student):
             return [end_token(student)]
-        stop, remap = np.array(self.stage_facts("collect")["stop_ids"]), student.remap
+        stop, remap = np.array(self._teacher.stop_ids), student.remap
         mapped = stop if remap is None else remap[stop]
         return sorted(int(token) for token in mapped if token >= 0)
 
@@ -194,18 +198,18 @@ class GenerateTraining(BoundTask):
         rows = {arm: text_metrics.row_scores(task.score, own, *against) for arm, own in answers.items()}
         doubts.review("student", answers, rows, task.controls, text_metrics.metric_name(task.score, views.reference))
 
-    def facts(self, student: Student, rows: Mapping[str, ResponseRows], trained: GenerateTrained) -> dict[str, Any]:
+    def facts(self, student: Student, rows: Mapping[str, ResponseRows], trained: GenerateTrained) -> WriterFacts:
         shares_tokenizer = self._shares_tokenizer(student)
         decided = None
         if shares_tokenizer:
             context_kl = response_shards.context_kl(self.workspace)
             decided = context_decided.agreement(trained.scores.agreements, context_kl)
-        return {
-            **trained.scores.kl_facts,
-            "cut_responses": {split: part.cut for split, part in rows.items()},
-            "vocabulary": student.vocabulary_facts,
-            "stop_ids": trained.stop_ids,
-            "encoder_decoder": student.is_encoder_decoder,
-            "shared_tokenizer": shares_tokenizer,
-            "context_decided": decided,
-        }
+        return WriterFacts(
+            **trained.scores.kl_facts.given,
+            cut_responses={split: part.cut for split, part in rows.items()},
+            vocabulary=student.vocabulary_facts,
+            stop_ids=trained.stop_ids,
+            encoder_decoder=student.is_encoder_decoder,
+            shared_tokenizer=shares_tokenizer,
+            context_decided=decided,
+        )

@@ -14,6 +14,7 @@ from distillctl.data.views import MESSAGE, Renderer
 from distillctl.errors import DataError, UnavailableError, first_line
 from distillctl.models import checkpoint_files
 from distillctl.models.model_source import ServedSource
+from distillctl.run_dir.facts import AskedFacts, ServedFacts, TeacherSize
 from distillctl.teachers.answer_tokens import AnswerTokenizer
 from distillctl.teachers.openai.protocol import Prompt
 from distillctl.teachers.openai.vocabulary import TokenBytes
@@ -30,7 +31,7 @@ class ServedReader:
         self.source = source
         self._characters = self._tokens = 0
         self._places: dict[str, AnswerPlace] = {}
-        self.asked: Callable[[], dict[str, Any]] = dict
+        self.asked: Callable[[], AskedFacts] = AskedFacts
         """Returns the server's capabilities and the requests so far; empty if all answers were stored already."""
 
     @cached_property
@@ -60,10 +61,10 @@ class ServedReader:
         """Return the size of the vocabulary, if it is known."""
         return None if self.known is None else len(self.known.tokenizer)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> TeacherSize:
         """Return the facts for the manifest: no sizes of weights, but address, API and requests."""
-        address = {"base_url": self.source.base_url, "api": self.source.api}
-        return {"parameters": None, "bytes": None, "served": address | self.asked()}
+        served = ServedFacts(base_url=self.source.base_url, api=self.source.api, **self.asked().given)
+        return TeacherSize(parameters=None, bytes=None, served=served)
 
     def place(self, renderer: Renderer, example: Example, prefix: str | None) -> AnswerPlace:
         """Return where an answer begins after the context's views. In a chat it begins a message."""

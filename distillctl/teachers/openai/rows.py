@@ -18,6 +18,7 @@ from distillctl.data.views import CEILING
 from distillctl.errors import UnavailableError
 from distillctl.models.model_source import ServedSource
 from distillctl.recipe import Generate, OpenAITeacher, Sampling, Task, TopK
+from distillctl.run_dir.facts import AskedFacts, Facts, RequestTimes, ServerTokens
 from distillctl.teachers.openai import labels, server_capabilities, texts
 from distillctl.teachers.openai.client import Client, RequestFailed
 from distillctl.teachers.openai.in_place import LabelsInPlace, Sent
@@ -141,24 +142,23 @@ class ShardRequests:
                 f"missing). teacher.{' and '.join(limits)} is enforced with estimates from the length of the texts.",
             )
 
-    def facts(self) -> dict[str, Any]:
-        """Return the facts for the manifest. tokens, cost and milliseconds cover the run directory, the others this
-        run."""
+    def facts(self) -> AskedFacts:
+        """Return what the server can do, and what it was asked."""
         scheduler = self.scheduler
         read, written = scheduler.budget.used
         times = scheduler.cache.milliseconds
         quantiles = np.percentile(times, [50, 90, 99]).round(1).tolist() if times else [None] * 3
-        return {
-            "granted": self.capabilities.model_dump(mode="json", exclude={"asked"}),
-            "system_fingerprints": dict(self.fingerprints),
-            "requests": scheduler.sent,
-            "kept_answers": scheduler.reused,
-            "faults": dict(scheduler.failures),
-            "tokens": {"read": read, "written": written},
-            "cost": scheduler.budget.cost(scheduler.budget.used),
-            "request_ms": dict(zip(("p50", "p90", "p99"), quantiles, strict=True)) | {"n": len(times)},
-            "concurrency": self.spec.concurrency,
-        }
+        return AskedFacts(
+            granted=Facts(**self.capabilities.model_dump(mode="json", exclude={"asked"})),
+            system_fingerprints=dict(self.fingerprints),
+            requests=scheduler.sent,
+            kept_answers=scheduler.reused,
+            faults=dict(scheduler.failures),
+            tokens=ServerTokens(read=read, written=written),
+            cost=scheduler.budget.cost(scheduler.budget.used),
+            request_ms=RequestTimes(**dict(zip(("p50", "p90", "p99"), quantiles, strict=True)), n=len(times)),
+            concurrency=self.spec.concurrency,
+        )
 
 
 @dataclass(frozen=True)

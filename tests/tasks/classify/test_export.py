@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from distillctl.data import view_table
 from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import exporter, tracing
-from distillctl.graphs.tracing import ExportedGraph
+from distillctl.run_dir.facts import DataFacts, GraphFacts, StudentFacts
 from distillctl.run_dir.workspace import Workspace, file_digest, tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 from distillctl.snippets.reading import Reading
@@ -54,7 +54,7 @@ def committed(tmp_path_factory) -> tuple[Workspace, dict]:
     space = tiny.workspace(tmp_path_factory.mktemp("run"))
     outcome = export.run(tiny.recipe(), space)
     tiny.commit(space, "export", outcome)
-    return space, outcome.facts
+    return space, outcome.facts.as_json()
 
 
 # ── the graph ────────────────────────────────────────────────────────────────────────────────────
@@ -265,7 +265,7 @@ def test_a_graph_that_is_wrong_commits_nothing(committed, tmp_path, monkeypatch)
         weight = next(tensor for tensor in proto.graph.initializer if "classifier" in tensor.name)
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * -1, weight.name))
         onnx.save(proto, folder / "model.onnx")
-        return ExportedGraph(facts["inputs"], facts["opset"], facts["bytes"])
+        return GraphFacts(inputs=facts["inputs"], opset=facts["opset"], bytes=facts["bytes"])
 
     monkeypatch.setattr(exporter, "export", wrong)
     with pytest.raises(GateFailed, match="row"):
@@ -289,7 +289,8 @@ def test_the_card_quotes_a_licence_and_shows_the_form_of_the_text(tmp_path):
         contexts={"full": {"template": "{{ input }}"}, "simplified": {"template": "Q: {{ input }}"}},
     )
     space = tiny.workspace(tmp_path / "run", rows=4)
-    facts, tokenizer = [space.manifest(stage).facts for stage in ("collect", "train")], space.folder("train") / "model"
+    facts = [space.facts("collect", DataFacts), space.facts("train", StudentFacts)]
+    tokenizer = space.folder("train") / "model"
     reading = Reading.of(
         recipe, view_table.read(space.folder("collect") / "views.parquet", "eval"), facts[1], tokenizer
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +115,10 @@ def test_small_tables_are_looked_up_in_blocks_beside_int8_products(bits, graphs,
 
 
 def _candidate(name: str, size: int, kl: float = 0.01, p50: float = 1.0, why: str | None = None) -> Candidate:
-    return Candidate(name, size, kl, [kl, kl, kl], kl, 1.0, None, p50, why)
+    return Candidate(
+        name=name, bytes=size, kl=kl, kl_percentiles=[kl] * 3, kl_teacher=kl, same_top=1.0, score=None, p50_ms=p50,
+        why=why, inside=why is None,
+    )  # fmt: skip
 
 
 def test_the_smallest_inside_wins():
@@ -129,18 +131,21 @@ def test_the_smallest_inside_wins():
 def test_sizes_within_a_percent_tie_and_go_to_the_lower_kl_then_the_faster():
     coarse, fine = _candidate("coarse", 100_000, kl=0.02), _candidate("fine", 100_900, kl=0.01)
     assert search.choose([coarse, fine]) is fine
-    assert search.choose([coarse, replace(fine, bytes=101_100)]) is coarse
-    faster = replace(fine, name="faster", p50_ms=0.5)
+    assert search.choose([coarse, _candidate("fine", 101_100, kl=0.01)]) is coarse
+    faster = _candidate("faster", 100_900, kl=0.01, p50=0.5)
     assert search.choose([coarse, fine, faster]) is faster
 
 
 def test_the_fastest_inside_wins_and_latencies_that_tie_go_to_the_smaller():
     slow, fast = _candidate("slow", 1000, p50=2.0), _candidate("fast", 3000, p50=1.0)
     assert search.choose([slow, fast], "fastest") is fast
-    assert search.choose([slow, replace(fast, why="kl 0.2 > 0.05")], "fastest") is slow
+    assert search.choose([slow, _candidate("fast", 3000, p50=1.0, why="kl 0.2 > 0.05")], "fastest") is slow
     near = _candidate("near", 2000, kl=0.02, p50=1.0 + 0.9 * search.SAME_SPEED)
     assert search.choose([slow, fast, near], "fastest") is near
-    assert search.choose([slow, fast, replace(near, p50_ms=1.0 + 1.1 * search.SAME_SPEED)], "fastest") is fast
+    assert (
+        search.choose([slow, fast, _candidate("near", 2000, kl=0.02, p50=1.0 + 1.1 * search.SAME_SPEED)], "fastest")
+        is fast
+    )
 
 
 def test_the_closest_inside_wins_whatever_its_size():
@@ -243,7 +248,7 @@ def test_the_stage_commits_the_smallest_with_all_it_needs(space, exported, capfd
     outcome = quantize.run(tiny.recipe(quantize={"gate": OPEN}), space)
     tiny.commit(space, "quantize", outcome)
     assert capfd.readouterr().out == ""
-    folder, facts = space.folder("quantize"), outcome.facts
+    folder, facts = space.folder("quantize"), outcome.facts.as_json()
     files = {"README.md", "candidates.json", "config.json", "eval.parquet", "model.onnx", "tokenizer.json"}
     assert set(outcome.outputs) == files | {"tokenizer_config.json"}
     assert {path.name for path in folder.iterdir()} == {*outcome.outputs, "manifest.json"}
@@ -260,9 +265,9 @@ def test_the_stage_commits_the_smallest_with_all_it_needs(space, exported, capfd
 def test_a_spent_budget_leaves_out_the_last_and_names_them(space, capfd):
     names = [spec.name for spec in CANDIDATES["classifier"]]
     outcome = quantize.run(tiny.recipe(quantize={"gate": OPEN, "budget_seconds": 1e-6}), space)
-    assert [one["name"] for one in outcome.facts["candidates"]] == names[:1]
-    assert outcome.facts["chosen"] == names[0]
-    assert outcome.facts["not_tried"] == names[1:]
+    assert [one["name"] for one in outcome.facts.as_json()["candidates"]] == names[:1]
+    assert outcome.facts.as_json()["chosen"] == names[0]
+    assert outcome.facts.as_json()["not_tried"] == names[1:]
     assert json.loads((space.folder("quantize") / "candidates.json").read_text())["not_tried"] == names[1:]
     assert f"candidates were tried: {names[1]}," in " ".join(capfd.readouterr().err.split())
 
@@ -270,7 +275,7 @@ def test_a_spent_budget_leaves_out_the_last_and_names_them(space, capfd):
 def test_the_figures_are_those_of_the_committed_graph(space):
     """Computed again by hand from the committed files."""
     outcome = quantize.run(tiny.recipe(quantize={"gate": OPEN}), space)
-    chosen = next(one for one in outcome.facts["candidates"] if one["chosen"])
+    chosen = next(one for one in outcome.facts.as_json()["candidates"] if one["chosen"])
     logits = OnnxClassifier(space.folder("quantize")).logits(tiny.texts(ROWS))
     deployed = log_softmax(logits.astype(np.float64), axis=-1)
     table = pq.read_table(space.folder("quantize") / "eval.parquet").to_pydict()
@@ -282,15 +287,15 @@ def test_the_figures_are_those_of_the_committed_graph(space):
     assert chosen["same_top"] == (fp32.argmax(-1) == deployed.argmax(-1)).mean()
     known = view_table.read(space.folder("collect") / "views.parquet", "eval").reference
     right = [tiny.LABELS[top] == name for top, name in zip(deployed.argmax(-1), known, strict=True)]
-    assert chosen["score"] == outcome.facts["score"] == pytest.approx(np.mean(right))
+    assert chosen["score"] == outcome.facts.as_json()["score"] == pytest.approx(np.mean(right))
 
 
 def test_a_candidate_outside_the_gate_is_passed_over(space):
     """A bound between the best and the second best KL leaves one."""
-    everything = quantize.run(tiny.recipe(quantize={"gate": OPEN}), space).facts["candidates"]
+    everything = quantize.run(tiny.recipe(quantize={"gate": OPEN}), space).facts.as_json()["candidates"]
     best, second = sorted(everything, key=lambda one: one["kl"])[:2]
     gate = OPEN | {"max_kl": (best["kl"] + second["kl"]) / 2}
-    facts = quantize.run(tiny.recipe(quantize={"gate": gate}), space).facts
+    facts = quantize.run(tiny.recipe(quantize={"gate": gate}), space).facts.as_json()
     assert facts["chosen"] == best["name"]
     assert [one["name"] for one in facts["candidates"] if one["inside"]] == [best["name"]]
     assert all(one["why"].startswith("kl ") for one in facts["candidates"] if not one["inside"])
@@ -312,13 +317,13 @@ def test_none_inside_commits_nothing_and_lists_every_candidate(space):
 def test_without_references_scores_are_null(tmp_path, exported):
     space = tiny.workspace(tmp_path, rows=8, references=False)
     shutil.copytree(exported.folder("export"), space.folder("export"))
-    facts = quantize.run(tiny.recipe(quantize={"gate": OPEN}), space).facts
+    facts = quantize.run(tiny.recipe(quantize={"gate": OPEN}), space).facts.as_json()
     assert facts["score"] is facts["fp32"]["score"] is None
     assert {one["score"] for one in facts["candidates"]} == {None}
 
 
 def test_the_objective_and_the_front_are_told(space):
-    facts = quantize.run(tiny.recipe(quantize={"gate": OPEN, "objective": "closest"}), space).facts
+    facts = quantize.run(tiny.recipe(quantize={"gate": OPEN, "objective": "closest"}), space).facts.as_json()
     least = min(one["kl"] for one in facts["candidates"])
     [chosen] = [one for one in facts["candidates"] if one["chosen"]]
     assert chosen["kl"] == least

@@ -14,6 +14,7 @@ from distillctl.bundle import archive
 from distillctl.bundle.manifest import NAME, BundleManifest
 from distillctl.bundle.verify import verify
 from distillctl.errors import GateFailed
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import StageOutput, Workspace
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.stages import bundle
@@ -36,14 +37,17 @@ def made(request, tmp_path_factory) -> tuple[str, Workspace, StageOutput]:
     builder = request.param
     exported = exported_generate.exported(KINDS[builder], builder)
     space = exported_generate.workspace(tmp_path_factory.mktemp(builder), exported.model)
-    tiny.commit(space, "export", StageOutput([], {"builder": builder}))
+    tiny.commit(space, "export", StageOutput([], Facts.model_validate({"builder": builder})))
     deployed = space.folder("quantize")
     deployed.mkdir()
     for path in exported.folder.iterdir():
         (deployed / path.name).write_bytes(path.read_bytes())
-    facts = {"chosen": "small", "bytes": 1000, "kl": 0.01, "same_top": 0.98, "score": 0.75, "metric": "chrf"}
     outputs = sorted(path.name for path in space.folder("quantize").iterdir())
-    tiny.commit(space, "quantize", StageOutput(outputs, facts | {"fp32": {"bytes": 4000, "score": 0.76}}))
+    tiny.commit(
+        space,
+        "quantize",
+        StageOutput(outputs, tiny.deployed("chrf")),
+    )
     outcome = bundle.run(recipe(), space)
     tiny.commit(space, "bundle", outcome)
     return builder, space, outcome
@@ -56,7 +60,7 @@ def recipe(**sections):
 def test_both_formats_answer_as_the_deployed_graph(made):
     builder, space, outcome = made
     folder = space.folder("bundle")
-    assert list(outcome.facts["graphs"]) == sorted(GRAPHS[builder], key=lambda name: (".ort" in name, name))
+    assert list(outcome.facts.as_json()["graphs"]) == sorted(GRAPHS[builder], key=lambda name: (".ort" in name, name))
     for text in tiny_generate.texts(5, seed=7):
         answers = [
             graph.generate(graph.encode(text), 12)

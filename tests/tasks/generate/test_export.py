@@ -23,12 +23,14 @@ from transformers import AutoTokenizer
 from distillctl.data import view_table
 from distillctl.errors import GateFailed, RecipeError
 from distillctl.graphs import decoder_trace, genai_builder, seq2seq, sidecar_files, tracing
+from distillctl.run_dir.facts import DataFacts
 from distillctl.run_dir.workspace import file_digest, tree_digest
 from distillctl.runtimes.genai import GenaiDecoder
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.snippets.reading import Reading
 from distillctl.stages import export
 from distillctl.tasks.generate import card, parity
+from distillctl.tasks.generate.facts import GenerateTrain
 from distillctl.tasks.generate.parity import ParityRows
 from tests.fixtures import exported_generate, tiny_generate
 from tests.fixtures.exported_generate import MAX_LENGTH, MAX_NEW_TOKENS, STOP_IDS, exported, plain_answer
@@ -472,14 +474,14 @@ def committed(request, tmp_path_factory):
 
 def test_the_stage_commits_the_whole_folder(committed):
     source, space, outcome = committed
-    builder = outcome.facts["builder"]
+    builder = outcome.facts.as_json()["builder"]
     files = {"README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     files |= {path.name for path in source.folder.glob("*.onnx")} | (
         {"genai_config.json"} if builder == "genai" else set()
     )
     assert {path.name for path in space.folder("export").iterdir()} == files | {"manifest.json"}
     assert set(space.manifest("export").outputs) == files
-    facts = outcome.facts
+    facts = outcome.facts.as_json()
     assert facts["architecture"] == type(source.model).__name__
     assert facts["bytes"] == source.graph.bytes
     assert (facts["rows"], facts["prompts"], facts["equal_prompts"], facts["ties"]) == (12, 10, 10, 0)
@@ -492,7 +494,7 @@ def test_the_folder_runs_as_its_card_says(committed, monkeypatch):
     _, space, outcome = committed
     monkeypatch.chdir(space.folder("export"))
     blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == (2 if outcome.facts["builder"] == "genai" else 1)
+    assert len(blocks) == (2 if outcome.facts.as_json()["builder"] == "genai" else 1)
     graph = open_generator(space.folder("export"))
     compared = 0
     for text in tiny_generate.texts(12):
@@ -530,7 +532,7 @@ def test_the_card_quotes_no_row(committed):
     card = (space.folder("export") / "README.md").read_text(encoding="utf-8")
     assert not [text for text in tiny_generate.texts(12) if text.count(" ") > 2 and text in card]
     assert "| teacher | teacher | not stated |" in card
-    assert ("ORTModelForSeq2SeqLM" in card) == (outcome.facts["builder"] == "seq2seq")
+    assert ("ORTModelForSeq2SeqLM" in card) == (outcome.facts.as_json()["builder"] == "seq2seq")
 
 
 def test_a_graph_that_is_wrong_commits_nothing(tmp_path, monkeypatch):
@@ -556,7 +558,7 @@ def test_auto_traces_what_the_builder_does_not_know_and_genai_insists(tmp_path):
     space = exported_generate.workspace(tmp_path / "run", exported_generate.model("gpt2", "trace"), rows=4)
     with pytest.raises(genai_builder.UnsupportedByBuilder):
         export.run(exported_generate.recipe(export={"builder": "genai"}), space)
-    facts = export.run(exported_generate.recipe(), space).facts
+    facts = export.run(exported_generate.recipe(), space).facts.as_json()
     assert (facts["builder"], facts["equal_prompts"]) == ("trace", 4)
 
 
@@ -566,7 +568,7 @@ def test_an_opset_that_was_asked_for_is_the_tracers(tmp_path):
     built = exported(*LLAMA).graph.opset
     with pytest.raises(RecipeError, match=f"it wrote {built}"):
         export.run(exported_generate.recipe(export={"builder": "genai", "opset": built - 1}), space)
-    facts = export.run(exported_generate.recipe(export={"opset": 18}), space).facts
+    facts = export.run(exported_generate.recipe(export={"opset": 18}), space).facts.as_json()
     assert (facts["builder"], facts["opset"]) == ("trace", 18)
 
 
@@ -575,16 +577,16 @@ def test_the_card_says_how_texts_look_to_the_last_newline(committed):
     recipe = exported_generate.recipe(
         contexts={"full": {"template": "{{ input }}"}, "simplified": {"template": "Q: {{ input }}\n"}}
     )
-    facts = [space.manifest(stage).facts for stage in ("collect", "train")]
+    facts = [space.facts("collect", DataFacts), space.facts("train", GenerateTrain)]
     views = view_table.read(space.folder("collect") / "views.parquet", "eval")
     reading = Reading.of(recipe, views, facts[1], space.folder("train") / "model")
-    text = card.render(recipe, *facts, reading, [{"graph": "fp32"}], outcome.facts["builder"])
+    text = card.render(recipe, *facts, reading, [{"graph": "fp32"}], outcome.facts.as_json()["builder"])
     assert '"Q: {{ input }}\\n"' in text
 
 
 def test_the_card_puts_in_front_what_genais_tokenizer_leaves_out(committed):
     _, space, _ = committed
-    facts = [space.manifest(stage).facts for stage in ("collect", "train")]
+    facts = [space.facts("collect", DataFacts), space.facts("train", GenerateTrain)]
     views = view_table.read(space.folder("collect") / "views.parquet", "eval")
     reading = Reading.of(exported_generate.recipe(), views, facts[1], space.folder("train") / "model")
     measured = [{"graph": "fp32"}]

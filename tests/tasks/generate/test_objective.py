@@ -17,6 +17,7 @@ from distillctl.data.view_table import ViewTable
 from distillctl.errors import DataError, RecipeError
 from distillctl.losses.targets import DenseTargets, Targets
 from distillctl.recipe import ULD, CrossEntropy, Dense, ForwardKL, Text, TopK, Train
+from distillctl.run_dir.facts import VocabularyFacts
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
@@ -350,7 +351,9 @@ def test_a_trimmed_vocabulary_renames_tokens_and_refuses_a_response_it_cannot_sa
     tokenizer = tiny_generate.bpe_tokenizer()
     said = spoken(tokenizer, ["river king", "old sea"])
     kept = np.unique(np.concatenate([np.arange(2, 258), [0, 1], *said.token_ids]))
-    who = Student(tiny_generate.decoder(), tokenizer, 128, kept, {"tokens_before": tiny_generate.VOCABULARY})
+    size = tiny_generate.VOCABULARY
+    trimmed = VocabularyFacts(tokens_before=size, tokens_after=len(kept), bytes_saved=0, share_saved=0.0)
+    who = Student(tiny_generate.decoder(), tokenizer, 128, kept, trimmed)
     made = rows(who, VIEWS, said, TEXT, shared_tokenizer=True, cut=False)
     assert [kept[ids].tolist() for ids in made.responses] == [ids.tolist() for ids in said.token_ids]
     assert made.targets([0]).token_ids.tolist() == made.responses[0]

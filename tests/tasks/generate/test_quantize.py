@@ -20,6 +20,7 @@ from distillctl.losses.targets import Targets
 from distillctl.metrics import text as text_metrics
 from distillctl.quantizers import dynamic_int8, search
 from distillctl.recipe import CANDIDATES, Dense, DynamicInt8, Quantize, implementation
+from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import StageOutput, Workspace, tree_digest
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes
@@ -49,7 +50,7 @@ def runs(tmp_path_factory) -> dict[str, Workspace]:
         found[name] = exported_generate.workspace(tmp_path_factory.mktemp("run"), one.model)
         shutil.copytree(one.folder, found[name].folder("export"))
         outputs = sorted(path.name for path in one.folder.iterdir())
-        tiny.commit(found[name], "export", StageOutput(outputs, {"builder": kind[1]}))
+        tiny.commit(found[name], "export", StageOutput(outputs, Facts.model_validate({"builder": kind[1]})))
     _keep_distributions(found["decoder"])
     return found
 
@@ -68,7 +69,7 @@ def _keep_distributions(space: Workspace) -> None:
         rows.append((row, 0, response_shards.Response([int(token) for token in ids], answer, False, labels)))
     response_shards.write(space.folder("collect"), shard, rows, dense)
     facts = space.manifest("collect").facts
-    tiny.commit(space, "collect", StageOutput(["views.parquet", "shards"], facts))
+    tiny.commit(space, "collect", StageOutput(["views.parquet", "shards"], Facts.model_validate(facts)))
 
 
 def _recipe(kind: str = "text", **quantize_: object):
@@ -92,7 +93,7 @@ def test_the_stage_commits_the_smallest_with_all_it_needs(kind, copy, capfd):
     outcome = quantize.run(_recipe(), space)
     tiny.commit(space, "quantize", outcome)
     assert capfd.readouterr().out == ""
-    folder, facts = space.folder("quantize"), outcome.facts
+    folder, facts = space.folder("quantize"), outcome.facts.as_json()
     exported_files = {path.name for path in space.folder("export").iterdir()} - {"manifest.json"}
     assert set(outcome.outputs) == exported_files | {"candidates.json", "eval.parquet", "README.md"}
     assert {path.name for path in folder.iterdir()} == {*outcome.outputs, "manifest.json"}
@@ -112,7 +113,7 @@ def test_the_figures_are_those_of_the_committed_graph(kind, copy):
     """Computed again by hand from the committed files."""
     space = copy(kind)
     recipe = _recipe("dense" if kind == "decoder" else "text")
-    chosen = next(one for one in quantize.run(recipe, space).facts["candidates"] if one["chosen"])
+    chosen = next(one for one in quantize.run(recipe, space).facts.as_json()["candidates"] if one["chosen"])
     table = pq.read_table(space.folder("quantize") / "eval.parquet").to_pydict()
     views = view_table.read(space.folder("collect") / "views.parquet", "eval")
     assert table["id"] == views.id
@@ -150,10 +151,10 @@ def test_the_figures_are_those_of_the_committed_graph(kind, copy):
 def test_a_candidate_outside_the_gate_is_passed_over(copy):
     """A bound between the best and the second best KL leaves one."""
     space = copy("decoder")
-    everything = quantize.run(_recipe(), space).facts["candidates"]
+    everything = quantize.run(_recipe(), space).facts.as_json()["candidates"]
     best, second = sorted(everything, key=lambda one: one["kl"])[:2]
     assert best["bytes"] > min(one["bytes"] for one in everything)
-    facts = quantize.run(_recipe(gate=OPEN | {"max_kl": (best["kl"] + second["kl"]) / 2}), space).facts
+    facts = quantize.run(_recipe(gate=OPEN | {"max_kl": (best["kl"] + second["kl"]) / 2}), space).facts.as_json()
     assert facts["chosen"] == best["name"]
     assert [one["name"] for one in facts["candidates"] if one["inside"]] == [best["name"]]
     assert all(one["why"].startswith("kl ") for one in facts["candidates"] if not one["inside"])
@@ -177,7 +178,7 @@ def test_none_inside_commits_nothing_and_lists_every_candidate(copy):
 @pytest.mark.parametrize("kind", KINDS)
 def test_either_kind_of_candidate_does_for_either_kind_of_graph(kind, copy):
     candidates = [{"kind": "weight_only", "bits": 8}, {"kind": "dynamic_int8"}]
-    facts = quantize.run(_recipe(candidates=candidates), copy(kind)).facts
+    facts = quantize.run(_recipe(candidates=candidates), copy(kind)).facts.as_json()
     assert [one["name"] for one in facts["candidates"]] == ["int8_k_quant_block32", "dynamic_int8_per_channel"]
     assert all(one["bytes"] < 0.6 * facts["fp32"]["bytes"] and one["kl"] < 0.5 for one in facts["candidates"])
 
@@ -247,8 +248,7 @@ def test_a_trimmed_vocabulary_is_told_from_the_tokens_names(tmp_path):
     student = implementation(recipe.student)(recipe.student, recipe, Corpus(text, []))
     assert len(student.kept_ids) < tiny_generate.VOCABULARY
     student.save(tmp_path / "model")
-    facts = {"vocabulary": student.vocabulary_facts, "max_length": student.max_length}
-    found = without_weights(recipe, tmp_path / "model", facts)
+    found = without_weights(recipe, tmp_path / "model", student.max_length, student.vocabulary_facts)
     np.testing.assert_array_equal(found.kept_ids, student.kept_ids)
     np.testing.assert_array_equal(found.remap, student.remap)
     assert list(found.encode([(text, text)])) == list(student.encode([(text, text)]))

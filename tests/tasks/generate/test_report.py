@@ -30,9 +30,10 @@ from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.stages import report
 from distillctl.tasks.generate import context_kl
+from distillctl.tasks.generate.facts import PointingResponse, ShownAnswers
 from tests.fixtures import real_run_generate
 from tests.fixtures.browser import EXECUTABLE, browser
-from tests.fixtures.report_run import HOSTILE, alter
+from tests.fixtures.report_run import HOSTILE, alter, reported
 from tests.fixtures.report_run_generate import COPIED, METRICS, ROWS, committed, recipe
 
 pytestmark = pytest.mark.slow
@@ -46,12 +47,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def facts(workspace: Workspace) -> dict[str, Any]:
-    return contract.build(recipe(), workspace)
+    return contract.build(recipe(), workspace).as_json()
 
 
 @pytest.fixture(scope="module")
 def text(workspace: Workspace, facts: dict[str, Any]) -> str:
-    return page.render(facts, contract.series(workspace))
+    return page.render(reported(facts), contract.series(workspace))
 
 
 # ── the contract ─────────────────────────────────────────────────────────────────────────────────
@@ -96,7 +97,7 @@ def test_likeness_to_the_teachers_own_answers(tmp_path: Path, facts: dict[str, A
     assert set(facts["like_ceiling"]["ceiling"].values()) == {1}
     expected = text_metrics.corpus(METRICS, table["student"], said, [], None)
     assert facts["like_ceiling"]["student"] == expected != facts["metrics"]["student"]
-    assert contract.build(recipe(), committed(tmp_path, references=False))["like_ceiling"] == {}
+    assert contract.build(recipe(), committed(tmp_path, references=False)).as_json()["like_ceiling"] == {}
 
 
 def test_means_per_token_weigh_rows_by_their_tokens(facts: dict[str, Any], workspace: Workspace) -> None:
@@ -114,30 +115,31 @@ def test_the_order_of_rows_in_eval_parquet_does_not_matter(tmp_path: Path, facts
     for stage in ("train", "quantize"):
         file = workspace.folder(stage) / "eval.parquet"
         pq.write_table(pq.read_table(file).take(list(range(ROWS - 1, -1, -1))), file)
-    found = contract.build(recipe(), workspace)
+    found = contract.build(recipe(), workspace).as_json()
     same = {"arms", "recovered", "metrics", "per_token", "verdicts", "sampled", "furthest"}
     assert {key: found[key] for key in same} == {key: facts[key] for key in same}
 
 
 def test_without_references_answers_are_compared_with_the_ceilings(tmp_path: Path) -> None:
     workspace = committed(tmp_path, references=False)
-    facts = contract.build(recipe(), workspace)
+    facts = contract.build(recipe(), workspace).as_json()
     assert facts["metric"] == "chrf vs ceiling"
     assert facts["arms"]["ceiling"]["low"] == facts["metrics"]["ceiling"]["bleu"] == 1
     assert facts["arms"]["deployed"]["score"] == pytest.approx(facts["verdicts"]["likeness"])
-    text = page.render(facts, contract.series(workspace))
+    text = page.render(reported(facts), contract.series(workspace))
     assert "chrF against the teacher's answers" in html.unescape(text)
     assert "> Reference</" not in text
-    assert "chrF against the teacher's answers" in markdown.render(facts)
+    assert "chrF against the teacher's answers" in markdown.render(reported(facts))
 
 
 def test_a_run_without_distributions_has_likelihoods_alone(tmp_path: Path) -> None:
     workspace = committed(tmp_path, distributions=False, control=False)
-    facts = contract.build(recipe(), workspace)
+    facts = contract.build(recipe(), workspace).as_json()
     assert facts["per_token"]["student"]["kl"] is None
     assert facts["per_token"]["deployed"]["nll"] > 0.4
     assert set(facts["per_token"]) == {"student", "deployed"}
-    assert formatting.nats(facts["per_token"]["student"]["nll"]) in page.render(facts, contract.series(workspace))
+    text = page.render(reported(facts), contract.series(workspace))
+    assert formatting.nats(facts["per_token"]["student"]["nll"]) in text
 
 
 def test_answers_of_one_token_have_no_speed_of_the_others(tmp_path: Path) -> None:
@@ -147,17 +149,17 @@ def test_answers_of_one_token_have_no_speed_of_the_others(tmp_path: Path) -> Non
     for model in bench.facts["models"]:
         for figure in ("decode_tokens_per_second", "token_p50_ms", "token_p90_ms", "token_p99_ms"):
             alter(workspace, "bench", f"models.{model}.{figure}", None)
-    facts = contract.build(recipe(), workspace)
-    text = page.render(facts, contract.series(workspace))
+    facts = contract.build(recipe(), workspace).as_json()
+    text = page.render(reported(facts), contract.series(workspace))
     assert f'<td class="figure">{formatting.UNKNOWN}&nbsp;/s</td>' in text
-    assert f"| {formatting.duration(7.3)} | {formatting.UNKNOWN} |" in markdown.render(facts)
+    assert f"| {formatting.duration(7.3)} | {formatting.UNKNOWN} |" in markdown.render(reported(facts))
     assert "   7.30         - " in _told("bench", workspace.manifest("bench"))
 
 
 def test_genai_is_told_the_tokens_that_begin_a_view(workspace: Workspace, facts: dict[str, Any], text: str) -> None:
     assert facts["begin"] == []
     assert "ids = list(tokenizer.encode(view(text)))\n" in html.unescape(text)
-    other = html.unescape(page.render(facts | {"begin": [2]}, contract.series(workspace)))
+    other = html.unescape(page.render(reported(facts | {"begin": [2]}), contract.series(workspace)))
     assert "ids = [2] + list(tokenizer.encode(view(text)))\n" in other
     assert "<code>2</code>): put them in front" in other
 
@@ -172,10 +174,10 @@ def test_the_rows_that_differ_most_come_first(facts: dict[str, Any]) -> None:
 
 def test_the_sample_is_drawn_by_the_recipes_seed(workspace: Workspace, facts: dict[str, Any]) -> None:
     assert len(facts["sampled"]) == 12
-    few = contract.build(recipe(report={"answers": 3, "disagreements": 0}), workspace)
+    few = contract.build(recipe(report={"answers": 3, "disagreements": 0}), workspace).as_json()
     assert few["sampled"] == facts["sampled"][:3]
     assert few["furthest"] == []
-    assert contract.build(recipe(seed=1, report={"answers": 3}), workspace)["sampled"] != few["sampled"]
+    assert contract.build(recipe(seed=1, report={"answers": 3}), workspace).as_json()["sampled"] != few["sampled"]
 
 
 def test_responses_that_point_at_the_context_are_listed(facts: dict[str, Any]) -> None:
@@ -193,7 +195,7 @@ def test_responses_that_point_at_the_context_are_listed(facts: dict[str, Any]) -
 @example([[1e-12]])
 @given(st.lists(st.lists(st.floats(0, 20, width=32), min_size=1, max_size=70), min_size=1, max_size=5))
 def test_shares_of_tokens_and_nats_add_up(rows: list[list[float]]) -> None:
-    found = context_kl.spread([np.array(row, np.float32) for row in rows])
+    found = context_kl.spread([np.array(row, np.float32) for row in rows]).as_json()
     every = np.concatenate([np.array(row, np.float32) for row in rows]).astype(float)
     assert sum(one["tokens"] for one in found["bins"]) == pytest.approx(1)
     assert sum(one["nats"] for one in found["bins"]) == pytest.approx(1 if every.sum() > 0 else 0)
@@ -208,7 +210,7 @@ def test_shares_of_tokens_and_nats_add_up(rows: list[list[float]]) -> None:
 
 
 def test_no_responses_have_no_spread() -> None:
-    assert context_kl.spread([]) == {"tokens": 0, "bins": [], "positions": []}
+    assert context_kl.spread([]).as_json() == {"tokens": 0, "bins": [], "positions": []}
 
 
 # ── every number traces to a manifest ────────────────────────────────────────────────────────────
@@ -258,7 +260,7 @@ def _words(text: str) -> str:
 def test_the_stage_writes_the_page_and_hands_back_the_contract(tmp_path: Path) -> None:
     workspace = committed(tmp_path)
     outcome = report.run(recipe(), workspace)
-    assert outcome.facts == contract.build(recipe(), workspace)
+    assert outcome.facts.as_json() == contract.build(recipe(), workspace).as_json()
     assert "side by side" in (workspace.folder("report") / "report.html").read_text(encoding="utf-8")
 
 
@@ -272,7 +274,7 @@ def test_every_text_of_the_user_is_escaped(workspace: Workspace) -> None:
 
 def test_who_gave_the_same_answer_shares_it() -> None:
     row = {"said": {"ceiling": "Yes.", "floor": "", "student": "Yes.", "deployed": "No."}, "reference": "No."}
-    assert list(page._voices({**row, "cut": ["student"]})) == [
+    assert list(page._voices(ShownAnswers(**row, cut=["student"], input="", likeness=0.0))) == [
         {"text": "Yes.", "names": ["ceiling", "student"], "cut": True},
         {"text": "", "names": ["floor"], "cut": False},
         {"text": "No.", "names": ["deployed", "reference"], "cut": False},
@@ -282,7 +284,7 @@ def test_who_gave_the_same_answer_shares_it() -> None:
 def test_marked_pieces_are_the_text_again_and_each_mark_is_whole() -> None:
     spans = [{"start": 0, "end": 5, "why": "copied"}, {"start": 3, "end": 8, "why": "phrase"}]
     row = {"text": "above all, no", "spans": [*spans, {"start": 4, "end": 6, "why": "copied"}]}
-    found = list(page._pieces(row))
+    found = list(page._pieces(PointingResponse(**row, split="train", input="")))
     assert "".join(piece for piece, _ in found) == row["text"]
     assert [(piece, why) for piece, why in found if why] == [("above", "copied"), (" al", "phrase")]
 
@@ -319,9 +321,10 @@ def test_the_python_example_answers_as_the_runtime_does(workspace: Workspace, te
 def test_the_page_of_an_encoder_decoder_runs_both_graphs(tmp_path: Path) -> None:
     workspace = committed(tmp_path)
     alter(workspace, "export", "builder", "seq2seq")
-    facts = contract.build(recipe(), workspace)
+    facts = contract.build(recipe(), workspace).as_json()
     assert facts["artifact"].endswith("decoder_model_merged.onnx")
-    found = re.search(r'<code id="use-python">(.*?)</code>', page.render(facts, contract.series(workspace)), re.DOTALL)
+    text = page.render(reported(facts), contract.series(workspace))
+    found = re.search(r'<code id="use-python">(.*?)</code>', text, re.DOTALL)
     assert found
     code = html.unescape(found[1])
     compile(code, "example", "exec")
@@ -424,7 +427,7 @@ def test_every_stage_of_a_real_run_tells_its_findings() -> None:
 
 
 def test_the_summary_shows_the_first_token_and_all_metrics(facts: dict[str, Any]) -> None:
-    text = markdown.render(facts)
+    text = markdown.render(reported(facts))
     assert "| model | size | first token | tokens/s | p50 |" in text
     assert f"| {formatting.duration(7.3)} | 241 |" in text
     assert "| corpus chrF | corpus BLEU |" in text

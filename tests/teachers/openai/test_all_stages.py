@@ -10,6 +10,7 @@ from distillctl import recipe as recipes
 from distillctl.report import contract, markdown
 from distillctl.run_dir.workspace import Workspace
 from tests.fixtures import project, real_run_generate, served_project, stub_server
+from tests.fixtures.report_run import reported
 
 pytestmark = pytest.mark.slow
 
@@ -24,10 +25,10 @@ def _run(path, stub, **sections):
     assert [(s.stage, s.why) for s in pipeline.status(recipe, workspace) if s.state != "fresh"] == []
     assert all(ran.reused for ran in pipeline.run(recipe, workspace))
     pipeline.stage("bundle", recipe, workspace)
-    facts = contract.build(recipe, workspace)
+    facts = contract.build(recipe, workspace).as_json()
     assert "teacher" not in facts["models"]
     assert {"fp32", "deployed"} <= set(facts["models"])
-    assert stub_server.MODEL in markdown.render(facts) or facts["headline"].endswith("a query")
+    assert stub_server.MODEL in markdown.render(reported(facts)) or facts["headline"].endswith("a query")
     page = (workspace.folder("report") / "report.html").read_text()
     assert f"served by {stub.url}" in page
     card = (workspace.folder("export") / "README.md").read_text()

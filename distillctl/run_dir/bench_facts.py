@@ -1,0 +1,157 @@
+"""What bench records: latency, memory and size of each model."""
+
+from __future__ import annotations
+
+from distillctl.run_dir.facts import Facts, StageFacts
+
+
+class RuntimeFacts(Facts):
+    """What a model ran in."""
+
+    runtime: str
+    dtype: str
+    """Of the weights, or the quantizer that made them."""
+    threads: int
+
+
+class TimedModel(RuntimeFacts):
+    """One model's figures over the timed queries of all its processes."""
+
+    bytes: int
+    """Of the graphs with external data; of PyTorch's teacher, its weights as loaded."""
+    bytes_of: str
+    """Whether ``bytes`` are those of a "file" or of weights in "memory"."""
+    file_bytes: int | None = None
+    """Of PyTorch's teacher, the bytes of its file."""
+    cached_tokens: int | None = None
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float | None = None
+    queries_per_second: float | None = None
+    n: int
+    processes: int | None = None
+    process_p50_ms: list[float] = []
+    """The least and the largest median of a process."""
+    first_ms: float | None = None
+    import_ms: float | None = None
+    load_ms: float
+    warmup_ratio: float | None = None
+    """How much slower than the median the untimed queries after the first were; None without any."""
+    waiting_share: float | None = None
+    """Share of its queries' time in which it waited for a processor; older versions did not measure it."""
+    peak_rss_bytes: int
+    anonymous_bytes: int | None = None
+    mapped_bytes: int | None = None
+    first_token_ms: float | None = None
+    """This and what follows: only of a model that writes. Speeds are of all tokens over all their time."""
+    prefill_tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    """After the first token; None where no answer has a second one."""
+    token_p50_ms: float | None = None
+    token_p90_ms: float | None = None
+    token_p99_ms: float | None = None
+    kv_bytes: int | None = None
+    view_tokens: float | None = None
+    """Mean of what was run before the first token."""
+    answer_tokens: float | None = None
+    bytes_per_token: float | None = None
+    """Weights, keys and values that it reads for a token."""
+    bandwidth_share: float | None = None
+    """Of what the memory can do, while it decodes."""
+
+
+class MachineFacts(Facts):
+    """The machine of a measurement (`runtimes.machine.describe`); None for what is unknown."""
+
+    cpu: str | None = None
+    architecture: str | None = None
+    cores: int | None = None
+    usable_cores: int | None = None
+    flags: list[str] = []
+    max_mhz: float | None = None
+    governor: str | None = None
+    memory_bytes: int | None = None
+    load_average: float | None = None
+    os: str | None = None
+
+
+class HeadlinePeer(RuntimeFacts):
+    """The teacher that the headline compares with. ratio: its median query over the deployed model's; agreement: the
+    share of its timed queries answered as collect's teacher did."""
+
+    model: str
+    name: str
+    ratio: float
+    agreement: float | None
+
+
+class LengthTimes(Facts):
+    """The deployed graph on texts of one length; what it refuses has an error in place of times."""
+
+    tokens: int
+    p50_ms: float | None = None
+    n: int | None = None
+    error: str | None = None
+
+
+class ProfileTimes(Facts):
+    """The deployed graph within a device profile's limits, on this host."""
+
+    name: str
+    about: str
+    host: str
+    lengths: list[LengthTimes]
+
+
+class SustainedTimes(Facts):
+    """The first and the last part of a long run. ratio: last over first."""
+
+    seconds: float
+    queries: int
+    part_seconds: float
+    first_p50_ms: float
+    last_p50_ms: float
+    ratio: float
+
+
+class LoadgenFacts(Facts):
+    """MLPerf LoadGen's result on the deployed graph."""
+
+    valid: bool
+    unmet: list[str]
+    """Its rules that were not kept."""
+    queries: int
+    seconds: float
+    p50_ms: float | None = None
+    p90_ms: float | None
+    p99_ms: float | None = None
+    mean_ms: float | None = None
+    first_token_p90_ms: float | None
+    """Of a model that writes."""
+    early_stopping_p90_ms: float | None = None
+    """What LoadGen vouches for; None where it does not."""
+
+
+class AlsoMeasured(Facts):
+    """What not every run measures."""
+
+    headline_peer: HeadlinePeer | None = None
+    """None for a served teacher, which is not timed."""
+    memory_bytes_per_second: int | None = None
+    profile: ProfileTimes | None = None
+    sustained: SustainedTimes | None = None
+    loadgen: LoadgenFacts | None = None
+
+
+class BenchFacts(AlsoMeasured, StageFacts):
+    """What bench records."""
+
+    models: dict[str, TimedModel]
+    machine: MachineFacts
+    threads: int
+    cpus: list[int] = []
+    ratios: dict[str, float]
+    """Model → its median query over the deployed model's."""
+    agreement: dict[str, float | None]
+    """Model → share of its timed queries with the answer on record."""
