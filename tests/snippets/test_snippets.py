@@ -285,7 +285,7 @@ def test_a_suffix_that_shares_a_token_with_every_input(tmp_path):
 
 def test_a_bundle_of_an_older_version_is_said_to_be_one(tmp_path):
     (tmp_path / NAME).write_text('{"format": "distillctl bundle 1"}\n')
-    with pytest.raises(GateFailed, match="made by an older version"):
+    with pytest.raises(GateFailed, match="an older version made it"):
         verify(tmp_path)
 
 

@@ -336,7 +336,7 @@ def test_given_without_a_reference_is_told_before_torch(folder, tmp_path):
     path.write_text("\n".join([*(json.dumps({"input": f"{n} has none"}) for n in range(9)), *rows]))
     recipe = _recipe(folder, "missing", data={"source": "some.jsonl", "train_rows": None},
                      task={**_task(), "responses": {"kind": "given"}})  # fmt: skip
-    with pytest.raises(DataError, match=r"data.reference: row \w+ has no reference, and task.responses: given"):
+    with pytest.raises(DataError, match=r"data.reference: row \w+ has no reference, which task.responses: given"):
         pipeline.stage("collect", recipe, Workspace(tmp_path))
     with pytest.raises(DataError, match="has no reference"):
         dry_run.plan(recipe, Workspace(tmp_path), ["collect"])
