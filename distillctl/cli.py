@@ -115,8 +115,8 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
     """
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(body, eval_str=True).parameters
-        shared = own["options"].annotation if "options" in own else None
+        parameters = inspect.signature(body, eval_str=True).parameters
+        shared = parameters["options"].annotation if "options" in parameters else None
         hints = {} if shared is None else get_type_hints(shared, include_extras=True)
 
         @functools.wraps(body)
@@ -145,14 +145,16 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
                         console.bug(problem) if error is None else console.error(error)
                     raise typer.Exit(1 if error is None else error.exit_code) from None
 
-        guarded.__signature__ = inspect.Signature(_parameters(own, shared, hints))  # type: ignore[attr-defined]
+        guarded.__signature__ = inspect.Signature(_parameters(parameters, shared, hints))  # type: ignore[attr-defined]
         group.command(name, help=help)(guarded)
         return guarded
 
     return register
 
 
-def _parameters(own: Mapping[str, inspect.Parameter], shared: Any, hints: Mapping[str, Any]) -> list[inspect.Parameter]:
+def _parameters(
+    parameters: Mapping[str, inspect.Parameter], shared: Any, hints: Mapping[str, Any]
+) -> list[inspect.Parameter]:
     """Return a command's parameters: the body's own ones, then the fields of ``shared``, output options last."""
     fields = [
         inspect.Parameter(
@@ -163,7 +165,7 @@ def _parameters(own: Mapping[str, inspect.Parameter], shared: Any, hints: Mappin
         )
         for name, hint in sorted(hints.items(), key=lambda field: field[0] in ("as_json", "quiet", "verbose"))
     ]
-    named = [parameter for parameter in own.values() if parameter.name != "options"]
+    named = [parameter for parameter in parameters.values() if parameter.name != "options"]
     return [*(parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in named), *fields]
 
 
@@ -359,7 +361,9 @@ def bench(
         verdicts.emit(verdict, undecided_fails=undecided == "fail", junit=junit, summary=summary)
     elif serve:
         results = pipeline.serve(loaded, workspace, **given)
-        console.result({"stage": "devices", "devices": [one.as_json() for one in results]}, *output.devices(results))
+        console.result(
+            {"stage": "devices", "devices": [result.as_json() for result in results]}, *output.devices(results)
+        )
     else:
         result = pipeline.stage("bench", loaded, workspace, force=options.force)
         console.result(output.as_json(result), *output.readable(result))

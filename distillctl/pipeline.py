@@ -273,8 +273,7 @@ def stage(name: str, recipe: Recipe, workspace: Workspace, *, force: bool = Fals
     if ranks.count() > 1:
         return _on_ranks(STAGES[name], recipe, workspace, force)
     if not workspace.root.exists():  # a stage that cannot run creates no folder
-        one = STAGES[name]
-        require(name, _needs(one, recipe, workspace), status(recipe, workspace), recipe, workspace)
+        require(name, _needs(STAGES[name], recipe, workspace), status(recipe, workspace), recipe, workspace)
     with workspace.lock():
         return _stage(STAGES[name], recipe, workspace, force)
 

@@ -77,7 +77,7 @@ class BundleBuilder:
         return by_graph
 
     def files(self) -> dict[str, File]:
-        """Return path → size and hash of what the folder holds."""
+        """Return path → size and hash of the files in the folder."""
         return contents.files(self.folder)
 
     def close(
@@ -121,7 +121,8 @@ class BundleBuilder:
             example=Facts(**example.model_dump(exclude_none=True)),
             template=Facts(**reading.template.model_dump(mode="json", exclude_none=True)),
             mobile={
-                name: MobileAdvice(advice=mobile.advice(found), providers=found) for name, found in verdicts.items()
+                name: MobileAdvice(advice=mobile.advice(verdict), providers=verdict)
+                for name, verdict in verdicts.items()
             },
             provenance=manifest.provenance,
         )
@@ -141,8 +142,8 @@ def _latencies(bench: BenchFacts | None) -> dict[str, Any] | None:
         return None
     keys = {"p50_ms", "p90_ms", "p99_ms", "n", "load_ms", "peak_rss_bytes"}
     models = {
-        name: found.model_dump(include=keys, exclude_unset=True)
-        for name, found in bench.models.items()
+        name: model.model_dump(include=keys, exclude_unset=True)
+        for name, model in bench.models.items()
         if name in ("fp32", "deployed", "deployed_genai")
     }
     return {"models": models, "machine": bench.machine.as_json(), "threads": bench.threads}

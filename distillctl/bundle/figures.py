@@ -1,4 +1,4 @@
-"""Return what quantize measured of the deployed graph, and what bench measured if it was the same graph."""
+"""Figures of the deployed graph from quantize, and from bench if it measured the same graph."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ def bench(workspace: Workspace) -> Manifest | None:
 
 def bench_fingerprint(workspace: Workspace) -> dict[str, str]:
     """Return bench's fingerprint for the pipeline: new latencies make a bundle stale."""
-    found = bench(workspace)
-    return {"bench": found.fingerprint} if found else {}
+    measured = bench(workspace)
+    return {"bench": measured.fingerprint} if measured else {}
 
 
 def measured(quantize: DeployedFacts, bench: BenchFacts | None, unit: str) -> list[dict[str, str]]:
-    """The card's table: the fp32 graph and the deployed one. unit: what a graph chooses, a
-    label or a token."""
+    """Return the rows of the card's table, one for the fp32 graph and one for the deployed one.
+
+    unit: the thing that a graph chooses, a label or a token.
+    """
     fp32 = quantize.fp32
     rows = {
         "fp32": _row("fp32", fp32.bytes, fp32.score, None, None, unit, quantize.metric),
@@ -50,7 +52,7 @@ def measured(quantize: DeployedFacts, bench: BenchFacts | None, unit: str) -> li
 
 
 def machine(bench: BenchFacts | None) -> str:
-    """Say in a sentence where the latencies were measured; empty without any."""
+    """Return a sentence about where the latencies were measured; empty without any."""
     if bench is None:
         return ""
     host = bench.machine

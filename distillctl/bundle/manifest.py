@@ -61,7 +61,7 @@ class GoldenExample(_ManifestPart):
 
 
 class MobileAdvice(Facts):
-    """What onnxruntime's check for phones says of a graph (`bundle.mobile`)."""
+    """The result of onnxruntime's check of a graph for phones (`bundle.mobile`)."""
 
     advice: str
     providers: dict[str, Any]
@@ -89,7 +89,7 @@ class ArchiveSize(Facts):
 
 
 class BundleFacts(FolderFacts, ArchiveSize, StageFacts):
-    """What the bundle stage records."""
+    """The facts that bundle records."""
 
 
 class BundleManifest(_ManifestPart):

@@ -1,1 +1,1 @@
-"""What commands print, and what they do apart from running stages."""
+"""The output of the commands, and the commands that run no stage."""

@@ -44,7 +44,7 @@ from distillctl.tasks.generate.facts import (
 from distillctl.terminal.text_table import TextTable
 
 Line = str | Text | TextTable
-"""What is printed as one line, or as a table."""
+"""The lines of one result: a single line, or a table."""
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "damaged": "red"}
 
 
@@ -197,15 +197,15 @@ def _train(facts: TrainFacts) -> Iterator[Line]:
         )
 
 
-def _distance(found: Distance, measured: KlFacts | None) -> str:
+def _distance(distance: Distance, measured: KlFacts | None) -> str:
     """Return how far a model is from the teacher, per row of labels or, with ``measured``, per token of a response."""
     if measured is None:
-        return f"KL to the teacher {found.kl:.4f} nats, same top label {found.agreement:.3f}"
-    texts, mass = found.part(GenerateDistance), measured.dropped_mass
+        return f"KL to the teacher {distance.kl:.4f} nats, same top label {distance.agreement:.3f}"
+    texts, mass = distance.part(GenerateDistance), measured.dropped_mass
     dropped = "" if mass is None else f" ({mass:.2%} of the teacher's mass lies outside it)"
-    kl = "" if found.kl is None else f"{_kl_name(measured)} {found.kl:.4f} nats per token{dropped}, "
+    kl = "" if distance.kl is None else f"{_kl_name(measured)} {distance.kl:.4f} nats per token{dropped}, "
     metrics = ", ".join(f"{names.named(name)} {value:.3f}" for name, value in texts.metrics.items())
-    return f"{kl}−log Q of its responses {texts.nll:.4f}, same top token {found.agreement:.3f}; {metrics}"
+    return f"{kl}−log Q of its responses {texts.nll:.4f}, same top token {distance.agreement:.3f}; {metrics}"
 
 
 def _kl_name(measured: KlFacts) -> str:
@@ -373,7 +373,7 @@ def _report(facts: ReportFacts) -> Iterator[Line]:
         yield f"quantize failed, so there is no deployed model and nothing is timed: {facts.failed_gate.why}"
     else:
         yield models(facts.models)
-    yield from (f"caution ({one.stage}): {one.text}" for one in facts.cautions)
+    yield from (f"caution ({caution.stage}): {caution.text}" for caution in facts.cautions)
     if facts.artifact:
         yield f"model: {facts.artifact}"
 
@@ -382,7 +382,7 @@ def _report_of_texts(facts: GenerateReport, subject: str) -> Iterator[str]:
     if like := facts.like_ceiling:
         name = next(iter(like["ceiling"]))
         yield f"{names.named(name)} over the corpus, against the teacher's answers: " + ", ".join(
-            f"{arm} {found[name]:.3f}" for arm, found in like.items() if arm != "ceiling"
+            f"{arm} {metrics[name]:.3f}" for arm, metrics in like.items() if arm != "ceiling"
         )
     leakage = facts.leakage
     yield (

@@ -17,7 +17,7 @@ DECIDED = 0.1
 
 
 class ContextDecided(Facts):
-    """How many tokens of the ceiling's answers the context decides, and how often a model agrees on them."""
+    """The tokens of the ceiling's answers that the context decides, and a model's agreement on them."""
 
     share: float
     agreement: float

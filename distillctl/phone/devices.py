@@ -107,7 +107,7 @@ class DeviceResult(BaseModel):
     onnxruntime_web: Word
     device: Device
     graph_sha256: Word
-    """Of the graph that it ran."""
+    """SHA-256 of the graph that it ran."""
     download_ms: Milliseconds
     timer_ms: Milliseconds
     hidden: bool
@@ -120,7 +120,7 @@ class DeviceResult(BaseModel):
 
 
 class DevicesRecord(Facts):
-    """What the manifest records."""
+    """The facts that the manifest records."""
 
     devices: list[DeviceFigures]
 

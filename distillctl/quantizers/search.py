@@ -200,7 +200,7 @@ def select_candidate(
     sizes = {name: graph_bytes(path) for name, path in built.folders.items()}
     judged = [judge(name, size, figures[name], fp32.score, spec.gate) for name, size in sizes.items()]
     chosen, front_names = choose(judged, spec.objective), front(judged)
-    listed = [one.model_copy(update={"front": one.name in front_names, "chosen": one is chosen}) for one in judged]
+    listed = [row.model_copy(update={"front": row.name in front_names, "chosen": row is chosen}) for row in judged]
     search = SearchFacts(fp32=fp32, metric=metric, candidates=listed, not_tried=built.not_tried)
     if chosen is None:
         raise none_inside(search, unit)

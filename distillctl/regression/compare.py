@@ -1,7 +1,7 @@
-"""bench --against: is this run's deployed graph slower, or larger, than that of another run directory?
+"""The comparison of `bench --against`: whether a deployed graph is slower or larger than another run's.
 
-Both are measured here and now, in turns (`paired_timing`). What either was measured at before is not used; the reader
-is only shown it where the machines are alike. Nothing is written into either run directory.
+Both are measured here and now, in turns (`paired_timing`). Earlier measurements are not used; they are only shown to
+the reader where the machines are alike. Nothing is written into either run directory.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def share(text: str, option: str) -> float:
 
 
 def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds) -> dict[str, Any]:
-    """What was measured, and ``verdict``: "failed" | "passed" | "undecided".
+    """Compare this run's deployed graph with another run's. ``verdict``: "failed" | "passed" | "undecided".
 
-    UpstreamError where either run lacks what is measured, or another run's task is unlike. DataError where they share
-    no held-out row.
+    Raise UpstreamError where either run lacks the files to measure, or where the tasks differ, and DataError where the
+    runs share no held-out row.
     """
     other = Workspace(against)
     with workspace.lock():
@@ -73,15 +73,15 @@ def compare(recipe: Recipe, workspace: Workspace, against: Path, bounds: Bounds)
         pipeline.require("bench --against", upstream, pipeline.status(recipe, workspace), recipe, workspace)
         run_marker.refuse_links(other.root)
         _whole(recipe, other)
-        own_bytes, other_bytes = (graph_bytes(one.folder("quantize")) for one in (workspace, other))
-        own, theirs, measured = _sides(recipe, workspace, other)
-        for side, command in ((own, "quantize RECIPE"), (theirs, "quantize RECIPE --run-dir THAT --force")):
+        own_bytes, other_bytes = (graph_bytes(run.folder("quantize")) for run in (workspace, other))
+        ours, theirs, measured = _sides(recipe, workspace, other)
+        for side, command in ((ours, "quantize RECIPE"), (theirs, "quantize RECIPE --run-dir THAT --force")):
             sidecar_files.try_out(Path(side.job["folder"]), side.job["runtime"], f"distillctl {command}")
-        rows = len(own.job["texts"])
+        rows = len(ours.job["texts"])
         console.note(f"timing both deployed graphs in pairs of fresh processes, {rows:,} rows in turns")
         with console.progress("timing", max(sequential_test.LOOKS), "pairs") as bar:
             timed = paired_timing.compare_latency(
-                own,
+                ours,
                 theirs,
                 max_ratio=1 + bounds.max_slowdown,
                 max_seconds=bounds.max_seconds,
@@ -122,27 +122,29 @@ def _whole(recipe: Recipe, other: Workspace) -> None:
             )
 
 
-def _sides(recipe: Recipe, own: Workspace, other: Workspace) -> tuple[BenchTarget, BenchTarget, str]:
+def _sides(recipe: Recipe, run: Workspace, other: Workspace) -> tuple[BenchTarget, BenchTarget, str]:
     """Return both jobs for the held-out rows that both runs share, each with the text of its own student."""
-    known = [view_table.read(one.folder("collect") / "views.parquet", "eval") for one in (own, other)]
+    known = [view_table.read(side.folder("collect") / "views.parquet", "eval") for side in (run, other)]
     texts = [dict(zip(zip(v.id, v.input, strict=True), v.simplified, strict=True)) for v in known]
     rows = [row for row in texts[0] if row in texts[1]]
     if not rows:
         raise DataError("the runs share no held-out row", where=str(other.root))
     rows = [rows[n] for n in np.random.default_rng(recipe.seed).permutation(len(rows))]
-    job, measured = tasks.of(recipe, own).paired_job()
+    job, measured = tasks.of(recipe, run).paired_job()
     job |= {"threads": recipe.bench.used_threads}
     own_side, other_side = (
-        BenchTarget({**job, "folder": str(one.folder("quantize")), "texts": [found[row] for row in rows]})
-        for one, found in zip((own, other), texts, strict=True)
+        BenchTarget({**job, "folder": str(side.folder("quantize")), "texts": [views[row] for row in rows]})
+        for side, views in zip((run, other), texts, strict=True)
     )
     return own_side, other_side, measured
 
 
-def _recorded(own: Workspace, other: Workspace) -> dict[str, Any] | None:
-    """What both runs' bench once found, side by side, for the reader; the verdict does not look at it. With
-    ``unlike`` instead of a ratio where the machines were not alike; None where either run has no bench."""
-    benches = [bench.read(BenchFacts) for one in (own, other) if (bench := one.manifest("bench"))]
+def _recorded(run: Workspace, other: Workspace) -> dict[str, Any] | None:
+    """Return the p50 that each run's bench recorded, for the reader; the verdict does not look at it.
+
+    ``unlike`` stands in place of a ratio where the machines were not alike. None where either run has no bench.
+    """
+    benches = [bench.read(BenchFacts) for side in (run, other) if (bench := side.manifest("bench"))]
     if len(benches) < 2:
         return None
     ours, theirs = benches

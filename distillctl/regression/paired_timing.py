@@ -98,7 +98,7 @@ def _ratio(log: float) -> float | None:
 
 
 def compare_latency(
-    own: BenchTarget,
+    target: BenchTarget,
     other: BenchTarget,
     *,
     max_ratio: float,
@@ -117,7 +117,7 @@ def compare_latency(
         started = time.perf_counter()
         if timing.differences and started - began + longest > max_seconds:
             break
-        _run_pair(timing, own, other, pair)
+        _run_pair(timing, target, other, pair)
         advance()
         timing.seconds = time.perf_counter() - began
         longest = max(longest, time.perf_counter() - started)
@@ -126,8 +126,8 @@ def compare_latency(
     return timing
 
 
-def _run_pair(timing: PairedTiming, own: BenchTarget, other: BenchTarget, pair: int) -> None:
-    sides = {"own": own, "other": other}
+def _run_pair(timing: PairedTiming, target: BenchTarget, other: BenchTarget, pair: int) -> None:
+    sides = {"own": target, "other": other}
     names = list(sides)[:: -1 if pair % 2 else 1]
     with ExitStack() as stack:
         workers = {
@@ -138,10 +138,10 @@ def _run_pair(timing: PairedTiming, own: BenchTarget, other: BenchTarget, pair: 
         }
         for worker in workers.values():
             worker.load()
-        cpus = machine.cpus(own.job["threads"], 0.05)
+        cpus = machine.cpus(target.job["threads"], 0.05)
         for worker in workers.values():
             worker.pin(cpus)
-        rows = len(own.job["texts"])
+        rows = len(target.job["texts"])
         query_ms = max(_warm(workers[name], rows) for name in names)
         block, rounds = _shape(query_ms, rows)
         times: dict[str, list[np.ndarray]] = {name: [] for name in names}

@@ -25,35 +25,35 @@ _LEAST_KL = 1e-6  # less is the rounding of float32, and has no place on a logar
 
 def arms(facts: ReportFacts) -> Markup:
     """Draw every arm's score with its interval, over the band between floor and ceiling."""
-    found = facts.arms
-    floor, ceiling = (found[arm].score for arm in ("floor", "ceiling"))
+    scores = facts.arms
+    floor, ceiling = (scores[arm].score for arm in ("floor", "ceiling"))
 
     def draw(wide: bool) -> Figure:
-        figure, axes = panels(760 if wide else 350, 46 * len(found) + 70)
+        figure, axes = panels(760 if wide else 350, 46 * len(scores) + 70)
         ax = axes[0]
         ax.axvspan(floor, ceiling, color=COLOUR["band"], lw=0)
         ax.text((floor + ceiling) / 2, -0.72, "what the context adds", ha="center", va="center", size=11.5)
-        for row, (arm, score) in enumerate(found.items()):
+        for row, (arm, score) in enumerate(scores.items()):
             ink = colour(arm)
             ax.plot([score.low, score.high], [row, row], color=ink, lw=7, alpha=0.35, solid_capstyle="round")
             ax.plot(score.score, row, "o", color=ink, ms=10)
             constructed = arm == "ceiling" and facts.ceiling_by_construction
             more = "by construction" if constructed else formatting.interval(score)
             name_row(ax, row, arm, formatting.percent(score.score), more, wide)
-        ax.set_ylim(len(found) - 0.5, -1)
+        ax.set_ylim(len(scores) - 0.5, -1)
         ax.xaxis.set_major_locator(MaxNLocator(6 if wide else 4))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         return figure
 
-    told = ", ".join(f"{named(arm)} {formatting.percent(score.score)}" for arm, score in found.items())
+    listed = ", ".join(f"{named(arm)} {formatting.percent(score.score)}" for arm, score in scores.items())
     measure = names.named(facts.metric)
-    return drawn("arms", f"{measure[0].upper()}{measure[1:]} of each arm with its 95 % interval: {told}.", draw)
+    return drawn("arms", f"{measure[0].upper()}{measure[1:]} of each arm with its 95 % interval: {listed}.", draw)
 
 
 def training(lines: Sequence[Mapping[str, Any]]) -> Markup:
-    """Loss per step and, on the validation rows, KL or what there is without distributions, for student and control."""
-    looked = {key for line in lines for key in line}
-    held_out, criterion = ("kl", "KL") if "kl" in looked else ("nll", "cross-entropy")
+    """Draw loss per step and, on validation rows, KL or else cross-entropy, for student and control."""
+    keys = {key for line in lines for key in line}
+    held_out, criterion = ("kl", "KL") if "kl" in keys else ("nll", "cross-entropy")
 
     def draw(wide: bool) -> Figure:
         figure, axes = panels(760, 260, columns=2) if wide else panels(350, 460, rows=2)
@@ -77,13 +77,17 @@ def training(lines: Sequence[Mapping[str, Any]]) -> Markup:
             axes[0].legend(*map(reversed, axes[0].get_legend_handles_labels()), labelcolor=COLOUR["ink"])
         return figure
 
-    found = [line[held_out] for line in lines if line["run"] == "student" and line.get(held_out) is not None]
-    told = f" The student's {criterion} goes from {found[0]:.3f} to a best of {min(found):.3f} nats." if found else ""
-    return drawn("training", f"Training loss and {criterion} on the validation rows by step.{told}", draw)
+    figures = [line[held_out] for line in lines if line["run"] == "student" and line.get(held_out) is not None]
+    sentence = (
+        f" The student's {criterion} goes from {figures[0]:.3f} to a best of {min(figures):.3f} nats."
+        if figures
+        else ""
+    )
+    return drawn("training", f"Training loss and {criterion} on the validation rows by step.{sentence}", draw)
 
 
 def candidates(facts: ReportFacts) -> Markup:
-    """Size, latency and distance from the fp32 student, one row per candidate; those outside the gate are hollow."""
+    """Draw size, latency and distance from the fp32 student, a row per candidate; those outside the gate are hollow."""
     fp32 = Candidate(name="fp32", kl=0.0, kl_percentiles=[], kl_teacher=None, same_top=1.0, **facts.fp32.given)
     rows = [fp32, *facts.candidates]
     figures = (
@@ -112,15 +116,15 @@ def candidates(facts: ReportFacts) -> Markup:
             title(ax, text)
         return figure
 
-    told = "; ".join(
+    listed = "; ".join(
         f"{row.name} {formatting.size(row.bytes)}, {formatting.duration(row.p50_ms)}, KL {formatting.nats(row.kl)}"
         for row in rows
     )
-    return drawn("candidates", f"Candidates by size, latency and KL to the fp32 student: {told}.", draw)
+    return drawn("candidates", f"Candidates by size, latency and KL to the fp32 student: {listed}.", draw)
 
 
 def front(facts: ReportFacts) -> Markup:
-    """Size against KL, one dot per candidate; a line through those that no smaller one comes as near to fp32 as."""
+    """Draw size against KL, a dot per candidate, with a line through the best ones for their size."""
     rows = [row for row in facts.candidates if row.kl is not None]  # one that is not finite is null
     kl = [max(row.kl or 0.0, _LEAST_KL) for row in rows]
     gate = facts.gate.max_kl
@@ -150,8 +154,10 @@ def front(facts: ReportFacts) -> Markup:
         title(ax, "KL to fp32, nats, by size")
         return figure
 
-    told = "; ".join(f"{rows[at].name} {formatting.size(rows[at].bytes)}, KL {formatting.nats(kl[at])}" for at in steps)
-    return drawn("front", f"Candidates by size and KL to the fp32 student. Nearest for their size: {told}.", draw)
+    listed = "; ".join(
+        f"{rows[at].name} {formatting.size(rows[at].bytes)}, KL {formatting.nats(kl[at])}" for at in steps
+    )
+    return drawn("front", f"Candidates by size and KL to the fp32 student. Nearest for their size: {listed}.", draw)
 
 
 def latencies(models: Mapping[str, TimedModel], samples: Mapping[str, np.ndarray]) -> Markup:
@@ -182,8 +188,8 @@ def latencies(models: Mapping[str, TimedModel], samples: Mapping[str, np.ndarray
         )
         return figure
 
-    told = ", ".join(f"{named(model)} {formatting.duration(figures.p50_ms)}" for model, figures in models.items())
-    return drawn("latencies", f"Latency of one query on a logarithmic axis; medians: {told}.", draw)
+    listed = ", ".join(f"{named(model)} {formatting.duration(figures.p50_ms)}" for model, figures in models.items())
+    return drawn("latencies", f"Latency of one query on a logarithmic axis; medians: {listed}.", draw)
 
 
 def speeds(models: Mapping[str, TimedModel]) -> Markup:
@@ -198,7 +204,7 @@ def speeds(models: Mapping[str, TimedModel]) -> Markup:
         figure, axes = panels(760, height, columns=2) if wide else panels(350, 2 * height, rows=2)
         for ax, (key, text, written) in zip(axes, figures, strict=True):
             # A model whose answers are one token long has no speed of the others.
-            values = {name: getattr(one, key) for name, one in models.items()}
+            values = {name: getattr(timed, key) for name, timed in models.items()}
             rows = [(value or 0.0, written(value), colour(name), True) for name, value in values.items()]
             stems(ax, rows, max(length for length, *_ in rows))
             shown = ax is axes[0] or not wide
@@ -206,56 +212,59 @@ def speeds(models: Mapping[str, TimedModel]) -> Markup:
             title(ax, text)
         return figure
 
-    told = ", ".join(
-        f"{named(name)} {formatting.duration(one.first_token_ms)}, then "
-        f"{formatting.count(one.decode_tokens_per_second)} tokens per second"
-        for name, one in models.items()
+    listed = ", ".join(
+        f"{named(name)} {formatting.duration(timed.first_token_ms)}, then "
+        f"{formatting.count(timed.decode_tokens_per_second)} tokens per second"
+        for name, timed in models.items()
     )
-    return drawn("speeds", f"Time to the first token and speed of the others: {told}.", draw)
+    return drawn("speeds", f"Time to the first token and speed of the others: {listed}.", draw)
 
 
-def necessity(found: NeedSpread) -> Markup:
-    """Where the context's effect lies: by how much a token needs it, and by its position in the response."""
-    bins, positions = found.bins, found.positions
+def necessity(spread: NeedSpread) -> Markup:
+    """Draw where the context's effect lies: by how much a token needs it, and by its position in the response."""
+    bins, positions = spread.bins, spread.positions
 
     def draw(wide: bool) -> Figure:
         tall = 62 * len(bins) + 60
         figure, axes = panels(760, tall, columns=2) if wide else panels(350, 2 * tall, rows=2)
         title(axes[0], "Share of the tokens, and of all nats")
         rows = [
-            (getattr(one, key), formatting.percent(getattr(one, key), 0), COLOUR[ink], True)
-            for one in bins
+            (getattr(group, key), formatting.percent(getattr(group, key), 0), COLOUR[ink], True)
+            for group in bins
             for key, ink in (("tokens", "floor"), ("nats", "ceiling"))
         ]
         stems(axes[0], rows, max(length for length, *_ in rows))
-        axes[0].set_yticks([2 * index + 0.5 for index in range(len(bins))], [_range(one) for one in bins], size=12.5)
+        axes[0].set_yticks(
+            [2 * index + 0.5 for index in range(len(bins))], [_range(group) for group in bins], size=12.5
+        )
         for height, (text, ink) in zip((0.11, 0.03), (("tokens", "floor"), ("nats", "ceiling")), strict=True):
             key: dict[str, Any] = {"color": COLOUR[ink], "transform": axes[0].transAxes}
             axes[0].text(0.98, height, f"● {text}", ha="right", **key)
         title(axes[1], "Mean KL by position, nats")
-        rows = [(one.mean, formatting.nats(one.mean), COLOUR["ceiling"], True) for one in positions]
-        stems(axes[1], rows, max(one.mean for one in positions))
-        axes[1].set_yticks(range(len(positions)), [_stretch(one) for one in positions], size=12.5)
+        rows = [(group.mean, formatting.nats(group.mean), COLOUR["ceiling"], True) for group in positions]
+        stems(axes[1], rows, max(group.mean for group in positions))
+        axes[1].set_yticks(range(len(positions)), [_stretch(group) for group in positions], size=12.5)
         return figure
 
-    told = ", ".join(
-        f"{_range(one)}: {formatting.percent(one.tokens, 0)} of the tokens, {formatting.percent(one.nats, 0)} of all KL"
-        for one in bins
+    listed = ", ".join(
+        f"{_range(group)}: {formatting.percent(group.tokens, 0)} of the tokens, "
+        f"{formatting.percent(group.nats, 0)} of all KL"
+        for group in bins
     )
-    return drawn("necessity", f"How much the response tokens need the context. {told}.", draw)
+    return drawn("necessity", f"How much the response tokens need the context. {listed}.", draw)
 
 
-def _range(one: NeedRange) -> str:
-    if one.high is None:
-        return f"over {one.low:g} nats"
-    return f"under {one.high:g}" if one.low == 0 else f"{one.low:g} to {one.high:g}"
+def _range(group: NeedRange) -> str:
+    if group.high is None:
+        return f"over {group.low:g} nats"
+    return f"under {group.high:g}" if group.low == 0 else f"{group.low:g} to {group.high:g}"
 
 
-def _stretch(one: NeedStretch) -> str:
-    first, last = one.first, one.last
+def _stretch(group: NeedStretch) -> str:
+    first, last = group.first, group.last
     return f"token {first}" if first == last else f"{first}–{last}"
 
 
 def _thinned(points: np.ndarray) -> np.ndarray:
-    """At most _POINTS points [n, 2]: the means of as many equal stretches."""
+    """Return at most _POINTS points [n, 2]: the means of as many equal stretches."""
     return np.array([stretch.mean(axis=0) for stretch in np.array_split(points, min(_POINTS, len(points)))])

@@ -1,8 +1,8 @@
 """The report's facts: what `report --format json` prints, drawn from manifests and from every arm's answer per row.
 
-Teacher arms come from collect's manifest as they stand there; what needs paired rows (student, deployed, control,
-recovered) is computed from the eval.parquet files that the manifests vouch for. What only one kind of task has to say
-comes from `tasks`.
+Figures of the teacher's arms come from collect's manifest; figures that need paired rows (student, deployed, control,
+recovered) are computed from the eval.parquet files that the manifests vouch for. The part that only one kind of task
+has comes from `tasks`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from distillctl.training import metrics_log
 from distillctl.untrusted import parquet
 
 UPSTREAM = ("collect", "train", "export", "quantize", "bench")
-OWN = ("deployed", "student", "control")
+STUDENT_ARMS = ("deployed", "student", "control")
 """The arms of the student."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Series and texts for the page, besides the facts."""
+    """Series and texts for the page, in addition to the facts."""
 
     context: str
     """Text that all the teacher's views share."""
@@ -59,24 +59,24 @@ class Series:
 
 
 def build(recipe: Recipe, workspace: Workspace) -> ReportFacts:
-    """The contract of the design's section 3, and what the page shows besides. Every stage before must be committed.
+    """Return the report's facts. Every earlier stage must be committed.
 
     ``artifact`` is a path from the run directory, which may be moved; commands print it with the run directory's own.
     """
     manifests = _manifests(workspace)
     failed = attempts.current(workspace, "quantize", recipe.model_dump(mode="json", include={"quantize"}))
-    if failed:  # what was deployed before, and timed, is none of this run
+    if failed:  # an earlier deployed graph and its times do not belong to this run
         manifests = {stage: manifests[stage] for stage in ("collect", "train", "export")}
     collect, train = manifests["collect"].read(CollectFacts), manifests["train"].read(TrainFacts)
     quantize = (failed or manifests["quantize"]).read(SearchFacts)
     controls = recipe.task.controls
     views = view_table.read(workspace.folder("collect") / "views.parquet", "eval")
-    # scores: arm → one per held-out row, float64 [N]; of this task alone: what the contract has besides
+    # scores: arm → one per held-out row, float64 [N]; of_this_task: the facts that only this kind of task has
     scores, of_this_task = tasks.of(recipe, workspace).compare(views, deployed=not failed)
-    own = [arm for arm in (*OWN, *controls) if arm in scores]
-    arms, gaps = comparison.compare({arm: scores[arm] for arm in ("ceiling", *own)}, collect.metric)
+    our_arms = [arm for arm in (*STUDENT_ARMS, *controls) if arm in scores]
+    arms, gaps = comparison.compare({arm: scores[arm] for arm in ("ceiling", *our_arms)}, collect.metric)
     content = names.measures_content(collect.metric)
-    arms = {arm: arms[arm] for arm in own} | collect.arms
+    arms = {arm: arms[arm] for arm in our_arms} | collect.arms
     bench = None if failed else manifests["bench"].read(BenchFacts)
     also: dict[str, Any] = {name: getattr(bench, name, None) for name in AlsoMeasured.model_fields}
     usage = UsageFacts() if failed else use.usage_facts(recipe, workspace, views, train)
@@ -89,9 +89,10 @@ def build(recipe: Recipe, workspace: Workspace) -> ReportFacts:
         ceiling_by_construction=names.is_vs_ceiling(collect.metric),
         counts=collect.counts,
         arms={arm: arms[arm] for arm in sorted(arms, key=partial(_place, controls))},
-        gaps=collect.gaps | {arm: gaps[arm] for arm in own},
+        gaps=collect.gaps | {arm: gaps[arm] for arm in our_arms},
         recovered={
-            arm: recovered_interval(scores[arm], scores["floor"], scores["ceiling"]) if content else None for arm in own
+            arm: recovered_interval(scores[arm], scores["floor"], scores["ceiling"]) if content else None
+            for arm in our_arms
         },
         context_effects=collect.context_effects,
         controls=ControlLeads(**train.controls.given, leads=_leads(scores, controls)),
@@ -124,15 +125,15 @@ def build(recipe: Recipe, workspace: Workspace) -> ReportFacts:
         headline="",
         **of_this_task.given,
     )
-    every = [*facts.cautions, *verdict.cautions(facts), *_no_better_than_controls(facts, controls)]
-    return facts.model_copy(update={"cautions": every, "headline": headline(facts)})
+    all_cautions = [*facts.cautions, *verdict.cautions(facts), *_no_better_than_controls(facts, controls)]
+    return facts.model_copy(update={"cautions": all_cautions, "headline": headline(facts)})
 
 
 def _failed_gate(failed: Manifest | None) -> FailedGate | None:
     if failed is None:
         return None
-    found = failed.read(FailedSearch)
-    return FailedGate(stage="quantize", nearest=found.nearest, why=found.why)
+    search = failed.read(FailedSearch)
+    return FailedGate(stage="quantize", nearest=search.nearest, why=search.why)
 
 
 def _leads(scores: dict[str, np.ndarray], controls: Mapping[str, str]) -> dict[str, dict[str, Interval]]:
@@ -147,16 +148,16 @@ def _leads(scores: dict[str, np.ndarray], controls: Mapping[str, str]) -> dict[s
 
 
 def _no_better_than_controls(facts: ReportFacts, controls: Mapping[str, str]) -> list[StageCaution]:
-    """Of the deployed model; train has said it of the student."""
+    """Return cautions about the deployed model; train gave those about the student."""
     if facts.subject != "deployed" or not names.measures_content(facts.metric):
         return []
-    own = facts.arms["deployed"].score
+    score = facts.arms["deployed"].score
     return [
         StageCaution(
             stage="report",
             code=doubts.NO_BETTER,
             text=doubts.no_better(
-                "deployed", own, controls[control], facts.arms[control].score, lead["deployed"], facts.metric
+                "deployed", score, controls[control], facts.arms[control].score, lead["deployed"], facts.metric
             ),
         )
         for control, lead in facts.controls.leads.items()
@@ -165,7 +166,7 @@ def _no_better_than_controls(facts: ReportFacts, controls: Mapping[str, str]) ->
 
 
 def series(workspace: Workspace) -> Series:
-    """The curves, samples and text that the page draws; the files are those the manifests name."""
+    """Return the curves, samples and text that the page draws, from the files that the manifests name."""
     manifests = _manifests(workspace)
     lines = (workspace.folder("train") / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     samples = workspace.folder("bench") / "samples"
@@ -180,10 +181,10 @@ def series(workspace: Workspace) -> Series:
 
 def _milliseconds(path: Path) -> np.ndarray:
     try:
-        found: np.ndarray = parquet.read(path, ["milliseconds"])["milliseconds"].to_numpy()
-        if not len(found) or not np.isfinite(found).all() or not (found > 0).all():
+        milliseconds: np.ndarray = parquet.read(path, ["milliseconds"])["milliseconds"].to_numpy()
+        if not len(milliseconds) or not np.isfinite(milliseconds).all() or not (milliseconds > 0).all():
             raise ValueError("it holds no times")
-        return found
+        return milliseconds
     except (*parquet.ERRORS, TypeError) as error:
         raise UpstreamError(f"damaged: {first_line(error)}", where=str(path), next="distillctl bench RECIPE") from None
 
@@ -199,30 +200,30 @@ def headline(facts: ReportFacts) -> str:
     deployed = facts.models["deployed"]
     model, faster = formatting.size(deployed.bytes), speed.words(facts.headline_peer, deployed.p50_ms)
     if useless:
-        there = f"The deployed model: {model}, {faster}"
-        return f"A prompt of {tokens} {useless}, so there is nothing for a smaller model to keep. {there}"
+        model_and_speed = f"The deployed model: {model}, {faster}"
+        return f"A prompt of {tokens} {useless}, so there is nothing for a smaller model to keep. {model_and_speed}"
     return f"A prompt of {tokens} now lives in a {model} model: {verdict.kept(facts)}, {faster}"
 
 
 def _manifests(workspace: Workspace) -> dict[str, Manifest]:
-    """Present and verified before the stage runs."""
-    found = {stage: workspace.manifest(stage) for stage in UPSTREAM}
-    return {stage: manifest for stage, manifest in found.items() if manifest is not None}
+    """Return the manifests of the stages that are there; the stage has verified them."""
+    manifests = {stage: workspace.manifest(stage) for stage in UPSTREAM}
+    return {stage: manifest for stage, manifest in manifests.items() if manifest is not None}
 
 
 def _cautions(manifests: dict[str, Manifest], failed: Manifest | None) -> list[StageCaution]:
     """Return every stage's cautions, in the stages' order."""
     manifests = manifests | ({"quantize": failed} if failed else {})
-    found = {name: manifest.read(StageFacts).cautions for name, manifest in manifests.items()}
-    return [StageCaution(stage=name, **one.given) for name, cautions in found.items() for one in cautions]
+    by_stage = {name: manifest.read(StageFacts).cautions for name, manifest in manifests.items()}
+    return [StageCaution(stage=name, **caution.given) for name, cautions in by_stage.items() for caution in cautions]
 
 
 def _place(controls: Mapping[str, str], arm: str) -> int:
-    """Order the arms: the ceiling first, the recipe's own arms before the floor."""
-    order = ("ceiling", *OWN, *controls)
+    """Return an arm's place in the order: the ceiling first, the recipe's own arms before the floor."""
+    order = ("ceiling", *STUDENT_ARMS, *controls)
     return order.index(arm) if arm in order else len(order) + (arm == "floor")
 
 
 def _bought(scores: dict[str, np.ndarray]) -> Interval | None:
-    """Student − control: what the teacher's probabilities gave beyond its bare answers."""
+    """Return student − control: the gain from the teacher's probabilities over its bare answers."""
     return difference_interval(scores["student"], scores["control"]) if "control" in scores else None

@@ -11,6 +11,6 @@ def measured(workspace: Workspace) -> DevicesFacts:
     """Return the devices that ran the graph as it is now, and how many ran another."""
     quantize = workspace.manifest("quantize")
     now = {output.sha256 for output in quantize.outputs.values()} if quantize else set()
-    found = devices.read(workspace)
-    current = [one.figures() for one in found if one.graph_sha256 in now]
-    return DevicesFacts(measured=current, earlier=len(found) - len(current))
+    records = devices.read(workspace)
+    current = [record.figures() for record in records if record.graph_sha256 in now]
+    return DevicesFacts(measured=current, earlier=len(records) - len(current))

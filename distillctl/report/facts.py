@@ -1,4 +1,4 @@
-"""The report's facts: what `report --format json` prints, and what the page, the CI summary and the bounds read."""
+"""The report's facts: the JSON of `report --format json`, which the page, the CI summary and the bounds read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StageCaution(Caution):
 
 
 class ControlLeads(ControlRows):
-    """How much better the models are than what costs nothing, paired over rows: control → arm → arm − control."""
+    """The models' lead over controls that cost nothing, paired over rows: control → arm → arm − control."""
 
     leads: dict[str, dict[str, Interval]]
 
@@ -67,10 +67,10 @@ class Made(Facts):
 
 
 class UsageFacts(Facts):
-    """What the code that asks the deployed graph needs; missing where nothing is deployed."""
+    """The facts that the code to ask the deployed graph needs; missing where nothing is deployed."""
 
     template: ViewTemplate | None = None
-    """What makes a view of an input."""
+    """The template that makes a view of an input."""
     view_limit: int | None = None
     """Tokens that a view may have."""
     sample: str | None = None
@@ -78,7 +78,7 @@ class UsageFacts(Facts):
 
 
 class ReportFacts(ArmFacts, DataFacts, AlsoMeasured, UsageFacts):
-    """What every kind's report says; a kind adds its own part (`tasks.base.KindReport`)."""
+    """The facts that every kind's report has; a kind adds its own part (`tasks.base.KindReport`)."""
 
     cautions: list[StageCaution]
     name: str
@@ -86,7 +86,7 @@ class ReportFacts(ArmFacts, DataFacts, AlsoMeasured, UsageFacts):
     task: str
     """The kind: "classify", "generate" …"""
     ceiling_by_construction: bool
-    """Whether the ceiling is compared with itself."""
+    """True if the ceiling is compared with itself."""
     arms: dict[str, ArmScore] = Field(description="Arm → score; the ceiling first, the floor last.")
     recovered: dict[str, Interval | None]
     """Arm → (arm − floor) / (ceiling − floor); None where that cannot be told."""
@@ -107,7 +107,7 @@ class ReportFacts(ArmFacts, DataFacts, AlsoMeasured, UsageFacts):
     control: Distance | None
     """The student that was trained on bare answers."""
     soft_labels_bought: Interval | None
-    """Student − control: what the teacher's probabilities gave beyond its bare answers."""
+    """Student − control: the gain from the teacher's probabilities over its bare answers."""
     fp32: Fp32Facts
     candidates: list[Candidate]
     not_tried: list[str]

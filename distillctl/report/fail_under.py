@@ -23,9 +23,16 @@ class Bound:
 
 def parse(options: Sequence[str], recipe: Recipe) -> list[Bound]:
     """Parse NAME=VALUE; `recovered` alone stands for the deployed model. Raise UsageError if either is invalid."""
-    own = ["deployed", "student", *(["control"] if recipe.train.control else []), *recipe.task.controls]
-    known = ["recovered", *(f"recovered.{arm}" for arm in own), "ceiling", "floor", *own, *recipe.contexts.arms]
-    found = []
+    student_arms = ["deployed", "student", *(["control"] if recipe.train.control else []), *recipe.task.controls]
+    known = [
+        "recovered",
+        *(f"recovered.{arm}" for arm in student_arms),
+        "ceiling",
+        "floor",
+        *student_arms,
+        *recipe.contexts.arms,
+    ]
+    bounds = []
     for option in options:
         name, _, value = option.partition("=")
         if name not in known:
@@ -36,17 +43,17 @@ def parse(options: Sequence[str], recipe: Recipe) -> list[Bound]:
             least = math.nan
         if not math.isfinite(least):
             raise UsageError(f"--fail-under {option}: {value!r} is no number", next=f"such as --fail-under {name}=0.9")
-        found.append(Bound("recovered.deployed" if name == "recovered" else name, least))
-    return found
+        bounds.append(Bound("recovered.deployed" if name == "recovered" else name, least))
+    return bounds
 
 
 def check_bounds(bounds: Sequence[Bound], facts: ReportFacts) -> None:
     """Raise GateFailed with the figure of every bound that fails. An unknown figure fails every bound."""
     failed = []
     for bound in bounds:
-        value, told = _figure(bound.name, facts)
+        value, described = _figure(bound.name, facts)
         if value is None or value < bound.least:
-            failed.append(f"{bound.name} is {told}, less than {bound.least:g}" if value is not None else told)
+            failed.append(f"{bound.name} is {described}, less than {bound.least:g}" if value is not None else described)
     if failed:
         raise GateFailed("; ".join(failed), where="--fail-under", facts=facts.as_json())
 
@@ -54,8 +61,10 @@ def check_bounds(bounds: Sequence[Bound], facts: ReportFacts) -> None:
 def _figure(name: str, facts: ReportFacts) -> tuple[float | None, str]:
     """Return the value, and its text."""
     kind, _, arm = name.rpartition(".")
-    found = facts.recovered.get(arm) if kind else facts.arms.get(arm)
-    if found is None:
+    figure = facts.recovered.get(arm) if kind else facts.arms.get(arm)
+    if figure is None:
         return None, f"{name} is not known: nothing was measured that would tell"
-    value, what = (found.score, f" ({names.named(found.metric)})") if isinstance(found, ArmScore) else (found.value, "")
-    return value, f"{value:.3f}{what}, 95 % interval {found.low:.3f} … {found.high:.3f}"
+    value, note = (
+        (figure.score, f" ({names.named(figure.metric)})") if isinstance(figure, ArmScore) else (figure.value, "")
+    )
+    return value, f"{value:.3f}{note}, 95 % interval {figure.low:.3f} … {figure.high:.3f}"

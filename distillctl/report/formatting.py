@@ -9,23 +9,23 @@ _SPACE = "\u00a0"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """0.688 → 68.8 %."""
+    """Format a share: 0.688 → 68.8 %."""
     return UNKNOWN if share is None else f"{_signed(100 * share, digits)}{_SPACE}%"
 
 
 def interval(figure: Interval | ArmScore, digits: int = 1) -> str:
-    """The bounds of a share: 66.0 to 71.7 %."""
+    """Format the bounds of a share: 66.0 to 71.7 %."""
     return f"{_signed(100 * figure.low, digits)} to {percent(figure.high, digits)}"
 
 
 def points(figure: Interval) -> str:
-    """A difference of shares in percentage points, with its bounds: 5.5 (−1.0 to 12.0)."""
+    """Format a difference of shares in percentage points, with its bounds: 5.5 (−1.0 to 12.0)."""
     value, low, high = (_signed(100 * share, 1) for share in (figure.value, figure.low, figure.high))
     return f"{value} ({low} to {high})"
 
 
 def size(count: float | None) -> str:
-    """Bytes, decimal as phones and stores count them: 23.6 MB."""
+    """Format bytes, decimal as phones and stores count them: 23.6 MB."""
     if count is None:
         return UNKNOWN
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -35,7 +35,7 @@ def size(count: float | None) -> str:
 
 
 def duration(milliseconds: float | None) -> str:
-    """Three digits that mean something: 0.82 ms, 3.14 ms, 312 ms, 4.10 s."""
+    """Format milliseconds with at most three digits: 0.82 ms, 3.14 ms, 312 ms, 4.10 s."""
     if milliseconds is None:
         return UNKNOWN
     value, unit = (milliseconds / 1e3, "s") if milliseconds >= 1e3 else (milliseconds, "ms")
@@ -43,7 +43,7 @@ def duration(milliseconds: float | None) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """Two digits that mean something: 4.2×, 63×, 1,400×."""
+    """Format a ratio with two significant digits: 4.2×, 63×, 1,400×."""
     if ratio is None:
         return UNKNOWN
     if ratio < 10:

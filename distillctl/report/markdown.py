@@ -15,9 +15,9 @@ from distillctl.untrusted.markdown import code, plain, table
 
 
 def render(facts: ReportFacts) -> str:
-    """Headline, arms, models and candidates; what the recipe names is escaped."""
-    writes = facts.task == "generate"
-    corpora = facts.part(GenerateReport).metrics if writes else {}
+    """Return headline, arms, models and candidates as Markdown; names from the recipe are escaped."""
+    generates = facts.task == "generate"
+    corpora = facts.part(GenerateReport).metrics if generates else {}
     metrics = list(corpora.get("ceiling", ()))
     arms = [
         [
@@ -34,8 +34,8 @@ def render(facts: ReportFacts) -> str:
         [
             plain(name),
             formatting.size(model.bytes) + (" in memory" if model.bytes_of == "memory" else ""),
-            *([formatting.duration(model.first_token_ms)] if writes else []),
-            *([formatting.count(model.decode_tokens_per_second)] if writes else []),
+            *([formatting.duration(model.first_token_ms)] if generates else []),
+            *([formatting.count(model.decode_tokens_per_second)] if generates else []),
             formatting.duration(model.p50_ms),
             formatting.duration(model.p90_ms),
             formatting.duration(model.p99_ms),
@@ -56,9 +56,9 @@ def render(facts: ReportFacts) -> str:
         ]
         for candidate in facts.candidates
     ]
-    tokens, token = facts.context_tokens, "token" if writes else "label"
+    tokens, token = facts.context_tokens, "token" if generates else "label"
     corpus = [f"corpus {plain(names.named(metric))}" for metric in metrics]
-    first = ["first token", "tokens/s"] if writes else []
+    first = ["first token", "tokens/s"] if generates else []
     return "\n".join(
         [
             f"## {plain(facts.title)}",
@@ -98,30 +98,34 @@ def render(facts: ReportFacts) -> str:
     )
 
 
-def _cautions(found: Sequence[StageCaution]) -> list[str]:
-    """Nothing where there is none."""
-    return ["> [!CAUTION]", *(f"> - {plain(one.stage)}: {plain(one.text)}" for one in found), ""] if found else []
+def _cautions(cautions: Sequence[StageCaution]) -> list[str]:
+    """Return the cautions as a GitHub alert, or nothing."""
+    return (
+        ["> [!CAUTION]", *(f"> - {plain(caution.stage)}: {plain(caution.text)}" for caution in cautions), ""]
+        if cautions
+        else []
+    )
 
 
 def _controls(facts: ReportFacts) -> list[str]:
-    """What the models are better by than what costs nothing, in percentage points, paired over rows."""
+    """Return the models' lead over the controls, in percentage points, paired over rows."""
     leads = facts.controls.leads
     arms = list(next(iter(leads.values())))
     rows = [[plain(name), *(formatting.points(lead[arm]) for arm in arms)] for name, lead in leads.items()]
     return [*table(["control", *(f"{plain(arm)} is better by (points)" for arm in arms)], rows, figures=True), ""]
 
 
-def _loadgen(found: LoadgenFacts | None) -> list[str]:
-    """Nothing where it was not asked for."""
-    if found is None:
+def _loadgen(loadgen: LoadgenFacts | None) -> list[str]:
+    """Return a line about LoadGen's result, or nothing."""
+    if loadgen is None:
         return []
-    verdict = "VALID" if found.valid else f"INVALID ({plain(', '.join(found.unmet))})"
-    p90 = formatting.duration(found.p90_ms)
-    return [f"MLPerf LoadGen, SingleStream: **{verdict}**, p90 {p90}, {found.queries:,} queries", ""]
+    verdict = "VALID" if loadgen.valid else f"INVALID ({plain(', '.join(loadgen.unmet))})"
+    p90 = formatting.duration(loadgen.p90_ms)
+    return [f"MLPerf LoadGen, SingleStream: **{verdict}**, p90 {p90}, {loadgen.queries:,} queries", ""]
 
 
 def _devices(measured: Sequence[DeviceFigures]) -> list[str]:
-    """Nothing where no device has measured."""
+    """Return a table of the devices that measured the graph, or nothing."""
     rows = [
         [
             plain(device.name),

@@ -26,7 +26,7 @@ SPEAKERS = {
     "deployed": "Deployed",
     "reference": "Reference",
 }
-"""Who said an answer."""
+"""Source of an answer → its name on the page."""
 
 
 def render(facts: ReportFacts, series: Series) -> str:
@@ -49,20 +49,20 @@ def render(facts: ReportFacts, series: Series) -> str:
 
 
 def _charts(facts: ReportFacts, series: Series) -> dict[str, Markup]:
-    found = {
+    drawings = {
         "arms": charts.arms(facts),
         "training": charts.training(series.training),
         "candidates": charts.candidates(facts),
         "front": charts.front(facts),
     }
     if facts.models:
-        found["latencies"] = charts.latencies(facts.models, series.latencies)
+        drawings["latencies"] = charts.latencies(facts.models, series.latencies)
     if facts.task == "generate":
         if facts.models:
-            found["speeds"] = charts.speeds(facts.models)
+            drawings["speeds"] = charts.speeds(facts.models)
         if need := facts.part(GenerateReport).necessity:
-            found["necessity"] = charts.necessity(need)
-    return found
+            drawings["necessity"] = charts.necessity(need)
+    return drawings
 
 
 def _environment() -> Environment:
@@ -95,26 +95,26 @@ def _environment() -> Environment:
 
 
 def _visible(value: Any) -> Any:
-    """Text with what cannot be seen, such as a bidi override, written out; what is HTML already stays."""
+    """Write out invisible characters of text, such as a bidi override; HTML stays as it is."""
     return printable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _initial(text: str) -> str:
-    """As a heading: its first letter large, unless it begins with a name such as chrF."""
+    """Return the text as a heading: its first letter large, unless it begins with a name such as chrF."""
     return text if text.split()[0] != text.split()[0].lower() else text[:1].upper() + text[1:]
 
 
 def _voices(row: ShownAnswers) -> list[dict[str, object]]:
-    """The different answers to an input, each with all who gave it; `cut`: whether it was cut off for one of them."""
-    found: dict[str, list[str]] = {}
+    """Return the different answers to an input, each with all its sources; `cut`: true if one of them cut it off."""
+    sources: dict[str, list[str]] = {}
     for name, text in {**row.said, "reference": row.reference}.items():
         if text is not None:
-            found.setdefault(text, []).append(name)
-    return [{"text": text, "names": names, "cut": bool({*names} & {*row.cut})} for text, names in found.items()]
+            sources.setdefault(text, []).append(name)
+    return [{"text": text, "names": names, "cut": bool({*names} & {*row.cut})} for text, names in sources.items()]
 
 
 def _pieces(row: PointingResponse) -> Iterator[tuple[str, str | None]]:
-    """A text in pieces, each with what its span says of it; where spans overlap, the earlier one goes first."""
+    """Yield a text in pieces, each with the reason of its span; where spans overlap, the earlier one goes first."""
     at = 0
     for span in row.spans:
         start = max(at, span.start)

@@ -15,7 +15,7 @@ from distillctl.report.facts import ReportFacts
 
 
 def schema() -> dict[str, Any]:
-    """Return the schema: what every report says, and what only one kind's says. More keys may come."""
+    """Return the schema: every report's keys, and those of one kind's report alone. More keys may come."""
     kinds = {kind: task.report_part for kind, task in tasks.kinds().items()}
     models: list[type[BaseModel]] = [ReportFacts, *kinds.values()]
     refs, document = models_json_schema([(model, "validation") for model in models])
@@ -32,21 +32,21 @@ def schema() -> dict[str, Any]:
 
 def _all(models: list[type[BaseModel]]) -> set[type[BaseModel]]:
     """Return the models, and those of the fields' types."""
-    found: set[type[BaseModel]] = set()
+    classes: set[type[BaseModel]] = set()
     waiting: list[Any] = list(models)
     while waiting:
         kind = waiting.pop()
         if not (inspect.isclass(kind) and issubclass(kind, BaseModel)):
             waiting += getattr(kind, "__args__", ())
-        elif kind not in found:
-            found.add(kind)
+        elif kind not in classes:
+            classes.add(kind)
             waiting += [field.annotation for field in kind.model_fields.values()]
-    return found
+    return classes
 
 
 def _docstrings(model: type[BaseModel]) -> dict[str, str]:
     """Return field → the text below it, of a model and those from which it inherits."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if not issubclass(cls, BaseModel) or cls is BaseModel:
             continue
@@ -54,5 +54,5 @@ def _docstrings(model: type[BaseModel]) -> dict[str, str]:
         assert isinstance(definition, ast.ClassDef)
         for field, text in zip(definition.body, definition.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
-    return found
+                texts[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return texts

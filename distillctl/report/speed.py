@@ -7,8 +7,10 @@ from distillctl.run_dir.bench_facts import HeadlinePeer, RuntimeFacts
 
 
 def words(peer: HeadlinePeer | None, deployed_p50_ms: float) -> str:
-    """Describe the ratio to the peer, which is named with its runtime; of a served teacher, which is not timed, how
-    long the deployed model takes."""
+    """Describe the ratio to the peer, which is named with its runtime.
+
+    A served teacher is not timed: without a peer the text is the deployed model's own time.
+    """
     if peer is None:
         return f"{formatting.duration(deployed_p50_ms)} a query"
     ratio = peer.ratio
@@ -17,5 +19,5 @@ def words(peer: HeadlinePeer | None, deployed_p50_ms: float) -> str:
 
 
 def running(model: RuntimeFacts) -> str:
-    """What one of the models, or the headline's peer, ran in: runtime, dtype and threads."""
+    """Describe the runtime, dtype and threads of a model or of the headline's peer."""
     return f"{model.runtime}, {model.dtype}, {model.threads} thread{'s' if model.threads != 1 else ''}"

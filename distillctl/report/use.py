@@ -16,12 +16,12 @@ from distillctl.run_dir.workspace import Workspace
 from distillctl.snippets import code as snippets
 from distillctl.snippets.reading import Reading
 
-_TOLD = ("name", "sample", "versions", "inputs", "builder", "begin", "stop", "max_new_tokens")
-"""What snippets have to know of the contract's facts; each kind of task has some of them."""
+_KNOWN = ("name", "sample", "versions", "inputs", "builder", "begin", "stop", "max_new_tokens")
+"""The report's facts that snippets need; each kind of task has some of them."""
 
 
 def usage_facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: StudentFacts) -> UsageFacts:
-    """Return what the code needs."""
+    """Return the facts that the code needs."""
     reading = Reading.of(recipe, views, train, workspace.folder("quantize"))
     rows = views.simplified if reading.template.form == "view" else views.input
     template = ViewTemplate(**reading.template.model_dump())  # with its defaults
@@ -29,12 +29,12 @@ def usage_facts(recipe: Recipe, workspace: Workspace, views: ViewTable, train: S
 
 
 def code(facts: ReportFacts, run_dir: Path) -> dict[str, Markup]:
-    """Language → code, escaped for HTML, to be run in the run directory. run_dir: where its files are now."""
+    """Return language → code, escaped for HTML, to run in the run directory. run_dir: the place of its files now."""
     if facts.artifact is None or facts.template is None or facts.view_limit is None:
         return {}  # nothing is deployed
     inside = Path(facts.artifact).parent
     reading = Reading(facts.template, facts.view_limit, run_dir / inside)
-    known = {key: facts.given[key] for key in _TOLD if key in facts.given}
+    known = {key: facts.given[key] for key in _KNOWN if key in facts.given}
     known |= {"ids_graph": "model.onnx", "text_in": False}
     shown = f"Path({str(inside)!r})"
     return {

@@ -1,4 +1,4 @@
-"""What a run's figures allow to be said of the context's effect, and where they allow nothing."""
+"""The verdict on the context's effect, as far as a run's figures allow one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from distillctl.run_dir.facts import Interval
 
 FEWEST_ROWS = 100
 WIDEST = 0.3
-"""With fewer held-out rows, or a wider interval of what is recovered, there is no verdict."""
+"""With fewer held-out rows, or a wider interval of the recovered share, there is no verdict."""
 
 
 def subject(arms: Collection[str]) -> str:
-    """The arm that the report is about: the deployed model, or the student where none was deployed."""
+    """Return the arm that the report is about: the deployed model, or the student where none was deployed."""
     return "deployed" if "deployed" in arms else "student"
 
 
 def without_effect(facts: ReportFacts) -> str | None:
-    """Return what the prompt did to the teacher, if that is nothing that a model could keep."""
+    """Return the prompt's effect on the teacher in words, if it is nothing that a model could keep."""
     if not names.measures_content(facts.metric) or facts.recovered[facts.subject] is not None:
         return None
     measure = names.named(facts.metric)
@@ -30,25 +30,27 @@ def without_effect(facts: ReportFacts) -> str | None:
 
 
 def kept(facts: ReportFacts) -> str:
-    """Return how much of what the context did survives, with its interval and its metric, or why there is no verdict.
+    """Return the share of the context's effect that survives, with its interval and its metric, or why there is no
+    verdict.
 
-    facts: of a run whose prompt has an effect (`without_effect`)."""
+    facts: of a run whose prompt has an effect (`without_effect`).
+    """
     arm, measure = facts.recovered[facts.subject], names.named(facts.metric)
     if not names.measures_content(facts.metric):
         return "what its answers say was not measured"
     assert arm is not None
     if doubt := _doubt(facts, arm):
         return f"{doubt} to say how much of what the context did survives"
-    told = f"{formatting.percent(arm.value, 0)} ({formatting.interval(arm, 0)})"
+    share = f"{formatting.percent(arm.value, 0)} ({formatting.interval(arm, 0)})"
     if arm.value <= 0:
-        return f"nothing of what the context did survives by {measure} ({told})"
+        return f"nothing of what the context did survives by {measure} ({share})"
     if arm.low > 1:
-        return f"all of what the context did survives by {measure} ({told})"
-    return f"{told} of what the context did survives by {measure}"
+        return f"all of what the context did survives by {measure} ({share})"
+    return f"{share} of what the context did survives by {measure}"
 
 
 def cautions(facts: ReportFacts) -> list[StageCaution]:
-    """The report's own doubts: too few rows, or too wide an interval."""
+    """Return the report's own doubts: too few rows, or too wide an interval."""
     arm = facts.recovered[facts.subject]
     if not names.measures_content(facts.metric) or not (doubt := _doubt(facts, arm)):
         return []

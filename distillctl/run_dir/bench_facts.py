@@ -1,4 +1,4 @@
-"""What bench records: latency, memory and size of each model."""
+"""The facts that bench records: latency, memory and size of each model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from distillctl.run_dir.facts import Facts, StageFacts
 
 
 class RuntimeFacts(Facts):
-    """What a model ran in."""
+    """The runtime of a model."""
 
     runtime: str
     dtype: str
-    """Of the weights, or the quantizer that made them."""
+    """The weights' type, or the quantizer that made them."""
     threads: int
 
 
@@ -18,11 +18,11 @@ class TimedModel(RuntimeFacts):
     """One model's figures over the timed queries of all its processes."""
 
     bytes: int
-    """Of the graphs with external data; of PyTorch's teacher, its weights as loaded."""
+    """Bytes of the graphs with external data; for PyTorch's teacher, of its weights as loaded."""
     bytes_of: str
-    """Whether ``bytes`` are those of a "file" or of weights in "memory"."""
+    """The place where ``bytes`` were counted: "file" or "memory"."""
     file_bytes: int | None = None
-    """Of PyTorch's teacher, the bytes of its file."""
+    """Bytes of the file of PyTorch's teacher."""
     cached_tokens: int | None = None
     p50_ms: float
     p90_ms: float
@@ -37,14 +37,14 @@ class TimedModel(RuntimeFacts):
     import_ms: float | None = None
     load_ms: float
     warmup_ratio: float | None = None
-    """How much slower than the median the untimed queries after the first were; None without any."""
+    """Median of the untimed queries after the first over the median of the timed ones; None without any."""
     waiting_share: float | None = None
     """Share of its queries' time in which it waited for a processor; older versions did not measure it."""
     peak_rss_bytes: int
     anonymous_bytes: int | None = None
     mapped_bytes: int | None = None
     first_token_ms: float | None = None
-    """This and what follows: only of a model that writes. Speeds are of all tokens over all their time."""
+    """This and the next ones: only for a generating model. Speeds are all tokens over all their time."""
     prefill_tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
     """After the first token; None where no answer has a second one."""
@@ -58,7 +58,7 @@ class TimedModel(RuntimeFacts):
     bytes_per_token: float | None = None
     """Weights, keys and values that it reads for a token."""
     bandwidth_share: float | None = None
-    """Of what the memory can do, while it decodes."""
+    """Share of the memory's bandwidth that it uses while it decodes."""
 
 
 class MachineFacts(Facts):
@@ -128,13 +128,13 @@ class LoadgenFacts(Facts):
     p99_ms: float | None = None
     mean_ms: float | None = None
     first_token_p90_ms: float | None
-    """Of a model that writes."""
+    """Only for a generating model."""
     early_stopping_p90_ms: float | None = None
-    """What LoadGen vouches for; None where it does not."""
+    """The p90 that LoadGen vouches for; None where it vouches for none."""
 
 
 class AlsoMeasured(Facts):
-    """What not every run measures."""
+    """The measurements that only some runs make."""
 
     headline_peer: HeadlinePeer | None = None
     """None for a served teacher, which is not timed."""
@@ -145,7 +145,7 @@ class AlsoMeasured(Facts):
 
 
 class BenchFacts(AlsoMeasured, StageFacts):
-    """What bench records."""
+    """The facts that bench records."""
 
     models: dict[str, TimedModel]
     machine: MachineFacts

@@ -1,7 +1,7 @@
-"""What a manifest says was found: one model for each stage, checked before a later stage works with it.
+"""The facts of the manifests: one model for each stage, checked before a later stage works with it.
 
-A stage's facts are one JSON object. The models here declare what every kind of task records; a kind declares its own
-part in `tasks/<kind>/facts.py`, and reads it from the same object. A part keeps the keys of the other parts.
+A stage's facts are one JSON object. The models here declare the facts that every kind of task records; a kind declares
+its own part in `tasks/<kind>/facts.py`, and reads it from the same object. A part keeps the keys of the other parts.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Caution(Facts):
 
 
 class StageFacts(Facts):
-    """What every stage records."""
+    """The facts that every stage records."""
 
     cautions: list[Caution] = []
 
@@ -130,8 +130,10 @@ class RequestTimes(Facts):
 
 
 class AskedFacts(Facts):
-    """What a server can do, and what it was asked. tokens, cost and request_ms cover the run directory, all else the
-    last run."""
+    """A server's capabilities, and the requests that it answered.
+
+    tokens, cost and request_ms cover the run directory, all else the last run.
+    """
 
     granted: Facts | None = None
     """`teachers.openai.server_capabilities.ServerCapabilities`."""
@@ -170,7 +172,7 @@ class TeacherFacts(TeacherSize):
 
 
 class ContextEffect(Facts):
-    """What the full context changes against another context."""
+    """The difference that the full context makes against another context."""
 
     disagreement: Interval
     """Share of the rows whose answers differ."""
@@ -216,7 +218,7 @@ class ArmFacts(MetricFacts):
 
 
 class LabellingFacts(Facts):
-    """What labelling took in the last run."""
+    """The work of labelling in the last run."""
 
     scored_rows: int
     reused_rows: int
@@ -224,14 +226,14 @@ class LabellingFacts(Facts):
 
 
 class CollectFacts(ViewedFacts, ArmFacts, LabellingFacts, StageFacts):
-    """What collect records."""
+    """The facts that collect records."""
 
 
 # ── train, export ────────────────────────────────────────────────────────────────────────────────
 
 
 class Distance(Facts):
-    """How far a model is from the teacher on the held-out rows, per row of labels or token of a response."""
+    """The distance of a model from the teacher on the held-out rows, per row of labels or token of a response."""
 
     kl: float | None
     """KL(teacher ‖ model) in nats; None where the teacher's distributions are not known."""
@@ -259,21 +261,21 @@ class FitFacts(Facts):
 
 
 class VocabularyFacts(Facts):
-    """What trimming the student's vocabulary saved (`students.vocabulary.trim`)."""
+    """The savings of a trimmed student vocabulary (`students.vocabulary.trim`)."""
 
     tokens_before: int
     tokens_after: int
     bytes_saved: int
     """In fp32."""
     share_saved: float
-    """Of the model's bytes."""
+    """Share of the model's bytes that is saved."""
     unseen_share: float | None = None
     """Share of the held-out rows' tokens that neither the train rows nor the safety set had: what trimming would have
     cost on them, had it not known them. None without held-out rows."""
 
 
 class ControlRows(Facts):
-    """How many train rows the controls learned from."""
+    """The number of train rows that the controls learned from."""
 
     train_rows: int
 
@@ -287,7 +289,7 @@ class TrainedFacts(StudentFacts, FitFacts, StageFacts):
 
 
 class TrainFacts(TrainedFacts):
-    """What train records."""
+    """The facts that train records."""
 
     control: Distance | None
     """The student trained on bare answers; None where the recipe asks for none."""
@@ -307,13 +309,16 @@ class GraphFacts(GraphInputs):
 
 
 class Origin(Facts):
-    """What made the graph."""
+    """The origin of the graph."""
 
     builder: str = "trace"
 
 
 class ExportFacts(GraphFacts, Origin, StageFacts):
-    """What export records. max_logit_difference: from PyTorch, over ``rows`` held-out rows."""
+    """The facts that export records.
+
+    max_logit_difference: from PyTorch, over ``rows`` held-out rows.
+    """
 
     max_logit_difference: float
     rows: int
@@ -374,7 +379,7 @@ class DeployedFacts(Facts):
 
 
 class QuantizeFacts(SearchFacts, DeployedFacts):
-    """What quantize records."""
+    """The facts that quantize records."""
 
 
 class FailedSearch(SearchFacts):
@@ -387,26 +392,26 @@ class FailedSearch(SearchFacts):
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def check(model: type[Facts], found: Mapping[str, Any]) -> None:
+def check(model: type[Facts], facts: Mapping[str, Any]) -> None:
     """Raise ValueError if a fact has the wrong type. A missing one is told where it is read (`read`)."""
     try:
-        model.model_validate(found)
+        model.model_validate(facts)
     except ValidationError as error:
-        wrong = [one for one in error.errors() if one["type"] != "missing"]
-        if wrong:
-            raise ValueError(f"{_name(wrong[0]['loc'])}: {wrong[0]['msg']}") from None
+        problems = [problem for problem in error.errors() if problem["type"] != "missing"]
+        if problems:
+            raise ValueError(f"{_name(problems[0]['loc'])}: {problems[0]['msg']}") from None
 
 
-def read(model: type[FactsT], found: Mapping[str, Any]) -> FactsT:
+def read(model: type[FactsT], facts: Mapping[str, Any]) -> FactsT:
     """Return the part of a stage's facts that ``model`` declares. Raise UpstreamError if it is not all there."""
     try:
-        return model.model_validate(found)
+        return model.model_validate(facts)
     except ValidationError as error:
         problem = error.errors()[0]
         fact = _name(problem["loc"])
-        what = f"has no {fact!r}" if problem["type"] == "missing" else f"has a damaged {fact!r} ({problem['msg']})"
+        finding = f"has no {fact!r}" if problem["type"] == "missing" else f"has a damaged {fact!r} ({problem['msg']})"
         raise UpstreamError(
-            f"the manifest {what}, so another version wrote it", next="distillctl run RECIPE --force"
+            f"the manifest {finding}, so another version wrote it", next="distillctl run RECIPE --force"
         ) from None
 
 

@@ -58,7 +58,7 @@ PATHS = {"artifact": 2, "folder": 1, "archive": 1}
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What a stage returns to be committed."""
+    """The outcome of a stage, to be committed."""
 
     outputs: list[str]
     """Paths from the stage's folder; a folder stands for all files in it."""

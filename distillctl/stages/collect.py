@@ -35,18 +35,18 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
         fingerprint = source.fingerprint()
         collection = task.collection(pool.reader, dataset, arms, fingerprint)
         workspace.invalidate("collect")
-        every = [shard for todo in collection.rounds for shard in todo]
-        with console.progress("collect", total=sum(len(shard.ids) for shard in every)) as bar:
+        all_shards = [shard for todo in collection.rounds for shard in todo]
+        with console.progress("collect", total=sum(len(shard.ids) for shard in all_shards)) as bar:
             loop = ShardLabeler(pool, collection.present, collection.commit, bar)
             for todo in collection.rounds:
                 loop.label(todo, collection.request)
         viewed = teacher_arms.collect_facts(recipe, pool.reader, dataset, arms, fingerprint)
         labelled = collection.teacher_facts() | loop.facts
-    shards.drop_others(folder, every)
-    found = collection.findings()
-    teacher_arms.write_views(folder, dataset, arms, found.kept)
-    if found.kept is not None:
-        rows = {split: int(kept.sum()) for split, kept in found.kept.items()}
+    shards.drop_others(folder, all_shards)
+    findings = collection.findings()
+    teacher_arms.write_views(folder, dataset, arms, findings.kept)
+    if findings.kept is not None:
+        rows = {split: int(kept.sum()) for split, kept in findings.kept.items()}
         viewed = viewed.model_copy(update={"counts": viewed.counts.model_copy(update=rows)})
-    facts = found.arms | found.facts | viewed | labelled
-    return StageOutput(outputs=["views.parquet", "shards", *found.outputs], facts=facts)
+    facts = findings.arms | findings.facts | viewed | labelled
+    return StageOutput(outputs=["views.parquet", "shards", *findings.outputs], facts=facts)

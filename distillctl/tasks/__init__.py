@@ -11,9 +11,11 @@ from distillctl.tasks.base import Task
 
 def kinds() -> dict[str, type[Task]]:
     """Return every kind of task by its name in the recipe."""
-    sections: list[Any] = [get_args(one)[0] for one in get_args(Recipe.model_fields["task"].annotation)]
-    found: dict[str, Any] = {get_args(one.model_fields["kind"].annotation)[0]: implementation(one) for one in sections}
-    return found
+    sections: list[Any] = [get_args(section)[0] for section in get_args(Recipe.model_fields["task"].annotation)]
+    classes: dict[str, Any] = {
+        get_args(section.model_fields["kind"].annotation)[0]: implementation(section) for section in sections
+    }
+    return classes
 
 
 def of(recipe: Recipe, workspace: Workspace) -> Task:

@@ -1,4 +1,4 @@
-"""What a task kind has to answer: one object per stage, and a `Task` that makes them.
+"""The interface of a task kind: one object per stage, and a `Task` that makes them.
 
 A kind is a folder below `tasks/` and a section of the recipe whose ``target`` names its `Task`. Each method imports
 what its stage needs only when it is called, so that a stage never pays for another one's libraries.
@@ -89,11 +89,11 @@ class Task(Protocol):
 
 
 class Collection(Protocol):
-    """What collect labels, shard by shard, and what it finds in the end."""
+    """The labels that collect gathers, shard by shard, and the findings they lead to."""
 
     @property
     def rounds(self) -> Sequence[Sequence[Shard]]:
-        """All shards. Those of a later round are labelled when the earlier rounds are committed."""
+        """Return all shards. Those of a later round are labelled when the earlier rounds are committed."""
 
     def present(self, shard: Shard) -> bool:
         """Tell whether the shard is stored already, whole."""
@@ -113,11 +113,11 @@ class Collection(Protocol):
 
 @dataclass(frozen=True)
 class Findings:
-    """What collect records about the labels."""
+    """The facts that collect records about the labels."""
 
     arms: ArmFacts
     facts: Facts
-    """What only this kind records."""
+    """The facts that only this kind records."""
     kept: Mapping[str, np.ndarray] | None = None
     """Split → bool [N], the rows that count. None stands for all of them."""
     outputs: Sequence[str] = ()
@@ -136,7 +136,7 @@ class Trained(Protocol):
 
 
 class Training(Protocol, Generic[RowsT, TrainedT]):
-    """What train learns from: RowsT are a split's rows, TrainedT is what a training run ends with."""
+    """The training of one kind. RowsT: a split's rows; TrainedT: the result of a training run."""
 
     def student(self) -> Student:
         """Return the student as it is before training."""
@@ -179,7 +179,10 @@ class Training(Protocol, Generic[RowsT, TrainedT]):
 
 @dataclass(frozen=True)
 class Exported:
-    """What export wrote. agreement: with PyTorch, column of the card → value as shown; facts: for the manifest."""
+    """The outcome of export.
+
+    agreement: with PyTorch, column of the card → value as shown; facts: for the manifest.
+    """
 
     graph: GraphFacts
     agreement: Mapping[str, str]
@@ -193,7 +196,7 @@ class HeldOut(Protocol):
     architecture: str
     """Key of the default candidates (`recipe.CANDIDATES`)."""
     unit: Unit
-    """What KL is a mean over."""
+    """The unit that KL is a mean over."""
     metric: str
     """The score's name."""
 
@@ -234,7 +237,7 @@ class Timing:
 
 
 class KindReport(Facts):
-    """What only one kind's report says, besides `report.facts.ReportFacts`."""
+    """The part of the report that only one kind has, next to `report.facts.ReportFacts`."""
 
     artifact: str | None
     """Path of the deployed graph from the run directory; None where nothing is deployed."""

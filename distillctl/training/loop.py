@@ -31,7 +31,7 @@ from distillctl.training.learner import Batch, Learner, Loss, put
 
 
 class TrainingObjective(Loss, Protocol):
-    """What a model learns: the loss of the train rows, and the figures of the held-out rows.
+    """The objective of a training run: the loss of the train rows, and the figures of the held-out rows.
 
     A step minimises one mean over all positions of its batches, however the rows are batched.
     """

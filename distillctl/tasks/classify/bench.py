@@ -1,4 +1,4 @@
-"""Which models bench times where the response is a label, and what they should answer."""
+"""The models that bench times where the response is a label, and the answers expected of them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def timing(task: BoundTask, bench: BenchSession) -> Timing:
 
 
 def _top(ids: Iterable[str], log_probs: Iterable[np.ndarray]) -> Answers:
-    return {row: [int(np.argmax(found))] for row, found in zip(ids, log_probs, strict=True)}
+    return {row: [int(np.argmax(row_log_probs))] for row, row_log_probs in zip(ids, log_probs, strict=True)}
 
 
 def _evaluated(folder: Path, column: str) -> Answers:
     """Return the labels in an eval.parquet."""
-    found = eval_table.by_row(folder / "eval.parquet", column)
-    return _top(found, found.values())
+    log_probs = eval_table.by_row(folder / "eval.parquet", column)
+    return _top(log_probs, log_probs.values())

@@ -1,4 +1,4 @@
-"""What an app gets of a classifier, every graph in it checked against the one that quantize measured."""
+"""The bundle of a classifier: every graph in it is checked against the one that quantize measured."""
 
 from __future__ import annotations
 
@@ -23,30 +23,35 @@ from distillctl.snippets.reading import Reading
 from distillctl.tasks.classify import card
 
 
-def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> FolderFacts:
-    """Write the bundle of a classifier. GateFailed unless the `.ort` and text-in graphs give the ONNX graph's labels,
-    and the text-in graph the tokenizer's ids, on every held-out row."""
-    folder, labels = made.folder, recipe.task.names
-    train = made.facts("train", StudentFacts)
+def fill(recipe: Recipe, draft: BundleBuilder, views: ViewTable) -> FolderFacts:
+    """Write the bundle of a classifier, and return the stage's facts.
+
+    Raise GateFailed unless the `.ort` and text-in graphs give the ONNX graph's labels, and the text-in graph the
+    tokenizer's ids, on every held-out row.
+    """
+    folder, labels = draft.folder, recipe.task.names
+    train = draft.facts("train", StudentFacts)
     reading = Reading.of(recipe, views, train, folder)
     max_length = train.max_length
     onnx = OnnxClassifier(folder, max_length=max_length).logits(views.simplified)
-    found: dict[str, np.ndarray] = {}
+    logits_of: dict[str, np.ndarray] = {}
     if recipe.bundle.text_in:
         console.note("bundle: the tokenizer into the graph")
         text_in.build(folder, max_length, reading.template)
-        found[text_in.FILE] = text_in.check_ids(folder, max_length, views.id, _inputs(reading, views), reading.template)
+        logits_of[text_in.FILE] = text_in.check_ids(
+            folder, max_length, views.id, _inputs(reading, views), reading.template
+        )
     converted = _ort(folder)
     for name in converted:
-        found[name] = OnnxClassifier(folder, file=name, max_length=max_length).logits(views.simplified)
+        logits_of[name] = OnnxClassifier(folder, file=name, max_length=max_length).logits(views.simplified)
     agreed = {
         name: agreement.compare(name, views.id, onnx, logits, recipe.export.max_logit_difference)
-        for name, logits in found.items()
+        for name, logits in logits_of.items()
     }
     graphs = {name: _graph(name, agreed) for name in ["model.onnx", *converted]}
-    if text_in.FILE in found:
-        odd = tuple(text_in.other_ids(folder, max_length, template=reading.template))
-        graphs[text_in.FILE] = _graph(text_in.FILE, agreed).model_copy(update={"other_ids": odd})
+    if text_in.FILE in logits_of:
+        other_ids = tuple(text_in.other_ids(folder, max_length, template=reading.template))
+        graphs[text_in.FILE] = _graph(text_in.FILE, agreed).model_copy(update={"other_ids": other_ids})
     (folder / "labels.json").write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     files = ["classify.py", "classify.mjs", "Classifier.kt", "Classifier.swift"]
     code.write(
@@ -57,22 +62,25 @@ def fill(recipe: Recipe, made: BundleBuilder, views: ViewTable) -> FolderFacts:
         versions=versions(),
         text_in=recipe.bundle.text_in,
         ids_graph=converted[0] if converted else "model.onnx",
-        inputs=made.facts("export", GraphInputs).inputs,
+        inputs=draft.facts("export", GraphInputs).inputs,
     )
-    verdicts = made.verdicts()
-    about = card.description(recipe, made.facts("collect", DataFacts), train)
-    text = readme.classify(recipe, reading, about, made.files(), graphs, verdicts, made.figures("label"))
+    verdicts = draft.verdicts()
+    about = card.description(recipe, draft.facts("collect", DataFacts), train)
+    text = readme.classify(recipe, reading, about, draft.files(), graphs, verdicts, draft.figures("label"))
     (folder / "README.md").write_text(text, encoding="utf-8")
-    asked = golden_example.candidates(recipe, reading)
-    if text_in.FILE in found:  # all graphs are asked the same, so all have to read the same
-        others = text_in.other_ids(folder, max_length, [text for text, _ in asked if text], reading.template)
-        asked = [(text, view) for text, view in asked if text not in others] or [("", reading.template.view(""))]
-    example = golden_example.surest(reading, labels, asked, max_length)
-    return made.close(labels, reading, max_length, graphs, example, verdicts)
+    candidates = golden_example.candidates(recipe, reading)
+    if text_in.FILE in logits_of:  # all graphs are asked the same, so all have to read the same
+        others = text_in.other_ids(folder, max_length, [text for text, _ in candidates if text], reading.template)
+        candidates = [(text, view) for text, view in candidates if text not in others] or [
+            ("", reading.template.view(""))
+        ]
+    example = golden_example.surest(reading, labels, candidates, max_length)
+    return draft.close(labels, reading, max_length, graphs, example, verdicts)
 
 
 def _ort(folder: Path) -> list[str]:
-    """`.ort` of the graph that takes ids; the text-in graph's operators are listed too, for a build that has both."""
+    """Convert the graph that takes ids to `.ort`. The text-in graph's operators are listed too, for a build with
+    both."""
     inside = folder / text_in.FILE
     if not inside.exists():
         return ort_format.convert(folder)
@@ -86,7 +94,7 @@ def _ort(folder: Path) -> list[str]:
 
 
 def _inputs(reading: Reading, views: ViewTable) -> list[str]:
-    """What of each row's input stands in its view: all of it, unless the end was cut."""
+    """Return the part of each row's input that its view holds: all of it, unless the end was cut."""
     before, behind = len(reading.template.prefix or ""), len(reading.template.suffix or "")
     return [view[before : len(view) - behind] for view in views.simplified]
 

@@ -1,4 +1,4 @@
-"""README.md beside a classifier's graph; `bundle.model_card` has what all kinds share."""
+"""The README.md next to a classifier's graph; `bundle.model_card` has the parts that all kinds share."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ def render(
     reading: Reading,
     measured: Sequence[Mapping[str, str]],
 ) -> str:
-    """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
-    shown. No row of the data is quoted: the card is there to be published."""
+    """Return the card as Markdown.
+
+    collect, train: facts of those manifests; measured: one row per graph, column → value as shown. No row of the data
+    is quoted: the card is there to be published.
+    """
     use = f"""```python
 {code.render("classify.py", reading, "card")}```
 
@@ -31,7 +34,7 @@ With optimum: `ORTModelForSequenceClassification.from_pretrained(".")`."""
 
 
 def description(recipe: Recipe, collect: DataFacts, train: StudentFacts) -> str:
-    """A classifier in a few sentences."""
+    """Describe a classifier in a few sentences."""
     tokens, counts, labels = collect.context_tokens, collect.counts, markdown.plain(", ".join(recipe.task.names))
     return f"""A text classifier with the labels {labels}. It does without a prompt what
 {markdown.plain(collect.teacher.reference)} does with

@@ -1,4 +1,4 @@
-"""What collect labels and finds where the response is one of several labels."""
+"""The labelling of views where the response is one of several labels, and the findings about the labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from distillctl.teachers.arms import Arm
 from distillctl.teachers.worker_pool import ShardTask
 
 SHOWN_ROWS = 3
-"""Of which a caution shows what the teacher would rather write than a label."""
+"""The most rows for which a caution shows what the teacher would rather write than a label."""
 
 
 class ClassifyCollection:
@@ -61,7 +61,7 @@ class ClassifyCollection:
         return ShardTask(shard.arm, shard.split, shard.ids, views)
 
     def commit(self, shard: Shard, labels: Any) -> int:
-        """labels: of a worker, log-probabilities [N, K] and what the teacher would write instead."""
+        """Store a worker's answer: log-probabilities [N, K], and the tokens it would rather write."""
         stored = SoftLabels(
             shard.ids, labels.log_probs, labels.mass, labels.seen, labels.next_tokens, labels.next_log_probs
         )
@@ -77,18 +77,18 @@ class ClassifyCollection:
         return _findings(self.recipe, self.dataset, labels, kept, log_prior)
 
 
-# ── what was found ───────────────────────────────────────────────────────────────────────────────
+# ── findings ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _kept(recipe: Recipe, found: measured.Labels) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Split → the rows that count, bool [N]; and the prior, which is estimated from those of train."""
-    kept, log_prior = measured.rows(found), None
-    measured.check_coverage(found, kept)
+def _kept(recipe: Recipe, labels: measured.Labels) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Return split → the rows that count, bool [N], and the prior, which is estimated from those of train."""
+    kept, log_prior = measured.rows(labels), None
+    measured.check_coverage(labels, kept)
     if recipe.classify.prior == "batch":
-        log_prior = soft_labels.batch_prior(found[CEILING, "train"].log_probs[kept["train"]])
-        calibrated = measured.rows(found, log_prior)
+        log_prior = soft_labels.batch_prior(labels[CEILING, "train"].log_probs[kept["train"]])
+        calibrated = measured.rows(labels, log_prior)
         kept = {split: rows & calibrated[split] for split, rows in kept.items()}
-        measured.check_coverage(found, kept, log_prior)
+        measured.check_coverage(labels, kept, log_prior)
     return kept, log_prior
 
 
@@ -99,11 +99,11 @@ def _findings(
     kept: dict[str, np.ndarray],
     log_prior: np.ndarray | None,
 ) -> Findings:
-    """The arms' scores with intervals, their distance from the ceiling, and the prior."""
+    """Return the arms' scores with intervals, their distance from the ceiling, and the prior."""
     references = [example.reference for example, counts in zip(dataset.eval, kept["eval"], strict=True) if counts]
     comparison.warn_references(references)
-    held_out = {arm: found.log_probs[kept[split]] for (arm, split), found in labels.items() if split == "eval"}
-    mass = {arm: found.mass[kept[split]] for (arm, split), found in labels.items() if split == "eval"}
+    held_out = {arm: part.log_probs[kept[split]] for (arm, split), part in labels.items() if split == "eval"}
+    mass = {arm: part.mass[kept[split]] for (arm, split), part in labels.items() if split == "eval"}
     calibrated = {arm: soft_labels.calibrate(log_probs, log_prior) for arm, log_probs in held_out.items()}
     rows = {}
     metric = ""

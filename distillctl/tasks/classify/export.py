@@ -20,12 +20,14 @@ def export(task: BoundTask, model: Path, staged: Path, views: ViewTable) -> Expo
     spec = task.recipe.export
     graph = exporter.export(student, staged, spec.opset, fuse=spec.fuse)
     sidecar_files.copy(model, staged, graph.inputs)
-    found = parity.check_parity(student, OnnxClassifier(staged), views.id, views.simplified, spec.max_logit_difference)
-    if found.ties:
-        console.warn(f"on {found.ties} rows the two highest logits tie, and ONNX Runtime takes the other one")
+    measured = parity.check_parity(
+        student, OnnxClassifier(staged), views.id, views.simplified, spec.max_logit_difference
+    )
+    if measured.ties:
+        console.warn(f"on {measured.ties} rows the two highest logits tie, and ONNX Runtime takes the other one")
     agreement = {
-        "max logit difference from PyTorch": f"{found.max_logit_difference:.1e}",
-        "same top label": f"{found.same_top:.2%}",
-        "rows": f"{found.rows:,}",
+        "max logit difference from PyTorch": f"{measured.max_logit_difference:.1e}",
+        "same top label": f"{measured.same_top:.2%}",
+        "rows": f"{measured.rows:,}",
     }
-    return Exported(graph, agreement, graph | found)
+    return Exported(graph, agreement, graph | measured)

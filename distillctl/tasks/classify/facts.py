@@ -1,4 +1,4 @@
-"""What the manifests record only where the response is one of several labels."""
+"""The facts that manifests and report record only where the response is one of several labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LabelParity(Facts):
 
 
 class LabelVerdicts(Facts):
-    """How often the top labels of ceiling and deployed model differ, and which was right when only one was."""
+    """The rows on which the top labels of ceiling and deployed model differ, and which was right when only one was."""
 
     rows: int
     different: int

@@ -1,4 +1,4 @@
-"""What the report says of a run that chooses labels, besides what is said of every run."""
+"""The part of the report that only a run with labels has."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from distillctl.tasks.classify.facts import (
 def compare(
     recipe: Recipe, workspace: Workspace, views: ViewTable, *, deployed: bool
 ) -> tuple[dict[str, np.ndarray], ClassifyReport]:
-    """Each arm's score per held-out row, float64 [N], and this task's own part of the contract.
+    """Return each arm's score per held-out row, float64 [N], and this kind's part of the report.
 
     deployed: whether quantize chose a graph; otherwise the student stands in for it.
     """
@@ -35,11 +35,12 @@ def compare(
     log_probs = _predictions(workspace, views.id, collect.log_prior, deployed=deployed)
     names = recipe.task.names
     scores = {
-        arm: row_scores(found, names, views.reference, log_probs["ceiling"])[0] for arm, found in log_probs.items()
+        arm: row_scores(predicted, names, views.reference, log_probs["ceiling"])[0]
+        for arm, predicted in log_probs.items()
     }
     ceiling = [names[top] for top in log_probs["ceiling"].argmax(-1)]
-    for control, said in controls_table.read(workspace, views.id, list(recipe.task.controls)).items():
-        scores[control] = label_scores(said, views.reference, ceiling)[0]
+    for control, answers in controls_table.read(workspace, views.id, list(recipe.task.controls)).items():
+        scores[control] = label_scores(answers, views.reference, ceiling)[0]
     parity = workspace.facts("export", LabelParity)
     return scores, ClassifyReport(
         labels=names,
@@ -57,7 +58,7 @@ def compare(
 def _predictions(
     workspace: Workspace, ids: list[str], log_prior: list[float] | None, *, deployed: bool
 ) -> dict[str, np.ndarray]:
-    """Arm → normalised label log-probabilities [N, K] of the held-out rows, in the order of ``ids``."""
+    """Return arm → normalised label log-probabilities [N, K] of the held-out rows, in the order of ``ids``."""
     teacher = {
         arm: calibrate(label_shards.read(workspace, context, "eval").log_probs, log_prior)
         for arm, context in (("ceiling", "full"), ("floor", "simplified"))
@@ -69,7 +70,7 @@ def _predictions(
 
 
 def _verdicts(log_probs: dict[str, np.ndarray], scores: dict[str, np.ndarray], last: str) -> LabelVerdicts:
-    """How often the top labels of ceiling and ``last`` differ, and which of the two was right when one was."""
+    """Count where the top labels of ceiling and ``last`` differ, and which of the two was right when one was."""
     ceiling, deployed = scores["ceiling"] > 0, scores[last] > 0
     return LabelVerdicts(
         rows=len(ceiling),
@@ -80,7 +81,7 @@ def _verdicts(log_probs: dict[str, np.ndarray], scores: dict[str, np.ndarray], l
 
 
 def _disagreements(recipe: Recipe, views: ViewTable, log_probs: dict[str, np.ndarray], last: str) -> list[Disagreement]:
-    """The rows where the two distributions lie furthest apart in total variation, ½ Σ|P − Q|, the furthest first."""
+    """Return the rows with the largest total variation, ½ Σ|P − Q|, between both models, the largest first."""
     teacher, deployed = (np.exp(log_probs[arm]) for arm in ("ceiling", last))
     distance = np.abs(teacher - deployed).sum(axis=1) / 2
     furthest = np.argsort(-distance, kind="stable")[: recipe.report.disagreements]

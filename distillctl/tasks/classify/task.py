@@ -36,8 +36,8 @@ class ClassifyTask(BoundTask):
     def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], AnswerRequest]:
         from distillctl.teachers.worker_pool import AnswerRequest
 
-        asked = AnswerRequest(self.recipe.classify.answer_prefix, tuple(self.recipe.classify.labels.values()))
-        return lambda arm, split, example: asked
+        request = AnswerRequest(self.recipe.classify.answer_prefix, tuple(self.recipe.classify.labels.values()))
+        return lambda arm, split, example: request
 
     def collection(self, reader: Any, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> ClassifyCollection:
         from distillctl.tasks.classify.collect import ClassifyCollection

@@ -1,4 +1,4 @@
-"""What train learns from where the response is one of several labels."""
+"""The training of a student whose response is one of several labels."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class ClassifyTraining(BoundTask):
         return ClassifyTrained(log_probs, figures)
 
     def save(self, student: Student, trained: ClassifyTrained) -> None:
-        """A classifier's weights are all there is to save."""
+        """Do nothing: a classifier's weights are all there is to save."""
 
     def write(self, path: Path, ids: Sequence[str], trained: ClassifyTrained, control: ClassifyTrained | None) -> None:
         """Write both models' log-probabilities; those of a control that was not trained are null."""
@@ -121,7 +121,9 @@ class ClassifyTraining(BoundTask):
             labels = label_shards.read(self.workspace, context, "eval").log_probs
             answers[arm] = names[soft_labels.calibrate(labels, log_prior).argmax(-1)].tolist()
         answers |= controls_table.read(self.workspace, views.id, list(controls))
-        rows = {arm: scores.label_scores(own, views.reference, answers["ceiling"])[0] for arm, own in answers.items()}
+        rows = {
+            arm: scores.label_scores(chosen, views.reference, answers["ceiling"])[0] for arm, chosen in answers.items()
+        }
         doubts.review("student", answers, rows, controls, self.workspace.facts("collect", MetricFacts).metric)
 
     def facts(self, student: Student, rows: Any, trained: ClassifyTrained) -> Facts:

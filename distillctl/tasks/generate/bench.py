@@ -1,4 +1,4 @@
-"""Which models bench times where the response is a text, and what they should answer."""
+"""The models that bench times where the response is a text, and the answers expected of them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from distillctl.tasks.generate.facts import GenerateTrain, TeacherTokens
 
 
 def timing(task: BoundTask, bench: BenchSession) -> Timing:
-    """Time the teacher and both graphs in our own loop, each until its own answers end; and the deployed graph in
-    onnxruntime-genai, where its folder is made for that."""
+    """Time the teacher and both graphs in our own loop, each until its own answers end.
+
+    The deployed graph is timed in onnxruntime-genai, too, where its folder is made for that.
+    """
     recipe, workspace = task.recipe, task.workspace
     limit = {"limit": recipe.generate.max_new_tokens}
     ceiling = response_shards.read(workspace, CEILING, "eval", TextLabels(Text()))
@@ -66,17 +68,18 @@ def paired_job(task: BoundTask) -> tuple[dict[str, Any], str]:
 
 
 def _evaluated(folder: Path, column: str) -> Answers:
-    """The tokens in an eval.parquet."""
+    """Return the tokens in an eval.parquet."""
     return eval_table.by_row(folder / "eval.parquet", column)
 
 
 def _mean(answers: Answers) -> float:
-    """Tokens per answer."""
+    """Return the mean tokens per answer."""
     return statistics.mean(map(len, answers.values()))
 
 
 def _columns(runs: Sequence[ProcessRun]) -> dict[str, list[Any]]:
-    """token_ms: of each token of an answer, the first one's since its text came in."""
+    """Return the columns of the samples. token_ms: of each token of an answer; the first one's counts from its text's
+    arrival."""
     return {
         "view_tokens": [run.loaded["view_tokens"][query] for run in runs for query in run.queries],
         "token_ids": [answer for run in runs for answer in run.answers],

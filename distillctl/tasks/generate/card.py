@@ -1,4 +1,4 @@
-"""README.md beside a graph that writes; `frame` has what both kinds share."""
+"""The README.md next to a generating graph; `bundle.model_card` has the parts that all kinds share."""
 
 from __future__ import annotations
 
@@ -30,45 +30,49 @@ def render(
     builder: str,
     begin: Sequence[int] = (),
 ) -> str:
-    """The card as Markdown. collect, train: facts of those manifests; measured: one row per graph, column → value as
-    shown; builder: "genai", "trace" or "seq2seq"; begin: the special tokens that begin a view, which
-    onnxruntime-genai's tokenizer leaves out. No row of the data is quoted: the card is there to be published."""
+    """Return the card as Markdown.
+
+    collect, train: facts of those manifests; measured: one row per graph, column → value as shown; builder: "genai",
+    "trace" or "seq2seq"; begin: the special tokens that begin a view, which onnxruntime-genai's tokenizer leaves out.
+    No row of the data is quoted: the card is there to be published.
+    """
     about = description(collect, train)
     return model_card.page(recipe, task(builder), about, use(recipe, reading, builder, begin), measured)
 
 
 def task(builder: str) -> str:
-    """The hub's name for what it does."""
+    """Return the hub's name for the task."""
     return "text2text-generation" if builder == "seq2seq" else "text-generation"
 
 
 def description(collect: DataFacts, train: GenerateTrain) -> str:
-    """A model that writes, in a few sentences."""
+    """Describe a generating model in a few sentences."""
     tokens, counts = collect.context_tokens, collect.counts
     teacher = plain(collect.teacher.reference)
-    apart = (
+    divergence = (
         "" if train.kl is None else f", with a KL divergence of {train.kl:.4f} nats per token over the tokens it has"
     )
-    found = train.context_decided
-    decided = (
+    decided = train.context_decided
+    sentence = (
         ""
-        if found is None
+        if decided is None
         else (
-            f"\nThe context decides {found.share:.1%} of these tokens; on them the two agree for {found.agreement:.1%}."
+            f"\nThe context decides {decided.share:.1%} of these tokens; on them the two agree for "
+            f"{decided.agreement:.1%}."
         )
     )
     return f"""A model that writes. It does without a prompt what {teacher} does with one:
 {tokens.student} tokens of input here (median), {tokens.teacher} there. It learned from that model's answers to
 {counts.train:,} inputs. In its answers to {counts.eval:,} held-out inputs the two agree on the likeliest token
-for {train.agreement:.1%} of the tokens{apart} (in PyTorch, before export).{decided}"""
+for {train.agreement:.1%} of the tokens{divergence} (in PyTorch, before export).{sentence}"""
 
 
 def use(recipe: Recipe, reading: Reading, builder: str, begin: Sequence[int]) -> str:
-    """How to ask it, with ONNX Runtime and with what else there is."""
-    parts = [_block("answer.py", recipe, reading, builder, begin)]
+    """Describe how to run the model with ONNX Runtime, and with the libraries that its builder allows."""
+    blocks = [_block("answer.py", recipe, reading, builder, begin)]
     if builder == "genai":
-        parts += [_GENAI, _block("answer_genai.py", recipe, reading, builder, begin)]
-    return "\n\n".join([*parts, *_OPTIMUM.get(builder, ()), model_card.form(reading)])
+        blocks += [_GENAI, _block("answer_genai.py", recipe, reading, builder, begin)]
+    return "\n\n".join([*blocks, *_OPTIMUM.get(builder, ()), model_card.form(reading)])
 
 
 def _block(file: str, recipe: Recipe, reading: Reading, builder: str, begin: Sequence[int]) -> str:
@@ -76,6 +80,6 @@ def _block(file: str, recipe: Recipe, reading: Reading, builder: str, begin: Seq
 
 
 def known(recipe: Recipe, builder: str, begin: Sequence[int]) -> dict[str, Any]:
-    """What Python and Kotlin have to know besides how a text is read (`code.render`)."""
+    """Return the values that Python and Kotlin snippets take besides the reading (`code.render`)."""
     task = recipe.generate
     return {"builder": builder, "begin": [*begin], "stop": task.stop, "max_new_tokens": task.max_new_tokens}

@@ -1,4 +1,4 @@
-"""What collect labels where the response is a text: answers, and what is kept of their distributions."""
+"""The labelling of views where the response is a text: answers, and their distributions as far as they are kept."""
 
 from __future__ import annotations
 
@@ -83,41 +83,47 @@ class GenerateCollection:
         task = self.recipe.generate
         if not isinstance(task.responses, Given):
             return None
-        found = DiskRows(self.folder, np.int32)
+        responses = DiskRows(self.folder, np.int32)
         for row in range(len(self.dataset.train)):
             [ids] = self.arms[CEILING].answers("train", row)
-            found.append(ended(ids, self._stop_ids, reader.tokenizer.eos_token_id, task.max_new_tokens))
-        return found
+            responses.append(ended(ids, self._stop_ids, reader.tokenizer.eos_token_id, task.max_new_tokens))
+        return responses
 
     @cached_property
     def measured(self) -> int | None:
-        """How many eval rows, from the first, keep whole distributions; None stands for none or all of them."""
+        """Return how many eval rows, from the first, keep whole distributions; None means none or all of them."""
         spec, rows = self.specs["eval"], len(self.dataset.eval)
         if not isinstance(spec, EvalSoftLabels) or self._vocabulary is None:
             return None
-        found = rows_measured(spec, self._vocabulary, self.recipe.generate.max_new_tokens, rows)
-        return found if found < rows else None
+        measured = rows_measured(spec, self._vocabulary, self.recipe.generate.max_new_tokens, rows)
+        return measured if measured < rows else None
 
     def _plan(self, teacher: list[Any]) -> None:
-        """Plan the shards of every arm and split. teacher: what its numbers depend on."""
+        """Plan the shards of every arm and split. teacher: the values that the teacher's figures depend on."""
         task, spec = self.recipe.generate, self.recipe.teacher.identity
         for arm in self.arms.values():
             for split in arm.scored:
-                how = [*teacher, spec, list(task.stop), task.max_new_tokens, arm.shared]
+                settings = [*teacher, spec, list(task.stop), task.max_new_tokens, arm.shared]
                 if arm.name == CEILING:
-                    said = task.responses if split == "train" else Greedy()
+                    sampling = task.responses if split == "train" else Greedy()
                     kept = self.specs[split]
-                    how += [said.model_dump(mode="json"), kept.model_dump(mode="json")]
-                    how.append([column.name for column in self.kept[split].fields])
-                    if isinstance(said, Sampling) or isinstance(kept, Sampled):
-                        how.append(self.recipe.seed)
+                    settings += [sampling.model_dump(mode="json"), kept.model_dump(mode="json")]
+                    settings.append([column.name for column in self.kept[split].fields])
+                    if isinstance(sampling, Sampling) or isinstance(kept, Sampled):
+                        settings.append(self.recipe.seed)
                     if split == "eval" and self.measured is not None:
-                        how.append(self.measured)
+                        settings.append(self.measured)
                 if arm.name == FLOOR:
-                    how += [shard.key for shard in self.plan[CEILING, split]]
+                    settings += [shard.key for shard in self.plan[CEILING, split]]
                 rows = self.dataset.splits[split].ids
                 self.plan[arm.name, split] = shards.plan(
-                    arm.name, split, rows, arm.lengths(split), partial(arm.seen, split), how, self.recipe.shard_rows
+                    arm.name,
+                    split,
+                    rows,
+                    arm.lengths(split),
+                    partial(arm.seen, split),
+                    settings,
+                    self.recipe.shard_rows,
                 )
 
     @property
@@ -134,8 +140,8 @@ class GenerateCollection:
         """Ask for answers; ask the floor also how much the ceiling's answers need the full context."""
         compared = None
         if shard.arm == FLOOR and isinstance(self.recipe.teacher, HuggingFaceTeacher):  # a server does not score texts
-            said, order = self._ceiling
-            tokens = [said[order[place]].tolist() for place in shard.places]
+            answers, order = self._ceiling
+            tokens = [answers[order[place]].tolist() for place in shard.places]
             compared = ContextComparison(tokens, self.arms[CEILING].views("eval", shard.places))
         given = self._given if shard.split == "train" else None
         return ShardTask(
@@ -149,32 +155,32 @@ class GenerateCollection:
         )
 
     def commit(self, shard: Shard, labels: list[tuple[str, int, Response]]) -> int:
-        """labels: row id, number of the sample and the response."""
-        profile = self.kept[shard.split] if shard.arm == CEILING else self.bare
-        if isinstance(profile, EvalLabels) and self.measured is not None:
+        """Store the responses. labels: row id, number of the sample and the response."""
+        codec = self.kept[shard.split] if shard.arm == CEILING else self.bare
+        if isinstance(codec, EvalLabels) and self.measured is not None:
             places = dict(zip(shard.ids, shard.places.tolist(), strict=True))
             labels = [
-                (row, sample, said)
+                (row, sample, response)
                 if places[row] < self.measured
-                else (row, sample, replace(said, labels=profile.nothing(len(said.token_ids))))
-                for row, sample, said in labels
+                else (row, sample, replace(response, labels=codec.nothing(len(response.token_ids))))
+                for row, sample, response in labels
             ]
-        response_shards.write(self.folder, shard, labels, profile)
+        response_shards.write(self.folder, shard, labels, codec)
         return sum(len(response.token_ids) for _, _, response in labels)
 
     @cached_property
     def _ceiling(self) -> tuple[DiskRows, np.ndarray]:
-        """The ceiling's answers to the eval rows, and where each row's answer is."""
-        said, order = DiskRows(self.folder, np.int32), np.empty(len(self.dataset.eval), np.int32)
-        for shard, found in self.read(CEILING, "eval", self.bare):
-            order[shard.places] = len(said) + np.arange(len(shard.places))
-            for ids in found.token_ids:
-                said.append(ids)
-        return said, order
+        """Return the ceiling's answers to the eval rows, and the place of each row's answer."""
+        answers, order = DiskRows(self.folder, np.int32), np.empty(len(self.dataset.eval), np.int32)
+        for shard, responses in self.read(CEILING, "eval", self.bare):
+            order[shard.places] = len(answers) + np.arange(len(shard.places))
+            for ids in responses.token_ids:
+                answers.append(ids)
+        return answers, order
 
-    def read(self, arm: str, split: str, profile: SoftLabelCodec) -> Iterator[tuple[Shard, Responses]]:
+    def read(self, arm: str, split: str, codec: SoftLabelCodec) -> Iterator[tuple[Shard, Responses]]:
         """Read a finished arm, a shard at a time."""
-        return response_shards.read_each(self.folder, self.plan[arm, split], profile)
+        return response_shards.read_each(self.folder, self.plan[arm, split], codec)
 
     def teacher_facts(self) -> TeacherTokens:
         return TeacherTokens(

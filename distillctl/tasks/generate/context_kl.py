@@ -1,4 +1,4 @@
-"""How much each response token needs the context: KL(P_full ‖ P_simplified) of the same teacher, in nats."""
+"""The need of each response token for the context: KL(P_full ‖ P_simplified) of the same teacher, in nats."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def spread(rows: Sequence[np.ndarray]) -> NeedSpread:
 
 
 def _stretches(longest: int) -> list[tuple[int, int]]:
-    """The first and last position of each stretch up to ``longest``."""
+    """Return the first and last position of each stretch up to ``longest``."""
     begin = [first for first in POSITIONS if first <= longest]
     return list(zip(begin, [*(first - 1 for first in begin[1:]), longest], strict=True))

@@ -1,4 +1,4 @@
-"""The student that writes as ONNX, checked against PyTorch on real rows: logits, and greedy answers."""
+"""The generating student as ONNX, checked against PyTorch on real rows: logits, and greedy answers."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def export(task: BoundTask, source: Path, staged: Path, table: ViewTable) -> Exp
     train = task.workspace.facts("train", GenerateTrain)
     builder, graph, model = _build(recipe, source, staged, train)
     sidecar_files.copy(source, staged, ["input_ids", "attention_mask"], max_length=train.max_length)
-    written = open_generator(staged, torch.get_num_threads())
-    found = parity.check_parity(
+    generator = open_generator(staged, torch.get_num_threads())
+    measured = parity.check_parity(
         model,
-        written,
-        _rows(recipe, task.workspace, table, source, written),
+        generator,
+        _rows(recipe, task.workspace, table, source, generator),
         allowed=recipe.export.max_logit_difference,
         prompts=recipe.export.prompts,
         max_new_tokens=recipe.generate.max_new_tokens,
     )
-    if found.ties:
-        console.warn(f"{found.ties} answers part from PyTorch's where two logits tie")
+    if measured.ties:
+        console.warn(f"{measured.ties} answers part from PyTorch's where two logits tie")
     agreement = {
-        "max logit difference from PyTorch": f"{found.max_logit_difference:.1e} of the largest logit",
-        "rows": f"{found.rows:,}",
-        "same answer as PyTorch": f"{found.equal_prompts} of {found.prompts}",
+        "max logit difference from PyTorch": f"{measured.max_logit_difference:.1e} of the largest logit",
+        "rows": f"{measured.rows:,}",
+        "same answer as PyTorch": f"{measured.equal_prompts} of {measured.prompts}",
     }
-    facts = GenerateExport(architecture=type(model).__name__, builder=builder, **found.given)
+    facts = GenerateExport(architecture=type(model).__name__, builder=builder, **measured.given)
     return Exported(graph, agreement, graph | facts, builder)
 
 
 def _build(recipe: Recipe, source: Path, staged: Path, train: GenerateTrain) -> tuple[str, GraphFacts, PreTrainedModel]:
-    """The graph's builder, the graph, and the PyTorch model."""
+    """Return the graph's builder, the graph, and the PyTorch model."""
     opset = recipe.export.opset
     if train.encoder_decoder:
         model = load_trained.model(recipe, source)
@@ -64,7 +64,8 @@ def _build(recipe: Recipe, source: Path, staged: Path, train: GenerateTrain) -> 
 
 
 def _genai(recipe: Recipe, source: Path, staged: Path, train: GenerateTrain) -> GraphFacts | None:
-    """As onnxruntime-genai builds it; None where that cannot be had and need not be."""
+    """Build the graph with onnxruntime-genai's builder. Return None where that fails and the recipe does not need
+    it."""
     needed, opset = recipe.export.builder == "genai", recipe.export.opset
     if opset is not None and not needed:
         return None  # the builder has an opset of its own
@@ -83,10 +84,10 @@ def _genai(recipe: Recipe, source: Path, staged: Path, train: GenerateTrain) -> 
 
 
 def _rows(recipe: Recipe, workspace: Workspace, table: ViewTable, source: Path, graph: OnnxGenerator) -> ParityRows:
-    """The eval rows: simplified views, and the teacher's responses in the student's tokens."""
+    """Return the eval rows: simplified views, and the teacher's responses in the student's tokens."""
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=load_trained.trusted(recipe))
     views = parity.views(graph, tokenizer, table.id, table.simplified)
-    said = response_shards.read(workspace, "full", "eval", implementation(Text())(Text()))
+    responses = response_shards.read(workspace, "full", "eval", implementation(Text())(Text()))
     stop, limit = min(graph.stop_ids), recipe.generate.max_new_tokens
-    encoded = [[*graph.tokenizer.encode(text, add_special_tokens=False).ids, stop][:limit] for text in said.text]
+    encoded = [[*graph.tokenizer.encode(text, add_special_tokens=False).ids, stop][:limit] for text in responses.text]
     return ParityRows(table.id, views, encoded)

@@ -1,4 +1,4 @@
-"""What the manifests record only where the response is a text."""
+"""The facts that manifests and report record only where the response is a text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ResponseFacts(Facts):
     captured_mass: CapturedMass | None
     entropy: float | None
     bytes_per_token: float | None
-    """Of the train rows, on disk."""
+    """Bytes on disk per token of the train rows."""
     eval_bytes: int | None = None
     eval_rows_measured: int | None = None
     """The first so many eval rows keep whole distributions; None: all or none."""
@@ -69,7 +69,7 @@ class GenerateDistance(Distance):
 
 
 class KlFacts(Facts):
-    """What a KL over response tokens is of."""
+    """The rows and tokens that a KL over response tokens covers."""
 
     kl_rows: int | None = None
     """Rows on which it is measured."""
@@ -136,7 +136,7 @@ class FieldShare(Interval):
 
 
 class KlMeasured(Facts):
-    """What the KL is of (`KlFacts`)."""
+    """The rows and tokens that the KL covers (`KlFacts`)."""
 
     rows: int | None
     lumped: bool | None
@@ -169,7 +169,7 @@ class NeedStretch(Facts):
 
 
 class NeedSpread(Facts):
-    """Where the context's effect lies. Empty lists when there are no tokens."""
+    """The distribution of the context's effect over tokens and positions. Empty lists when there are no tokens."""
 
     tokens: int
     bins: list[NeedRange]
@@ -177,7 +177,7 @@ class NeedSpread(Facts):
 
 
 class ContextNeedSpread(ContextNeed, NeedSpread):
-    """How much the tokens need the context, and which do."""
+    """The tokens' need of the context, as a whole and by token."""
 
 
 class PointingSpan(Facts):
@@ -198,7 +198,7 @@ class PointingResponse(Facts):
 
 
 class LeakageFacts(Facts):
-    """How many of the teacher's responses, of both splits, refer to the context."""
+    """The teacher's responses, of both splits, that refer to the context."""
 
     words: int
     """The shortest run of words that counts as copied."""

@@ -1,4 +1,4 @@
-"""What the collected answers show: the arms' scores, and what the responses are like."""
+"""The findings about the collected answers: the arms' scores, and figures of the responses."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from distillctl.tasks.generate.collect import GenerateCollection
 
 MAY_BE_ODD = 0.02
-"""Share of the responses that may be cut off, or empty, before it is said."""
+"""Share of the responses that may be cut off, or empty, without a caution."""
 MAY_THINK = 0.05
 """Share of the responses that may be thoughts alone before the recipe is refused."""
 OPEN, CLOSE = "<think>", "</think>"
-"""What a reasoning model writes around its thoughts; some chat templates write the first one themselves."""
+"""The marks that a reasoning model writes around its thoughts; some chat templates write the first one themselves."""
 
 
 def findings(work: GenerateCollection) -> tuple[ArmFacts, GenerateCollect]:
-    """The arms' scores with intervals, their distance from the ceiling, and what the responses are like."""
+    """Return the arms' scores with intervals and their distance from the ceiling, and figures of the responses."""
     task = work.recipe.generate
-    wanted = [example.reference for example in work.dataset.eval]
-    comparison.warn_references(wanted)
-    said = {PUBLIC.get(name, name): _texts(work, name, len(wanted)) for name in work.arms}
-    against = (wanted, said["ceiling"], task.format)
-    rows = {arm: text_metrics.row_scores(task.score, texts, *against) for arm, texts in said.items()}
-    metric = text_metrics.metric_name(task.score, wanted)
+    references = [example.reference for example in work.dataset.eval]
+    comparison.warn_references(references)
+    answers_of = {PUBLIC.get(name, name): _texts(work, name, len(references)) for name in work.arms}
+    against = (references, answers_of["ceiling"], task.format)
+    rows = {arm: text_metrics.row_scores(task.score, texts, *against) for arm, texts in answers_of.items()}
+    metric = text_metrics.metric_name(task.score, references)
     if not names.measures_content(metric):
         cautions.add(
             "content-not-measured",
@@ -47,24 +47,24 @@ def findings(work: GenerateCollection) -> tuple[ArmFacts, GenerateCollect]:
     necessity = _necessity(work)
     effects = {
         arm: comparison.context_effect(
-            np.array([own.strip() != full.strip() for own, full in zip(texts, said["ceiling"], strict=True)]),
+            np.array([a.strip() != b.strip() for a, b in zip(texts, answers_of["ceiling"], strict=True)]),
             necessity.mean if necessity and arm == "floor" else None,
         )
-        for arm, texts in said.items()
+        for arm, texts in answers_of.items()
         if arm != "ceiling"
     }
     comparison.warn(effects, gaps, metric)
     return ArmFacts(metric=metric, arms=arms, gaps=gaps, context_effects=effects), GenerateCollect(
-        metrics={arm: text_metrics.corpus(task.metrics, texts, *against) for arm, texts in said.items()},
+        metrics={arm: text_metrics.corpus(task.metrics, texts, *against) for arm, texts in answers_of.items()},
         responses=_responses(work),
         necessity=necessity,
     )
 
 
 def _check_thoughts(thoughts: Sequence[bool], count: int) -> None:
-    """Caution where responses hold a model's thoughts; RecipeError where many are nothing else.
+    """Caution where responses hold a model's thoughts. Raise RecipeError where many hold nothing else.
 
-    thoughts: of each such response, whether an answer follows.
+    thoughts: for each such response, whether an answer follows.
     """
     unanswered = len(thoughts) - sum(thoughts)
     switch = (
@@ -74,7 +74,7 @@ def _check_thoughts(thoughts: Sequence[bool], count: int) -> None:
         raise RecipeError(
             f"{unanswered:,} of {count:,} responses are the teacher's thoughts ({OPEN} …) without an answer",
             where="teacher",
-            next=f"raise task.max_new_tokens, or do without thoughts: {switch}; what was answered is kept",
+            next=f"raise task.max_new_tokens, or do without thoughts: {switch}; the answers so far are kept",
         )
     if thoughts:
         cautions.add(
@@ -85,17 +85,17 @@ def _check_thoughts(thoughts: Sequence[bool], count: int) -> None:
 
 
 def _texts(work: GenerateCollection, arm: str, count: int) -> list[str]:
-    """An arm's answers to the eval rows."""
+    """Return an arm's answers to the eval rows."""
     texts = [""] * count
-    for shard, found in work.read(arm, "eval", work.bare):
-        for place, text in zip(shard.places, found.text, strict=True):
+    for shard, responses in work.read(arm, "eval", work.bare):
+        for place, text in zip(shard.places, responses.text, strict=True):
             texts[place] = text
     return texts
 
 
 def _necessity(work: GenerateCollection) -> ContextNeed | None:
-    """How much the tokens of the ceiling's answers need the full context; None where that was not worked out."""
-    parts = [kl for _, found in work.read(FLOOR, "eval", work.bare) for kl in found.context_kl or ()]
+    """Return how much the tokens of the ceiling's answers need the full context; None where it is not known."""
+    parts = [kl for _, responses in work.read(FLOOR, "eval", work.bare) for kl in responses.context_kl or ()]
     needed = np.concatenate(parts) if parts else np.empty(0)
     if not len(needed):
         return None
@@ -103,26 +103,29 @@ def _necessity(work: GenerateCollection) -> ContextNeed | None:
 
 
 def _responses(work: GenerateCollection) -> ResponseFacts:
-    """Of the ceiling, both splits: how many, how long; of the train rows, on which the student learns, how much of the
-    distributions is kept on how many bytes; and of how many eval rows the KL can be measured, on how many bytes."""
+    """Return figures of the ceiling's responses.
+
+    Both splits: their number and length. Train rows, from which the student learns: the share of the distributions that
+    is kept, and its bytes. Eval rows: the number on which the KL can be measured, and their bytes.
+    """
     count = cut = empty = 0
     tokens, size = {"train": 0, "eval": 0}, {"train": 0, "eval": 0}
     thoughts: list[bool] = []
     masses, entropy_sum, entropy_count = Tally(), 0.0, 0
     for split in work.arms[CEILING].scored:
         kept = work.kept[split]
-        for shard, found in work.read(CEILING, split, kept if split == "train" else work.bare):
-            count += len(found.id)
-            cut += int(found.cut.sum())
-            empty += sum(not text for text in found.text)
-            thoughts += [CLOSE in text for text in found.text if text.startswith(OPEN) or CLOSE in text]
-            tokens[split] += sum(map(len, found.token_ids))
+        for shard, responses in work.read(CEILING, split, kept if split == "train" else work.bare):
+            count += len(responses.id)
+            cut += int(responses.cut.sum())
+            empty += sum(not text for text in responses.text)
+            thoughts += [CLOSE in text for text in responses.text if text.startswith(OPEN) or CLOSE in text]
+            tokens[split] += sum(map(len, responses.token_ids))
             size[split] += (work.folder / shard.file).stat().st_size
             if split == "eval":
                 continue
-            if (captured := kept.captured_mass(found.labels)) is not None:
+            if (captured := kept.captured_mass(responses.labels)) is not None:
                 masses.add(captured)
-            if (entropy := kept.entropy(found.labels)) is not None:
+            if (entropy := kept.entropy(responses.labels)) is not None:
                 entropy_sum += float(entropy.sum(dtype=np.float64))
                 entropy_count += len(entropy)
     if cut > MAY_BE_ODD * count:

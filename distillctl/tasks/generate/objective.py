@@ -1,9 +1,9 @@
-"""Learning to write: the loss and its figures over response tokens under teacher forcing, and greedy answers.
+"""The objective of learning to generate, and greedy answers.
 
-A decoder reads view and response in one sequence: with a view of L tokens and a response of R, its hidden states
-L−1 … L+R−2 predict the response. An encoder–decoder reads the view in its encoder, and its decoder's states 0 … R−1
-over the start token and all of the response but the last do so. Rows are padded on the right, where no state that is
-used can see it.
+Loss and figures are over response tokens under teacher forcing. A decoder reads view and response in one sequence: with
+a view of L tokens and a response of R, its hidden states L−1 … L+R−2 predict the response. An encoder–decoder reads the
+view in its encoder, and its decoder's states 0 … R−1 over the start token and all of the response but the last do so.
+Rows are padded on the right, where no state that is used can see it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from distillctl.training import collectives
 from distillctl.training.learner import Batch
 
 AT_ONCE = 2**26
-"""Teacher's probabilities in memory at once: 256 MiB."""
+"""The most probabilities of the teacher in memory at once: 256 MiB."""
 
 
 class Generation:
@@ -51,7 +51,7 @@ class Generation:
         return total
 
     def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:
-        """Held-out KL; a run that knows no distribution is led by the responses' negative log-likelihood."""
+        """Return the held-out KL and all figures; a run without distributions is led by the responses' −log Q."""
         figures = score(model, self.validation, self.spec).figures
         knows = "kl" in figures and any(term.needs_distribution for term in self.terms)
         return figures["kl" if knows else "nll"], figures
@@ -62,10 +62,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over each row's response tokens, float64 [N]: KL(P‖Q) at T = 1 and −log Q(response) in nats, and the share
-    with the teacher's top token; tokens: how many there are, int64 [N].
+    """The student's figures under teacher forcing: means over each row's response tokens, float64 [N].
 
-    KL is over the student's vocabulary, the teacher's probabilities normalised there; dropped is what mass it has
+    kl, nll: KL(P‖Q) at T = 1 and −log Q(response), in nats; same_top: the share with the teacher's top token; tokens:
+    the number of response tokens, int64 [N].
+
+    KL is over the student's vocabulary, the teacher's probabilities normalised there; dropped is the mass it has
     outside. Both are NaN where P is not known. ``lumped``: of P only the likeliest tokens are known (a server shows no
     more), and KL counts all others as one outcome, which can only make it less.
     """
@@ -77,24 +79,24 @@ class Scores:
     tokens: np.ndarray
     lumped: bool = False
     top_tokens: np.ndarray | None = None
-    """Whether each token is the teacher's top one, float64 [N, R]; beyond a row's ``tokens`` nothing is meant."""
+    """1 where a token is the teacher's top one, float64 [N, R]; beyond a row's ``tokens`` the values mean nothing."""
 
     @property
     def agreements(self) -> list[np.ndarray]:
-        """`top_tokens` of each row, bool [R]."""
+        """Return `top_tokens` of each row, bool [R]."""
         assert self.top_tokens is not None
         return [row[:count] > 0 for row, count in zip(self.top_tokens, self.tokens.tolist(), strict=True)]
 
     @property
     def figures(self) -> dict[str, float]:
-        """`kl` (where it is known), `nll`, `agreement`: means over the tokens of all rows that were measured."""
+        """Return `kl` (where it is known), `nll` and `agreement`: means over the tokens of all measured rows."""
         rows = {"kl": self.kl, "nll": self.nll, "agreement": self.same_top}
         means = {name: per_token(values, self.tokens) for name, values in rows.items()}
         return {name: value for name, value in means.items() if not np.isnan(value)}
 
     @property
     def kl_facts(self) -> KlFacts:
-        """Return what the KL is of."""
+        """Return the rows and tokens that the KL covers."""
         measured, dropped = ~np.isnan(self.kl), per_token(self.dropped, self.tokens)
         return KlFacts(
             kl_rows=int(measured.sum()),
@@ -104,14 +106,14 @@ class Scores:
 
 
 def per_token(rows: np.ndarray, tokens: np.ndarray) -> float:
-    """The mean over all tokens of means [N] over the ``tokens`` of each row, without rows that are NaN; NaN of none."""
+    """Return the mean over all tokens from means [N] over each row's ``tokens``, without NaN rows; NaN of none."""
     known = ~np.isnan(rows) & (tokens > 0)
     return float(np.average(rows[known], weights=tokens[known])) if known.any() else math.nan
 
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
-    """The student on ``rows`` under teacher forcing; in batches by length, results in the order of the rows.
+    """Score the student on ``rows`` under teacher forcing, in batches by length; figures are in the order of the rows.
 
     Ranks share the batches, and all get all results.
     """
@@ -138,7 +140,7 @@ def score(model: PreTrainedModel, rows: ResponseRows, spec: Train) -> Scores:
 
 
 def _parts(batch: Batch, tokens: np.ndarray, vocabulary: int) -> Iterator[Batch]:
-    """The batch in runs of rows whose distributions may be in memory together."""
+    """Split the batch into runs of rows whose distributions fit into memory together."""
     part: list[int] = []
     for row in batch:
         if part and (tokens[part].sum() + tokens[row]) * vocabulary > AT_ONCE:
@@ -149,13 +151,14 @@ def _parts(batch: Batch, tokens: np.ndarray, vocabulary: int) -> Iterator[Batch]
 
 
 def response_states(model: PreTrainedModel, rows: ResponseRows, batch: Batch) -> Tensor:
-    """The hidden states [N, D] that predict the response tokens of a batch, one row's after the other."""
+    """Return the hidden states [N, D] that predict the response tokens of a batch, row after row."""
     inputs, places = model_inputs(model, rows, batch)
     return hidden_states(model, inputs).flatten(0, 1)[places]
 
 
 def model_inputs(model: PreTrainedModel, rows: ResponseRows, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """What the model reads of a batch, int64 [B, T]; and where in the B · T states those of `response_states` stand."""
+    """Return the model's inputs for a batch, int64 [B, T], and the places of `response_states` among its B · T
+    states."""
     views, responses = [rows.views[row] for row in batch], [rows.responses[row] for row in batch]
     if model.config.is_encoder_decoder:
         start = start_token(model)
@@ -173,13 +176,13 @@ def model_inputs(model: PreTrainedModel, rows: ResponseRows, batch: Batch) -> tu
 
 
 def start_token(model: PreTrainedModel) -> int:
-    """What an encoder–decoder's decoder reads first."""
+    """Return the token that an encoder–decoder's decoder reads first."""
     start = getattr(model.generation_config, "decoder_start_token_id", None)
     return int(model.config.decoder_start_token_id if start is None else start)
 
 
 def _head(model: PreTrainedModel, rows: ResponseRows) -> Head:
-    """The model's head without the rows that only pad the vocabulary to a round size."""
+    """Return the model's head without the rows that only pad the vocabulary to a round size."""
     head = head_of(model)
     if len(head.weight) <= rows.vocabulary:
         return head
@@ -188,8 +191,10 @@ def _head(model: PreTrainedModel, rows: ResponseRows) -> Head:
 
 
 def token_figures(targets: Targets, logits: Tensor) -> tuple[Tensor, ...]:
-    """[n] each: −log Q of the response's token in nats, 1 where Q's top token is the teacher's, and KL(P‖Q), NaN where
-    the teacher's distribution P is not known."""
+    """Return −log Q of the response's tokens, whether Q's top token is the teacher's (1 or 0), and KL(P‖Q), [n] each.
+
+    Logarithms are natural. KL is NaN where the teacher's distribution P is not known.
+    """
     nll = token_loss.token_loss((CrossEntropy(),), targets, logits)
     match targets:
         case DenseTargets():
@@ -206,7 +211,7 @@ def token_figures(targets: Targets, logits: Tensor) -> tuple[Tensor, ...]:
 
 
 def _padded(model: PreTrainedModel, rows: Sequence[list[int]], *, left: bool = False) -> dict[str, Tensor]:
-    """input_ids and attention_mask, int64 [B, T], on the model's device."""
+    """Return input_ids and attention_mask, int64 [B, T], on the model's device."""
     width = max(map(len, rows))
     ids, mask = [], []
     for row in rows:
@@ -223,7 +228,10 @@ def _padded(model: PreTrainedModel, rows: Sequence[list[int]], *, left: bool = F
 
 
 def greedy_config(model: PreTrainedModel, stop_ids: Iterable[int], max_new_tokens: int) -> GenerationConfig:
-    """Greedy decoding that ends at ``stop_ids``, free of what the pretrained model came with (beams, penalties …)."""
+    """Return a configuration of greedy decoding that ends at ``stop_ids``.
+
+    The pretrained model's own settings (beams, penalties …) are left out.
+    """
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -243,15 +251,16 @@ def answers(
     max_new_tokens: int,
     batch_tokens: int,
 ) -> list[list[int]]:
-    """Greedy answers to views in the student's tokens: with the stop token that ended them, or ``max_new_tokens`` long.
+    """Return greedy answers to views in the student's tokens.
 
-    batch_tokens: views and answers of one batch at most, padding included. Rows do not depend on their batch. Ranks
-    share the batches, and all get all answers.
+    Each answer includes the stop token that ended it, or is ``max_new_tokens`` long. batch_tokens: views and answers of
+    one batch at most, padding included. Rows do not depend on their batch. Ranks share the batches, and all get all
+    answers.
     """
     model, stop = student.model.eval(), set(stop_ids)
     limit = min(max_new_tokens, decoder_positions(student)) if student.is_encoder_decoder else max_new_tokens
-    own_config, model.generation_config = model.generation_config, greedy_config(model, stop, limit)
-    found: dict[int, list[int]] = {}
+    previous_config, model.generation_config = model.generation_config, greedy_config(model, stop, limit)
+    answer_of: dict[int, list[int]] = {}
     lengths = [len(view) + limit for view in views]
     try:
         with console.progress("answers", total=len(views)) as bar, console.libraries_quiet():
@@ -260,12 +269,12 @@ def answers(
                 interrupts.raise_if_pending()
                 inputs = _padded(model, [views[row] for row in batch], left=not student.is_encoder_decoder)
                 skip = 1 if student.is_encoder_decoder else inputs["input_ids"].shape[1]
-                written = model.generate(**inputs)[:, skip:].tolist()
-                for row, ids in zip(batch, written, strict=True):
+                generated = model.generate(**inputs)[:, skip:].tolist()
+                for row, ids in zip(batch, generated, strict=True):
                     end = next((place + 1 for place, token in enumerate(ids) if token in stop), len(ids))
-                    found[row] = ids[:end]
+                    answer_of[row] = ids[:end]
                 bar.advance(len(batch) * ranks.count())
     finally:
-        model.generation_config = own_config
-    found = collectives.gathered(found)
-    return [found[row] for row in range(len(views))]
+        model.generation_config = previous_config
+    answer_of = collectives.gathered(answer_of)
+    return [answer_of[row] for row in range(len(views))]

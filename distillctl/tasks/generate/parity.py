@@ -1,4 +1,4 @@
-"""A graph that writes against the PyTorch model it came from, on real rows: the same logits, and the same answers."""
+"""The comparison of a generating graph with its PyTorch model on real rows: the same logits, and the same answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from distillctl.tasks.generate.objective import start_token
 
 @dataclass(frozen=True)
 class ParityRows:
-    """ids: the rows' names; views, responses: token ids, the responses' with the one that ends them."""
+    """The rows to compare. ids: their names; views, responses: token ids, the responses' with the one that ends
+    them."""
 
     ids: Sequence[str]
     views: Sequence[list[int]]
@@ -27,42 +28,44 @@ class ParityRows:
 
 
 def views(graph: OnnxGenerator, tokenizer: Any, ids: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of the views, by `tokenizer.json` alone. GateFailed when transformers makes others of a row."""
+    """Return token ids of the views, by `tokenizer.json` alone. Raise GateFailed when transformers makes others."""
     cut = graph.tokenizer.truncation
     options = {"truncation": True, "max_length": cut["max_length"]} if cut else {}
-    found = [graph.encode(text) for text in texts]
-    for row, own, other in zip(ids, found, tokenizer(list(texts), **options).input_ids, strict=True):
-        if own != other:
+    encoded = [graph.encode(text) for text in texts]
+    for row, here, elsewhere in zip(ids, encoded, tokenizer(list(texts), **options).input_ids, strict=True):
+        if here != elsewhere:
             raise GateFailed(
-                f"tokenizer.json gives {len(own)} tokens {own[:8]} …, transformers {len(other)} tokens {other[:8]} …",
+                f"tokenizer.json gives {len(here)} tokens {here[:8]} …, transformers {len(elsewhere)} tokens "
+                f"{elsewhere[:8]} …",
                 where=f"row {row}",
                 next="choose a student whose tokenizer is a fast one",
             )
-    return found
+    return encoded
 
 
 def check_parity(
     model: PreTrainedModel, graph: OnnxGenerator, rows: ParityRows, *, allowed: float, prompts: int, max_new_tokens: int
 ) -> TextParity:
-    """Logits of every response token under teacher forcing, and greedy answers to the first ``prompts`` views.
+    """Compare the logits of every response token under teacher forcing, and greedy answers to the first ``prompts``
+    views.
 
-    allowed: the largest |Δlogit| as a share of the row's largest |logit|. GateFailed names the row that is furthest
-    off, or the first one that is answered otherwise, unless two logits tie there.
+    allowed: the largest |Δlogit| as a share of the row's largest |logit|. Raise GateFailed with the row that is
+    furthest off, or the first one that is answered otherwise, unless two logits tie there.
     """
     model.eval()
     worst = _logits(model, graph, rows, allowed)
-    some = list(zip(rows.ids, rows.views, strict=True))[:prompts]
+    answered = list(zip(rows.ids, rows.views, strict=True))[:prompts]
     ties = 0
-    with console.progress("parity: answers", len(some)) as bar:
-        for row, view in some:
+    with console.progress("parity: answers", len(answered)) as bar:
+        for row, view in answered:
             interrupts.raise_if_pending()
             ties += not _same_answer(model, graph, row, view, allowed, max_new_tokens)
             bar.advance()
     return TextParity(
         max_logit_difference=worst,
         rows=len(rows.ids),
-        prompts=len(some),
-        equal_prompts=len(some) - ties,
+        prompts=len(answered),
+        equal_prompts=len(answered) - ties,
         ties=ties,
     )
 
@@ -75,8 +78,8 @@ def _logits(model: PreTrainedModel, graph: OnnxGenerator, rows: ParityRows, allo
     with console.progress("parity: logits", len(rows.ids)) as bar:
         for view, response in zip(rows.views, rows.responses, strict=True):
             interrupts.raise_if_pending()
-            expected, found = forced(model, view, response), graph.score(view, response)
-            differences.append(_difference(expected, found))
+            expected, actual = forced(model, view, response), graph.score(view, response)
+            differences.append(_difference(expected, actual))
             bar.advance()
     beyond = [not difference <= allowed for difference in differences]  # NaN is beyond
     worst = int(np.argmax(differences))
@@ -91,16 +94,16 @@ def _logits(model: PreTrainedModel, graph: OnnxGenerator, rows: ParityRows, allo
     return differences[worst]
 
 
-def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    """max |Δlogit| / max |logit|; logits that are −∞ in both are equal."""
+def _difference(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Return max |Δlogit| / max |logit|; logits that are −∞ in both are equal."""
     with np.errstate(invalid="ignore"):
-        apart = np.where(expected == found, 0, np.abs(expected - found))
-    return float(apart.max() / np.abs(expected[np.isfinite(expected)]).max())
+        differences = np.where(expected == actual, 0, np.abs(expected - actual))
+    return float(differences.max() / np.abs(expected[np.isfinite(expected)]).max())
 
 
 @torch.inference_mode()
 def forced(model: PreTrainedModel, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
-    """PyTorch's logits that predict each token of ``response`` after ``view``, float32 [R, V]."""
+    """Return PyTorch's logits that predict each token of ``response`` after ``view``, float32 [R, V]."""
     if model.config.is_encoder_decoder:
         ids = [start_token(model), *response[:-1]]
         logits = model(input_ids=torch.tensor([view]), decoder_input_ids=torch.tensor([ids])).logits[0]
@@ -116,20 +119,20 @@ def forced(model: PreTrainedModel, view: Sequence[int], response: Sequence[int])
 def _same_answer(
     model: PreTrainedModel, graph: OnnxGenerator, row: str, view: Sequence[int], allowed: float, limit: int
 ) -> bool:
-    """Whether the answers are the same; False where they part at a tie, GateFailed where they part otherwise."""
-    found = graph.generate(view, limit)
-    expected = greedy(model, view, graph.stop_ids, len(found) if found[-1] not in graph.stop_ids else limit)
-    if found == expected:
+    """Tell whether the answers are the same. Raise GateFailed where they part elsewhere than at a tie."""
+    actual = graph.generate(view, limit)
+    expected = greedy(model, view, graph.stop_ids, len(actual) if actual[-1] not in graph.stop_ids else limit)
+    if actual == expected:
         return True
-    at = next(place for place, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b)
+    at = next(place for place, (a, b) in enumerate(zip(expected, actual, strict=False)) if a != b)
     logits = forced(model, view, expected[: at + 1])[at]
-    apart = float(abs(logits[expected[at]] - logits[found[at]]))
+    gap = float(abs(logits[expected[at]] - logits[actual[at]]))
     bound = allowed * float(np.abs(logits[np.isfinite(logits)]).max())
-    if apart < bound:
+    if gap < bound:
         return False
     raise GateFailed(
         f"token {at + 1} of the answer differs: PyTorch says {_shown(graph, expected[: at + 1])}, ONNX Runtime "
-        f"{_shown(graph, found[: at + 1])}; the two logits are {apart:.3g} apart, which is no tie at an allowed "
+        f"{_shown(graph, actual[: at + 1])}; the two logits are {gap:.3g} apart, which is no tie at an allowed "
         f"difference of {bound:.3g}",
         where=f"row {row}",
         next="--set export.builder=trace",
@@ -138,7 +141,7 @@ def _same_answer(
 
 @torch.inference_mode()
 def greedy(model: PreTrainedModel, view: Sequence[int], stop_ids: Collection[int], limit: int) -> list[int]:
-    """PyTorch's likeliest token at each step, up to and with a stop id: no forced tokens, no penalties."""
+    """Return PyTorch's likeliest token at each step, up to and with a stop id: no forced tokens, no penalties."""
     encoded = None
     if model.config.is_encoder_decoder:
         encoded, step = model.get_encoder()(input_ids=torch.tensor([view])), torch.tensor([[start_token(model)]])

@@ -1,4 +1,4 @@
-"""The held-out rows of a student that writes, on which quantize scores smaller graphs."""
+"""The held-out rows of a generating student, on which quantize scores smaller graphs."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class GenerateHeldOut(BoundTask):
         self.architecture = "encoder_decoder" if self._train.encoder_decoder else "decoder"
         self.metric = text_metrics.metric_name(recipe.generate.score, views.reference)
         self._responses = response_shards.read(workspace, "full", "eval", TextLabels(Text())).text
-        profile = kept(recipe, "eval", shared_tokenizer=self._train.shared_tokenizer)
-        self._rows = _rows(recipe, workspace, self._train, "eval", profile)
+        codec = kept(recipe, "eval", shared_tokenizer=self._train.shared_tokenizer)
+        self._rows = _rows(recipe, workspace, self._train, "eval", codec)
         self._answers: dict[str, GenerateAnswers] = {}
         self._texts: dict[str, list[str]] = {}
         self._scores: dict[str, float] = {}
 
     def check(self, exported: Path) -> None:
-        """The graphs were tried on a text already, and any token is an answer."""
+        """Do nothing: the graphs were tried on a text already, and any token is an answer."""
 
     def calibration(self, exported: Path) -> TextCalibration:
         return TextCalibration(exported, lambda: _some_train_rows(self.recipe, self.workspace, self._train))
@@ -100,18 +100,18 @@ class GenerateHeldOut(BoundTask):
 
 
 def _some_train_rows(recipe: Recipe, workspace: Workspace, train: GenerateTrain) -> ResponseRows:
-    found = _rows(recipe, workspace, train, "train", TextLabels(Text()))
-    return found.take(range(min(CALIBRATION_ROWS, len(found.views))))
+    train_rows = _rows(recipe, workspace, train, "train", TextLabels(Text()))
+    return train_rows.take(range(min(CALIBRATION_ROWS, len(train_rows.views))))
 
 
 def _rows(
-    recipe: Recipe, workspace: Workspace, train: GenerateTrain, split: str, profile: SoftLabelCodec
+    recipe: Recipe, workspace: Workspace, train: GenerateTrain, split: str, codec: SoftLabelCodec
 ) -> ResponseRows:
     return rows(
         without_weights(recipe, workspace.folder("train") / "model", train.max_length, train.vocabulary),
         view_table.parts(workspace.folder("collect") / "views.parquet", split, "id", "simplified"),
-        response_shards.read_parts(workspace, "full", split, profile),
-        profile,
+        response_shards.read_parts(workspace, "full", split, codec),
+        codec,
         workspace.folder("quantize"),
         shared_tokenizer=train.shared_tokenizer,
         cut=recipe.contexts.truncate == "input",

@@ -1,4 +1,4 @@
-"""What the report says of a run that answers with text, besides what is said of every run."""
+"""The part of the report that only a run with generated text has."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHOWN = ("ceiling", "floor", "student", "deployed")
 def compare(
     recipe: Recipe, workspace: Workspace, views: ViewTable, *, deployed: bool
 ) -> tuple[dict[str, np.ndarray], GenerateReport]:
-    """Each arm's score per held-out row, float64 [N], and this task's own part of the contract.
+    """Return each arm's score per held-out row, float64 [N], and this kind's part of the report.
 
     deployed: whether quantize chose a graph; otherwise the student stands in for it.
     """
@@ -61,15 +61,15 @@ def compare(
         for arm, stage in (("deployed", "quantize"), ("student", "train"))[not deployed :]
     }
     student = tables["student"]
-    own = {arm: found[arm] for arm, found in tables.items()}
-    own |= {"control": student["control"]} if "control" in student else {}
-    own |= controls_table.read(workspace, views.id, list(task.controls))
-    said = {arm: found.text for arm, found in teacher.items()} | own
-    against = (views.reference, said["ceiling"], task.format)
-    scores = {arm: text.row_scores(task.score, found, *against) for arm, found in said.items()}
-    # Without references that is what `metrics` has already.
+    student_answers = {arm: part[arm] for arm, part in tables.items()}
+    student_answers |= {"control": student["control"]} if "control" in student else {}
+    student_answers |= controls_table.read(workspace, views.id, list(task.controls))
+    answers_of = {arm: part.text for arm, part in teacher.items()} | student_answers
+    against = (views.reference, answers_of["ceiling"], task.format)
+    scores = {arm: text.row_scores(task.score, part, *against) for arm, part in answers_of.items()}
+    # Without references `metrics` holds these figures already.
     alike = [name for name in task.metrics if name != "format"] if views.has_references else []
-    likeness = text.row_scores("chrf", said[last], [None], said["ceiling"], None)
+    likeness = text.row_scores("chrf", answers_of[last], [None], answers_of["ceiling"], None)
     graphs = workspace.folder("quantize" if deployed else "export")
     genai = (graphs / "genai_config.json").is_file()
     cut = {"ceiling": teacher["ceiling"].cut, "floor": teacher["floor"].cut, "student": student["student_cut"]}
@@ -80,7 +80,7 @@ def compare(
                 input=views.input[row],
                 reference=views.reference[row],
                 likeness=float(likeness[row]),
-                said={arm: said[arm][row] for arm in SHOWN if arm in said},
+                said={arm: answers_of[arm][row] for arm in SHOWN if arm in answers_of},
                 cut=[arm for arm, column in cut.items() if column[row]],
             )
             for row in rows
@@ -93,28 +93,31 @@ def compare(
     spread = context_kl.spread(teacher["floor"].context_kl or [])
     return scores, GenerateReport(
         artifact=f"quantize/{_graph(export.builder)}" if deployed else None,
-        fields=_fields(said),
-        fields_by_reference=_fields_by_reference(recipe, workspace, views.id, said),
+        fields=_fields(answers_of),
+        fields_by_reference=_fields_by_reference(recipe, workspace, views.id, answers_of),
         builder=export.builder,
         genai=genai,
         snippets=["answer.py", *(["answer_genai.py", "Writer.kt"] if genai else [])],
         begin=text_folder.begin(graphs) if export.builder != "seq2seq" else [],
         stop=list(task.stop),
         max_new_tokens=task.max_new_tokens,
-        metrics=collect.metrics | {arm: text.corpus(task.metrics, found, *against) for arm, found in own.items()},
+        metrics=collect.metrics
+        | {arm: text.corpus(task.metrics, part, *against) for arm, part in student_answers.items()},
         like_ceiling={
-            arm: text.corpus(alike, found, [None], said["ceiling"], None) for arm, found in said.items() if alike
+            arm: text.corpus(alike, part, [None], answers_of["ceiling"], None)
+            for arm, part in answers_of.items()
+            if alike
         },
         responses=collect.responses,
         kl_measured=KlMeasured(rows=train.kl_rows, lumped=train.kl_lumped, dropped_mass=train.dropped_mass),
         per_token=_per_token(tables, lengths, train.control),
-        context_decided={arm: found for arm, found in decided.items() if found},
+        context_decided={arm: part for arm, part in decided.items() if part},
         necessity=ContextNeedSpread(**need.given, **spread.given) if need else None,
-        leakage=_leakage(recipe, workspace, views, own),
+        leakage=_leakage(recipe, workspace, views, student_answers),
         verdicts=TextVerdicts(
             rows=len(views.id),
-            different=_different(said["ceiling"], said[last]),
-            quantization=_different(said["student"], said[last]),
+            different=_different(answers_of["ceiling"], answers_of[last]),
+            quantization=_different(answers_of["student"], answers_of[last]),
             likeness=float(likeness.mean()),
         ),
         sampled=answers(sampled.tolist()),
@@ -129,63 +132,63 @@ def compare(
 
 
 def _read(workspace: Workspace, context: str, split: str) -> Responses:
-    """What was said, without the distributions."""
+    """Read the answers without the distributions."""
     return response_shards.read(workspace, context, split, TextLabels(Text()))
 
 
 def _graph(builder: str) -> str:
-    """The file that writes the answer; an encoder–decoder has an encoder beside it."""
+    """Return the file that generates the answer; an encoder–decoder has a second file for its encoder."""
     return "decoder_model_merged.onnx" if builder == "seq2seq" else "model.onnx"
 
 
-def _fields(said: dict[str, list[str]]) -> dict[str, Corpus]:
-    """Key of the teacher's JSON → arm → share of the rows with the teacher's own value; of those where it has one."""
-    found = {}
-    for key in fields.keys(said["ceiling"]):
-        wanted = fields.values(said["ceiling"], key)
-        rows = [row for row, value in enumerate(wanted) if value is not None]
-        found[key] = {
-            arm: float(np.mean([own[row] == wanted[row] for row in rows]))
-            for arm, texts in said.items()
-            for own in [fields.values(texts, key)]
+def _fields(answers_of: dict[str, list[str]]) -> dict[str, Corpus]:
+    """Return key of the teacher's JSON → arm → share of equal values, over the rows where the teacher has one."""
+    shares = {}
+    for key in fields.keys(answers_of["ceiling"]):
+        teacher_values = fields.values(answers_of["ceiling"], key)
+        rows = [row for row, value in enumerate(teacher_values) if value is not None]
+        shares[key] = {
+            arm: float(np.mean([found_values[row] == teacher_values[row] for row in rows]))
+            for arm, texts in answers_of.items()
+            for found_values in [fields.values(texts, key)]
         }
-    return found
+    return shares
 
 
 def _fields_by_reference(
-    recipe: Recipe, workspace: Workspace, ids: list[str], said: dict[str, list[str]]
+    recipe: Recipe, workspace: Workspace, ids: list[str], answers_of: dict[str, list[str]]
 ) -> dict[str, dict[str, FieldShare]]:
-    """Key of `task.fields` → arm → share of right values on the rows where the data have one."""
+    """Return key of `task.fields` → arm → share of right values on the rows where the data have one."""
     wanted = recipe.generate.fields
     references = field_references.read(workspace.folder("collect"), ids, wanted) if wanted else {}
-    found: dict[str, dict[str, FieldShare]] = {}
+    shares: dict[str, dict[str, FieldShare]] = {}
     for key, values in references.items():
         rows = [row for row, value in enumerate(values) if value is not None]
-        found[key] = {}
-        for arm, texts in said.items() if rows else ():
-            own = [
+        shares[key] = {}
+        for arm, texts in answers_of.items() if rows else ():
+            answered = [
                 None if value is None else field_references.text_of(json.loads(value))
                 for value in fields.values(texts, key)
             ]
-            right = np.array([own[row] == values[row] for row in rows], dtype=np.float64)
-            found[key][arm] = FieldShare(**mean_interval(right).given, n=len(rows))
-    return found
+            right = np.array([answered[row] == values[row] for row in rows], dtype=np.float64)
+            shares[key][arm] = FieldShare(**mean_interval(right).given, n=len(rows))
+    return shares
 
 
 def _per_token(
     tables: dict[str, dict[str, Any]], lengths: np.ndarray, control: GenerateDistance | None
 ) -> dict[str, PerToken]:
-    found = {
+    figures = {
         arm: PerToken(**{key: _mean(columns.get(key), lengths) for key in ("kl", "nll", "same_top")})
         for arm, columns in tables.items()
     }
     if control is not None:
-        found["control"] = PerToken(kl=control.kl, nll=control.nll, same_top=control.agreement)
-    return found
+        figures["control"] = PerToken(kl=control.kl, nll=control.nll, same_top=control.agreement)
+    return figures
 
 
 def _mean(per_row: np.ndarray | None, lengths: np.ndarray) -> float | None:
-    """Per token of the teacher's responses, of means [N] over each response's ``lengths`` tokens."""
+    """Return the mean per token of the teacher's responses, from means [N] over each response's ``lengths`` tokens."""
     if per_row is None:
         return None
     known = ~np.isnan(per_row)
@@ -193,47 +196,48 @@ def _mean(per_row: np.ndarray | None, lengths: np.ndarray) -> float | None:
     return float(np.average(per_row[known], weights=weights))
 
 
-def _different(one: list[str], other: list[str]) -> int:
-    return sum(a != b for a, b in zip(one, other, strict=True))
+def _different(first: list[str], second: list[str]) -> int:
+    return sum(a != b for a, b in zip(first, second, strict=True))
 
 
 # ── references to the context ────────────────────────────────────────────────────────────────────
 
 
-def _leakage(recipe: Recipe, workspace: Workspace, views: ViewTable, own: dict[str, list[str]]) -> LeakageFacts:
-    """How many of the teacher's responses, of both splits, refer to the context, and the worst of them; and how many
-    answers of the student do."""
-    found: list[PointingResponse] = []
+def _leakage(
+    recipe: Recipe, workspace: Workspace, views: ViewTable, student_answers: dict[str, list[str]]
+) -> LeakageFacts:
+    """Find the teacher's responses, of both splits, and the student's answers that refer to the context."""
+    pointing: list[PointingResponse] = []
     count = 0
     folder = workspace.folder("collect")
     for split in ("train", "eval"):
         split_views = view_table.read(folder / "views.parquet", split)
         place = {row: index for index, row in enumerate(split_views.id)}
-        said = _read(workspace, CEILING, split)
-        rows = [place[row] for row in said.id]
+        responses = _read(workspace, CEILING, split)
+        rows = [place[row] for row in responses.id]
         count += len(rows)
-        for row, response, spans in zip(rows, said.text, _spans(said.text, split_views, rows), strict=True):
+        for row, response, spans in zip(rows, responses.text, _spans(responses.text, split_views, rows), strict=True):
             if spans:
-                found.append(PointingResponse(split=split, input=split_views.input[row], text=response, spans=spans))
-    found.sort(key=lambda one: -sum(span.end - span.start for span in one.spans))
-    everyone = list(range(len(views.id)))
+                pointing.append(PointingResponse(split=split, input=split_views.input[row], text=response, spans=spans))
+    pointing.sort(key=lambda response: -sum(span.end - span.start for span in response.spans))
+    all_rows = list(range(len(views.id)))
 
     def count_of(why: str) -> int:
-        return sum(any(span.why == why for span in one.spans) for one in found)
+        return sum(any(span.why == why for span in response.spans) for response in pointing)
 
     return LeakageFacts(
         words=leakage.WORDS,
         responses=count,
-        leaking=len(found),
+        leaking=len(pointing),
         copied=count_of("copied"),
         phrase=count_of("phrase"),
-        own={arm: sum(map(bool, _spans(said, views, everyone))) for arm, said in own.items()},
-        listed=found[: recipe.report.answers],
+        own={arm: sum(map(bool, _spans(texts, views, all_rows))) for arm, texts in student_answers.items()},
+        listed=pointing[: recipe.report.answers],
     )
 
 
-def _spans(said: list[str], views: ViewTable, rows: list[int]) -> list[list[PointingSpan]]:
+def _spans(texts: list[str], views: ViewTable, rows: list[int]) -> list[list[PointingSpan]]:
     # The student sees the simplified view; the input also counts as seen where a template leaves part of it out.
     seen = [f"{views.simplified[row]}\n{views.input[row]}" for row in rows]
-    found = leakage.spans(said, [views.full[row] for row in rows], seen)
-    return [[PointingSpan(**vars(span)) for span in spans] for spans in found]
+    spans_of = leakage.spans(texts, [views.full[row] for row in rows], seen)
+    return [[PointingSpan(**vars(span)) for span in spans] for spans in spans_of]

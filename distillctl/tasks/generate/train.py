@@ -1,4 +1,4 @@
-"""What train learns from where the response is a text."""
+"""The training of a student whose response is a text."""
 
 from __future__ import annotations
 
@@ -72,29 +72,29 @@ class GenerateTraining(BoundTask):
         return self.workspace.facts("collect", TeacherTokens)
 
     def _responses(self, split: str) -> Iterator[Responses]:
-        """Read the responses without what was kept of the distributions."""
+        """Read the responses without their distributions."""
         return response_shards.read_parts(self.workspace, "full", split, TextLabels(Text()))
 
     def rows(self, student: Student) -> tuple[Student, dict[str, ResponseRows]]:
         """Return the rows, and the student with a maximum length that the rows need."""
         check_terms(self.recipe.train.loss, shared_tokenizer=self._shares_tokenizer(student))
-        found = {split: self._rows(student, split) for split in ("train", "eval")}
-        if any(part.cut for part in found.values()):
+        rows_of = {split: self._rows(student, split) for split in ("train", "eval")}
+        if any(part.cut for part in rows_of.values()):
             cautions.add(
                 "responses-cut-for-student",
-                f"The ends of {found['train'].cut:,} train and {found['eval'].cut:,} eval responses were cut, "
+                f"The ends of {rows_of['train'].cut:,} train and {rows_of['eval'].cut:,} eval responses were cut, "
                 f"because view and response do not fit into the {student.max_length:,} tokens that the student takes.",
             )
-        return self._shortened(student, found), found
+        return self._shortened(student, rows_of), rows_of
 
     def _rows(self, student: Student, split: str) -> ResponseRows:
         shared_tokenizer = self._shares_tokenizer(student)
-        profile = kept(self.recipe, split, shared_tokenizer=shared_tokenizer)
+        codec = kept(self.recipe, split, shared_tokenizer=shared_tokenizer)
         return rows(
             student,
             view_table.parts(self.views_path, split, "id", "simplified"),
-            response_shards.read_parts(self.workspace, "full", split, profile),
-            profile,
+            response_shards.read_parts(self.workspace, "full", split, codec),
+            codec,
             self.workspace.folder("train"),
             shared_tokenizer=shared_tokenizer,
             cut=self.recipe.contexts.truncate == "input",
@@ -103,12 +103,12 @@ class GenerateTraining(BoundTask):
     def _shares_tokenizer(self, student: Student) -> bool:
         return bool(student.vocabulary_digest == self._teacher.teacher_tokenizer)
 
-    def _shortened(self, student: Student, found: Mapping[str, ResponseRows]) -> Student:
+    def _shortened(self, student: Student, rows_of: Mapping[str, ResponseRows]) -> Student:
         """Limit a decoder to twice the longest row, and to no less than `LEAST_POSITIONS`: its graph stores rotary
         tables that long. A length that the recipe names stays."""
         if student.is_encoder_decoder or self.recipe.student.max_length is not None:
             return student
-        longest = max(int(part.lengths.max(initial=0)) for part in found.values())
+        longest = max(int(part.lengths.max(initial=0)) for part in rows_of.values())
         return replace(student, max_length=min(student.max_length, max(LEAST_POSITIONS, 2 * longest)))
 
     def examples(self, rows: ResponseRows) -> Iterable[Any]:
@@ -141,8 +141,11 @@ class GenerateTraining(BoundTask):
         return GenerateTrained(stop_ids, scores, ids, texts, figures)
 
     def _stop_ids(self, student: Student) -> list[int]:
-        """Return the ids that end an answer. With a tokenizer of its own that is the end token alone: the student
-        learned from texts that were cut before any stop string."""
+        """Return the ids that end an answer.
+
+        With a tokenizer of its own that is the student's end token alone: it learned from texts that were cut before
+        any stop string.
+        """
         if not self._shares_tokenizer(student):
             return [end_token(student)]
         stop, remap = np.array(self._teacher.stop_ids), student.remap
@@ -195,7 +198,7 @@ class GenerateTraining(BoundTask):
             answers[arm] = response_shards.read(self.workspace, context, "eval", TextLabels(Text())).text
         answers |= controls_table.read(self.workspace, views.id, list(task.controls))
         against = (views.reference, answers["ceiling"], task.format)
-        rows = {arm: text_metrics.row_scores(task.score, own, *against) for arm, own in answers.items()}
+        rows = {arm: text_metrics.row_scores(task.score, texts, *against) for arm, texts in answers.items()}
         doubts.review("student", answers, rows, task.controls, text_metrics.metric_name(task.score, views.reference))
 
     def facts(self, student: Student, rows: Mapping[str, ResponseRows], trained: GenerateTrained) -> WriterFacts:
