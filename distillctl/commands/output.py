@@ -139,7 +139,7 @@ def _cut_inputs(counts: Mapping[str, int] | None) -> str | None:
     return f"inputs whose end was cut: {counts['train']:,} in train, {counts['eval']:,} in eval"
 
 
-def _responses(responses: ResponseFacts, necessity: ContextNeed | None) -> Iterator[str]:
+def _responses(responses: ResponseFacts, need: ContextNeed | None) -> Iterator[str]:
     """Yield how many responses there are, how much of them is kept, and how much they depend on the context."""
     mass = responses.captured_mass
     kept = f", {mass.median:.2%} of the probability kept in the median ({mass.p5:.2%} at p5)" if mass else ""
@@ -150,11 +150,11 @@ def _responses(responses: ResponseFacts, necessity: ContextNeed | None) -> Itera
             f"{responses.count:,} responses of {responses.tokens:.1f} tokens in the mean, "
             f"{responses.cut:,} cut off; {responses.bytes_per_token:.0f} bytes per token on disk{kept}"
         )
-    if necessity is None:
+    if need is None:
         return
     yield (
-        f"each token needs the context by {necessity.mean:.3f} nats in the mean, "
-        f"{necessity.median:.3f} in the median (KL of full to simplified)"
+        f"each token needs the context by {need.mean:.3f} nats in the mean, "
+        f"{need.median:.3f} in the median (KL of full to simplified)"
     )
 
 

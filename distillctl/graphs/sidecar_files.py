@@ -130,7 +130,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def _foreign_settings(folder: Path) -> str | None:
-    """Return what genai_config.json would make onnxruntime-genai load besides the graph: programs or other files."""
+    """Return the programs or other files that genai_config.json makes onnxruntime-genai load next to the graph."""
     if not (folder / GENAI_CONFIG).exists():
         return None
     try:

@@ -74,7 +74,7 @@ class TrimmedVocabulary(Section):
 
     merges: Count = 4096
     """Size of the safety set: this many of the tokenizer's first merges (for WordPiece and unigram, of its first
-    pieces), besides single bytes or characters and special tokens."""
+    pieces), in addition to single bytes or characters and special tokens."""
 
 
 class NewTokenizer(Section):

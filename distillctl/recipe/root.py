@@ -103,8 +103,8 @@ class Recipe(Section):
     def _text_in_needs_one_step(self) -> Recipe:
         if self.bundle.text_in and self.task.response_tokens:
             raise ValueError(
-                "bundle.text_in: a graph with the tokenizer inside is for task.kind: classify; a model that writes "
-                "needs its tokenizer at every step"
+                "bundle.text_in: a graph with the tokenizer inside is for task.kind: classify; a model that generates "
+                "text needs its tokenizer at every step"
             )
         return self
 
@@ -114,7 +114,7 @@ class Recipe(Section):
         if "static_int8" in kinds and self.task.response_tokens:
             raise ValueError(
                 f"quantize.candidates[{kinds.index('static_int8')}]: static_int8 is for task.kind: classify; a model "
-                "that writes meets what no train row shows, use weight_only or dynamic_int8"
+                "that generates text meets values that no train row shows; use weight_only or dynamic_int8"
             )
         return self
 

@@ -53,7 +53,7 @@ class OpenAITeacher(Section):
     api_key_env: str | None = "OPENAI_API_KEY"
     """Environment variable that holds the key; `null` sends none. A server on this machine may do without."""
     top_logprobs: Annotated[int, Field(ge=1, le=1000)] = 20
-    """How many of the likeliest tokens to ask for at each position. Servers grant fewer (OpenAI 20, or 5)."""
+    """How many of the likeliest tokens to ask for at each position. Servers return fewer (OpenAI 20, or 5)."""
     tokenizer: Annotated[str | None, Field(examples=["Qwen/Qwen3-32B"])] = None
     """The model's tokenizer (hub id, folder, `.gguf` file, or `package:NAME/path`). It tells which tokens a label is
     made of, and the ids of tokens."""

@@ -220,7 +220,7 @@ def speeds(models: Mapping[str, TimedModel]) -> Markup:
     return drawn("speeds", f"Time to the first token and speed of the others: {listed}.", draw)
 
 
-def necessity(spread: NeedSpread) -> Markup:
+def context_need(spread: NeedSpread) -> Markup:
     """Draw where the context's effect lies: by how much a token needs it, and by its position in the response."""
     bins, positions = spread.bins, spread.positions
 
@@ -251,7 +251,7 @@ def necessity(spread: NeedSpread) -> Markup:
         f"{formatting.percent(group.nats, 0)} of all KL"
         for group in bins
     )
-    return drawn("necessity", f"How much the response tokens need the context. {listed}.", draw)
+    return drawn("context-need", f"How much the response tokens need the context. {listed}.", draw)
 
 
 def _range(group: NeedRange) -> str:

@@ -61,7 +61,7 @@ def _charts(facts: ReportFacts, series: Series) -> dict[str, Markup]:
         if facts.models:
             drawings["speeds"] = charts.speeds(facts.models)
         if need := facts.part(GenerateReport).necessity:
-            drawings["necessity"] = charts.necessity(need)
+            drawings["context_need"] = charts.context_need(need)
     return drawings
 
 

@@ -174,7 +174,7 @@ class Workspace:
     def sweep(self, token: str) -> None:
         """Remove what a killed process left half-written, and put back what it had set aside.
 
-        Both have the token in their names and lie in the stages' folders or beside them. Nothing else is touched.
+        Both have the token in their names and lie in the stages' folders or next to them. Nothing else is touched.
         """
         with writable(self.root):
             hidden = list(self.root.glob(".*"))

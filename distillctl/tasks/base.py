@@ -121,7 +121,7 @@ class Findings:
     kept: Mapping[str, np.ndarray] | None = None
     """Split → bool [N], the rows that count. None stands for all of them."""
     outputs: Sequence[str] = ()
-    """Files besides the views and the shards."""
+    """Files other than the views and the shards."""
 
 
 # ── train ────────────────────────────────────────────────────────────────────────────────────────

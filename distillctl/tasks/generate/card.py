@@ -61,7 +61,7 @@ def description(collect: DataFacts, train: GenerateTrain) -> str:
             f"{decided.agreement:.1%}."
         )
     )
-    return f"""A model that writes. It does without a prompt what {teacher} does with one:
+    return f"""A text generator. It does without a prompt what {teacher} does with one:
 {tokens.student} tokens of input here (median), {tokens.teacher} there. It learned from that model's answers to
 {counts.train:,} inputs. In its answers to {counts.eval:,} held-out inputs the two agree on the likeliest token
 for {train.agreement:.1%} of the tokens{divergence} (in PyTorch, before export).{sentence}"""
@@ -80,6 +80,6 @@ def _block(file: str, recipe: Recipe, reading: Reading, builder: str, begin: Seq
 
 
 def known(recipe: Recipe, builder: str, begin: Sequence[int]) -> dict[str, Any]:
-    """Return the values that Python and Kotlin snippets take besides the reading (`code.render`)."""
+    """Return the values that Python and Kotlin snippets take in addition to the reading (`code.render`)."""
     task = recipe.generate
     return {"builder": builder, "begin": [*begin], "stop": task.stop, "max_new_tokens": task.max_new_tokens}

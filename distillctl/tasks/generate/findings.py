@@ -44,11 +44,11 @@ def findings(work: GenerateCollection) -> tuple[ArmFacts, GenerateCollect]:
             "Add one that measures content to task.metrics: fields (for JSON), exact, chrf, bleu or rouge_l.",
         )
     arms, gaps = comparison.compare(rows, metric)
-    necessity = _necessity(work)
+    need = _context_need(work)
     effects = {
         arm: comparison.context_effect(
             np.array([a.strip() != b.strip() for a, b in zip(texts, answers_of["ceiling"], strict=True)]),
-            necessity.mean if necessity and arm == "floor" else None,
+            need.mean if need and arm == "floor" else None,
         )
         for arm, texts in answers_of.items()
         if arm != "ceiling"
@@ -57,7 +57,7 @@ def findings(work: GenerateCollection) -> tuple[ArmFacts, GenerateCollect]:
     return ArmFacts(metric=metric, arms=arms, gaps=gaps, context_effects=effects), GenerateCollect(
         metrics={arm: text_metrics.corpus(task.metrics, texts, *against) for arm, texts in answers_of.items()},
         responses=_responses(work),
-        necessity=necessity,
+        necessity=need,
     )
 
 
@@ -93,7 +93,7 @@ def _texts(work: GenerateCollection, arm: str, count: int) -> list[str]:
     return texts
 
 
-def _necessity(work: GenerateCollection) -> ContextNeed | None:
+def _context_need(work: GenerateCollection) -> ContextNeed | None:
     """Return how much the tokens of the ceiling's answers need the full context; None where it is not known."""
     parts = [kl for _, responses in work.read(FLOOR, "eval", work.bare) for kl in responses.context_kl or ()]
     needed = np.concatenate(parts) if parts else np.empty(0)

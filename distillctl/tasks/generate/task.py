@@ -71,7 +71,7 @@ class GenerateTask(BoundTask):
         return bench.paired_job(self)
 
     def check_bundle(self) -> None:
-        """A bundle of this kind needs nothing besides what is always installed."""
+        """Do nothing: a bundle of this kind needs no optional package."""
 
     def fill_bundle(self, draft: BundleBuilder, views: ViewTable) -> FolderFacts:
         from distillctl.tasks.generate import bundle

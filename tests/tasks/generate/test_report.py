@@ -189,7 +189,7 @@ def test_responses_that_point_at_the_context_are_listed(facts: dict[str, Any]) -
     assert (found["leaking"], found["copied"], found["phrase"]) == (2, 2, 1)
 
 
-# ── context necessity ────────────────────────────────────────────────────────────────────────────
+# ── need of the context ──────────────────────────────────────────────────────────────────────────
 
 
 @example([[1e-12]])
