@@ -91,7 +91,8 @@ def form(reading: Reading) -> str:
             "code here renders that template itself; code in other languages has to be given the rendered text."
         )
         if template.variables:
-            description += f" Besides the input, the template takes {_list(template.variables)} from the input's row."
+            names = ", ".join(map(markdown.code, template.variables))
+            description += f" Besides the input, the template takes {names} from the input's row."
     else:
         description = (
             "The model does not read the bare input: it was trained on what the messages of `contexts.simplified` in "
@@ -111,10 +112,6 @@ def form(reading: Reading) -> str:
 
 def _shown(text: str | None) -> str:
     return markdown.code(json.dumps(text, ensure_ascii=False))
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(map(markdown.code, names))
 
 
 def sources(recipe: Recipe) -> list[dict[str, str]]:

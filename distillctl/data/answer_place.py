@@ -67,7 +67,7 @@ def of_template(render: Callable[[str], str], prefix: str | None, *, strip_newli
     cue = cue.rstrip()
     gaps = (
         Counter(_white_space(rest) for rest in earlier.split(cue)[1:] if rest.strip())
-        if at and len(cue) > 1
+        if at and len(cue) >= _SHORTEST_CUE
         else Counter()
     )
     gap = gaps.most_common(1)[0][0] if gaps else None

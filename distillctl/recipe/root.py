@@ -16,7 +16,7 @@ from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.export import Export
 from distillctl.recipe.generate import Generate, Sampled, Text, TopK
-from distillctl.recipe.models import HuggingFaceTeacher, Student, Teacher
+from distillctl.recipe.models import Student, Teacher
 from distillctl.recipe.quantize import Quantize
 from distillctl.recipe.report import Report
 from distillctl.recipe.served import OpenAITeacher, unsupported_by_server, with_defaults
@@ -132,12 +132,6 @@ class Recipe(Section):
         """Return the task of a recipe that is known to generate."""
         assert isinstance(self.task, Generate)
         return self.task
-
-    @property
-    def local_teacher(self) -> HuggingFaceTeacher:
-        """Return the teacher of a recipe that is known to run it here."""
-        assert isinstance(self.teacher, HuggingFaceTeacher)
-        return self.teacher
 
     @property
     def overrides(self) -> tuple[str, ...]:

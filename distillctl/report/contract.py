@@ -109,7 +109,7 @@ def build(recipe: Recipe, workspace: Workspace) -> ReportFacts:
         teacher=collect.teacher,
         student=TrainedFacts(**{name: value for name, value in train.given.items() if name != "control"}),
         control=train.control,
-        soft_labels_bought=_bought(scores),
+        soft_labels_bought=(difference_interval(scores["student"], scores["control"]) if "control" in scores else None),
         fp32=quantize.fp32,
         candidates=quantize.candidates,
         not_tried=quantize.not_tried,
@@ -222,8 +222,3 @@ def _place(controls: Mapping[str, str], arm: str) -> int:
     """Return an arm's place in the order: the ceiling first, the recipe's own arms before the floor."""
     order = ("ceiling", *STUDENT_ARMS, *controls)
     return order.index(arm) if arm in order else len(order) + (arm == "floor")
-
-
-def _bought(scores: dict[str, np.ndarray]) -> Interval | None:
-    """Return student − control: the gain from the teacher's probabilities over its bare answers."""
-    return difference_interval(scores["student"], scores["control"]) if "control" in scores else None

@@ -19,7 +19,7 @@ from distillctl.teachers.label_scoring import LabelScores
 from distillctl.teachers.reading import LocalReader
 from distillctl.teachers.response_scoring import Use, context_kl
 from distillctl.teachers.shared_context import SharedContext
-from distillctl.teachers.worker_pool import ContextComparison, ShardTask, SharedPrefix, Views
+from distillctl.teachers.worker_pool import ContextComparison, ShardTask, Views
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,5 @@ class GenerationWorker:
 
 
 def _suffixes(views: Views, context: SharedContext | None) -> list[list[int]]:
-    return views.ids if context else [_shared(views.prefix) + ids for ids in views.ids]
-
-
-def _shared(prefix: SharedPrefix) -> list[int]:
-    return prefix.shortest[: prefix.shared]
+    shared = [] if context else views.prefix.shortest[: views.prefix.shared]
+    return [shared + ids for ids in views.ids]

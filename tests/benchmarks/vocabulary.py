@@ -51,7 +51,7 @@ def main(path: str, run_dir: str) -> None:
         [view[shared:] for view in trimmed],
         stop=[int(new[token]) for token in stop if new[token] >= 0],
         max_new_tokens=recipe.generate.max_new_tokens,
-        batch_tokens=recipe.local_teacher.batch_tokens,
+        batch_tokens=recipe.teacher.batch_tokens,
         context=SharedContext(teacher.model, trimmed[0][:shared]),
     )
     answers = [kept[one.token_ids].tolist() for [one] in found]
