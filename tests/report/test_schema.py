@@ -43,7 +43,7 @@ def test_a_figure_that_is_no_number_has_not(facts: dict[str, Any]) -> None:
 
 def test_fields_say_what_they_mean() -> None:
     described = schema()["$defs"]["TimedModel"]["properties"]["warmup_ratio"]["description"]
-    assert described.startswith("How much slower than the median")
+    assert described.startswith("Median of the untimed queries")
 
 
 def test_the_command_prints_it_without_a_recipe() -> None:
