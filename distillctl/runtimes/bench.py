@@ -196,8 +196,8 @@ class BenchSession:
                 console.warn(f"{name} gave the expected answer in only {share:.1%} of its timed queries")
         with tempfile.TemporaryDirectory() as scratch:
             logs = Path(scratch)
-            if (found := self._loadgen(jobs["deployed"], logs)) is not None:
-                also |= AlsoMeasured(loadgen=found)
+            if (rated := self._loadgen(jobs["deployed"], logs)) is not None:
+                also |= AlsoMeasured(loadgen=rated)
             facts = BenchFacts(
                 models=models,
                 machine=before,
