@@ -20,7 +20,7 @@ _SHORTEST_CUE = 2
 
 @dataclass(frozen=True)
 class AnswerPlace:
-    """How an answer follows the views of one context.
+    """The place of an answer after the views of one context.
 
     prefix: the recipe's text before the words; None: derived. gap: the white space (perhaps none) between cue and
     answer in the context's own examples or in the chat template; None: there are no examples.

@@ -24,7 +24,7 @@ from distillctl.untrusted.templates import RowColumns
 CEILING, FLOOR = "full", "simplified"
 """The contexts that every recipe has."""
 CHECKED = 20
-"""How many views of each context are rendered before any is paid for."""
+"""Views of each context that are rendered before any is paid for."""
 PUBLIC = {CEILING: "ceiling", FLOOR: "floor"}
 """Context → the name of its arm in reports."""
 

@@ -11,7 +11,7 @@ from distillctl.metrics import names
 from distillctl.run_dir.facts import Candidate, FailedSearch, SearchFacts
 
 Unit = Literal["label", "token"]
-"""What a graph chooses: a label per row, or a token per position."""
+"""The choice of a graph: a label per row, or a token per position."""
 
 
 def measured(search: SearchFacts, unit: Unit) -> list[dict[str, str]]:

@@ -46,7 +46,7 @@ class Task(Protocol):
     runtime: ClassVar[str]
     """The name by which `runtimes.worker` runs this kind's graphs."""
     report_part: ClassVar[type[KindReport]]
-    """What only this kind's report says."""
+    """The part of the report that only this kind has."""
 
     def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], AnswerRequest]:
         """Return a function from arm, split and example to what the teacher is asked about that view."""

@@ -23,7 +23,7 @@ from distillctl.teachers.worker_pool import AnswerRequest, Answers, SharedPrefix
 _END = -1
 """Separates several answers in one array; no token has this id."""
 GROUP_ROWS = 1024
-"""How many rows of views.parquet are in memory at a time."""
+"""Rows of views.parquet in memory at a time."""
 
 
 class Arm:
