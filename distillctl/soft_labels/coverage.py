@@ -21,7 +21,7 @@ class UnseenLabels(Facts):
 
 
 class CoverageFacts(Facts):
-    """What a served teacher did not show. Both are None if all labels are exact."""
+    """The labels that a served teacher did not show. Both are None if all labels are exact."""
 
     unmeasured: dict[str, LeftOutRows] | None = None
     """Split → the rows that were left out."""
