@@ -125,9 +125,8 @@ def command(name: str, help: str, group: typer.Typer = app) -> Callable[[Callabl
             console.configure(as_json=bool(kwargs.get("as_json")), verbosity=verbosity)
             with interrupts.restored():
                 try:
-                    with interrupts.handled(console.from_handler):
-                        if not ranks.is_first():
-                            interrupts.leave()  # before it has joined the others it has nothing to lose
+                    # A rank that has not joined the first one has nothing to lose.
+                    with interrupts.handled(console.from_handler, left=not ranks.is_first()):
                         if ranks.count() > 1 and name != "train":
                             raise UsageError(
                                 f"{name} runs in one process; only train takes several ranks",

@@ -45,6 +45,8 @@ class _SignalState:
     """Depth of nested `deferred` blocks."""
     show: Callable[[str], None] | None = None
     """Shows a note to the user. None outside of `handled`."""
+    left: bool = False
+    """Whether `leave` was called after the last `install`."""
 
 
 _state = _SignalState()
@@ -59,30 +61,33 @@ def restored() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _state.came, _state.deferred, _state.show = None, 0, None
+        _state.came, _state.deferred, _state.show, _state.left = None, 0, None, False
 
 
 @contextmanager
-def handled(show: Callable[[str], None]) -> Iterator[None]:
+def handled(show: Callable[[str], None], left: bool = False) -> Iterator[None]:
     """Handle signals within the block; ignore them after it, so that the last message is complete.
 
-    show: shows a note. It is called from a handler, where buffered output may not be used.
+    show: shows a note. It is called from a handler, where buffered output may not be used. left: begin as after
+    `leave`, so that there is no moment in which a signal does not end the process.
     """
     _state.show = show
     unraisable = sys.unraisablehook
     sys.unraisablehook = lambda dropped: None if isinstance(dropped.exc_value, Interrupted) else unraisable(dropped)
-    install()
+    leave() if left else install()
     try:
         with _watched():
             yield
     finally:
-        ignore()
+        if not _state.left:
+            ignore()
         sys.unraisablehook = unraisable
 
 
 def install() -> None:
     """Install the handlers, also after a library replaced them. Only the main thread can."""
     if _state.show is not None and _is_main_thread():
+        _state.left = False
         for number in SIGNALS:
             signal.signal(number, _on_signal)
 
@@ -90,6 +95,7 @@ def install() -> None:
 def leave() -> None:
     """Let signals end the process silently, as they do by default. For waits that Python cannot interrupt."""
     if _state.show is not None and _is_main_thread():
+        _state.left = True
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 

@@ -108,6 +108,22 @@ def test_nothing_ends_the_last_words(said):
     assert not interrupts.pending()
 
 
+def test_who_has_nothing_to_lose_never_ignores_a_signal():
+    """A rank that waits for a dead one must end when its launcher says so."""
+
+    def handlers():
+        return [signal.getsignal(number) for number in interrupts.SIGNALS]
+
+    by_default, ignored = [signal.SIG_DFL] * 2, [signal.SIG_IGN] * 2
+    with interrupts.restored():
+        with interrupts.handled(print, left=True):
+            assert handlers() == by_default
+        assert handlers() == by_default
+        with interrupts.handled(print, left=True):
+            interrupts.install()  # it has joined the others
+        assert handlers() == ignored
+
+
 # ── the command line ─────────────────────────────────────────────────────────────────────────────
 
 
