@@ -30,7 +30,7 @@ class ViewTemplate(BaseModel):
     app must build the view itself.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     form: Literal["text", "jinja", "view"]
     prefix: str | None = None

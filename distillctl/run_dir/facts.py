@@ -17,7 +17,9 @@ from distillctl.errors import UpstreamError
 class Facts(BaseModel):
     """Findings of a stage, or a part of them."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def as_json(self) -> dict[str, Any]:
         """Return what was set, as JSON has it."""
