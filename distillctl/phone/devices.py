@@ -39,7 +39,7 @@ _SYSTEMS = {
 class Check(BaseModel):
     """The comparison of a device's answers with the recorded ones, from `PhoneTask.check`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
     rows: int
     same_label: int
     ties: int
@@ -51,7 +51,7 @@ class Check(BaseModel):
 class BackendRun(BaseModel):
     """The measurement of one backend on a device."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
     backend: Literal["wasm", "webgpu"]
     threads: int = Field(ge=1, le=64)
     load_ms: Milliseconds
@@ -98,7 +98,7 @@ class DeviceFigures(Facts):
 class DeviceResult(BaseModel):
     """All results of one device: devices/<id>.json."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
     id: Word
     """Id of the session."""
     name: Word

@@ -27,7 +27,7 @@ Pixels = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e5)]
 class PageMessage(BaseModel):
     """A message. Unknown keys are errors, and strings are not converted to numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Screen(PageMessage):
