@@ -107,7 +107,7 @@ class ViewTokens(Facts):
 
 
 class PlaceFacts(Facts):
-    """Where an answer begins in one context's views (`data.answer_place.AnswerPlace`)."""
+    """The place where an answer begins in one context's views (`data.answer_place.AnswerPlace`)."""
 
     prefix: str | None = None
     gap: str | None = None

@@ -78,7 +78,7 @@ class BenchSession:
 
     @property
     def _place(self) -> PlaceFacts:
-        """Where the teacher's answer begins."""
+        """Return the place where the teacher's answer begins."""
         return self.workspace.facts("collect", PlacesFacts).answer_place["full"]
 
     def teachers(

@@ -1,4 +1,4 @@
-"""What collect records about the labels that a served teacher did not show (`measured`)."""
+"""The facts that collect records about labels that a served teacher did not show (`measured`)."""
 
 from __future__ import annotations
 
