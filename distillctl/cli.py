@@ -10,13 +10,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from distillctl import __version__, console, interrupts, ranks
 from distillctl.errors import Interrupted, UnavailableError, UsageError, UserFacingError
 from distillctl.terminal import os_errors, streams
+
+if TYPE_CHECKING:
+    from distillctl.recipe import Recipe
+    from distillctl.run_dir.workspace import Workspace
 
 EXIT_CODES = """
 Exit codes:
@@ -192,7 +196,9 @@ def _reports_error() -> bool:
     return ranks.reports_error()
 
 
-def _open(options: RecipeOptions, defaults: Sequence[str] = (), overrides: Sequence[str] = ()) -> tuple[Any, Any]:
+def _open(
+    options: RecipeOptions, defaults: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> tuple[Recipe, Workspace]:
     """Load the recipe, and return it with its run directory. defaults: settings before --set; overrides: after it."""
     from distillctl import recipe
     from distillctl.run_dir.workspace import Workspace
@@ -209,7 +215,7 @@ def _open(options: RecipeOptions, defaults: Sequence[str] = (), overrides: Seque
     return loaded, workspace
 
 
-def _plan(recipe: Any, workspace: Any, stages: list[str]) -> None:
+def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> None:
     from distillctl.commands import dry_run, output
 
     if not ranks.is_first():
@@ -597,7 +603,7 @@ def _misused(problem: Any) -> int:
     return misuse.exit_code
 
 
-def _code(ended: Any) -> int:
+def _code(ended: object) -> int:
     """Return the exit code; it is not 0 if the result got lost on stdout."""
     code = ended if isinstance(ended, int) else int(bool(ended))
     if (lost := streams.lost()) is None or code != 0:

@@ -127,7 +127,7 @@ def bug(problem: BaseException) -> None:
         print_json({"error": {"what": f"{type(problem).__name__}: {problem}", "exit_code": 1}})
 
 
-def print_json(value: Mapping[str, Any]) -> None:
+def print_json(value: Mapping[str, object]) -> None:
     """Print the command's one JSON object. Signals are ignored from now on, so that no second one follows."""
     text = json.dumps(value, allow_nan=False) + "\n"  # ASCII with escapes: the same in every encoding
     interrupts.ignore()
@@ -135,7 +135,7 @@ def print_json(value: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def result(value: Mapping[str, Any], *renderables: Any) -> None:
+def result(value: Mapping[str, object], *renderables: object) -> None:
     """Print the command's result on stdout, as a JSON object or in readable form."""
     if not ranks.is_first():
         return
@@ -145,14 +145,14 @@ def result(value: Mapping[str, Any], *renderables: Any) -> None:
         readable(*renderables)
 
 
-def readable(*renderables: Any) -> None:
+def readable(*renderables: object) -> None:
     """Print the readable form of a result before an error, which prints the JSON object; nothing with --json."""
     if not is_json():
         for renderable in renderables:
             _show(_out, renderable)
 
 
-def _show(console: Console, renderable: Any) -> None:
+def _show(console: Console, renderable: object) -> None:
     """Print text literally but without control characters, and tables and the like as rich draws them."""
     if isinstance(renderable, str):
         console.print(printable(renderable, keep="\n\t"), soft_wrap=True, markup=False)
@@ -160,7 +160,7 @@ def _show(console: Console, renderable: Any) -> None:
         console.print(renderable)
 
 
-def intermediate(*renderables: Any) -> None:
+def intermediate(*renderables: object) -> None:
     """Print a stage's result on stderr while a longer command continues; nothing with -q."""
     if _state["verbosity"] >= 0:
         for renderable in renderables:

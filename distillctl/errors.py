@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 
 class UserFacingError(BaseException):
@@ -18,7 +17,7 @@ class UserFacingError(BaseException):
         *,
         where: str | None = None,
         next: str | None = None,
-        facts: Mapping[str, Any] | None = None,
+        facts: Mapping[str, object] | None = None,
     ) -> None:
         """Store the parts. facts: findings to print nevertheless, with ``--json``."""
         super().__init__(what)

@@ -250,7 +250,7 @@ def _changed_input(stage: Stage, name: str) -> str:
     return f"{name} was made again" if name in STAGES else f"the file of {name} changed"
 
 
-def _changed_keys(before: dict[str, Any], after: dict[str, Any], options: Collection[str]) -> Iterator[str]:
+def _changed_keys(before: dict[str, object], after: dict[str, object], options: Collection[str]) -> Iterator[str]:
     old, new = flatten(before), flatten(after)
     for key in sorted({*old, *new}):
         if key in options and old.get(key) is True:
@@ -259,7 +259,7 @@ def _changed_keys(before: dict[str, Any], after: dict[str, Any], options: Collec
             yield f"{key} changed{_from_to(old.get(key), new.get(key))}"
 
 
-def _from_to(old: Any, new: Any) -> str:
+def _from_to(old: object, new: object) -> str:
     """Return both values if they are numbers."""
     both = [value for value in (old, new) if isinstance(value, int | float) and not isinstance(value, bool)]
     return f" from {both[0]:g} to {both[1]:g}" if len(both) == 2 else ""

@@ -19,7 +19,7 @@ def classify(
     about: str,
     files: Mapping[str, File],
     graphs: Mapping[str, Graph],
-    verdicts: Mapping[str, Any],
+    verdicts: Mapping[str, object],
     figures: tuple[list[dict[str, str]], str],
 ) -> str:
     """Return a classifier's card.
@@ -54,7 +54,7 @@ def generate(
     about: str,
     use: str,
     files: Mapping[str, File],
-    verdicts: Mapping[str, Any],
+    verdicts: Mapping[str, object],
     figures: tuple[list[dict[str, str]], str],
 ) -> str:
     """Return a generating model's card. task: the hub's name for it. use: the card's code."""

@@ -518,7 +518,7 @@ def _lengths(lengths: Mapping[str, Any]) -> Iterator[Line]:
     )
 
 
-def _engine(asked: Mapping[str, Any]) -> str:
+def _engine(asked: Mapping[str, object]) -> str:
     if asked["engine"] == "local":
         return "one teacher in this process"
     where = f"the Ray cluster at {asked['address']}" if asked["address"] else "Ray on this machine"

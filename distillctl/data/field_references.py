@@ -7,7 +7,6 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +20,7 @@ FILE = "fields.parquet"
 _COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 
-def text_of(cell: Any) -> str | None:
+def text_of(cell: object) -> str | None:
     """Return the text by which a column's cell and an answer's value are compared; None for an empty cell."""
     if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
         return None
@@ -30,7 +29,7 @@ def text_of(cell: Any) -> str | None:
     return cell.strip() if isinstance(cell, str) else json.dumps(cell, sort_keys=True, ensure_ascii=False)
 
 
-def reference(spec: FieldReference, cell: Any) -> str | None:
+def reference(spec: FieldReference, cell: object) -> str | None:
     """Return the expected value for a row's cell, or None if the recipe's `values` lack it."""
     if (text := text_of(cell)) is None or not spec.values:
         return text

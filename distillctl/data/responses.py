@@ -33,7 +33,7 @@ def clean(text: str, stop: Sequence[str]) -> str:
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))].strip()
 
 
-def stop_ids(tokenizer: Any, eos: Iterable[int], stop: Sequence[str]) -> list[int]:
+def stop_ids(tokenizer: object, eos: Iterable[int], stop: Sequence[str]) -> list[int]:
     """Return the tokens at which a response ends, sorted: ``eos`` and every token whose text contains a stop string.
 
     Raise RecipeError if no single token contains a stop string, because generation looks at one token at a time.

@@ -30,7 +30,7 @@ _ROWS_LOOKED_AT = 100
 """Number of rows whose columns an error lists."""
 
 
-def value(row: Mapping[str, Any], path: str) -> Any:
+def value(row: Mapping[str, object], path: str) -> Any:
     """Return a column's value, or the value at a path such as ``request.messages[0].content``; `MISSING` without one.
 
     A column whose name is the whole path comes first.
@@ -139,7 +139,7 @@ class RowReader:
                     where=template,
                 )
 
-    def _example(self, place: str, row: dict[str, Any]) -> Example | None:
+    def _example(self, place: str, row: dict[str, object]) -> Example | None:
         """Convert a row to an example, or return None if it is left out."""
         data = self._data
         text = value(row, data.input)
@@ -169,7 +169,7 @@ class RowReader:
             whole(part, place)
         return Example(str(identifier), text.strip(), reference, tuple(documents or ()), columns)
 
-    def _is_excluded(self, text: Any, place: str) -> bool:
+    def _is_excluded(self, text: object, place: str) -> bool:
         if self._excluded is None or not isinstance(text, str):
             return False
         try:
@@ -178,7 +178,7 @@ class RowReader:
         except limits.TimeBudgetExceeded:
             raise DataError("takes too long on this row's input", where=f"data.exclude: {place}") from None
 
-    def columns(self, place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    def columns(self, place: str, row: Mapping[str, object]) -> dict[str, Any]:
         """Return the columns that templates use, as JSON types."""
         used = {str(name): cell for name, cell in row.items() if self._used.wants(name)}
         try:
@@ -193,7 +193,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_COLUMNS_NAMED]) + (", …" if len(names) > _COLUMNS_NAMED else "")
 
 
-def plain(cell: Any) -> Any:
+def plain(cell: object) -> Any:
     """Return a value as JSON; Parquet's dates and decimals become text."""
     if cell is None or isinstance(cell, (str, bool, int, float)):
         return whole(cell) if isinstance(cell, str) else cell
@@ -202,13 +202,13 @@ def plain(cell: Any) -> Any:
     return value
 
 
-def _as_text(cell: Any) -> str:
+def _as_text(cell: object) -> str:
     if isinstance(cell, (bytes, bytearray)):
         raise TypeError("bytes are not text")
     return str(cell)
 
 
-def whole(text: Any, place: str | None = None) -> Any:
+def whole(text: object, place: str | None = None) -> Any:
     """Return a text that can be encoded. Raise DataError for half a surrogate pair, or UnicodeEncodeError without a
     place."""
     try:
@@ -223,11 +223,11 @@ def _derived_id(text: str, place: str) -> str:
     return hashlib.sha256(normal(whole(text, place)).encode()).hexdigest()[:16]
 
 
-def _has(row: Mapping[str, Any]) -> str:
+def _has(row: Mapping[str, object]) -> str:
     return f"it has: {', '.join(map(str, list(row)[:8]))}"
 
 
-def _no_input(place: str, row: dict[str, Any], text: Any, data: Data) -> DataError:
+def _no_input(place: str, row: dict[str, object], text: object, data: Data) -> DataError:
     drop = "set data.blank: drop to leave such rows out"
     if text is MISSING:
         return DataError(f'no "{data.input}" ({_has(row)})', where=place, next=f"set data.input, or {drop}")
@@ -239,7 +239,7 @@ def _no_input(place: str, row: dict[str, Any], text: Any, data: Data) -> DataErr
     return DataError(f'"{data.input}" is empty or not text', where=place, next=drop if is_blank else None)
 
 
-def spellings(cell: Any) -> list[str]:
+def spellings(cell: object) -> list[str]:
     """Return how a column's text, number or boolean may be written as a label; empty for a missing value."""
     if cell is None or cell is MISSING or (isinstance(cell, float) and math.isnan(cell)):
         return []
@@ -251,7 +251,7 @@ def spellings(cell: Any) -> list[str]:
     return [text, text.strip()] if text.strip() else []
 
 
-def _reference(recipe: Recipe, place: str, row: dict[str, Any]) -> str | None:
+def _reference(recipe: Recipe, place: str, row: dict[str, object]) -> str | None:
     column = recipe.data.reference or "reference"
     cell = value(row, column)
     if cell is MISSING and recipe.data.reference is not None:

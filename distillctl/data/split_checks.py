@@ -122,7 +122,7 @@ def _columns_of_labels(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> list[s
     return [path for path, labels in seen.items() if "" not in labels and path != recipe.data.input]
 
 
-def _leaves(row: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(row: dict[str, object], before: str = "") -> Iterator[tuple[str, Any]]:
     for name, cell in row.items():
         if isinstance(cell, dict) and before.count(".") < 4:
             yield from _leaves(cell, f"{before}{name}.")

@@ -88,7 +88,7 @@ def reason(error: BaseException) -> str:
 # ── columns ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def by_name(columns: Mapping[str, Any]) -> dict[str, Any]:
+def by_name(columns: Mapping[str, object]) -> dict[str, Any]:
     """Return the columns that are variables themselves: all but those named like Jinja's functions, such as `range`."""
     return {name: value for name, value in columns.items() if name not in SANDBOX.globals}
 

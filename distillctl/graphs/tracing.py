@@ -36,7 +36,7 @@ class Part(nn.Module):
         self.model, self.config = model, model.config
 
 
-def trace(module: nn.Module, inputs: Mapping[str, Any], opset: int | None) -> onnx_ir.Model:
+def trace(module: nn.Module, inputs: Mapping[str, object], opset: int | None) -> onnx_ir.Model:
     """Return the module's graph with all axes open. Raise RecipeError if the opset is not available.
 
     inputs: tensors, or lists of them, to trace with. A size of 0 or 1 would become a constant, and equal sizes of one

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 _MOST_CHARACTERS = 1 << 20
 """Longer texts are not parsed."""
@@ -25,7 +24,7 @@ def parse(text: str) -> dict[str, str] | None:
         return None
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """Return the JSON by which values are compared."""
     return json.dumps(_number(value) if isinstance(value, float) else value, sort_keys=True, ensure_ascii=False)
 
@@ -61,7 +60,7 @@ def _number(text: str | float) -> float | int:
     return int(value) if value.is_integer() else value
 
 
-def _leaves(value: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+def _leaves(value: dict[str, object], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     for key, child in value.items():
         if isinstance(child, dict) and child:
             yield from _leaves(child, (*path, key))

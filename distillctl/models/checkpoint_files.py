@@ -70,7 +70,7 @@ def check_size(folder: Path) -> None:
         raise UnavailableError(f"config.json {problem}", where=str(folder), next="check config.json and the weights")
 
 
-def too_large(config: Any, shapes_of_tensors: Sequence[tuple[int, ...]]) -> str | None:
+def too_large(config: object, shapes_of_tensors: Sequence[tuple[int, ...]]) -> str | None:
     """Return what a configuration asks for that no real model has, or that its tensors do not show; None if nothing.
 
     shapes_of_tensors: without any, only sizes that no model has are reported.
@@ -125,11 +125,11 @@ def _least(part: Mapping[str, Any], names: Sequence[str]) -> int:
     return min((part[name] for name in names if _is_size(part.get(name))), default=0)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _parts(config: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+def _parts(config: object, depth: int = 0) -> Iterator[Mapping[str, Any]]:
     """Yield the configuration and its parts, such as `text_config`."""
     if isinstance(config, dict) and depth < 5:
         yield config
@@ -137,7 +137,7 @@ def _parts(config: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
             yield from _parts(value, depth + 1)
 
 
-def _integers(config: Any) -> Iterator[tuple[str, int]]:
+def _integers(config: object) -> Iterator[tuple[str, int]]:
     return ((name, value) for part in _parts(config) for name, value in part.items() if _is_size(value))
 
 

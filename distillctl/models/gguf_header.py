@@ -107,7 +107,7 @@ class _Reader:
             values[name] = self._value(self._number("I"), 0)
         return values
 
-    def tensors(self, keys: dict[str, Any]) -> list[Tensor]:
+    def tensors(self, keys: dict[str, object]) -> list[Tensor]:
         """Return the tensors, which follow the keys."""
         from gguf.constants import GGML_QUANT_SIZES
 

@@ -107,7 +107,7 @@ def serve(
 
 @contextlib.contextmanager
 def _listening(
-    options: Options, address: str, files: Mapping[str, Path], description: Mapping[str, Any], visits: _Visits
+    options: Options, address: str, files: Mapping[str, Path], description: Mapping[str, object], visits: _Visits
 ) -> Iterator[PhoneServer]:
     """Run the server in its own threads, and show its address."""
     try:

@@ -81,7 +81,7 @@ class PhoneServer(ThreadingHTTPServer):
         address: tuple[str, int],
         hosts: frozenset[str],
         files: Mapping[str, Path],
-        task: Mapping[str, Any],
+        task: Mapping[str, object],
         store: Callable[[str, Device, Results], Mapping[str, Any]],
     ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -146,7 +146,7 @@ class PhoneServer(ThreadingHTTPServer):
         finally:
             self._room.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """Report an error of ours."""
         problem = sys.exc_info()[1]
         if problem is not None and not isinstance(problem, OSError):  # an OSError means that the device went away
@@ -277,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "distillctl"
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Log nothing: the token is part of every address."""
 
 

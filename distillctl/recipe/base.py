@@ -18,7 +18,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 class NotText(ValueError):
     """A value is not text: the one at ``path`` below the section whose validator raises it."""
 
-    def __init__(self, value: Any, *path: str | int) -> None:
+    def __init__(self, value: object, *path: str | int) -> None:
         super().__init__(f"{value!r} is no text")
         self.value, self.path = value, path
 

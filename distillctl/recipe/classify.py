@@ -37,7 +37,7 @@ class Classify(TaskSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _labels_as_mapping(cls, values: Any) -> Any:
+    def _labels_as_mapping(cls, values: object) -> Any:
         if isinstance(values, dict) and isinstance(values.get("labels"), list):
             names = values["labels"]
             for index, name in enumerate(names):
@@ -74,7 +74,7 @@ class Classify(TaskSection):
         """Return the labels."""
         return list(self.labels)
 
-    def reference(self, cell: Any, spellings: Sequence[str], column: str, place: str) -> str:
+    def reference(self, cell: object, spellings: Sequence[str], column: str, place: str) -> str:
         """Return the label that the cell names."""
         if (label := next((text for text in spellings if text in self.labels), None)) is not None:
             return label

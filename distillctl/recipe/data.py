@@ -62,7 +62,7 @@ class Data(Section):
 
     @field_validator("quoting", mode="before")
     @classmethod
-    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+    def _yaml_reads_on_as_true(cls, value: object) -> Any:
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")

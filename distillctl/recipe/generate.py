@@ -111,7 +111,7 @@ class FieldReference(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _column_alone(cls, value: Any) -> Any:
+    def _column_alone(cls, value: object) -> Any:
         if not isinstance(value, (str, dict, FieldReference)):
             raise NotText(value)
         return {"column": value} if isinstance(value, str) else value
@@ -176,7 +176,7 @@ class Generate(TaskSection):
         """Return the maximal number of tokens of a response."""
         return self.max_new_tokens
 
-    def reference(self, cell: Any, spellings: Sequence[str], column: str, place: str) -> str:
+    def reference(self, cell: object, spellings: Sequence[str], column: str, place: str) -> str:
         """Return the cell's text."""
         if not isinstance(cell, str):
             raise DataError(f'"{column}" must be text', where=place)

@@ -71,7 +71,7 @@ def _text(path: Path) -> str:
     return text
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: dict[str, object], override: str) -> None:
     """Set ``a.b[0].c=value`` in ``tree``; the value is YAML, typed later by the schema."""
     if any("\ud800" <= character <= "\udfff" for character in override):
         raise RecipeError(
@@ -112,7 +112,7 @@ class _Sources:
     text: str
     overrides: Sequence[str]
 
-    def as_text(self, location: list[str | int], value: Any) -> str:
+    def as_text(self, location: list[str | int], value: object) -> str:
         """Say how to write the value at ``location``, so that it is text."""
         for override in reversed(self.overrides):
             key, _, written = override.partition("=")
@@ -123,7 +123,7 @@ class _Sources:
         return yaml_text.as_text(self.text, location, value)
 
 
-def _explain(error: ValidationError, tree: Any, sources: _Sources) -> str:
+def _explain(error: ValidationError, tree: object, sources: _Sources) -> str:
     """Describe every problem on its own line: path, problem, the nearest name for an unknown key."""
     lines: dict[tuple[str | int, ...], str] = {}
     problems = error.errors(include_url=False)
@@ -221,7 +221,7 @@ def _models_at(location: list[str | int]) -> list[Any]:
     return models
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for arg in getattr(annotation, "__args__", ()) for model in _models_in(arg)]
@@ -240,7 +240,7 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: object, prefix: str = "") -> dict[str, Any]:
     """Flatten nested sections to ``{"a.b[0].c": leaf}``, to tell which knob changed."""
     if isinstance(tree, Mapping) and tree:
         items = [(f"{prefix}.{key}".lstrip("."), value) for key, value in tree.items()]

@@ -49,7 +49,7 @@ class HuggingFaceTeacher(Checkpoint):
 
     @field_validator("chat_template_kwargs")
     @classmethod
-    def _are_the_templates_own(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _are_the_templates_own(cls, given: dict[str, object]) -> dict[str, Any]:
         return chat_arguments(given)
 
     @property
@@ -58,7 +58,7 @@ class HuggingFaceTeacher(Checkpoint):
         return self.model_dump(mode="json", exclude={"model"})
 
 
-def _teacher_kind(value: Any) -> str:
+def _teacher_kind(value: object) -> str:
     kind = value.get("kind", "huggingface") if isinstance(value, dict) else getattr(value, "kind", "huggingface")
     return str(kind)
 

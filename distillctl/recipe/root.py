@@ -66,7 +66,7 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _soft_labels_a_server_gives(cls, sections: Any) -> Any:
+    def _soft_labels_a_server_gives(cls, sections: object) -> Any:
         return with_defaults(sections) if isinstance(sections, dict) else sections
 
     @model_validator(mode="after")

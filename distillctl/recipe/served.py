@@ -26,7 +26,7 @@ class Prices(Section):
     """Price of a million tokens that the model writes."""
 
 
-def chat_arguments(given: dict[str, Any]) -> dict[str, Any]:
+def chat_arguments(given: dict[str, object]) -> dict[str, Any]:
     """Refuse the arguments that distillctl itself passes to a chat template."""
     if taken := sorted({"messages", "tools", "documents", "add_generation_prompt"} & set(given)):
         raise ValueError(f"{taken[0]} is not an argument to choose: the context says it")
@@ -98,7 +98,7 @@ class OpenAITeacher(Section):
 
     @field_validator("chat_template_kwargs")
     @classmethod
-    def _are_the_templates_own(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _are_the_templates_own(cls, given: dict[str, object]) -> dict[str, Any]:
         return chat_arguments(given)
 
     @field_validator("api_key_env")
@@ -145,7 +145,7 @@ class OpenAITeacher(Section):
         return self.model_dump(mode="json", exclude=set(self.operational))
 
 
-def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(recipe: Mapping[str, object]) -> dict[str, Any]:
     """Return the recipe's sections with defaults of the task that suit a served teacher.
 
     For `generate`, as many tokens are kept as are requested, and none is drawn from the tail.

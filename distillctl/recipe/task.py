@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Discriminator, Tag
 
@@ -10,7 +10,7 @@ from distillctl.recipe.classify import Classify
 from distillctl.recipe.generate import Generate
 
 
-def _task_kind(value: Any) -> str:
+def _task_kind(value: object) -> str:
     kind = value.get("kind", "classify") if isinstance(value, dict) else getattr(value, "kind", "classify")
     return str(kind)
 

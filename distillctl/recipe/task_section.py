@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from distillctl.recipe.base import Spec
 
@@ -32,7 +32,7 @@ class TaskSection(Spec):
         """Return the maximal number of tokens of an answer that the student writes; 0 if it scores ``answers``."""
         return 0
 
-    def reference(self, cell: Any, spellings: Sequence[str], column: str, place: str) -> str:
+    def reference(self, cell: object, spellings: Sequence[str], column: str, place: str) -> str:
         """Return a row's reference. Raise DataError at ``place`` for a cell that cannot be one.
 
         cell: the row's value in ``column``. spellings: the cell as text, in every form that a file may have, each

@@ -95,7 +95,7 @@ def parse(text: str, where: str, at: str = "") -> Any:
     return tree
 
 
-def as_text(text: str, path: Sequence[str | int], value: Any) -> str:
+def as_text(text: str, path: Sequence[str | int], value: object) -> str:
     """Say that ``value`` at ``path`` of a YAML text is not text, and how to write it in quotes."""
     node = _find(text, path)
     if isinstance(node, yaml.ScalarNode):
@@ -181,7 +181,7 @@ def _check_texts(node: yaml.Node, path: str, seen: set[int]) -> None:
             _check_texts(value, f"{path}.{key.value[:_SHOWN]}".removeprefix("."), seen)
 
 
-def check_plain(value: Any, path: str, depth: int = 1) -> None:
+def check_plain(value: object, path: str, depth: int = 1) -> None:
     """Raise a ValueError for values that JSON lacks: YAML also has sets, bytes and infinite numbers."""
     if depth > MAX_DEPTH:
         raise _NotPlain(f"more than {MAX_DEPTH} levels")

@@ -101,7 +101,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *map(plain, list(readable(comparison))[3:]), plain(comparison["machine"]["cpu"]), ""])
 
 
-def append_summary(path: Path, comparison: Mapping[str, Any]) -> None:
+def append_summary(path: Path, comparison: Mapping[str, object]) -> None:
     """Append to the file that collects all steps' summaries. Raise UnavailableError if it cannot be written."""
     with writable(path):
         regular_files.check_regular(path)  # a FIFO would be waited for

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
 
 from distillctl.errors import UpstreamError
 from distillctl.run_dir.facts import Facts
@@ -15,7 +14,7 @@ def keep(
     workspace: Workspace,
     stage: str,
     *,
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, object],
     inputs: Mapping[str, str],
     facts: Facts,
     seed: int,
@@ -36,7 +35,7 @@ def forget(workspace: Workspace, stage: str) -> None:
         folder.parent.rmdir()
 
 
-def current(workspace: Workspace, stage: str, recipe: Mapping[str, Any]) -> Manifest | None:
+def current(workspace: Workspace, stage: str, recipe: Mapping[str, object]) -> Manifest | None:
     """Return the failed attempt, or None if it is out of date.
 
     It is current if it was made with this part of the recipe and the present inputs, and the committed stage was not.

@@ -15,7 +15,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distillctl.errors import UnavailableError, UpstreamError, first_line
 from distillctl.run_dir import manifest as manifests
@@ -250,7 +249,7 @@ class Workspace:
         self,
         stage: str,
         *,
-        recipe: Mapping[str, Any],
+        recipe: Mapping[str, object],
         inputs: Mapping[str, str],
         outcome: StageOutput,
         seed: int,

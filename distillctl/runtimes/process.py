@@ -46,7 +46,7 @@ class WorkerProcess:
     def __init__(
         self,
         name: str,
-        job: dict[str, Any],
+        job: dict[str, object],
         *,
         load_seconds: float = LOAD_SECONDS,
         module: str = MODULE,
@@ -106,13 +106,13 @@ class WorkerProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def ask(self, message: dict[str, object], seconds: float) -> dict[str, Any]:
         """Send one line, and return the answer within ``seconds``. Raise UnavailableError if the worker dies or
         hangs."""
         self._send(message)
         return self._answer(seconds)
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: `_answer` says of what
             self._process.stdin.write(json.dumps(message) + "\n")

@@ -195,7 +195,7 @@ def _genai_teacher(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     return lambda text: [model.label(text)], facts
 
 
-def _memory(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+def _memory(job: dict[str, object]) -> tuple[Query, dict[str, Any]]:
     from distillctl.runtimes.roofline import Memory
 
     array = Memory()

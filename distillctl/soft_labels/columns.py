@@ -91,7 +91,7 @@ def _smallest(column: pa.Table) -> tuple[str, str]:
 _DICTIONARY = "RLE_DICTIONARY"
 
 
-def _write(where: Any, table: pa.Table, leaves: list[tuple[str, str]], metadata: dict[str, str]) -> None:
+def _write(where: object, table: pa.Table, leaves: list[tuple[str, str]], metadata: dict[str, str]) -> None:
     """Write a file. leaves: (path, encoding) of every column."""
     with pq.ParquetWriter(
         where, table.schema, compression="zstd", compression_level=_LEVEL,

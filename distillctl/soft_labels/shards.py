@@ -41,7 +41,7 @@ def plan(
     rows: Sequence[str],
     lengths: np.ndarray,
     teacher_input: Callable[[int], Any],
-    settings: Any,
+    settings: object,
     shard_rows: int,
 ) -> list[Shard]:
     """Cut the split into slices of similar length.

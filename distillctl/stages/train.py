@@ -53,7 +53,7 @@ def _fit(
     workspace: Workspace,
     training: Training[Any, Any],
     student: Student,
-    rows: Mapping[str, Any],
+    rows: Mapping[str, object],
     name: str,
     terms: tuple[LossTerm, ...],
 ) -> tuple[FitFacts, Trained]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -16,7 +15,7 @@ from distillctl.students.vocabulary import trim, vocabulary_digest
 
 def assemble(
     model: PreTrainedModel,
-    tokenizer: Any,
+    tokenizer: object,
     recipe: Recipe,
     corpus: Corpus,
     *,

@@ -55,7 +55,7 @@ def _check_memory(auto: Any, config: Any) -> None:
     preflight.check_memory(count)
 
 
-def _tokenizer(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus, config: Any) -> Any:
+def _tokenizer(spec: FromConfigStudent, recipe: Recipe, corpus: Corpus, config: object) -> Any:
     if isinstance(spec.tokenizer, NewTokenizer):
         return new_tokenizer.train(spec.tokenizer, corpus.texts, new_tokenizer.frame_for(recipe.task, config))
     source = model_source.student(recipe)

@@ -115,7 +115,7 @@ def _renumbered(document: dict[str, Any], new_ids: dict[int, int]) -> dict[str, 
     return document | {"model": model, "added_tokens": added, "post_processor": frame}
 
 
-def _renumbered_frame(frame: Any, new_ids: dict[int, int]) -> Any:
+def _renumbered_frame(frame: object, new_ids: dict[int, int]) -> Any:
     """Renumber a post-processor: a template's `ids`, and `["[SEP]", 102]` of BERT's and RoBERTa's, also in
     sequences."""
     if isinstance(frame, dict):

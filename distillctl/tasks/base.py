@@ -51,7 +51,7 @@ class Task(Protocol):
     def requests(self, reader: TeacherReader) -> Callable[[str, str, Example], AnswerRequest]:
         """Return a function from arm, split and example to what the teacher is asked about that view."""
 
-    def collection(self, reader: Any, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> Collection:
+    def collection(self, reader: object, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> Collection:
         """Return what collect labels and stores. reader, fingerprint: of the teacher."""
 
     def training(self) -> Training[Any, Any]:
@@ -101,7 +101,7 @@ class Collection(Protocol):
     def request(self, shard: Shard) -> LabelRequest:
         """Return what the teacher is asked about the shard's rows."""
 
-    def commit(self, shard: Shard, labels: Any) -> int:
+    def commit(self, shard: Shard, labels: object) -> int:
         """Store the teacher's answer. Returns the number of tokens that it took."""
 
     def teacher_facts(self) -> Facts:

@@ -69,7 +69,7 @@ def on_cpu() -> bool:
     return False
 
 
-def broadcast(value: Any = None) -> Any:
+def broadcast(value: object = None) -> Any:
     """Return the first rank's ``value`` on all ranks."""
     if ranks.count() == 1:
         return value

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
 from accelerate.utils import set_seed
@@ -48,7 +48,7 @@ class TrainingObjective(Loss, Protocol):
         """Return (criterion to minimise, metrics to log) on the held-out rows, identical on every rank."""
 
 
-def hold_out(groups: Iterable[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(groups: Iterable[object], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Return row numbers to train on, and row numbers held out for early stopping; both in order.
 
     groups: the group of each row. A seeded share of the groups is held out with all its rows. Raises DataError if that

@@ -50,7 +50,7 @@ def parsed(text: str) -> dict[str, Any] | None:
     return line if is_whole and all(_is_number(value) for key, value in line.items() if key != "run") else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 53)
 
 

@@ -34,7 +34,7 @@ class ChatTokenizer(Protocol):
 def text(
     tokenizer: ChatTokenizer,
     messages: Sequence[Mapping[str, str]],
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, object] | None = None,
     *,
     generation_prompt: bool = True,
 ) -> str:

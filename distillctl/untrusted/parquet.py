@@ -148,7 +148,7 @@ def _check(
                     raise ValueError(f"{chunk.path_in_schema} would take {total:,} bytes or {values:,} values")
 
 
-def _number(value: Any) -> int:
+def _number(value: object) -> int:
     if not isinstance(value, int):
         raise ValueError("a page header has an unexpected field")
     return value

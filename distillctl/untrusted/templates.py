@@ -102,7 +102,7 @@ class _Namespace(Namespace):
         for name, value in dict(*given, **kwargs).items():
             self[name] = value
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         if str(name).startswith("_"):
             raise SecurityError(f"a namespace takes no {name!r}")
         super().__setitem__(name, value)
@@ -111,7 +111,7 @@ class _Namespace(Namespace):
 class _Dict:
     """`dict` without its methods, which could change the template's variables."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+    def __call__(self, *args: object, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
@@ -169,7 +169,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if self._budget.left < 0:
             raise OutputBudgetExceeded(f"it makes more than {BUDGET:,} characters")
 
-    def charged(self, value: Any) -> Any:
+    def charged(self, value: object) -> Any:
         """Return ``value`` after charging it to the budget."""
         if isinstance(value, str):
             self.charge(len(value))
@@ -178,7 +178,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self._printed(value)  # what doubles itself in a list takes Python no memory, but time without end
         return value
 
-    def _printed(self, value: Any, depth: int = 0) -> int:
+    def _printed(self, value: object, depth: int = 0) -> int:
         """Return a lower bound of a value's characters as text. Raise `OutputBudgetExceeded` beyond any budget."""
         if isinstance(value, str):
             return len(value) + (_ITEM if depth else 0)
@@ -196,7 +196,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 raise OutputBudgetExceeded(f"a list of more than {BUDGET:,} characters")
         return total
 
-    def _shown(self, value: Any) -> Any:
+    def _shown(self, value: object) -> Any:
         """Check the value of an expression before it becomes text."""
         if value is None and self._null is not None:
             return self._null
@@ -204,7 +204,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self._printed(value)
         return value
 
-    def getattr(self, obj: Any, attribute: str) -> Any:
+    def getattr(self, obj: object, attribute: str) -> Any:
         """Look a name up in a row's columns before the attributes."""
         if isinstance(obj, RowColumns) and attribute in obj:
             return obj[attribute]
@@ -230,7 +230,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Evaluate `~`."""
         return self._join("", parts)
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> Any:
         """Evaluate an operator once its result is sure to be small."""
         if operator == "%" and isinstance(left, str):
             self._check_percent(left, right)
@@ -261,7 +261,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return None
         text: str = value.__self__
 
-        def checked(*args: Any, **kwargs: Any) -> str:
+        def checked(*args: object, **kwargs: Any) -> str:
             given = [*args, *kwargs.values()]
             if re.search(r"\d{5}", text) or ("{" in text and any(_is_wide(value) for value in given)):
                 raise OutputBudgetExceeded("a width that is too large")
@@ -272,7 +272,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     # ── methods and filters ──
 
-    def _check_method(self, text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _check_method(self, text: str, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         given = [*args, *kwargs.values()]
         if name in ("translate", "encode", "maketrans"):
             raise SecurityError(f"str.{name} is not for templates")
@@ -330,28 +330,28 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _lines(name: str, text: str) -> int:
         return len(text) if name == "wordwrap" else text.count("\n") + 1
 
-    def _filter_join(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    def _filter_join(self, value: Iterable[object], d: str = "", attribute: str | int | None = None) -> str:
         """Evaluate `join`, with its items charged before they are joined."""
         if attribute is not None:
             value = map(make_attrgetter(self, attribute), value)
         return self._join(str(d), value)
 
-    def _join(self, separator: str, parts: Iterable[Any]) -> str:
+    def _join(self, separator: str, parts: Iterable[object]) -> str:
         texts = []
         for part in parts:
             self.charge(self._printed(part) + len(separator))
             texts.append(str(part))
         return separator.join(texts)
 
-    def _charge_joined(self, separator: str, parts: Iterable[Any]) -> None:
+    def _charge_joined(self, separator: str, parts: Iterable[object]) -> None:
         for part in parts:
             self.charge(self._printed(part) + len(separator))
 
-    def _charge_replaced(self, text: str, old: Any, new: Any) -> None:
+    def _charge_replaced(self, text: str, old: object, new: object) -> None:
         if isinstance(old, str) and isinstance(new, str):
             self.charge(len(text) + text.count(old) * len(new))
 
-    def _check_percent(self, text: str, given: Any) -> None:
+    def _check_percent(self, text: str, given: object) -> None:
         """Check `%`: its widths, and how often its arguments can occur in the text."""
         inner = given if isinstance(given, tuple) else tuple(given.values()) if isinstance(given, dict) else (given,)
         if re.search(r"%[^a-zA-Z%]*\d{5}", text) or ("*" in text and any(map(_is_wide, inner))):
@@ -374,11 +374,11 @@ _OF_LISTS = frozenset(
 """Filters that do not turn a list into text."""
 
 
-def _is_wide(value: Any) -> bool:
+def _is_wide(value: object) -> bool:
     return isinstance(value, int) and not -_WIDTH <= value <= _WIDTH
 
 
-def _width(value: Any) -> int:
+def _width(value: object) -> int:
     if isinstance(value, (list, tuple)):
         return sum(map(_width, value))
     return len(value) if isinstance(value, str) else abs(value) if isinstance(value, int) else 0

@@ -43,7 +43,7 @@ class Classification:
     """A `TrainingObjective` of the loop."""
 
     def __init__(
-        self, train: LabelRows, validation: LabelRows, terms: Sequence[LossTerm], tokenizer: Any, spec: Train
+        self, train: LabelRows, validation: LabelRows, terms: Sequence[LossTerm], tokenizer: object, spec: Train
     ) -> None:
         self.train, self.validation, self.terms = train, validation, terms
         self.tokenizer, self.spec = tokenizer, spec
@@ -64,7 +64,7 @@ class Classification:
 
 
 @torch.inference_mode()
-def predict(model: PreTrainedModel, tokenizer: Any, rows: LabelRows, spec: Train) -> np.ndarray:
+def predict(model: PreTrainedModel, tokenizer: object, rows: LabelRows, spec: Train) -> np.ndarray:
     """Return the model's normalised label log-probabilities, float32 [N, K], in the order of ``rows``.
 
     Rows run in batches by length. Ranks share the batches, and all get all results.

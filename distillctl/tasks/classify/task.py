@@ -39,7 +39,7 @@ class ClassifyTask(BoundTask):
         request = AnswerRequest(self.recipe.classify.answer_prefix, tuple(self.recipe.classify.labels.values()))
         return lambda arm, split, example: request
 
-    def collection(self, reader: Any, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> ClassifyCollection:
+    def collection(self, reader: object, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> ClassifyCollection:
         from distillctl.tasks.classify.collect import ClassifyCollection
 
         return ClassifyCollection(self.recipe, self.workspace.folder("collect"), dataset, arms, fingerprint)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -126,7 +125,7 @@ class ClassifyTraining(BoundTask):
         }
         doubts.review("student", answers, rows, controls, self.workspace.facts("collect", MetricFacts).metric)
 
-    def facts(self, student: Student, rows: Any, trained: ClassifyTrained) -> Facts:
+    def facts(self, student: Student, rows: object, trained: ClassifyTrained) -> Facts:
         return Facts()
 
 

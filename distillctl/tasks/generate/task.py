@@ -39,7 +39,7 @@ class GenerateTask(BoundTask):
 
         return partial(collect.request, self.recipe)
 
-    def collection(self, reader: Any, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> GenerateCollection:
+    def collection(self, reader: object, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> GenerateCollection:
         from distillctl.tasks.generate.collect import GenerateCollection
 
         folder = self.workspace.folder("collect")

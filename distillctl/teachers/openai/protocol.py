@@ -152,7 +152,7 @@ class _Loose(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-def _list(default: Any = None) -> Any:
+def _list(default: object = None) -> Any:
     """Report only the first wrong item of a list, which may have a million."""
     return Field(default, fail_fast=True)
 

@@ -122,7 +122,7 @@ class ServedWorkerPool:
             if done:
                 return [task for task in under_way if task in done]
 
-    def _end(self, task: ShardTask, answers: list[Any]) -> BaseException | None:
+    def _end(self, task: ShardTask, answers: list[object]) -> BaseException | None:
         """Return the error that ends the work, if any. Rows that failed are recorded and do not end it."""
         for row, answer in zip(task.rows, answers, strict=True):
             if isinstance(answer, RequestFailed):
