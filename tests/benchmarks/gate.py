@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{number:4}/{len(kinds)} {kind:7} {one['verdict']:10} {one['ratio'] - 1:+.2%} in {one['pairs']} pairs, "
             f"{one['seconds']:.1f} s"
         )
-    figures = _figures(found) | {"seconds": time.perf_counter() - began, "machine": machine.describe()}
+    figures = _figures(found) | {"seconds": time.perf_counter() - began, "machine": machine.describe().as_json()}
     _told(figures)
     console.text(json.dumps(figures))
 

@@ -225,7 +225,7 @@ def test_a_page_of_hostile_titles_and_labels_shows_them_and_runs_none(finished):
 def test_a_gate_summary_quotes_the_other_run_as_text(tmp_path, monkeypatch):
     told = "<script>alert(1)</script> ![x](https://evil.example) | \x1b[31m"
     monkeypatch.setattr(output, "readable", lambda found: iter(["", "", "", told]))
-    monkeypatch.setattr(output, "_told", lambda found, name: told)
+    monkeypatch.setattr(output, "_measured", lambda found, name: told)
     found = {"verdict": "passed", "machine": {"cpu": told}} | {
         name: {"verdict": "passed"} for name in ("latency", "size")
     }
