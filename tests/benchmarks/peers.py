@@ -120,7 +120,7 @@ def main(
                 "steps": rows,
                 "threads": 1,
                 "queries": PLAN.processes * PLAN.queries,
-                "machine": machine_facts(),
+                "machine": machine_facts().as_json(),
             }
         )
     )

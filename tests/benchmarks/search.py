@@ -50,7 +50,7 @@ def main(runs: list[tuple[Path, Path]]) -> None:
         console.note(f"{recipe.name}: presets and candidates")
         found[recipe.name] = _compared(recipe, Workspace(folder))
     beats = {name: one["beats"] for name, one in found.items()}
-    console.text(json.dumps({"beats": beats, "runs": found, "threads": 1, "machine": machine_facts()}))
+    console.text(json.dumps({"beats": beats, "runs": found, "threads": 1, "machine": machine_facts().as_json()}))
 
 
 def _compared(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
