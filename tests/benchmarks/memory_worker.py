@@ -164,8 +164,16 @@ def _collected(recipe: Recipe, workspace: Workspace, rows: int) -> None:
             ids = tables[split].id[start : start + SHARD_ROWS]
             write(recipe, folder, Shard(arm, split, number, "0" * 16, ids))
     tokenizer = AutoTokenizer.from_pretrained(recipe.teacher.model)
-    facts: dict[str, Any] = {"log_prior": None, "stop_ids": [1], "counts": {}, "metric": "accuracy"}
-    facts["teacher_tokenizer"] = vocabulary_digest(tokenizer)
+    facts: dict[str, Any] = {
+        "counts": {split: len(table.id) for split, table in tables.items()},
+        "context_tokens": {"teacher": 1, "student": 1},
+        "teacher": {"reference": recipe.teacher.model},
+        "teacher_tokenizer": vocabulary_digest(tokenizer),
+        "metric": "accuracy",
+        "labels": LABELS,
+        "log_prior": None,
+        "stop_ids": [1],
+    }
     outcome = StageOutput(["views.parquet", "shards"], Facts.model_validate(facts))
     workspace.commit("collect", recipe={}, inputs={}, outcome=outcome, seed=0, seconds=0.0)
 

@@ -96,7 +96,8 @@ def _override(file: Path, work: Path) -> list[Command]:
 
 
 def _template(file: Path, work: Path) -> list[Command]:
-    shutil.copyfile(file, work / "template.jinja")
+    shown = b"\n{{ input }}"  # a context that shows nothing of the row is refused, whatever is in it
+    (work / "template.jinja").write_bytes(file.read_bytes() + shown)
     return [(*DRY, "--set", "contexts.full={template_file: template.jinja, examples: {rows: [{input: a, answer: b}]}}")]
 
 

@@ -231,8 +231,8 @@ def test_what_our_quantizers_make_runs_in_a_browser(
         page.goto(url)
         assert ended(page) == "done", page.inner_text("#lead")
         [found] = result()
-    assert found["failures"] == []
-    assert all(run["check"]["same"] for run in found["runs"])
+    assert found.failures == []
+    assert all(run.check.same for run in found.runs)
 
 
 def test_a_graph_the_browser_cannot_run_is_told_on_the_page_and_here(

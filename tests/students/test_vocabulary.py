@@ -129,8 +129,8 @@ def test_facts_count_what_went_and_what_the_train_rows_did_not_have():
     without = trimmed([SENTENCES[0]], merges=5)[2]
     new = [token for token in full(SENTENCES[1]).input_ids if token not in without]
     assert 0 < facts.unseen_share == len(new) / len(full(SENTENCES[1]).input_ids)
-    assert trimmed([SENTENCES[0]])[3]["unseen_share"] is None
-    assert trimmed(SENTENCES[:2], held_out=Corpus(SENTENCES[:2], []))[3]["unseen_share"] == 0
+    assert trimmed([SENTENCES[0]])[3].unseen_share is None
+    assert trimmed(SENTENCES[:2], held_out=Corpus(SENTENCES[:2], []))[3].unseen_share == 0
 
 
 def test_the_student_maps_old_ids_to_new_ones():

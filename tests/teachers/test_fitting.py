@@ -225,7 +225,7 @@ def test_a_new_tokenizer_refuses_in_train_and_says_how_many(texts, tmp_path):
 
 def test_a_dry_run_lists_the_longest_rows_against_both_limits(labels, tmp_path):
     recipe = _load(labels)
-    plan = dry_run.plan(recipe, Workspace(tmp_path), ["collect"])
+    plan = dry_run.plan(recipe, Workspace(tmp_path / "run"), ["collect"])
     found = plan["lengths"]
     tokenizer = tiny.tokenizer()
     assert found["student"]["limit"] == 64
@@ -236,7 +236,7 @@ def test_a_dry_run_lists_the_longest_rows_against_both_limits(labels, tmp_path):
     assert (found["checked"], found["rows"]) == (22, 22)
     assert "are cut in collect" in found["then"]
     contexts = {**yaml.safe_load(labels.read_text())["contexts"], "truncate": "never"}
-    refused = dry_run.plan(_load(labels, contexts=contexts), Workspace(tmp_path), ["collect"])["lengths"]
+    refused = dry_run.plan(_load(labels, contexts=contexts), Workspace(tmp_path / "run"), ["collect"])["lengths"]
     assert "ends with an error before the teacher is asked" in refused["then"]
     assert set(plan["views"]) == {"full", "simplified", "cue_only"}
     assert plan["views"]["full"].startswith("book of the king ")
@@ -257,7 +257,7 @@ def test_a_dry_run_shows_chat_views_as_the_chat_template_writes_them(texts, tmp_
     content["contexts"] = {"full": {"messages": [{"role": "user", "content": "read {{ input }}"}]}}
     (folder / "rows.jsonl").write_text("\n".join(json.dumps({"input": f"the sea {n}"}) for n in range(9)))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
-    view = dry_run.plan(recipes.load(folder / "recipe.yaml"), Workspace(tmp_path), ["collect"])["views"]["full"]
+    view = dry_run.plan(recipes.load(folder / "recipe.yaml"), Workspace(tmp_path / "run"), ["collect"])["views"]["full"]
     assert view.startswith("<user>read the sea ")
     assert view.endswith("<eos><assistant>")
 
@@ -265,7 +265,7 @@ def test_a_dry_run_shows_chat_views_as_the_chat_template_writes_them(texts, tmp_
 def test_what_is_not_on_this_machine_is_said(labels, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     recipe = _load(labels, student={"kind": "pretrained", "model": "nobody/nothing"})
-    found = dry_run.plan(recipe, Workspace(tmp_path), ["collect"])["lengths"]["student"]
+    found = dry_run.plan(recipe, Workspace(tmp_path / "run"), ["collect"])["lengths"]["student"]
     assert found["limit"] is None
     assert "nobody/nothing is not on this machine yet" in found["note"]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from distillctl.run_dir.workspace import MANIFEST, Workspace
-from tests.fixtures import project, tiny_generate
+from tests.fixtures import forked_commands, project, tiny_generate
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 
@@ -50,6 +50,7 @@ def forked(ranks, *args):
         return project.run(*args, **ONE_THREAD)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    assert forked_commands.takes(project.environment(**ONE_THREAD))  # what `two_ranks` sets is lost in a new process
     return project.run(*args, prepare=functools.partial(two_ranks, port), **ONE_THREAD)
 
 
