@@ -173,6 +173,7 @@ def _collected(recipe: Recipe, workspace: Workspace, rows: int) -> None:
         "labels": LABELS,
         "log_prior": None,
         "stop_ids": [1],
+        "vocabulary": len(tokenizer),
     }
     outcome = StageOutput(["views.parquet", "shards"], Facts.model_validate(facts))
     workspace.commit("collect", recipe={}, inputs={}, outcome=outcome, seed=0, seconds=0.0)
