@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from scipy.special import log_softmax
 
 from distillctl.quantizers import weight_only
+from distillctl.quantizers.label_calibration import LabelCalibration
 from distillctl.quantizers.sensitivity import Cost, costliest
 from distillctl.recipe import WeightOnly
 from distillctl.run_dir.workspace import tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
-from distillctl.tasks.classify.quantization import LabelCalibration
 from tests.fixtures import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

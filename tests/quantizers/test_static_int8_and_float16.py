@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from scipy.special import log_softmax
 
 from distillctl.quantizers import float16, static_int8
+from distillctl.quantizers.label_calibration import LabelCalibration
 from distillctl.recipe import Float16, StaticInt8
 from distillctl.run_dir.workspace import tree_digest
 from distillctl.runtimes.onnxruntime import OnnxClassifier, graph_bytes
-from distillctl.tasks.classify.quantization import LabelCalibration
 from tests.fixtures import tiny
 from tests.fixtures.quantized import same_bytes_each_time
 

@@ -2,77 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
 from distillctl.data.rows import Dataset
 from distillctl.data.views import CEILING, PUBLIC
 from distillctl.metrics import comparison, label_checks, scores
 from distillctl.recipe import Recipe
-from distillctl.run_dir.facts import ArmFacts, Facts
-from distillctl.soft_labels import label_shards, measured, shards
+from distillctl.run_dir.facts import ArmFacts
+from distillctl.soft_labels import label_shards, measured
 from distillctl.soft_labels import labels as soft_labels
-from distillctl.soft_labels.label_shards import SoftLabels
-from distillctl.soft_labels.shards import Shard
 from distillctl.tasks.base import Findings
 from distillctl.tasks.classify.facts import ClassifyCollect
-from distillctl.teachers.arms import Arm
-from distillctl.teachers.worker_pool import ShardTask
+from distillctl.tasks.scored_answers import ScoredAnswers
 
 SHOWN_ROWS = 3
 """The most rows for which a caution shows what the teacher would rather write than a label."""
 
 
-class ClassifyCollection:
-    """A `tasks.base.Collection`: every arm scores every label, in one round."""
-
-    def __init__(self, recipe: Recipe, folder: Path, dataset: Dataset, arms: Sequence[Arm], fingerprint: str) -> None:
-        self.recipe, self.folder, self.dataset = recipe, folder, dataset
-        self._arms = {arm.name: arm for arm in arms}
-        spec, words = recipe.teacher.identity, tuple(recipe.classify.labels.values())
-        self.plan = {
-            (arm.name, split): shards.plan(
-                arm.name,
-                split,
-                dataset.splits[split].ids,
-                arm.lengths(split),
-                partial(arm.seen, split),
-                [fingerprint, spec, words, asdict(arm.place), arm.shared],
-                recipe.shard_rows,
-            )
-            for arm in arms
-            for split in arm.scored
-        }
-
-    @property
-    def rounds(self) -> list[list[Shard]]:
-        return [[shard for part in self.plan.values() for shard in part]]
-
-    def present(self, shard: Shard) -> bool:
-        return label_shards.present(self.folder, shard)
-
-    def request(self, shard: Shard) -> ShardTask:
-        views = self._arms[shard.arm].views(shard.split, shard.places)
-        return ShardTask(shard.arm, shard.split, shard.ids, views)
-
-    def commit(self, shard: Shard, labels: Any) -> int:
-        """Store a worker's answer: log-probabilities [N, K], and the tokens it would rather write."""
-        stored = SoftLabels(
-            shard.ids, labels.log_probs, labels.mass, labels.seen, labels.next_tokens, labels.next_log_probs
-        )
-        label_shards.write(self.folder, shard, stored)
-        return int(labels.tokens)
-
-    def teacher_facts(self) -> Facts:
-        return Facts()
+class ClassifyCollection(ScoredAnswers):
+    """The labels' scores, and the findings about them."""
 
     def findings(self) -> Findings:
-        labels = {key: label_shards.read_shards(self.folder, part) for key, part in self.plan.items()}
+        labels = self.stored()
         kept, log_prior = _kept(self.recipe, labels)
         return _findings(self.recipe, self.dataset, labels, kept, log_prior)
 

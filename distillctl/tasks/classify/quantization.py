@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from scipy.special import log_softmax
 from distillctl.errors import UpstreamError, first_line
 from distillctl.metrics import scores
 from distillctl.quantizers.search import Figures, percentiles, turns
-from distillctl.quantizers.sensitivity import Calibration
 from distillctl.runtimes.onnxruntime import OnnxClassifier
 
 
@@ -98,18 +97,3 @@ def measure(
         name: ClassifyAnswers(log_softmax(np.concatenate(logits[name]), axis=-1), np.array(seconds[name]) * 1e3)
         for name in graphs
     }
-
-
-class LabelCalibration(Calibration):
-    """The calibration on the simplified views of train rows."""
-
-    def __init__(self, source: Path, texts: Sequence[str]) -> None:
-        super().__init__(source)
-        self.texts = texts
-
-    def log_probs(self, folder: Path) -> np.ndarray:
-        return np.asarray(log_softmax(OnnxClassifier(folder).logits(self.texts), axis=-1))
-
-    def feeds(self) -> Iterator[dict[str, np.ndarray]]:
-        graph = OnnxClassifier(self.source)
-        return (graph.feed([text]) for text in self.texts)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from distillctl.data import eval_table, view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.quantizers.candidates import Unit
+from distillctl.quantizers.label_calibration import LabelCalibration
 from distillctl.quantizers.search import Figures
 from distillctl.recipe import Recipe
 from distillctl.run_dir.facts import Facts
@@ -22,7 +23,7 @@ from distillctl.soft_labels.labels import calibrate
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.classify import quantization
 from distillctl.tasks.classify.facts import ClassifyCollect
-from distillctl.tasks.classify.quantization import ClassifyAnswers, EvalRows, LabelCalibration
+from distillctl.tasks.classify.quantization import ClassifyAnswers, EvalRows
 
 CALIBRATION_ROWS = 128
 """Enough train rows to tell a small cost of quantization from none, few enough to measure quickly."""
