@@ -234,13 +234,13 @@ def collect(options: CollectOptions) -> None:
 
 def _run_stage(name: str, options: ReportOptions, overrides: Sequence[str] = ()) -> None:
     from distillctl import pipeline
-    from distillctl.commands import output
+    from distillctl.commands import findings, output
 
     loaded, workspace = _open(options, overrides=overrides)
     if options.dry_run:
         return _plan(loaded, workspace, [name])
     result = pipeline.stage(name, loaded, workspace, force=options.force)
-    console.result(output.as_json(result), *output.readable(result))
+    console.result(output.as_json(result), *findings.readable(result))
 
 
 @command("train", "Train the student on the simplified context.")
@@ -334,7 +334,7 @@ def bench(
     ] = None,
 ) -> None:
     from distillctl import pipeline
-    from distillctl.commands import output
+    from distillctl.commands import findings, output
 
     given = {"host": host, "port": port, "assets": assets, "devices": devices, "idle_seconds": serve_seconds}
     given = {name: value for name, value in given.items() if value is not None}
@@ -367,11 +367,11 @@ def bench(
     elif serve:
         results = pipeline.serve(loaded, workspace, **given)
         console.result(
-            {"stage": "devices", "devices": [result.as_json() for result in results]}, *output.devices(results)
+            {"stage": "devices", "devices": [result.as_json() for result in results]}, *findings.devices(results)
         )
     else:
         result = pipeline.stage("bench", loaded, workspace, force=options.force)
-        console.result(output.as_json(result), *output.readable(result))
+        console.result(output.as_json(result), *findings.readable(result))
 
 
 def _report_schema(wanted: bool) -> None:
@@ -404,7 +404,7 @@ def report(
     ] = False,
 ) -> None:
     from distillctl import pipeline
-    from distillctl.commands import output
+    from distillctl.commands import findings, output
 
     if options.as_json and format == "md":
         raise UsageError("--json cannot be combined with --format md")
@@ -426,14 +426,14 @@ def report(
     elif format == "json":
         console.print_json(result.manifest.facts)
     else:
-        console.result(output.as_json(result), *output.readable(result), output.report_path(workspace))
+        console.result(output.as_json(result), *findings.readable(result), output.report_path(workspace))
     bounds.check_bounds(wanted, facts)
 
 
 @command("run", "Run all stages in order, and skip what is fresh (like make).")
 def run(options: CollectOptions) -> None:
     from distillctl import pipeline
-    from distillctl.commands import output
+    from distillctl.commands import findings, output
 
     loaded, workspace = _open(options)
     if options.dry_run:
@@ -443,10 +443,10 @@ def run(options: CollectOptions) -> None:
         if result.reused:
             console.note(output.line(result))
         elif result.stage != "report":
-            console.intermediate(*output.readable(result))
+            console.intermediate(*findings.readable(result))
         done.append(result)
     summary = output.as_json(done[-1]) | {"stages": {result.stage: output.brief(result) for result in done}}
-    console.result(summary, *output.readable(done[-1]), output.report_path(workspace))
+    console.result(summary, *findings.readable(done[-1]), output.report_path(workspace))
 
 
 # ── bundles ──────────────────────────────────────────────────────────────────────────────────────

@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from distillctl import cautions, console, interrupts, ranks
 from distillctl.bundle import figures
 from distillctl.data import examples, responses, split_checks, views
 from distillctl.errors import GateFailed, UpstreamError
 from distillctl.models import hub, model_source
-from distillctl.phone.devices import DeviceFigures
 from distillctl.recipe import OpenAITeacher, Recipe, dump, flatten
 from distillctl.run_dir import attempts
 from distillctl.run_dir.facts import DataFacts, Facts, StageFacts
@@ -24,6 +23,9 @@ from distillctl.run_dir.workspace import Manifest, StageOutput, Workspace, write
 from distillctl.students import preflight
 from distillctl.teachers import engines
 from distillctl.trust import approvals, recipe_access
+
+if TYPE_CHECKING:
+    from distillctl.phone.devices import DeviceFigures
 
 
 @dataclass(frozen=True)

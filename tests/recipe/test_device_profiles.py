@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from distillctl.commands import output
+from distillctl.commands import findings
 from distillctl.recipe import profiles
 from distillctl.recipe.bench import Bench as Settings
 from distillctl.runtimes import bench as runtimes_bench
@@ -54,7 +54,7 @@ def test_in_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["profile"]["host"] == "this host, not a phone"
     assert [one["tokens"] for one in facts["profile"]["lengths"]] == [32, 128]
     assert all(one["p50_ms"] > 0 for one in facts["profile"]["lengths"])
-    assert "deployed, by length: 32 tokens" in "\n".join(output.further_measurements(outcome.facts))
+    assert "deployed, by length: 32 tokens" in "\n".join(findings.further_measurements(outcome.facts))
 
 
 @pytest.mark.parametrize("length", [1, 7, 33, 500])

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from distillctl.commands import output
+from distillctl.commands import findings
 from distillctl.data import controls_table as control_table
 from distillctl.errors import GateFailed, UsageError
 from distillctl.report import charts, contract, fail_under, formatting, markdown, page, verdict
@@ -101,7 +101,7 @@ def test_without_references_the_score_is_agreement_with_the_ceiling(tmp_path: Pa
     assert facts["ceiling_by_construction"]
     assert "by construction" in text
     assert "| ceiling | 100.0\u00a0% | by construction |" in markdown.render(reported(facts))
-    told = console_text(output._arms(reported(facts)))
+    told = console_text(findings._arms(reported(facts)))
     assert "agreement with the prompted teacher" in " ".join(told.split())
     assert "1 by construction" in told
     assert "1.000 (1.000" not in told
@@ -264,7 +264,7 @@ def test_a_failed_gate_leaves_a_report_of_what_there_is(failed: Workspace) -> No
     assert "Use it" not in text
     assert "No smaller model passed the gate" in facts["headline"]
     assert "quantize.gate.max" in markdown.render(reported(facts))
-    told = "\n".join(console_text(one) for one in output._report(reported(facts)))
+    told = "\n".join(console_text(one) for one in findings._report(reported(facts)))
     assert "quantize failed, so there is no deployed model" in told
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from distillctl.commands import output
+from distillctl.commands import findings
 from distillctl.errors import UnavailableError
 from distillctl.run_dir.workspace import tree_digest
 from distillctl.runtimes import bench as runtimes_bench
@@ -45,7 +45,7 @@ def test_single_stream_by_the_rules(tmp_path: Path) -> None:
     assert found.queries == found.as_json()["tokens"] >= 300
     assert found.seconds >= 0.5
     assert found.p50_ms <= found.p90_ms <= found.early_stopping_p90_ms
-    assert "SingleStream: VALID, p90" in output.loadgen(found)
+    assert "SingleStream: VALID, p90" in findings.loadgen(found)
 
 
 def test_too_few_queries_are_invalid(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_too_few_queries_are_invalid(tmp_path: Path) -> None:
     found = loadgen.measure("deployed", job(tmp_path), min_queries=10, min_seconds=0.001, folder=logs)
     assert "Result is : INVALID" in (logs / loadgen.SUMMARY).read_text()
     assert (found.valid, found.unmet, found.early_stopping_p90_ms) == (False, ["early_stopping"], None)
-    assert "INVALID (early_stopping)" in output.loadgen(found)
+    assert "INVALID (early_stopping)" in findings.loadgen(found)
 
 
 def test_an_audit_config_in_the_current_folder_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_in_the_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
     assert 0 < deployed["mapped_bytes"] < deployed["peak_rss_bytes"]
     assert 0 < deployed["anonymous_bytes"] < deployed["peak_rss_bytes"]
     assert deployed["warmup_ratio"] > 0
-    said = "\n".join(output.further_measurements(outcome.facts))
+    said = "\n".join(findings.further_measurements(outcome.facts))
     assert "of mapped files" in said
     assert "without a pause" in said
     assert "MLPerf LoadGen" in said

@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from distillctl.commands import output
+from distillctl.commands import findings
 from distillctl.data import eval_table, view_table
 from distillctl.data.responses import clean
 from distillctl.errors import UpstreamError
@@ -459,7 +459,7 @@ def _told(stage: str, manifest: Manifest | None) -> str:
     """The readable result as plain text, 200 columns wide."""
     assert manifest
     printed = io.StringIO()
-    Console(file=printed, width=200).print(*output.readable(StageResult(stage, manifest, False, 1.0)), sep="\n")
+    Console(file=printed, width=200).print(*findings.readable(StageResult(stage, manifest, False, 1.0)), sep="\n")
     return printed.getvalue()
 
 
