@@ -33,7 +33,7 @@ ALLOWED = 0.05
 
 
 def candidates(recipe: Recipe, reading: Reading) -> list[tuple[str | None, str]]:
-    """Return some of `TEXTS` that need not be cut, as (input, view).
+    """Return up to three (input, view) pairs for texts of `TEXTS` that fit into the model whole.
 
     If a view needs more than an input, the texts are views, without inputs.
     """

@@ -21,7 +21,7 @@ from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs import (
 
 _ALIGNMENT = 16
 _Arguments = dict[bytes, dict[bytes, list[tuple[int, int]]]]
-"""Operator → name of a type → (input or output, index)."""
+"""Operator → type parameter → its arguments, each as (kind, index). kind: 0 for an input, 1 for an output."""
 
 
 def rewrite(path: Path) -> None:

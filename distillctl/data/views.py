@@ -156,11 +156,13 @@ def renderers(recipe: Recipe, shots: dict[str, list[Shot]]) -> dict[str, Rendere
 
 
 def check(contexts: Mapping[str, Renderer], examples: Sequence[Example]) -> None:
-    """Render some views of every context. RecipeError if a template fails, or if teacher or student saw the same text
-    for every row."""
+    """Render some views of every context.
+
+    Raise RecipeError if a template fails, or if the teacher or the student would read the same text for every row.
+    """
     for name, renderer in contexts.items():
-        texts = {renderer.preview(example) for example in examples}
-        if name in (CEILING, FLOOR) and len(texts) < 2 <= len({example.input for example in examples}):
+        texts, inputs = {renderer.preview(example) for example in examples}, {example.input for example in examples}
+        if name in (CEILING, FLOOR) and len(texts) == 1 and len(inputs) > 1:
             raise RecipeError(
                 "every row has the same view, because the context does not show the row's text",
                 where=renderer.where,

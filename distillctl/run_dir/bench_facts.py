@@ -39,7 +39,8 @@ class TimedModel(RuntimeFacts):
     warmup_ratio: float | None = None
     """Median of the untimed queries after the first over the median of the timed ones; None without any."""
     waiting_share: float | None = None
-    """Share of its queries' time in which it waited for a processor; older versions did not measure it."""
+    """Share of its queries' time in which it waited for a processor: 1 − processor time of all threads / time. With
+    several threads it can be 0 on a busy machine. Older versions did not measure it."""
     peak_rss_bytes: int
     anonymous_bytes: int | None = None
     mapped_bytes: int | None = None
