@@ -36,8 +36,8 @@ LOGS = "loadgen"
 PASSES = 15
 """Passes over the large array that measures the speed of memory."""
 MOST_WAITING = 0.2
-"""Largest share of the deployed model's time without a processor that gives no caution. On a quiet machine it is 0.00
-to 0.02, with two busy processes on each core 0.5."""
+"""Largest share of the deployed model's time without a processor that gives no caution. With `distillctl bench
+recipes/demo.yaml` on two cores it is at most 0.001 for each model, and 0.45 to 0.52 at a load of 10."""
 LEAST_AGREEMENT = 0.99
 Answers = Mapping[str, list[int]]
 """Row id → the answer's token ids, or a single label index."""
