@@ -87,7 +87,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _label_map_leads_to_labels(self) -> Recipe:
         names = self.task.names
-        if names and (unknown := next((name for name in self.data.label_map.values() if name not in names), None)):
+        if self.data.label_map and not names:
+            raise ValueError("data.label_map: it names labels, and this task has none; leave it out")
+        if unknown := next((name for name in self.data.label_map.values() if name not in names), None):
             raise ValueError(f"data.label_map: {unknown!r} is no label (labels: {', '.join(names)})")
         return self
 

@@ -404,8 +404,8 @@ def check(model: type[Facts], facts: Mapping[str, Any]) -> None:
             raise ValueError(f"{_name(problems[0]['loc'])}: {problems[0]['msg']}") from None
 
 
-def read(model: type[FactsT], facts: Mapping[str, Any]) -> FactsT:
-    """Return the part of a stage's facts that ``model`` declares. Raise UpstreamError if it is not all there."""
+def read(model: type[FactsT], facts: Mapping[str, Any], stage: str) -> FactsT:
+    """Return the part of the stage's facts that ``model`` declares. Raise UpstreamError if it is not all there."""
     try:
         return model.model_validate(facts)
     except ValidationError as error:
@@ -413,7 +413,8 @@ def read(model: type[FactsT], facts: Mapping[str, Any]) -> FactsT:
         fact = _name(problem["loc"])
         finding = f"has no {fact!r}" if problem["type"] == "missing" else f"has a damaged {fact!r} ({problem['msg']})"
         raise UpstreamError(
-            f"the manifest {finding}, so another version wrote it", next="distillctl run RECIPE --force"
+            f"the manifest of {stage} {finding}, so another version wrote it",
+            next=f"distillctl {stage} RECIPE --force",
         ) from None
 
 

@@ -106,7 +106,7 @@ class Manifest(BaseModel):
 
     def read(self, model: type[FactsT]) -> FactsT:
         """Return the part of the facts that ``model`` declares. Raise UpstreamError if it is not all there."""
-        return facts.read(model, self.facts)
+        return facts.read(model, self.facts, self.stage)
 
     def with_checksum(self) -> tuple[Manifest, str]:
         """Return the manifest with its checksum, and the text of the file."""

@@ -67,6 +67,9 @@ def test_frozen(load):
         ({"data": {"source": "a.csv", "train": "b.csv", "eval": "c.csv"}}, "give `source`, or `train` and `eval`"),
         ({"student": {"kind": "truncated", "model": "m", "layers": [0, 0]}}, "each at most once"),
         ({"name": "../x"}, "name: must match the pattern"),
+        ({"task": {"kind": "generate"}, "data": {"source": "f", "label_map": {"a": "b"}}},
+         "data.label_map: it names labels, and this task has none; leave it out"),
+        ({"data": {"source": "f", "label_map": {"Y": "yess"}}}, "data.label_map: 'yess' is no label (labels: yes, no)"),
     ],
 )  # fmt: skip
 def test_errors_say_where_and_what(load, sections, told):

@@ -351,6 +351,17 @@ def test_a_link_is_not_followed_and_a_strange_name_is_refused(tmp_path):
             workspace.manifest("collect")
 
 
+def test_a_fact_that_an_older_version_did_not_write_names_the_stage_to_run_again(tmp_path):
+    class Rows(Facts):
+        rows: int
+
+    workspace = Workspace(tmp_path / "run")
+    commit(workspace)
+    with pytest.raises(UpstreamError, match=r"the manifest of collect has no 'rows'") as raised:
+        workspace.facts("collect", Rows)
+    assert raised.value.next == "distillctl collect RECIPE --force"
+
+
 # ── folders that are none of ours ────────────────────────────────────────────────────────────────
 
 HOME = ("project/.cache.tmp/f", ".notes.aside/n", "project/sub/.data.aside/b", "project/sub/data/l", ".draft.tmp",
