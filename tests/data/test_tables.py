@@ -105,6 +105,22 @@ def test_a_quote_that_is_never_closed_names_the_line_it_opens_on(tmp_path: Path)
     assert "data.quoting: off" in str(error.value.next)
 
 
+def test_a_rare_cell_of_many_lines_is_doubted_and_kept(tmp_path: Path) -> None:
+    def table(long: int, lines: int) -> str:
+        cell = '"' + "\n".join(["ham\tsee you"] * lines) + '"'
+        return "text,label\n" + f"{cell},x\n" * long + "plain,x\n" * (200 - long)
+
+    with cautions.collected() as found:
+        assert len(read(tmp_path / "r.csv", table(2, 12))) == 200
+    assert [one["code"] for one in found] == ["joined-lines"]
+    assert "r.csv:2: quotes hold 12 lines together in one row, and 2 of 200 rows" in found[0]["text"]
+    with cautions.collected() as found:
+        read(tmp_path / "r.csv", table(2, 12), quoting="on")
+        read(tmp_path / "r.csv", table(2, 9))
+        read(tmp_path / "r.csv", table(40, 12))
+    assert not found
+
+
 def test_quotes_that_were_kept_are_pointed_out(tmp_path: Path) -> None:
     with cautions.collected() as found:
         rows = read(tmp_path / "r.tsv", 'text\tlabel\n"He said ""no"""\tx\nplain\tx\n')
