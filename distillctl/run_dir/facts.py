@@ -404,8 +404,11 @@ def check(model: type[Facts], facts: Mapping[str, Any]) -> None:
             raise ValueError(f"{_name(problems[0]['loc'])}: {problems[0]['msg']}") from None
 
 
-def read(model: type[FactsT], facts: Mapping[str, Any], stage: str) -> FactsT:
-    """Return the part of the stage's facts that ``model`` declares. Raise UpstreamError if it is not all there."""
+def read(model: type[FactsT], facts: Mapping[str, Any], command: str = "run") -> FactsT:
+    """Return the part of the facts that ``model`` declares. Raise UpstreamError if it is not all there.
+
+    command: writes the facts anew; a stage's name where it is known.
+    """
     try:
         return model.model_validate(facts)
     except ValidationError as error:
@@ -413,8 +416,7 @@ def read(model: type[FactsT], facts: Mapping[str, Any], stage: str) -> FactsT:
         fact = _name(problem["loc"])
         finding = f"has no {fact!r}" if problem["type"] == "missing" else f"has a damaged {fact!r} ({problem['msg']})"
         raise UpstreamError(
-            f"the manifest of {stage} {finding}, so another version wrote it",
-            next=f"distillctl {stage} RECIPE --force",
+            f"the manifest {finding}, so another version wrote it", next=f"distillctl {command} RECIPE --force"
         ) from None
 
 

@@ -357,7 +357,7 @@ def test_a_fact_that_an_older_version_did_not_write_names_the_stage_to_run_again
 
     workspace = Workspace(tmp_path / "run")
     commit(workspace)
-    with pytest.raises(UpstreamError, match=r"the manifest of collect has no 'rows'") as raised:
+    with pytest.raises(UpstreamError, match=r"the manifest has no 'rows'") as raised:
         workspace.facts("collect", Rows)
     assert raised.value.next == "distillctl collect RECIPE --force"
 
