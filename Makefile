@@ -45,10 +45,10 @@ translate: $(VENV)/.core $(VENV)/.catalogs $(GEMMA_FILE)  ## translate English t
 	$(BIN)/distillctl run recipes/translate.yaml
 
 test: $(VENV)/.demo $(VENV)/.dev  ## run all tests, on all cores
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.demo $(VENV)/.dev  ## the tests that are not marked as slow
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not e2e"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not e2e"
 
 test-durability: $(VENV)/.dev  ## test that kills, failing disks and power cuts lose nothing (half an hour)
 	$(BIN)/python -m tests.durability

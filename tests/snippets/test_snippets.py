@@ -42,7 +42,7 @@ from distillctl.tasks.generate import card as text_card
 from distillctl.tasks.generate.facts import GenerateTrain
 from tests.fixtures import bundled, exported_generate, tiny, tiny_generate, tokenizers_of_kind
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 AROUND = {
     "nothing": "{{ input }}",

@@ -30,7 +30,7 @@ from distillctl.tasks.classify import card as label_card
 from distillctl.tasks.classify import parity
 from tests.fixtures import tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 KINDS = {
     "bert": ["input_ids", "attention_mask", "token_type_ids"],

@@ -35,7 +35,7 @@ from distillctl.tasks.generate.parity import ParityRows
 from tests.fixtures import exported_generate, tiny_generate
 from tests.fixtures.exported_generate import MAX_LENGTH, MAX_NEW_TOKENS, STOP_IDS, exported, plain_answer
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 LLAMA, T5 = ("llama", "genai"), ("t5", "seq2seq")
 SLOW = [

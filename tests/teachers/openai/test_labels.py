@@ -25,7 +25,7 @@ from distillctl.teachers.openai.labels import Label
 from distillctl.teachers.openai.protocol import Position
 from tests.fixtures import served_project, stub_server, tiny_generate, tokenizers_of_kind
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 LIKELY = -8.0
 """Without the tokenizer, a word that the model would hardly write may be read as other tokens (" " and "river")."""
