@@ -257,6 +257,8 @@ def _changed_keys(before: dict[str, object], after: dict[str, object], options: 
     for key in sorted({*old, *new}):
         if key in options and old.get(key) is True:
             continue
+        if key not in old and new[key] is None:  # a knob that the older version did not have, and that is not set
+            continue
         if old.get(key) != new.get(key) or (key in old) != (key in new):
             yield f"{key} changed{_from_to(old.get(key), new.get(key))}"
 

@@ -11,7 +11,7 @@ from distillctl import pipeline
 from distillctl import recipe as recipes
 from distillctl.run_dir.facts import Facts
 from distillctl.run_dir.workspace import StageOutput, Workspace
-from tests.fixtures import project
+from tests.fixtures import manifests, project
 from tests.run_dir import flips
 
 STAGES = ["collect", "train", "export", "quantize", "bench", "report"]
@@ -220,6 +220,16 @@ def test_the_command_that_status_names_mends_it(copy):
             done = project.run(*one["next"].split()[1:])
             assert done.returncode == 0, done.stderr
     assert all(state == ("fresh", ()) for state in states(recipe, run).values())
+
+
+def test_a_knob_that_an_older_version_did_not_have_makes_nothing_stale_until_it_is_set(copy):
+    recipe, run = copy
+    manifest = json.loads((run / "report/manifest.json").read_text())
+    del manifest["recipe"]["report"]["languages"]
+    manifests.write(run / "report/manifest.json", manifest)
+    assert states(recipe, run)["report"] == ("fresh", ())
+    found = states(recipe, run, "report.languages={input: en, answer: fr}")
+    assert found["report"][0] == "stale"
 
 
 def test_checkpoints_of_a_finished_train_are_gone(ran):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from distillctl.bundle.manifest import BundleFacts
+from distillctl.commands import text_findings
 from distillctl.commands.output import Line, line, size
 from distillctl.data.rows import left_out
 from distillctl.data.views import PUBLIC
@@ -28,15 +29,12 @@ from distillctl.run_dir.facts import (
 from distillctl.run_dir.workspace import Manifest
 from distillctl.tasks.classify.facts import ClassifyCollect, LabelParity
 from distillctl.tasks.generate.facts import (
-    ContextNeed,
-    Corpus,
     GenerateCollect,
     GenerateDistance,
     GenerateExport,
     GenerateReport,
     GenerateTrain,
     KlFacts,
-    ResponseFacts,
 )
 from distillctl.terminal.text_table import TextTable
 
@@ -76,7 +74,7 @@ def _collect(facts: CollectFacts) -> Iterator[Line]:
     if cut := _cut_inputs(counts.cut_inputs):
         yield cut
     if texts:
-        yield from _responses(texts.responses, texts.necessity)
+        yield from text_findings.responses(texts.responses, texts.necessity)
     if facts.teacher.served and facts.teacher.served.requests is not None:
         yield _served(facts.teacher.served)
     if labels and labels.unseen:
@@ -87,7 +85,7 @@ def _collect(facts: CollectFacts) -> Iterator[Line]:
         )
     yield _arms(facts)
     if texts:
-        yield _corpus(texts.metrics)
+        yield text_findings.corpus(texts.metrics)
     if labels and labels.without_prior:
         yield "without the prior: " + ", ".join(f"{arm} {score:.3f}" for arm, score in labels.without_prior.items())
 
@@ -99,25 +97,6 @@ def _cut_inputs(counts: Mapping[str, int] | None) -> str | None:
     return f"inputs whose end was cut: {counts['train']:,} in train, {counts['eval']:,} in eval"
 
 
-def _responses(responses: ResponseFacts, need: ContextNeed | None) -> Iterator[str]:
-    """Yield how many responses there are, how much of them is kept, and how much they depend on the context."""
-    mass = responses.captured_mass
-    kept = f", {mass.median:.2%} of the probability kept in the median ({mass.p5:.2%} at p5)" if mass else ""
-    if responses.tokens is None:  # the tokens of a served text are not known
-        yield f"{responses.count:,} responses, {responses.cut:,} cut off"
-    else:
-        yield (
-            f"{responses.count:,} responses of {responses.tokens:.1f} tokens in the mean, "
-            f"{responses.cut:,} cut off; {responses.bytes_per_token:.0f} bytes per token on disk{kept}"
-        )
-    if need is None:
-        return
-    yield (
-        f"each token needs the context by {need.mean:.3f} nats in the mean, "
-        f"{need.median:.3f} in the median (KL of full to simplified)"
-    )
-
-
 def _served(served: AskedFacts) -> str:
     """Return what asking the server took."""
     tokens = served.tokens or ServerTokens(read=0, written=0)
@@ -126,15 +105,6 @@ def _served(served: AskedFacts) -> str:
         f"{served.requests:,} requests, {sum(served.faults.values()):,} of them failed, {served.kept_answers:,} "
         f"answers reused; {tokens.read:,} tokens read and {tokens.written:,} written in this run directory{cost}"
     )
-
-
-def _corpus(metrics: Mapping[str, Corpus]) -> TextTable:
-    """Return a table of every arm's metrics over the whole corpus."""
-    columns = list(next(iter(metrics.values())))
-    table = TextTable(("over the corpus", *map(names.named, columns)))
-    for arm, values in metrics.items():
-        table.add_row(arm, *(f"{values[name]:.3f}" for name in columns))
-    return table
 
 
 def _train(facts: TrainFacts) -> Iterator[Line]:
@@ -328,7 +298,7 @@ def _report(facts: ReportFacts) -> Iterator[Line]:
     for control, leads in facts.controls.leads.items():
         yield "; ".join(f"{arm} − {control}: {_interval(lead)}" for arm, lead in leads.items())
     if texts := facts.part_if_any(GenerateReport):
-        yield from _report_of_texts(texts, facts.subject)
+        yield from text_findings.report(texts, facts.subject)
     if facts.failed_gate:
         yield f"quantize failed, so there is no deployed model and nothing is timed: {facts.failed_gate.why}"
     else:
@@ -336,26 +306,6 @@ def _report(facts: ReportFacts) -> Iterator[Line]:
     yield from (f"caution ({caution.stage}): {caution.text}" for caution in facts.cautions)
     if facts.artifact:
         yield f"model: {facts.artifact}"
-
-
-def _report_of_texts(facts: GenerateReport, subject: str) -> Iterator[str]:
-    if like := facts.like_ceiling:
-        name = next(iter(like["ceiling"]))
-        yield f"{names.named(name)} over the corpus, against the teacher's answers: " + ", ".join(
-            f"{arm} {metrics[name]:.3f}" for arm, metrics in like.items() if arm != "ceiling"
-        )
-    leakage = facts.leakage
-    yield (
-        f"{leakage.leaking} of {leakage.responses} responses of the teacher point at the context, "
-        f"{leakage.own[subject]} answers of the {subject} model do"
-    )
-    for key, equal in facts.fields.items():
-        described = ", ".join(f"{arm} {share:.3f}" for arm, share in equal.items() if arm != "ceiling")
-        yield f"{key}, equal to the teacher's: {described}"
-    for key, right in facts.fields_by_reference.items():
-        described = ", ".join(f"{arm} {share.value:.3f}" for arm, share in right.items())
-        rows = right["ceiling"].n if right else 0
-        yield f"{key}, as the data have it on {rows} rows: {described}" if rows else f"{key}: no row has a reference"
 
 
 def _bundle(facts: BundleFacts) -> Iterator[Line]:

@@ -11,6 +11,7 @@ _NAMES = {
     "exact": "share of exact answers",
     "fields": "share of equal JSON values",
     "chrf": "chrF",
+    "chrf++": "chrF++",
     "bleu": "BLEU",
     "rouge_l": "ROUGE-L",
 }

@@ -20,7 +20,11 @@ from distillctl.errors import UnavailableError
 from distillctl.metrics import fields, names
 
 # Effective order only matters for texts without any 4-gram, which would otherwise score 0 even if right.
-_SACREBLEU: dict[str, Any] = {"chrf": CHRF(), "bleu": BLEU(effective_order=True, force=True)}
+_SACREBLEU: dict[str, Any] = {
+    "chrf": CHRF(),
+    "chrf++": CHRF(word_order=2),
+    "bleu": BLEU(effective_order=True, force=True),
+}
 
 
 def metric_name(metric: str, references: Sequence[str | None]) -> str:
@@ -39,15 +43,15 @@ def row_scores(
     one.
 
     `format`: the whole text matches ``pattern``; `fields`: the share of equal values of two JSON objects (`fields`);
-    `exact`: equal after stripping; `chrf`: chrF2 (Popović 2015); `bleu`: sentence BLEU with effective order and
-    exponential smoothing (Post 2018, sacreBLEU); `rouge_l`: F1 of the longest common subsequence of words (Lin 2004).
-    Raises UnavailableError if rouge_l's package is not installed.
+    `exact`: equal after stripping; `chrf`: chrF2 (Popović 2015); `chrf++`: chrF2++ (Popović 2017); `bleu`: sentence
+    BLEU with effective order and exponential smoothing (Post 2018, sacreBLEU); `rouge_l`: F1 of the longest common
+    subsequence of words (Lin 2004). Raises UnavailableError if rouge_l's package is not installed.
     """
     if metric == "format":
         fits = re.compile(pattern or "").fullmatch
         return np.array([fits(text) is not None for text in texts], dtype=np.float64)
     similarity = _similarity(metric)
-    pairs = zip(texts, _targets(references, ceiling_texts), strict=True)
+    pairs = zip(texts, targets(references, ceiling_texts), strict=True)
     return np.array([1.0 if _same(*pair) else similarity(*pair) for pair in pairs], dtype=np.float64)
 
 
@@ -64,14 +68,14 @@ def corpus(
     others.
     """
     values = {}
-    targets = _targets(references, ceiling_texts)
+    wanted = targets(references, ceiling_texts)
     for metric in metrics:
         if metric not in _SACREBLEU:
             values[metric] = float(row_scores(metric, texts, references, ceiling_texts, pattern).mean())
-        elif all(map(_same, texts, targets)):
+        elif all(map(_same, texts, wanted)):
             values[metric] = 1.0
         else:
-            values[metric] = _share(_SACREBLEU[metric].corpus_score(list(texts), [targets]).score)
+            values[metric] = _share(_SACREBLEU[metric].corpus_score(list(texts), [wanted]).score)
     return values
 
 
@@ -79,7 +83,8 @@ def _complete(references: Sequence[str | None]) -> bool:
     return all(reference is not None for reference in references)
 
 
-def _targets(references: Sequence[str | None], ceiling_texts: Sequence[str]) -> list[str]:
+def targets(references: Sequence[str | None], ceiling_texts: Sequence[str]) -> list[str]:
+    """Return the texts that answers are compared with: the references if every row has one, else the ceiling's."""
     return [str(reference) for reference in references] if _complete(references) else list(ceiling_texts)
 
 

@@ -36,7 +36,7 @@ from distillctl.recipe.models import (
     TruncatedStudent,
 )
 from distillctl.recipe.quantize import CANDIDATES, DynamicInt8, Float16, Gate, Quantize, StaticInt8, WeightOnly
-from distillctl.recipe.report import Report
+from distillctl.recipe.report import Languages, Report
 from distillctl.recipe.root import Recipe
 from distillctl.recipe.served import OpenAITeacher, Prices
 from distillctl.recipe.task import Task
@@ -80,6 +80,7 @@ __all__ = [
     "Given",
     "Greedy",
     "HuggingFaceTeacher",
+    "Languages",
     "Loss",
     "LossTerm",
     "Metric",

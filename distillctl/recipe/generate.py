@@ -97,7 +97,7 @@ class EvalSoftLabels(Spec):
     """Number of tokens drawn from the unnamed mass."""
 
 
-Metric = Literal["format", "fields", "exact", "chrf", "bleu", "rouge_l"]
+Metric = Literal["format", "fields", "exact", "chrf", "chrf++", "bleu", "rouge_l"]
 
 
 class FieldReference(Section):

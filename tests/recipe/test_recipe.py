@@ -69,6 +69,8 @@ def test_frozen(load):
         ({"name": "../x"}, "name: must match the pattern"),
         ({"task": {"kind": "generate"}, "data": {"source": "f", "label_map": {"a": "b"}}},
          "data.label_map: it names labels, and this task has none; leave it out"),
+        ({"report": {"languages": {"input": "en", "answer": "french"}}}, "'french' is no code of a language"),
+        ({"report": {"languages": {"input": "en", "answer": "en"}}}, "input and answer are the same language"),
         ({"data": {"source": "f", "label_map": {"Y": "yess"}}}, "data.label_map: 'yess' is no label (labels: yes, no)"),
     ],
 )  # fmt: skip

@@ -10,6 +10,38 @@ Corpus = dict[str, float]
 """Metric → its value over all texts."""
 
 
+class Share(Interval):
+    """A share of ``n`` rows."""
+
+    n: int
+
+
+class TextChecks(Facts):
+    """What a user notices in answers at once (`text_checks.check`). A share is None where no row can show it."""
+
+    placeholders: Share | None
+    """Rows whose answer has exactly the placeholders of the input, of those whose input has any."""
+    invented: int
+    """Other rows whose answer has placeholders."""
+    empty: float
+    """Share of answers without text."""
+    looping: float
+    """Share of answers that repeat themselves without end, where the reference does not."""
+    length_ratio: float | None
+    """Characters of all answers over those of all references."""
+    untranslated: Share | None
+    """Answers in the input's language, of those that are long enough to be told."""
+
+
+class BrokenPlaceholders(Facts):
+    """An answer with other placeholders than its input."""
+
+    input: str
+    answer: str
+    missing: list[str]
+    extra: list[str]
+
+
 class CapturedMass(Facts):
     """Probability of the tokens that are kept of a distribution, over all positions: the median and 5th percentile."""
 
@@ -124,15 +156,13 @@ class GenerateQuantize(Facts):
     """Quantize's part."""
 
     context_decided: ContextDecided | None = None
+    candidate_metrics: dict[str, Corpus] = {}
+    """Candidate → the metrics of its answers; older versions did not record them."""
+    candidate_checks: dict[str, TextChecks] = {}
+    """Candidate → the same of its checks."""
 
 
 # ── the report ───────────────────────────────────────────────────────────────────────────────────
-
-
-class FieldShare(Interval):
-    """The share of right values, over ``n`` rows."""
-
-    n: int
 
 
 class KlMeasured(Facts):
@@ -246,7 +276,7 @@ class GenerateReport(KindReport):
 
     fields: dict[str, Corpus]
     """Key of the teacher's JSON → arm → share of the rows with the teacher's own value."""
-    fields_by_reference: dict[str, dict[str, FieldShare]]
+    fields_by_reference: dict[str, dict[str, Share]]
     """Key of `task.fields` → arm → share of right values on the rows where the data have one."""
     builder: str
     genai: bool
@@ -259,6 +289,14 @@ class GenerateReport(KindReport):
     """Arm → its metrics over all texts."""
     like_ceiling: dict[str, Corpus]
     """The same against the ceiling's answers, where the data have references."""
+    checks: dict[str, TextChecks] = {}
+    """Arm → what a user notices in its answers."""
+    broken_placeholders: list[BrokenPlaceholders] = []
+    """The deployed model's answers with other placeholders than their input, the first of them."""
+    candidate_metrics: dict[str, Corpus] = {}
+    """Candidate → the metrics of its answers over all texts."""
+    candidate_checks: dict[str, TextChecks] = {}
+    """Candidate → what a user notices in its answers."""
     responses: ResponseFacts
     kl_measured: KlMeasured
     per_token: dict[str, PerToken]

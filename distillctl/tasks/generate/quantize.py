@@ -24,8 +24,8 @@ from distillctl.soft_labels.response_shards import SoftLabelCodec
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.load_trained import without_weights
 from distillctl.tasks.base import BoundTask
-from distillctl.tasks.generate import quantization
-from distillctl.tasks.generate.facts import GenerateQuantize, GenerateTrain
+from distillctl.tasks.generate import quantization, text_checks
+from distillctl.tasks.generate.facts import Corpus, GenerateQuantize, GenerateTrain
 from distillctl.tasks.generate.quantization import GenerateAnswers, TextCalibration
 from distillctl.tasks.generate.response_rows import ResponseRows, kept, rows
 
@@ -64,14 +64,13 @@ class GenerateHeldOut(BoundTask):
             name: [clean(graphs[name].decode(ids), stop) for ids in answers.ids]
             for name, answers in self._answers.items()
         }
-        self._scores = {name: self._score(texts) for name, texts in self._texts.items()}
+        self._scores = {name: self._metrics(texts)[self.recipe.generate.score] for name, texts in self._texts.items()}
         return {name: answers.figures(self._scores[name]) for name, answers in self._answers.items()}
 
-    def _score(self, texts: list[str]) -> float:
-        """Return the recipe's score against the references, or without them against the teacher's answers."""
+    def _metrics(self, texts: list[str]) -> Corpus:
+        """Return the recipe's metrics against the references, or without them against the teacher's answers."""
         task = self.recipe.generate
-        against = (self.views.reference, self._responses, task.format)
-        return text_metrics.corpus([task.score], texts, *against)[task.score]
+        return text_metrics.corpus(task.metrics, texts, self.views.reference, self._responses, task.format)
 
     def fp32_score(self) -> float:
         return self._scores[FP32]
@@ -92,11 +91,17 @@ class GenerateHeldOut(BoundTask):
         return self._texts[name], self._responses
 
     def facts(self, name: str) -> GenerateQuantize:
-        decided = None
+        decided, targets = None, text_metrics.targets(self.views.reference, self._responses)
         if self._train.shared_tokenizer:
             agreements = self._answers[name].forced.agreements
             decided = context_decided.agreement(agreements, response_shards.context_kl(self.workspace))
-        return GenerateQuantize(context_decided=decided)
+        return GenerateQuantize(
+            context_decided=decided,
+            candidate_metrics={name: self._metrics(texts) for name, texts in self._texts.items()},
+            candidate_checks={
+                name: text_checks.check(self.views.input, texts, targets) for name, texts in self._texts.items()
+            },
+        )
 
 
 def _some_train_rows(recipe: Recipe, workspace: Workspace, train: GenerateTrain) -> ResponseRows:

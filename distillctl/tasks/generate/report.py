@@ -18,11 +18,10 @@ from distillctl.runtimes import text_folder
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
-from distillctl.tasks.generate import context_kl
+from distillctl.tasks.generate import context_kl, text_checks
 from distillctl.tasks.generate.facts import (
     ContextNeedSpread,
     Corpus,
-    FieldShare,
     GenerateCollect,
     GenerateDistance,
     GenerateExport,
@@ -34,6 +33,7 @@ from distillctl.tasks.generate.facts import (
     PerToken,
     PointingResponse,
     PointingSpan,
+    Share,
     ShownAnswers,
     TextAgreement,
     TextVerdicts,
@@ -53,8 +53,8 @@ def compare(
     last, task = "deployed" if deployed else "student", recipe.generate
     collect, train = workspace.facts("collect", GenerateCollect), workspace.facts("train", GenerateTrain)
     export = workspace.facts("export", GenerateExport)
-    decided = {"deployed": workspace.facts("quantize", GenerateQuantize).context_decided} if deployed else {}
-    decided["student"] = train.context_decided
+    quantize = workspace.facts("quantize", GenerateQuantize) if deployed else GenerateQuantize()
+    decided = {"deployed": quantize.context_decided, "student": train.context_decided}
     teacher = {PUBLIC.get(arm, arm): _read(workspace, arm, "eval") for arm in (CEILING, FLOOR, *recipe.contexts.arms)}
     tables = {
         arm: eval_table.read(workspace.folder(stage) / "eval.parquet", views.id)
@@ -72,6 +72,7 @@ def compare(
     likeness = text.row_scores("chrf", answers_of[last], [None], answers_of["ceiling"], None)
     graphs = workspace.folder("quantize" if deployed else "export")
     genai = (graphs / "genai_config.json").is_file()
+    targets = text.targets(*against[:2])
     cut = {"ceiling": teacher["ceiling"].cut, "floor": teacher["floor"].cut, "student": student["student_cut"]}
 
     def answers(rows: list[int]) -> list[ShownAnswers]:
@@ -108,6 +109,13 @@ def compare(
             for arm, part in answers_of.items()
             if alike
         },
+        checks={
+            arm: text_checks.check(views.input, part, targets, recipe.report.languages)
+            for arm, part in answers_of.items()
+        },
+        broken_placeholders=text_checks.broken(views.input, answers_of[last])[: recipe.report.disagreements],
+        candidate_metrics=quantize.candidate_metrics,
+        candidate_checks=quantize.candidate_checks,
         responses=collect.responses,
         kl_measured=KlMeasured(rows=train.kl_rows, lumped=train.kl_lumped, dropped_mass=train.dropped_mass),
         per_token=_per_token(tables, lengths, train.control),
@@ -157,11 +165,11 @@ def _fields(answers_of: dict[str, list[str]]) -> dict[str, Corpus]:
 
 def _fields_by_reference(
     recipe: Recipe, workspace: Workspace, ids: list[str], answers_of: dict[str, list[str]]
-) -> dict[str, dict[str, FieldShare]]:
+) -> dict[str, dict[str, Share]]:
     """Return key of `task.fields` → arm → share of right values on the rows where the data have one."""
     wanted = recipe.generate.fields
     references = field_references.read(workspace.folder("collect"), ids, wanted) if wanted else {}
-    shares: dict[str, dict[str, FieldShare]] = {}
+    shares: dict[str, dict[str, Share]] = {}
     for key, values in references.items():
         rows = [row for row, value in enumerate(values) if value is not None]
         shares[key] = {}
@@ -171,7 +179,7 @@ def _fields_by_reference(
                 for value in fields.values(texts, key)
             ]
             right = np.array([answered[row] == values[row] for row in rows], dtype=np.float64)
-            shares[key][arm] = FieldShare(**mean_interval(right).given, n=len(rows))
+            shares[key][arm] = Share(**mean_interval(right).given, n=len(rows))
     return shares
 
 

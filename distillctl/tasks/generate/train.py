@@ -26,7 +26,7 @@ from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.student import Corpus, Reiterable, Student
 from distillctl.tasks.base import BoundTask
-from distillctl.tasks.generate import controls
+from distillctl.tasks.generate import controls, text_checks
 from distillctl.tasks.generate.facts import GenerateDistance, TeacherTokens, WriterFacts
 from distillctl.tasks.generate.objective import Generation, Scores, answers, greedy_config, model_inputs, score
 from distillctl.tasks.generate.response_rows import ResponseRows, check_terms, end_token, kept, rows
@@ -200,6 +200,7 @@ class GenerateTraining(BoundTask):
         against = (views.reference, answers["ceiling"], task.format)
         rows = {arm: text_metrics.row_scores(task.score, texts, *against) for arm, texts in answers.items()}
         doubts.review("student", answers, rows, task.controls, text_metrics.metric_name(task.score, views.reference))
+        text_checks.compare(views.input, answers["student"], answers["ceiling"])
 
     def facts(self, student: Student, rows: Mapping[str, ResponseRows], trained: GenerateTrained) -> WriterFacts:
         shares_tokenizer = self._shares_tokenizer(student)

@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from distillctl.commands import findings
+from distillctl.commands import findings, text_findings
 from distillctl.data import eval_table, view_table
 from distillctl.data.responses import clean
 from distillctl.errors import UpstreamError
@@ -30,7 +30,7 @@ from distillctl.run_dir.workspace import Manifest, Workspace
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.stages import report
 from distillctl.tasks.generate import context_kl
-from distillctl.tasks.generate.facts import PointingResponse, ShownAnswers
+from distillctl.tasks.generate.facts import GenerateReport, PointingResponse, ShownAnswers
 from tests.fixtures import real_run_generate
 from tests.fixtures.browser import EXECUTABLE, browser
 from tests.fixtures.report_run import HOSTILE, alter, reported
@@ -98,6 +98,35 @@ def test_likeness_to_the_teachers_own_answers(tmp_path: Path, facts: dict[str, A
     expected = text_metrics.corpus(METRICS, table["student"], said, [], None)
     assert facts["like_ceiling"]["student"] == expected != facts["metrics"]["student"]
     assert contract.build(recipe(), committed(tmp_path, references=False)).as_json()["like_ceiling"] == {}
+
+
+def test_what_a_user_notices_stands_in_contract_page_and_summary(tmp_path: Path, facts: dict[str, Any]) -> None:
+    assert set(facts["checks"]) == set(facts["arms"])
+    assert facts["checks"]["ceiling"]["empty"] == pytest.approx(1 / ROWS)
+    workspace = committed(tmp_path)
+    file = workspace.folder("quantize") / "eval.parquet"
+    table = pq.read_table(file)
+    place = table.column_names.index("deployed")
+    answers = ["Sorry, %s", *table["deployed"].to_pylist()[1:]]
+    pq.write_table(table.set_column(place, "deployed", pa.array(answers)), file)
+    found = contract.build(recipe(report={"languages": {"input": "en", "answer": "fr"}}), workspace).as_json()
+    assert {"%s"} <= set(found["broken_placeholders"][0]["extra"])
+    assert found["checks"]["deployed"]["untranslated"] is None  # no reference is in French
+    text = html.unescape(page.render(reported(found), contract.series(workspace)))
+    assert "What a user notices at once" in text
+    assert "Too many: <code>%s</code>" in text
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(*text_findings.report(reported(found).part(GenerateReport), "deployed"))
+    assert re.search(r"arm +placeholders +invented +empty +looping +length +untranslated", printed.getvalue())
+
+
+def test_what_a_user_notices_in_the_candidates_stands_on_the_page(workspace: Workspace, facts: dict[str, Any]) -> None:
+    assert "The candidates’ answers" not in page.render(reported(facts), contract.series(workspace))
+    checks = {"int4_rtn_block32": facts["checks"]["deployed"]}
+    found = facts | {"candidate_metrics": {"int4_rtn_block32": {"chrf": 0.512}}, "candidate_checks": checks}
+    text = page.render(reported(found), contract.series(workspace))
+    assert "The candidates’ answers" in text
+    assert "51.2" in text
 
 
 def test_means_per_token_weigh_rows_by_their_tokens(facts: dict[str, Any], workspace: Workspace) -> None:
