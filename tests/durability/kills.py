@@ -129,7 +129,9 @@ class Trial:
                 self.found.add("lost", f"{self.where}: {path.name} is gone or was made again")
         went_on = {match[1]: int(match[2]) for match in RESUMED.finditer(ended.err)}
         for name, step in steps.items():
-            reached = name in went_on or ended.code == 0 or any(f"/{name}-" in str(one.path) for one in log)
+            # Before it says where it goes on, it removes what an earlier kill left of older checkpoints.
+            saved = any(one.name == "replace" and f"/{name}-" in str(one.path) for one in log)
+            reached = name in went_on or ended.code == 0 or saved
             if reached and went_on.get(name, 0) < step:
                 self.found.add("lost", f"{self.where}: {name} went on from {went_on.get(name)}, not from {step}")
 

@@ -42,7 +42,7 @@ def test_without_placeholders_or_languages_no_share_is_told() -> None:
     assert found.placeholders is found.untranslated is found.length_ratio is None
 
 
-@pytest.mark.parametrize("text", ["yes yes yes", "be or not to be or not to be or not to", "hahahahaha", "1, 2, 2, 2, 2"])
+@pytest.mark.parametrize("text", ["yes yes yes", "to be or to be or to be or to", "hahahahaha", "1, 2, 2, 2, 2"])
 def test_a_loop(text: str) -> None:
     assert text_checks.loops(text)
 
