@@ -184,6 +184,8 @@ def part(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     if stage.name == "collect" and recipe.contexts.truncate == "input":  # inputs are also cut for the student
         student = recipe.model_dump(mode="json", include={"student"})["student"]
         keys_read["student"] = {key: value for key, value in student.items() if key in _STUDENT_LENGTH}
+    if stage.name == "collect" and recipe.train.weights == "context_kl":  # measured on the train rows, too
+        keys_read["train"] = {"weights": "context_kl"}
     return keys_read
 
 

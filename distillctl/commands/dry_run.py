@@ -48,7 +48,7 @@ def _plan(recipe: Recipe, workspace: Workspace, stages: list[str]) -> dict[str, 
     takes = view_lengths.student(recipe, ModelPreview(model_source.student(recipe)))
     arms = {}
     for name, renderer in contexts.items():
-        rows = len(dataset.eval) + (len(dataset.train) if name == "full" else 0)
+        rows = sum(len(dataset.splits[split]) for split in views.scored_splits(recipe, name))
         tokens, shared = _tokens(renderer, dataset.eval[:SAMPLE], count)
         arms[name] = {"rows": rows, "tokens_per_row": round(tokens), "shared_tokens": round(shared)}
     counted = "estimated from characters" if vocabulary is None else "counted with the teacher's tokenizer.json"
@@ -146,15 +146,15 @@ def _answers(
         in_train = min(longest, round(sum(given) / len(given)))
         note = f"; the teacher's responses by their upper bound, {longest} tokens (task.max_new_tokens)"
     full, floor = arms["full"], arms["simplified"]
-    # The ceiling's eval answers are also scored under both contexts, to measure how much each token needs the full
-    # one. A server does not do that.
+    # The ceiling's answers to the floor's rows are also scored under both contexts, to measure how much each token
+    # needs the full one. A server does not do that.
     again = sum(arm["tokens_per_row"] - arm["shared_tokens"] + longest for arm in (full, floor))
-    again *= not isinstance(recipe.teacher, OpenAITeacher)
-    others = rows - len(dataset.train)
+    again *= 0 if isinstance(recipe.teacher, OpenAITeacher) else floor["rows"]
+    others = len(dataset.eval) * len(arms)
     kept, text = (size.bytes_per_token(labels, vocabulary) for labels in (task.soft_labels, Text()))
     in_ceiling = responses_count * in_train + len(dataset.eval) * longest
     return _Answers(
-        forward=responses_count * in_train + others * longest + len(dataset.eval) * again,
+        forward=responses_count * in_train + others * longest + again,
         bytes=None
         if kept is None or text is None
         else round(in_ceiling * kept + (others - len(dataset.eval)) * longest * text),

@@ -10,7 +10,7 @@ from typing import Any
 
 from distillctl.data.rows import Dataset, Example
 from distillctl.data.truncation import Limit
-from distillctl.data.views import CEILING, FLOOR, Renderer, answered_splits
+from distillctl.data.views import CEILING, FLOOR, Renderer, scored_splits
 from distillctl.models.preview import ModelPreview
 from distillctl.recipe import FromConfigStudent, NewTokenizer, OpenAITeacher, Recipe
 from distillctl.students.preflight import longest_view, view_limit
@@ -103,7 +103,7 @@ def check_lengths(
     total = len(dataset.train) + len(dataset.eval)
     listed: list[tuple[tuple[int, int, str], int, _RowLengths]] = []
     too_long = {"teacher": 0, "student": 0, "rows": 0}
-    for number, row in enumerate(_rows(dataset, contexts, reads, takes)):
+    for number, row in enumerate(_rows(recipe, dataset, contexts, reads, takes)):
         for side in row.too_long:
             too_long[side] += 1
         too_long["rows"] += bool(row.too_long)
@@ -144,7 +144,7 @@ def _then(recipe: Recipe, too_long: int) -> str:
 
 
 def _rows(
-    dataset: Dataset, contexts: Mapping[str, Renderer], reads: ModelSide, takes: ModelSide
+    recipe: Recipe, dataset: Dataset, contexts: Mapping[str, Renderer], reads: ModelSide, takes: ModelSide
 ) -> Iterator[_RowLengths]:
     """Yield the rows with the longest records, longest first, without those that are certainly short enough."""
     sizes = ((size, split, place) for split, rows in dataset.splits.items() for place, size in enumerate(rows.sizes))
@@ -158,7 +158,7 @@ def _rows(
         has_special = {name: contexts[name].is_chat and reads.preview.chat is not None for name in names}
         tokens = {name: reads.preview.tokens(views[name], special=not has_special[name]) for name in names}
         student_tokens = takes.preview.tokens(views[FLOOR])
-        most = max(tokens[name] for name in names if split in answered_splits(name))
+        most = max(tokens[name] for name in names if split in scored_splits(recipe, name))
         sides = (("teacher", reads, most), ("student", takes, student_tokens))
         too_long = [name for name, side, long in sides if side.limit is not None and long > side.limit.tokens]
         yield _RowLengths(example.id, split, {**tokens, "student": student_tokens}, tuple(too_long))

@@ -29,9 +29,14 @@ PUBLIC = {CEILING: "ceiling", FLOOR: "floor"}
 """Context → the name of its arm in reports."""
 
 
-def answered_splits(context: str) -> tuple[str, ...]:
-    """Return the splits whose views the teacher answers: of the train rows, it answers only the full context's."""
-    return ("train", "eval") if context == CEILING else ("eval",)
+def scored_splits(recipe: Recipe, context: str) -> tuple[str, ...]:
+    """Return the splits whose views the teacher reads.
+
+    Of the train rows, it reads the full context's; and the simplified one's, if the loss weighs tokens by what the
+    context changes.
+    """
+    weighed = context == FLOOR and recipe.train.weights == "context_kl"
+    return ("train", "eval") if context == CEILING or weighed else ("eval",)
 
 
 MESSAGE = "\x1e"

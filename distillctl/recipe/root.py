@@ -15,7 +15,7 @@ from distillctl.recipe.collect import Collect
 from distillctl.recipe.contexts import Contexts
 from distillctl.recipe.data import Data
 from distillctl.recipe.export import Export
-from distillctl.recipe.generate import Generate, Sampled, Text, TopK
+from distillctl.recipe.generate import Generate, Sampled, Sampling, Text, TopK
 from distillctl.recipe.models import Student, Teacher
 from distillctl.recipe.quantize import Quantize
 from distillctl.recipe.report import Report
@@ -85,6 +85,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _weights_can_be_known(self) -> Recipe:
+        if self.train.weights and (problem := _problem_of_weights(self)):
+            raise ValueError(f"train.weights: {problem}")
+        return self
+
+    @model_validator(mode="after")
     def _label_map_leads_to_labels(self) -> Recipe:
         names = self.task.names
         if self.data.label_map and not names:
@@ -149,6 +155,21 @@ class Recipe(Section):
     def folder(self) -> Path:
         """Return the recipe's folder, to which its paths are relative."""
         return self._path.parent
+
+
+def _problem_of_weights(recipe: Recipe) -> str | None:
+    """Say why the tokens' weights cannot be known, or return None."""
+    task = recipe.task
+    if not isinstance(task, Generate):
+        return "labels have no tokens to weigh; leave it out"
+    if recipe.train.weights == "entropy":
+        bare = isinstance(task.soft_labels, Text)
+        return "task.soft_labels: text keeps no distribution, so its entropy is not known" if bare else None
+    if isinstance(recipe.teacher, OpenAITeacher):
+        return "a served teacher does not say how likely its answers are without the context; use entropy"
+    if isinstance(task.responses, Sampling) and task.responses.n > 1:
+        return "context_kl is measured for one response a row; use task.responses: greedy, or entropy"
+    return None
 
 
 def _problem_of_loss(task: Task, term: Loss) -> str | None:

@@ -112,6 +112,10 @@ class Train(Section):
     """Seed of training alone, for another student from the same soft labels. Without it, the recipe's `seed`."""
     loss: Annotated[tuple[Loss, ...], Field(min_length=1)] = (ForwardKL(),)
     """The terms of the loss; their weighted sum is minimised."""
+    weights: Annotated[Literal["context_kl", "entropy"] | None, Field(examples=["context_kl"])] = None
+    """For `generate`: what makes a response token count more in the loss. `context_kl`: how far the context changes the
+    teacher's probabilities there, which collect then measures on the train rows, too; `entropy`: how uncertain the
+    teacher is. Without it, all tokens count the same."""
     epochs: Count = 4
     """Maximal number of passes through the train rows."""
     batch_rows: Count = 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from distillctl import console, tasks
 from distillctl.data import examples, responses, views
 from distillctl.models import model_source
@@ -29,6 +31,7 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
             contexts,
             task.requests(pool.reader),
             folder,
+            scored=partial(views.scored_splits, recipe),
             student=student_lengths.measure(recipe),
             cut=recipe.contexts.truncate == "input",
         )

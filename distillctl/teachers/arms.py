@@ -14,7 +14,7 @@ from distillctl.data import view_table
 from distillctl.data.answer_place import AnswerPlace
 from distillctl.data.disk_rows import DiskRows, shared_start
 from distillctl.data.rows import Dataset, Example
-from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer, answered_splits
+from distillctl.data.views import CEILING, FLOOR, MESSAGE, Renderer
 from distillctl.recipe import Recipe
 from distillctl.run_dir.facts import Counts, PlaceFacts, TeacherFacts, ViewedFacts, ViewTokens
 from distillctl.teachers.fitting import Fitting, StudentLength
@@ -29,8 +29,9 @@ GROUP_ROWS = 1024
 class Arm:
     """One context's views of every row: their texts, and token ids for the splits that are scored."""
 
-    def __init__(self, name: str, folder: Path, place: AnswerPlace) -> None:
-        self.name, self.place = name, place
+    def __init__(self, name: str, folder: Path, place: AnswerPlace, scored: tuple[str, ...]) -> None:
+        """Prepare an arm without rows. scored: the splits whose views the teacher reads."""
+        self.name, self.place, self.scored = name, place, scored
         self._folder = folder
         self._texts: dict[str, DiskRows] = {}
         self._read: dict[str, DiskRows] = {}
@@ -65,11 +66,6 @@ class Arm:
         if split not in rows:
             rows[split] = DiskRows(self._folder, row.dtype.type)
         rows[split].append(row)
-
-    @property
-    def scored(self) -> tuple[str, ...]:
-        """Return the splits on which the arm is scored."""
-        return answered_splits(self.name)
 
     @property
     def tokenized(self) -> bool:
@@ -147,20 +143,22 @@ def arms(
     request: Callable[[str, str, Example], AnswerRequest],
     folder: Path,
     *,
+    scored: Callable[[str], tuple[str, ...]],
     student: StudentLength | None,
     cut: bool,
 ) -> tuple[list[Arm], Dataset]:
     """Render all rows under every context. Return the arms, the ceiling first, and the rows with any cut inputs.
 
-    request: (arm, split, row) → the answers to score or generate. folder: keeps the views. student: measures a
+    request: (arm, split, row) → the answers to score or generate. folder: keeps the views. scored: context → the
+    splits whose views the teacher reads. student: measures a
     simplified view. cut: whether inputs that are too long may be cut; otherwise they raise DataError.
     """
     first = dataset.eval[0]
     by_name = {
-        name: Arm(name, folder, reader.place(renderer, first, request(name, "eval", first).prefix))
+        name: Arm(name, folder, reader.place(renderer, first, request(name, "eval", first).prefix), scored(name))
         for name, renderer in contexts.items()
     }
-    fitting = Fitting(reader, contexts, request, student, folder, cut=cut)
+    fitting = Fitting(reader, contexts, request, student, folder, scored=scored, cut=cut)
     for split, examples in dataset.splits.items():
         for example in examples:
             for name, view in fitting.views(split, example).items():

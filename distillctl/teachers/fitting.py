@@ -10,7 +10,7 @@ from distillctl import cautions
 from distillctl.data import truncation
 from distillctl.data.rows import Dataset, Example, ExampleWriter
 from distillctl.data.truncation import Length
-from distillctl.data.views import CEILING, FLOOR, Renderer, answered_splits
+from distillctl.data.views import CEILING, FLOOR, Renderer
 from distillctl.teachers.worker_pool import AnswerRequest, TeacherReader, View
 
 StudentLength = Callable[[str], Length]
@@ -38,14 +38,17 @@ class Fitting:
         student: StudentLength | None,
         folder: Path,
         *,
+        scored: Callable[[str], tuple[str, ...]],
         cut: bool,
     ) -> None:
         """Prepare an empty set of rows.
 
-        request: (context, split, row) → the answers to score or generate. student: None if its tokenizer does not exist
+        request: (context, split, row) → the answers to score or generate. scored: context → the splits whose views the
+        teacher reads. student: None if its tokenizer does not exist
         yet. folder: keeps cut rows.
         """
         self._reader, self._contexts, self._request, self._student, self._cut = reader, contexts, request, student, cut
+        self._scored = scored
         self._rows = {split: ExampleWriter(folder) for split in SPLITS} if cut else {}
         self._too_long = dict.fromkeys(SPLITS, 0)
         self._limits: dict[str, str] = {}
@@ -85,9 +88,9 @@ class Fitting:
         return replace(dataset, train=train, eval=held_out, cut_inputs=self._too_long)
 
     def _view(self, name: str, split: str, example: Example) -> View:
-        """Render one view. If the teacher does not answer it, it is text only, for the student."""
+        """Render one view. If the teacher does not read it, it is text only, for the student."""
         renderer = self._contexts[name]
-        if split in answered_splits(name):
+        if split in self._scored(name):
             return self._reader.view(renderer, example, self._request(name, split, example))
         return View(self._reader.text(renderer, example))
 

@@ -36,5 +36,7 @@ def checkpoints(recipe: Recipe, workspace: Workspace, run: str, student: str | N
     collect = workspace.manifest("collect")
     assert collect is not None
     asked = recipe.model_dump(mode="json", include={"seed", "student", "train"})
+    if asked["train"]["weights"] is None:  # older versions did not have it; their checkpoints stay good
+        del asked["train"]["weights"]
     key = digest([asked, collect.fingerprint, student])
     return Checkpoints(workspace.folder("train") / "checkpoints", run, key)

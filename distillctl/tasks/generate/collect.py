@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ def request(recipe: Recipe, arm: str, split: str, example: Example) -> AnswerReq
 
 
 class GenerateCollection:
-    """A `tasks.base.Collection`: the ceiling answers first, because the floor is asked about its answers."""
+    """A `tasks.base.Collection`: the ceiling answers first, because the floor is asked about its answers.
+
+    Of the train rows, the floor is only asked how likely these are, and only where the loss needs it.
+    """
 
     def __init__(
         self,
@@ -138,19 +141,22 @@ class GenerateCollection:
 
     def request(self, shard: Shard) -> ShardTask:
         """Ask for answers; ask the floor also how much the ceiling's answers need the full context."""
-        compared = None
+        given, compared = None, None
+        if self._given is not None and shard.split == "train":
+            given = [self._given[place].tolist() for place in shard.places]
         if shard.arm == FLOOR and isinstance(self.recipe.teacher, HuggingFaceTeacher):  # a server does not score texts
-            answers, order = self._ceiling
+            answers, order = self._ceiling(shard.split)
             tokens = [answers[order[place]].tolist() for place in shard.places]
-            compared = ContextComparison(tokens, self.arms[CEILING].views("eval", shard.places))
-        given = self._given if shard.split == "train" else None
+            compared = ContextComparison(tokens, self.arms[CEILING].views(shard.split, shard.places))
+            if shard.split == "train":  # which only the ceiling answers
+                given = tokens
         return ShardTask(
             shard.arm,
             shard.split,
             shard.ids,
             self.arms[shard.arm].views(shard.split, shard.places),
             [int(digest([self.recipe.seed, shard.split, row])[:16], 16) for row in shard.ids],
-            None if given is None else [given[place].tolist() for place in shard.places],
+            given,
             compared,
         )
 
@@ -168,11 +174,11 @@ class GenerateCollection:
         response_shards.write(self.folder, shard, labels, codec)
         return sum(len(response.token_ids) for _, _, response in labels)
 
-    @cached_property
-    def _ceiling(self) -> tuple[DiskRows, np.ndarray]:
-        """Return the ceiling's answers to the eval rows, and the place of each row's answer."""
-        answers, order = DiskRows(self.folder, np.int32), np.empty(len(self.dataset.eval), np.int32)
-        for shard, responses in self.read(CEILING, "eval", self.bare):
+    @cache  # noqa: B019 - the collection lives as long as the stage
+    def _ceiling(self, split: str) -> tuple[DiskRows, np.ndarray]:
+        """Return the ceiling's answers to the rows of a split, and the place of each row's answer."""
+        answers, order = DiskRows(self.folder, np.int32), np.empty(len(self.dataset.splits[split]), np.int32)
+        for shard, responses in self.read(CEILING, split, self.bare):
             order[shard.places] = len(answers) + np.arange(len(shard.places))
             for ids in responses.token_ids:
                 answers.append(ids)

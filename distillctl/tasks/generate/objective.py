@@ -43,11 +43,15 @@ class Generation:
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         targets = self.train.targets(batch).to(model.device)
-        total, *_ = chunked(
-            response_states(model, self.train, batch),
-            _head(model, self.train),
-            lambda logits, rows: token_loss.token_loss(self.terms, targets.rows(rows), logits),
-        )
+        weights = None
+        if self.train.weights is not None:
+            weights = torch.from_numpy(self.train.weights(batch)).to(model.device)
+
+        def loss(logits: Tensor, rows: slice) -> Tensor:
+            values = token_loss.token_loss(self.terms, targets.rows(rows), logits)
+            return values if weights is None else values * weights[rows]
+
+        total, *_ = chunked(response_states(model, self.train, batch), _head(model, self.train), loss)
         return total
 
     def held_out(self, model: PreTrainedModel) -> tuple[float, dict[str, float]]:

@@ -22,6 +22,8 @@ from distillctl.recipe import EvalSoftLabels, HuggingFaceTeacher, LossTerm, Reci
 from distillctl.soft_labels.response_shards import Responses, SoftLabelCodec
 from distillctl.soft_labels.spooled import SpooledLabels
 from distillctl.students.student import Student
+from distillctl.tasks.generate import token_weights
+from distillctl.tasks.generate.token_weights import Needs
 from distillctl.training.learner import Batch
 
 
@@ -41,14 +43,18 @@ class ResponseRows:
     vocabulary: int
     examples: Batch = ()
     cut: int = 0
+    weights: Callable[[Batch], np.ndarray] | None = None
+    """A function from rows to the weights of all their response tokens in the loss, float32, in order."""
 
     def take(self, rows: Batch) -> ResponseRows:
         """Return some of the rows, in that order."""
+        weights = self.weights
         return ResponseRows(
             Subset(self.views, rows),
             Subset(self.responses, rows),
             lambda some: self.targets([rows[row] for row in some]),
             self.vocabulary,
+            weights=weights and (lambda some: weights([rows[row] for row in some])),
         )
 
     @property
@@ -72,23 +78,26 @@ def rows(
     *,
     shared_tokenizer: bool,
     cut: bool,
+    needs: Needs | None = None,
 ) -> ResponseRows:
     """Return one row for each response, in the order of the views they answer, samples ascending.
 
-    views: ids and simplified texts, in parts; responses: in parts, in any order, read with the soft labels' ``codec``;
-    folder: where the rows' files are kept; shared_tokenizer: whether the teacher's token ids mean the same to the
-    student. Raise DataError, naming the row, where a response is too long for the student or has a token that a trimmed
-    vocabulary lacks; with ``cut`` a response that is too long in the student's own tokens loses its end instead.
+    views: ids and simplified texts, in parts; responses: in parts, in any order, read with the soft labels'
+    ``codec``; folder: where the rows' files are kept; needs: of the tokens, from which their weights follow;
+    shared_tokenizer: whether the teacher's token ids mean the same to the student. Raise DataError, naming the row,
+    where a response is too long for the student or has a token that a trimmed vocabulary lacks; with ``cut`` a
+    response that is too long in the student's own tokens loses its end instead.
     """
     number: dict[str, int] = {}
     view_ids, response_ids, teacher_ids = (DiskRows(folder, np.int32) for _ in range(3))
-    labels = SpooledLabels(folder, codec.fields)
+    labels, token_needs, need_sum = SpooledLabels(folder, codec.fields), DiskRows(folder, np.float32), 0.0
     for name, ids in student.encode(views):
         number[name] = len(number)
         view_ids.append(ids)
     room, example, sample, shortened = view_ids.lengths, array("q"), array("q"), 0
     for part in responses:
         encoded = _remapped(student, part) if shared_tokenizer else _tokenized_again(student, part)
+        part_needs = needs(part) if needs else ()
         for row, name in enumerate(part.id):
             response = _fitted(student, name, int(room[number[name]]), encoded[row], cut=cut)
             shortened += len(response) < len(encoded[row])
@@ -97,6 +106,9 @@ def rows(
             response_ids.append(response)
             teacher_ids.append(part.token_ids[row][:end])
             labels.append({column: values[row][:end] for column, values in part.labels.items()})
+            if needs:
+                token_needs.append(part_needs[row][:end])
+                need_sum += float(part_needs[row][:end].sum(dtype=np.float64))
             example.append(number[name])
             sample.append(part.sample[row])
     if len(missing := np.setdiff1d(np.arange(len(number)), example)):
@@ -115,6 +127,12 @@ def rows(
             return align(teacher_targets, [len(ids) for ids in token_ids], retokenized)
         return Targets(teacher_targets.token_ids.new_tensor([token for ids in retokenized for token in ids]))
 
+    mean_need = need_sum / max(1, int(token_needs.lengths.sum())) if needs else 0.0
+
+    def weights(some: Batch) -> np.ndarray:
+        places = order[np.asarray(some)].tolist()
+        return np.concatenate([token_weights.weights(token_needs[place], mean_need) for place in places])
+
     examples = np.array(example)[order]
     return ResponseRows(
         Subset(view_ids, examples, np.ndarray.tolist),
@@ -123,6 +141,7 @@ def rows(
         len(student.tokenizer),
         examples,
         shortened,
+        weights if needs else None,
     )
 
 

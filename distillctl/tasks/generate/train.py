@@ -16,6 +16,7 @@ from distillctl import cautions
 from distillctl.data import controls_table, view_table
 from distillctl.data import responses as response_texts
 from distillctl.data.views import CEILING, FLOOR
+from distillctl.errors import RecipeError
 from distillctl.losses.heads import check_head
 from distillctl.metrics import context_decided, doubts
 from distillctl.metrics import text as text_metrics
@@ -26,7 +27,7 @@ from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.student import Corpus, Reiterable, Student
 from distillctl.tasks.base import BoundTask
-from distillctl.tasks.generate import controls, text_checks
+from distillctl.tasks.generate import controls, text_checks, token_weights
 from distillctl.tasks.generate.facts import GenerateDistance, TeacherTokens, WriterFacts
 from distillctl.tasks.generate.objective import Generation, Scores, answers, greedy_config, model_inputs, score
 from distillctl.tasks.generate.response_rows import ResponseRows, check_terms, end_token, kept, rows
@@ -90,6 +91,13 @@ class GenerateTraining(BoundTask):
     def _rows(self, student: Student, split: str) -> ResponseRows:
         shared_tokenizer = self._shares_tokenizer(student)
         codec = kept(self.recipe, split, shared_tokenizer=shared_tokenizer)
+        weighed = split == "train" and self.recipe.train.weights is not None
+        if weighed and not shared_tokenizer:
+            raise RecipeError(
+                "the weights are of the teacher's tokens, and the student has other tokens",
+                where="train.weights",
+                next="leave it out, or use a student with the teacher's tokenizer",
+            )
         return rows(
             student,
             view_table.parts(self.views_path, split, "id", "simplified"),
@@ -98,6 +106,7 @@ class GenerateTraining(BoundTask):
             self.workspace.folder("train"),
             shared_tokenizer=shared_tokenizer,
             cut=self.recipe.contexts.truncate == "input",
+            needs=token_weights.needs(self.recipe, self.workspace, codec) if weighed else None,
         )
 
     def _shares_tokenizer(self, student: Student) -> bool:
