@@ -42,9 +42,8 @@ def _noticed(checks: Mapping[str, TextChecks]) -> TextTable:
     """Return a table of what a user notices at once: placeholders kept, answers without text, and so on."""
     table = TextTable(("arm", "placeholders", "invented", "empty", "looping", "length", "untranslated"))
     for arm, found in checks.items():
-        kept, untranslated = (
-            "-" if share is None else f"{share.value:.3f}" for share in (found.placeholders, found.untranslated)
-        )
+        kept = "-" if found.placeholders is None else f"{found.placeholders.rows} of {found.placeholders.n}"
+        untranslated = "-" if found.untranslated is None else f"{found.untranslated.value:.3f}"
         length = "-" if found.length_ratio is None else f"{found.length_ratio:.2f}×"
         counts = (f"{found.invented:,}", f"{found.empty:.3f}", f"{found.looping:.3f}")
         table.add_row(arm, kept, *counts, length, untranslated)

@@ -15,6 +15,11 @@ class Share(Interval):
 
     n: int
 
+    @property
+    def rows(self) -> int:
+        """Return how many rows the share is, of rows that count wholly or not at all."""
+        return round(self.value * self.n)
+
 
 class TextChecks(Facts):
     """What a user notices in answers at once (`text_checks.check`). A share is None where no row can show it."""

@@ -109,9 +109,10 @@ def test_what_a_user_notices_stands_in_contract_page_and_summary(tmp_path: Path,
     place = table.column_names.index("deployed")
     answers = ["Sorry, %s", *table["deployed"].to_pylist()[1:]]
     pq.write_table(table.set_column(place, "deployed", pa.array(answers)), file)
-    found = contract.build(recipe(report={"languages": {"input": "en", "answer": "fr"}}), workspace).as_json()
+    found = contract.build(recipe(report={"languages": {"input": "fr", "answer": "en"}}), workspace).as_json()
     assert {"%s"} <= set(found["broken_placeholders"][0]["extra"])
-    assert found["checks"]["deployed"]["untranslated"] is None  # no reference is in French
+    assert found["checks"]["deployed"]["untranslated"]["value"] < 0.5
+    assert found["checks"]["most_frequent"]["untranslated"] is None  # too short to be judged
     text = html.unescape(page.render(reported(found), contract.series(workspace)))
     assert "What a user notices at once" in text
     assert "Too many: <code>%s</code>" in text
