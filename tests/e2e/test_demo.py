@@ -11,7 +11,7 @@ from tests.fixtures import project
 DEMO = ROOT / "recipes" / "demo.yaml"
 SMALL = (
     "data.train_rows=400", "data.eval_rows=100", "shard_rows=50", "train.epochs=6", "train.batch_rows=16",
-    "bench.queries=9", "bench.processes=2", "bench.max_seconds=6", "bench.warmup=1", "quantize.gate.min_same_top=0.8",
+    "bench.queries=9", "bench.processes=1", "bench.max_seconds=3", "bench.warmup=1", "quantize.gate.min_same_top=0.8",
 )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def test_the_mean_weight_is_one_and_no_token_is_forgotten(need: np.ndarray) -> N
     found = token_weights.weights(need, float(need.mean(dtype=np.float64)))
     assert found.mean() == pytest.approx(1, rel=1e-4)
     assert found.min() >= 0.5 - 1e-6
-    assert (np.argsort(need, kind="stable") == np.argsort(found, kind="stable")).all() or len(set(need)) < len(need)
+    assert (np.diff(found[np.argsort(need)]) >= 0).all()
 
 
 def test_without_any_need_all_tokens_count_the_same() -> None:
