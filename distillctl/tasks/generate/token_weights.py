@@ -36,7 +36,9 @@ def needs(recipe: Recipe, workspace: Workspace, codec: SoftLabelCodec) -> Needs 
 
 def weights(need: np.ndarray, mean: float) -> np.ndarray:
     """Return the weights of tokens, float32 [T], from their needs and the mean need of all train tokens."""
-    return (np.ones_like(need) if mean <= 0 else (1 + need / mean) / 2).astype(np.float32)
+    if mean <= 0:
+        return np.ones(len(need), np.float32)
+    return ((1 + need.astype(np.float64) / mean) / 2).astype(np.float32)  # a mean may be 0 as a float32
 
 
 def _entropies(part: Responses, codec: SoftLabelCodec) -> list[np.ndarray]:
