@@ -8,7 +8,6 @@ from pathlib import Path
 from distillctl import console, tasks
 from distillctl.data import view_table
 from distillctl.graphs import sidecar_files
-from distillctl.metrics import doubts
 from distillctl.quantizers import search
 from distillctl.quantizers.search import FP32
 from distillctl.recipe import CANDIDATES, Recipe
@@ -38,7 +37,7 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
             )
         chosen = selection.chosen.name
         held_out.write(staged / "eval.parquet", chosen)
-        doubts.collapse("deployed", *held_out.texts(chosen))
+        held_out.review(chosen)
         text = task.card(staged, views, selection.shown, workspace.facts("export", Origin).builder)
         (staged / "README.md").write_text(text, encoding="utf-8")
         outputs = sorted(path.name for path in staged.iterdir())

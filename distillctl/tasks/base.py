@@ -215,8 +215,8 @@ class HeldOut(Protocol):
     def write(self, path: Path, name: str) -> None:
         """Write the chosen graph's answers to eval.parquet."""
 
-    def texts(self, name: str) -> tuple[list[str], list[str]]:
-        """Return the chosen graph's answers and the teacher's, as text."""
+    def review(self, name: str) -> None:
+        """Caution where the chosen graph's answers give a reason to doubt them."""
 
     def facts(self, name: str) -> Facts:
         """Return what only this kind records about the chosen graph."""

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from distillctl.data import eval_table, view_table
 from distillctl.data.view_table import ViewTable
+from distillctl.metrics import doubts
 from distillctl.quantizers.candidates import Unit
 from distillctl.quantizers.label_calibration import LabelCalibration
 from distillctl.quantizers.search import Figures
@@ -71,10 +72,10 @@ class ClassifyHeldOut(BoundTask):
         deployed = pa.array(list(self._answers[name].log_probs), pa.list_(pa.float32()))
         pq.write_table(pa.table({"id": pa.array(self.views.id, pa.string()), "deployed": deployed}), path)
 
-    def texts(self, name: str) -> tuple[list[str], list[str]]:
+    def review(self, name: str) -> None:
         names = np.array(self.recipe.task.names)
         deployed, teacher = self._answers[name].log_probs, self._rows.teacher
-        return names[deployed.argmax(-1)].tolist(), names[teacher.argmax(-1)].tolist()
+        doubts.collapse("deployed", names[deployed.argmax(-1)].tolist(), names[teacher.argmax(-1)].tolist())
 
     def facts(self, name: str) -> Facts:
         return Facts()

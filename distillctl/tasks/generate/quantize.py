@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.data.view_table import ViewTable
-from distillctl.metrics import context_decided
+from distillctl.metrics import context_decided, doubts
 from distillctl.metrics import text as text_metrics
 from distillctl.quantizers.candidates import Unit
 from distillctl.quantizers.search import FP32, Figures
@@ -48,7 +48,7 @@ class GenerateHeldOut(BoundTask):
         self._rows = _rows(recipe, workspace, self._train, "eval", codec)
         self._answers: dict[str, GenerateAnswers] = {}
         self._texts: dict[str, list[str]] = {}
-        self._scores: dict[str, float] = {}
+        self._metrics: dict[str, Corpus] = {}
 
     def check(self, exported: Path) -> None:
         """Do nothing: the graphs were tried on a text already, and any token is an answer."""
@@ -64,16 +64,15 @@ class GenerateHeldOut(BoundTask):
             name: [clean(graphs[name].decode(ids), stop) for ids in answers.ids]
             for name, answers in self._answers.items()
         }
-        self._scores = {name: self._metrics(texts)[self.recipe.generate.score] for name, texts in self._texts.items()}
-        return {name: answers.figures(self._scores[name]) for name, answers in self._answers.items()}
-
-    def _metrics(self, texts: list[str]) -> Corpus:
-        """Return the recipe's metrics against the references, or without them against the teacher's answers."""
         task = self.recipe.generate
-        return text_metrics.corpus(task.metrics, texts, self.views.reference, self._responses, task.format)
+        against = (self.views.reference, self._responses, task.format)
+        self._metrics = {
+            name: text_metrics.corpus(task.metrics, texts, *against) for name, texts in self._texts.items()
+        }
+        return {name: answers.figures(self._metrics[name][task.score]) for name, answers in self._answers.items()}
 
     def fp32_score(self) -> float:
-        return self._scores[FP32]
+        return self._metrics[FP32][self.recipe.generate.score]
 
     def write(self, path: Path, name: str) -> None:
         """Write columns as train does, kl and same_top against the teacher; a KL that is not measured is null."""
@@ -87,8 +86,9 @@ class GenerateHeldOut(BoundTask):
         }
         pq.write_table(pa.table({"id": pa.array(self.views.id, pa.string()), **columns}), path)
 
-    def texts(self, name: str) -> tuple[list[str], list[str]]:
-        return self._texts[name], self._responses
+    def review(self, name: str) -> None:
+        doubts.collapse("deployed", self._texts[name], self._responses)
+        text_checks.review("deployed", self.views.input, self._texts[name], self._responses)
 
     def facts(self, name: str) -> GenerateQuantize:
         decided, targets = None, text_metrics.targets(self.views.reference, self._responses)
@@ -97,7 +97,7 @@ class GenerateHeldOut(BoundTask):
             decided = context_decided.agreement(agreements, response_shards.context_kl(self.workspace))
         return GenerateQuantize(
             context_decided=decided,
-            candidate_metrics={name: self._metrics(texts) for name, texts in self._texts.items()},
+            candidate_metrics=self._metrics,
             candidate_checks={
                 name: text_checks.check(self.views.input, texts, targets) for name, texts in self._texts.items()
             },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from distillctl.tasks.generate.facts import BrokenPlaceholders, Share, TextCheck
 _LOOP = re.compile(r"(\b\w.{0,60}?\W)\1{2,}|(\w{2,12}?)\2{3,}", re.DOTALL)
 """Words three times in a row, or a few letters four times."""
 
-MAY_BREAK = 0.01
-"""Share of the rows whose placeholders the student may break, and not the teacher, without a caution."""
+MAY_BE_WORSE = 0.01
+"""Share of the rows that may have a fault in a model's answers, and not in the teacher's, without a caution."""
 
 
 def loops(text: str) -> bool:
@@ -54,15 +54,21 @@ def broken(inputs: Sequence[str], answers: Sequence[str]) -> list[BrokenPlacehol
     ]
 
 
-def compare(inputs: Sequence[str], student: Sequence[str], ceiling: Sequence[str]) -> None:
-    """Caution if the student clearly breaks more placeholders than the teacher does."""
-    lost, theirs = len(broken(inputs, student)), len(broken(inputs, ceiling))
-    if lost - theirs > MAY_BREAK * len(inputs):
-        cautions.add(
-            "placeholders-broken",
-            f"The student's answers to {lost:,} of {len(inputs):,} held-out rows have other placeholders than their "
-            f"inputs, the teacher's to {theirs:,}. A program that fills them in fails on such an answer.",
-        )
+def review(arm: str, inputs: Sequence[str], answers: Sequence[str], ceiling: Sequence[str]) -> None:
+    """Caution about each fault that clearly more of an arm's answers have than of the ceiling's to the same rows."""
+    faults: tuple[tuple[str, str, Callable[[Sequence[str]], int]], ...] = (
+        ("placeholders-broken", "have other placeholders than their inputs", lambda texts: len(broken(inputs, texts))),
+        ("answers-looping", "repeat themselves without end", lambda texts: sum(map(loops, texts))),
+        ("answers-empty", "are empty", lambda texts: sum(not text.strip() for text in texts)),
+    )
+    for code, finding, count in faults:
+        rows, teachers = count(answers), count(ceiling)
+        if rows - teachers > MAY_BE_WORSE * len(inputs):
+            cautions.add(
+                code,
+                f"The {arm} model's answers to {rows:,} of {len(inputs):,} held-out rows {finding}, the prompted "
+                f"teacher's to {teachers:,}.",
+            )
 
 
 def _untranslated(answers: Sequence[str], targets: Sequence[str], languages: Languages) -> list[bool]:

@@ -209,7 +209,7 @@ class GenerateTraining(BoundTask):
         against = (views.reference, answers["ceiling"], task.format)
         rows = {arm: text_metrics.row_scores(task.score, texts, *against) for arm, texts in answers.items()}
         doubts.review("student", answers, rows, task.controls, text_metrics.metric_name(task.score, views.reference))
-        text_checks.compare(views.input, answers["student"], answers["ceiling"])
+        text_checks.review("student", views.input, answers["student"], answers["ceiling"])
 
     def facts(self, student: Student, rows: Mapping[str, ResponseRows], trained: GenerateTrained) -> WriterFacts:
         shares_tokenizer = self._shares_tokenizer(student)

@@ -65,14 +65,18 @@ def test_shares_are_shares_and_the_broken_rows_are_those_counted(rows: list[tupl
     assert all(row.missing or row.extra for row in broken)
 
 
-def test_a_student_that_breaks_what_the_teacher_keeps_is_cautioned_about() -> None:
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [("Supprimer ?", "placeholders-broken"), ("oui oui oui %s ?", "answers-looping"), (" ", "answers-empty")],
+)
+def test_a_model_with_more_faults_than_the_teacher_is_cautioned_about(answer: str, code: str) -> None:
     inputs = ["Delete %s?"] * 50
-    kept, lost = ["Supprimer %s ?"] * 50, ["Supprimer ?"] * 2 + ["Supprimer %s ?"] * 48
+    good, bad = ["Supprimer %s ?"] * 50, [answer] * 2 + ["Supprimer %s ?"] * 48
     with cautions.collected() as found:
-        text_checks.compare(inputs, kept, lost)
-        text_checks.compare(inputs, lost, lost)
+        text_checks.review("student", inputs, good, bad)
+        text_checks.review("student", inputs, bad, bad)
     assert not found
     with cautions.collected() as found:
-        text_checks.compare(inputs, lost, kept)
-    assert [one["code"] for one in found] == ["placeholders-broken"]
-    assert "2 of 50 held-out rows" in found[0]["text"]
+        text_checks.review("student", inputs, bad, good)
+    [caution] = [one for one in found if one["code"] == code]
+    assert "The student model's answers to 2 of 50 held-out rows" in caution["text"]
