@@ -30,7 +30,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo tickets translate test test-fast test-durability test-hostile test-flips test-terminals check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
-.PHONY: bench-vocabulary bench-decode bench-coverage
+.PHONY: bench-vocabulary bench-decode bench-coverage bench-text-checks
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -108,6 +108,9 @@ bench-loss: $(VENV)/.core  ## compare the chunked loss on kept tokens with the p
 
 bench-coverage: $(VENV)/.core  ## count how often the 95 % intervals contain the true value
 	$(BIN)/python -m tests.benchmarks.coverage
+
+bench-text-checks: $(VENV)/.core $(VENV)/.catalogs  ## count the errors of the checks of generated text on human translations
+	$(BIN)/python -m tests.benchmarks.text_checks recipes/translate.yaml
 
 bench-vocabulary: $(VENV)/.demo  ## measure what trimming the vocabulary saves, and that no answer changes
 	$(BIN)/distillctl collect recipes/tickets.yaml

@@ -1,7 +1,7 @@
 """Compare the placeholders of an input with those of an answer: what a program replaces, or a browser reads as markup.
 
-An answer that loses `%(name)s`, or invents `{0}`, breaks the program that shows it. In 11,813 messages of catalogs,
-English to French, human translators keep those of 98 % of the 1,937 messages that have any.
+An answer that loses `%(name)s`, or invents `{0}`, breaks the program that shows it. Human translators keep the
+placeholders of 98.3 % of the messages that have any (`make bench-text-checks`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _PLACEHOLDER = re.compile(
     """,
     re.VERBOSE,
 )
-"""printf, Python, JavaScript and Qt formats; HTML tags and entities; the mark before a menu's key, which may move."""
+"""Formats of printf, Python, JavaScript and Qt; tags and entities of HTML; and the mark before the letter of a menu's
+shortcut, which may move."""
 
 
 @dataclass(frozen=True)
