@@ -33,7 +33,7 @@ ALLOWED = 0.05
 
 
 def candidates(recipe: Recipe, reading: Reading) -> list[tuple[str | None, str]]:
-    """Return up to three (input, view) pairs for texts of `TEXTS` that fit into the model whole.
+    """Return (input, view) of up to three of `TEXTS` that the model can read without a cut.
 
     If a view needs more than an input, the texts are views, without inputs.
     """

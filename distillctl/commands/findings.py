@@ -91,7 +91,7 @@ def _collect(facts: CollectFacts) -> Iterator[Line]:
 
 
 def _cut_inputs(counts: Mapping[str, int] | None) -> str | None:
-    """Return how many inputs were cut, or None if none was, or if an earlier version did not count them."""
+    """Return how many inputs were cut; None if none was, or if an older version did not count them."""
     if not counts or not any(counts.values()):
         return None
     return f"inputs whose end was cut: {counts['train']:,} in train, {counts['eval']:,} in eval"

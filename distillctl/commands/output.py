@@ -1,4 +1,4 @@
-"""Format what commands print on stdout besides a stage's findings (`findings`): states, plans, diagnoses, JSON."""
+"""Format what commands print on stdout apart from a stage's findings (`findings`): states, plans, diagnoses, JSON."""
 
 from __future__ import annotations
 

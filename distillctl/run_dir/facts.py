@@ -407,7 +407,7 @@ def check(model: type[Facts], facts: Mapping[str, Any]) -> None:
 def read(model: type[FactsT], facts: Mapping[str, Any], command: str = "run") -> FactsT:
     """Return the part of the facts that ``model`` declares. Raise UpstreamError if it is not all there.
 
-    command: writes the facts anew; a stage's name where it is known.
+    command: the command that writes the facts again; a stage's name where it is known.
     """
     try:
         return model.model_validate(facts)

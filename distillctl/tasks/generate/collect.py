@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class GenerateCollection:
         self._stop_ids = reader.stop_ids(recipe.generate.stop)
         self._given = self._responses_given(reader)
         self.plan: dict[tuple[str, str], list[Shard]] = {}
+        self._ceiling_of: dict[str, tuple[DiskRows, np.ndarray]] = {}
         self._plan([fingerprint, self._stop_ids])
         if self.measured is not None:
             console.note(
@@ -174,9 +175,13 @@ class GenerateCollection:
         response_shards.write(self.folder, shard, labels, codec)
         return sum(len(response.token_ids) for _, _, response in labels)
 
-    @cache  # noqa: B019 - the collection lives as long as the stage
     def _ceiling(self, split: str) -> tuple[DiskRows, np.ndarray]:
-        """Return the ceiling's answers to the rows of a split, and the place of each row's answer."""
+        """Return the ceiling's answers to a split's rows, and the place of each row's answer; they are read once."""
+        if split not in self._ceiling_of:
+            self._ceiling_of[split] = self._read_ceiling(split)
+        return self._ceiling_of[split]
+
+    def _read_ceiling(self, split: str) -> tuple[DiskRows, np.ndarray]:
         answers, order = DiskRows(self.folder, np.int32), np.empty(len(self.dataset.splits[split]), np.int32)
         for shard, responses in self.read(CEILING, split, self.bare):
             order[shard.places] = len(answers) + np.arange(len(shard.places))

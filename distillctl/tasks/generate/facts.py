@@ -164,7 +164,7 @@ class GenerateQuantize(Facts):
     candidate_metrics: dict[str, Corpus] = {}
     """Candidate → the metrics of its answers; older versions did not record them."""
     candidate_checks: dict[str, TextChecks] = {}
-    """Candidate → the same of its checks."""
+    """Candidate → what a user notices in its answers; older versions did not record it."""
 
 
 # ── the report ───────────────────────────────────────────────────────────────────────────────────
