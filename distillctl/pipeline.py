@@ -220,7 +220,7 @@ def _state(recipe: Recipe, workspace: Workspace, stage: Stage, above: dict[str, 
         return State(stage.name, "missing")
     if damage := workspace.damage(stage.name, manifest):
         return State(stage.name, "damaged", (damage,), _repair_command(stage, recipe, workspace, manifest))
-    why = [*_changed_keys(manifest.recipe, part(recipe, stage), stage.options)]
+    why = [*_changed_keys(manifest.recipe, part(recipe, stage), stage.options, _defaults(recipe))]
     not_fresh = {name for name in stage.upstream if above[name].state != "fresh"}
     current = inputs(recipe, workspace, stage)
     for name in sorted({*manifest.inputs, *current}):
@@ -254,12 +254,21 @@ def _changed_input(stage: Stage, name: str) -> str:
     return f"{name} was made again" if name in STAGES else f"the file of {name} changed"
 
 
-def _changed_keys(before: dict[str, object], after: dict[str, object], options: Collection[str]) -> Iterator[str]:
+def _defaults(recipe: Recipe) -> set[str]:
+    """Return the keys of the knobs that have their default value."""
+    return {*flatten(recipe.model_dump(mode="json"))} - {
+        *flatten(recipe.model_dump(mode="json", exclude_defaults=True))
+    }
+
+
+def _changed_keys(
+    before: dict[str, object], after: dict[str, object], options: Collection[str], defaults: Collection[str]
+) -> Iterator[str]:
     old, new = flatten(before), flatten(after)
     for key in sorted({*old, *new}):
         if key in options and old.get(key) is True:
             continue
-        if key not in old and new[key] is None:  # a knob that the older version did not have, and that is not set
+        if key not in old and key in defaults:  # a knob that the older version did not have, and that is not set
             continue
         if old.get(key) != new.get(key) or (key in old) != (key in new):
             yield f"{key} changed{_from_to(old.get(key), new.get(key))}"

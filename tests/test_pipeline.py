@@ -224,12 +224,15 @@ def test_the_command_that_status_names_mends_it(copy):
 
 def test_a_knob_that_an_older_version_did_not_have_makes_nothing_stale_until_it_is_set(copy):
     recipe, run = copy
-    manifest = json.loads((run / "report/manifest.json").read_text())
-    del manifest["recipe"]["report"]["languages"]
-    manifests.write(run / "report/manifest.json", manifest)
-    assert states(recipe, run)["report"] == ("fresh", ())
-    found = states(recipe, run, "report.languages={input: en, answer: fr}")
-    assert found["report"][0] == "stale"
+    for stage, section, knob, override in (
+        ("report", "report", "languages", "report.languages={input: en, answer: fr}"),
+        ("collect", "data", "unreferenced", "data.unreferenced=drop"),
+    ):
+        manifest = json.loads((run / f"{stage}/manifest.json").read_text())
+        del manifest["recipe"][section][knob]
+        manifests.write(run / f"{stage}/manifest.json", manifest)
+        assert states(recipe, run)[stage] == ("fresh", ())
+        assert states(recipe, run, override)[stage][0] == "stale"
 
 
 def test_checkpoints_of_a_finished_train_are_gone(ran):
