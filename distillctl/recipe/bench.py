@@ -39,6 +39,9 @@ class Bench(Section):
     """Limit threads and memory to what a device would give, on this machine: `small-phone` or `phone`."""
     sustained_seconds: Annotated[Positive | None, Field(examples=[300])] = None
     """Also run the deployed graph this long without a pause, and compare the last minute with the first."""
+    batch: Annotated[int | None, Field(ge=2, examples=[8])] = None
+    """Also let onnxruntime-genai decode this many texts together, as an app does that has all of them at once, and
+    compare the texts per second with one at a time. For `generate`, where the deployed graph is a decoder's."""
     loadgen: LoadGen | None = None
     """Also let MLPerf LoadGen drive the deployed graph. Without it, LoadGen does not run."""
 

@@ -116,6 +116,18 @@ class SustainedTimes(Facts):
     ratio: float
 
 
+class BatchTimes(Facts):
+    """The deployed graph's speed one text at a time, and with ``batch`` texts decoded together. ratio: of the two."""
+
+    batch: int
+    texts: int
+    texts_per_second: float
+    texts_per_second_together: float
+    ratio: float
+    same_answers: float
+    """Share of the texts with the same answer both ways."""
+
+
 class LoadgenFacts(Facts):
     """MLPerf LoadGen's result on the deployed graph."""
 
@@ -142,6 +154,7 @@ class AlsoMeasured(Facts):
     memory_bytes_per_second: int | None = None
     profile: ProfileTimes | None = None
     sustained: SustainedTimes | None = None
+    together: BatchTimes | None = None
     loadgen: LoadgenFacts | None = None
 
 

@@ -24,7 +24,7 @@ from distillctl.recipe import HuggingFaceTeacher, Recipe
 from distillctl.run_dir.bench_facts import AlsoMeasured, BenchFacts, LoadgenFacts, ProfileTimes, TimedModel
 from distillctl.run_dir.facts import DeployedFacts, Facts, PlaceFacts, PlacesFacts
 from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder, versions
-from distillctl.runtimes import lengths, loadgen, machine, model_facts, sustained
+from distillctl.runtimes import batched, lengths, loadgen, machine, model_facts, sustained
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, ProcessRun, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.runtimes.process import WorkerProcess
@@ -191,6 +191,11 @@ class BenchSession:
             also |= AlsoMeasured(profile=ProfileTimes(**described, lengths=times))
         if settings.sustained_seconds:
             also |= AlsoMeasured(sustained=sustained.measure(jobs["deployed"], settings.sustained_seconds))
+        if settings.batch:
+            if "deployed_genai" in jobs:
+                also |= AlsoMeasured(together=batched.measure(jobs["deployed_genai"], settings.batch))
+            else:
+                console.warn("bench.batch needs a deployed graph that onnxruntime-genai runs; it is left out")
         for name, share in shares.items():
             if share is not None and share < LEAST_AGREEMENT and name != "teacher_genai":  # it is quantized
                 console.warn(f"{name} gave the expected answer in only {share:.1%} of its timed queries")

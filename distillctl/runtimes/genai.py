@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime_genai
 
 from distillctl.runtimes.text_folder import read_json, window
@@ -44,6 +45,9 @@ class GenaiDecoder:
         self._max_view, self._begin = max_view, list(begin)
         self._model, config = load(folder, threads)
         self._context: int = config["model"]["context_length"]
+        self._pad: int = config["model"]["pad_token_id"]
+        ends: int | list[int] = config["model"]["eos_token_id"]
+        self._ends = {ends} if isinstance(ends, int) else {*ends}
         self._window, self._per_token = window(config), kv_bytes_per_token(config)
         self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
 
@@ -66,6 +70,23 @@ class GenaiDecoder:
         while not generator.is_done() and generator.token_count() < most:
             generator.generate_next_token()
             yield int(generator.get_next_tokens()[0])
+
+    def generate_together(self, views: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Return the answers to several views, decoded at once. Each ends as one of `stream` does."""
+        longest = max(map(len, views))
+        most = min(longest + max_new_tokens, self._context)
+        parameters = onnxruntime_genai.GeneratorParams(self._model)
+        parameters.set_search_options(do_sample=False, max_length=max(most, self._window), batch_size=len(views))
+        generator = onnxruntime_genai.Generator(self._model, parameters)
+        generator.append_tokens(np.array([[*view, *[self._pad] * (longest - len(view))] for view in views], np.int32))
+        while not generator.is_done() and generator.token_count() < most:
+            generator.generate_next_token()
+        return [self._answer(generator.get_sequence(row)[longest:].tolist()) for row in range(len(views))]
+
+    def _answer(self, ids: list[int]) -> list[int]:
+        """Return an answer up to its stop id; what follows is padding until all answers have ended."""
+        end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids) - 1)
+        return ids[: end + 1]
 
     def kv_bytes(self, length: int) -> int:
         """Return the bytes of keys and values of ``length`` tokens."""

@@ -8,6 +8,8 @@ memory); ``cpu_seconds`` for all of its work (default: no limit); ``texts``; and
 - "onnx_text": ``folder`` with a generating model, run by our own loop.
 - "genai": the same, run by onnxruntime-genai; ``max_view``: number of tokens at which a view is cut;
   ``begin``: special tokens with which it begins.
+- "genai_batch": the same, but each of the ``texts`` is a list of texts that are decoded together; the answer, a list
+  of theirs, comes at once.
 - "memory": no model; a query reads a large array once and answers with the bytes per second.
 - "torch": ``teacher`` (its recipe section), ``source`` (the fields of a ModelSource), ``place`` (the fields of an
   AnswerPlace), ``cached``; ``label_words`` and ``log_prior`` (or null) to classify, ``stop_ids`` to generate.
@@ -49,8 +51,8 @@ from typing import Any, Protocol
 
 from distillctl.runtimes import confined
 
-Query = Callable[[str], Iterable[int]]
-"""Text → its answer, token by token."""
+Query = Callable[[Any], Iterable[Any]]
+"""Text → its answer, token by token; for "genai_batch" texts → their answers."""
 
 
 class GenerativeModel(Protocol):
@@ -134,6 +136,18 @@ def _genai(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     return _generation(job, model, _loading(began, imported, time.perf_counter()))
 
 
+def _genai_batch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+    began = time.perf_counter()
+    from distillctl.runtimes.genai import GenaiDecoder
+
+    imported = time.perf_counter()
+    model = GenaiDecoder(Path(job["folder"]), job["threads"], job["max_view"], job["begin"])
+    return (
+        lambda texts: [model.generate_together([model.encode(text) for text in texts], job["limit"])],
+        _loading(began, imported, time.perf_counter()),
+    )
+
+
 def _torch(job: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
     began = time.perf_counter()
     import torch
@@ -207,6 +221,7 @@ RUNTIMES = {
     "onnx": _onnx,
     "onnx_text": _onnx_text,
     "genai": _genai,
+    "genai_batch": _genai_batch,
     "torch": _torch,
     "genai_teacher": _genai_teacher,
 }
