@@ -10,21 +10,21 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-_PLACEHOLDER = re.compile(
-    r"""
-      %(?:\([^()\s]+\))?(?:\d+\$)?[-+#0]*\d*(?:\.\d+)?(?:hh?|ll?)?[diouxXeEfFgGcrsa@]   # %s, %(name)s, %1$s, %.2f, %@
-    | %%
-    | \$\{[^{}\s]+\}                                                                  # ${name}
-    | \{\{[^{}]*\}\}                                                                  # {{ name }}
-    | \{[^{}\s"']*\}                                                                  # {}, {0}, {name}, but no JSON
-    | </?[A-Za-z][A-Za-z0-9-]*(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'))*\s*/?>        # <b>, </b>, <a href="…">
-    | &(?:[A-Za-z]\w*|\#\d+|\#x[0-9A-Fa-f]+);                                         # &amp;
-    | (?<![A-Z])&(?=\w)|&(?=[a-z])                                                    # &File, but not R&D
-    """,
-    re.VERBOSE,
+PATTERN = "|".join(
+    (
+        r"%(?:\([^()\s]+\))?(?:\d+\$)?[-+#0]*\d*(?:\.\d+)?(?:hh?|ll?)?[diouxXeEfFgGcrsa@]",  # %s, %(name)s, %1$s, %.2f
+        r"%%",
+        r"\$\{[^{}\s]+\}",  # ${name}
+        r"\{\{[^{}]*\}\}",  # {{ name }}
+        r"""\{[^{}\s"']*\}""",  # {}, {0}, {name}, but no JSON
+        r"""</?[A-Za-z][A-Za-z0-9-]*(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'))*\s*/?>""",  # <b>, </b>, <a href="…">
+        r"&(?:[A-Za-z]\w*|#\d+|#x[0-9A-Fa-f]+);",  # &amp;
+        r"(?<![A-Z])&(?=\w)|&(?=[a-z])",  # &File, but not R&D
+    )
 )
 """Formats of printf, Python, JavaScript and Qt; tags and entities of HTML; and the mark before the letter of a menu's
-shortcut, which may move."""
+shortcut, which may move. Python, JavaScript, Java and ICU read it alike."""
+_PLACEHOLDER = re.compile(PATTERN)
 
 
 @dataclass(frozen=True)

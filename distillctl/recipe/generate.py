@@ -141,9 +141,17 @@ class Generate(TaskSection):
     format: Annotated[str | None, Field(examples=['\\{"mood": "(good|bad)"\\}'])] = None
     """For the metric `format`: the regular expression that the whole response must match."""
 
+    keep_placeholders: bool = False
+    """Whether an answer must have the placeholders of its input, such as `%(name)s`, `{0}` or `<b>`. A bundle's code
+    then has a function `fits`, which tells whether one has."""
+
     fields: Annotated[dict[str, FieldReference], Field(examples=[{"mood": "sentiment"}])] = {}
     """For the metric `fields`: maps keys of the answers' JSON to the columns that hold their references. The name of a
     nested key is its path, such as `a.b`."""
+
+    probes: Annotated[tuple[str, ...], Field(examples=[["", "12345", "SAVE"]])] = ()
+    """Inputs whose answers the report shows next to the teacher's: odd ones, such as an empty text, one word or markup.
+    They are neither learned from nor scored."""
 
     @model_validator(mode="after")
     def _fields_are_measured(self) -> Generate:
@@ -163,8 +171,13 @@ class Generate(TaskSection):
 
     def kept(self, split: str, *, served: bool = False) -> TopK | Sampled | Dense | Text | EvalSoftLabels:
         """Return the soft labels of a split. A server shows no whole distributions."""
-        kept = self.soft_labels
+        kept = Text() if split == "probe" else self.soft_labels
         return EvalSoftLabels() if split == "eval" and not served and isinstance(kept, TopK | Sampled) else kept
+
+    @property
+    def besides(self) -> Sequence[str]:
+        """Return the probes."""
+        return self.probes
 
     @property
     def score(self) -> Metric:

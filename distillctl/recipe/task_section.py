@@ -32,6 +32,11 @@ class TaskSection(Spec):
         """Return the maximal number of tokens of an answer that the student writes; 0 if it scores ``answers``."""
         return 0
 
+    @property
+    def besides(self) -> Sequence[str]:
+        """Return inputs beside the data's, which are answered and shown, but neither learned from nor scored."""
+        return ()
+
     def reference(self, cell: object, spellings: Sequence[str], column: str, place: str) -> str:
         """Return a row's reference. Raise DataError at ``place`` for a cell that cannot be one.
 

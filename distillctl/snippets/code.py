@@ -26,7 +26,8 @@ def render(file: str, reading: Reading, place: Place = "bundle", *, folder: str 
     variables: name (the recipe's), sample (an input for the report's code). Classifiers: versions, inputs (the
     graph's), ids_graph (the file to load), text_in (whether to load a graph with the tokenizer inside instead).
     Generating models: builder, stop (strings that end an answer), max_new_tokens, begin (special tokens that
-    onnxruntime-genai's tokenizer omits); in JavaScript also graphs (decoder, encoder: the files to load), caches
+    onnxruntime-genai's tokenizer omits), placeholder (a pattern whose matches an answer must have in common with its
+    text, or None); in JavaScript also graphs (decoder, encoder: the files to load), caches
     ([name, heads, size] of the decoder's keys and values), start (the decoder's first token after an encoder), ends
     (tokens that end an answer).
     """

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from distillctl.data.rows import Example
 from distillctl.data.view_table import ViewTable
 from distillctl.data.views import renderers
 from distillctl.errors import GateFailed, RecipeError
+from distillctl.metrics import placeholders
 from distillctl.recipe import Recipe
 from distillctl.report import use
 from distillctl.report.facts import ReportFacts
@@ -88,6 +90,8 @@ def labels(template: str, kind: str) -> tuple[Recipe, Workspace, Path]:
 def texts(template: str, builder: str) -> tuple[Recipe, Workspace, Path]:
     """A run that writes, its bundle made; read only."""
     recipe = exported_generate.recipe(contexts=contexts({**AROUND, **MORE}[template]))
+    task = recipe.generate.model_copy(update={"keep_placeholders": template == "behind"})
+    recipe = recipe.model_copy(update={"task": task})
     exported = exported_generate.exported({"trace": "gpt2", "seq2seq": "t5", "genai": "llama"}[builder], builder)
     root = Path(_folders.name) / f"{template}-{builder}"
     root.mkdir()
@@ -131,15 +135,15 @@ def python(file: Path, function: str) -> Any:
     return runpy.run_path(str(file))[function]
 
 
-def in_node(npm: Path, folder: Path, file: str, function: str, given: list[str]) -> list[Any]:
-    """What a bundle's JavaScript returns for each text."""
+def in_node(npm: Path, folder: Path, file: str, function: str, given: Sequence[str | list[str]]) -> list[Any]:
+    """What a bundle's JavaScript returns for each text, or for each list of arguments."""
     shutil.rmtree(npm / "bundle", ignore_errors=True)
     shutil.copytree(folder, npm / "bundle")
     (npm / "given.json").write_text(json.dumps(given))
     code = f"""import {{ {function} as ask }} from "./bundle/snippets/{file}"; import fs from "node:fs";
 const found = [];
-for (const text of JSON.parse(fs.readFileSync("given.json"))) {{
-  try {{ found.push(await ask(text)); }} catch (error) {{ found.push(`refused: ${{error.message}}`); }}
+for (const given of JSON.parse(fs.readFileSync("given.json"))) {{
+  try {{ found.push(await ask(...[given].flat())); }} catch (error) {{ found.push(`refused: ${{error.message}}`); }}
 }}
 fs.writeFileSync("found.json", JSON.stringify(found));"""
     (npm / "ask.mjs").write_text(code)
@@ -326,6 +330,33 @@ def test_javascript_gives_the_recorded_answers_to_bare_inputs(template, builder,
     *found, long = in_node(npm, folder, "answer.mjs", "answer", [*given, LONG])
     assert found == recorded_texts(space)
     assert ("the model takes" in long) == (template not in AROUND)
+
+
+PAIRS = [
+    ["Delete %(name)s?", "%(name)s supprimer ?"],
+    ["Delete %(name)s?", "Supprimer %(nom)s ?"],
+    ["{0} of {1} & <b>{{ x }}</b>", "<b>{{ x }}</b> & {1} sur {0}"],
+    ["{0} of {1}", "{0} sur {0}"],
+    ["&File, R&D, &amp; ${user} 100%% %1$s %.2f", "%.2f %1$s 100%% ${user} R&D &amp; &Fichier"],
+    ['<a href="x">here</a>', "<a href='x'>ici</a>"],
+    ["no placeholder", "not {one}"],
+    ["é %s {naïve}", "%s é {naïve}"],
+]
+
+
+def test_an_app_can_tell_that_an_answer_breaks_a_placeholder(npm):
+    expected = [placeholders.difference(*pair) is None for pair in PAIRS]
+    assert {True, False} == set(expected)
+    for builder, file in (("trace", "answer.py"), ("seq2seq", "answer.py"), ("genai", "answer_genai.py")):
+        fits = python(texts("behind", builder)[2] / "snippets" / file, "fits")
+        assert [fits(*pair) for pair in PAIRS] == expected
+    folder = texts("behind", "trace")[2]
+    assert in_node(npm, folder, "answer.mjs", "fits", PAIRS) == expected
+    assert "fun fits(text: String, answered: String): Boolean" in (
+        texts("behind", "genai")[2] / "snippets" / "Writer.kt"
+    ).read_text(encoding="utf-8")
+    for path in (texts("around", "trace")[2] / "snippets").iterdir():
+        assert "fits" not in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("builder", ["trace", "genai"])

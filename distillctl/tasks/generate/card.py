@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distillctl.bundle import model_card
+from distillctl.metrics import placeholders
 from distillctl.recipe import Recipe
 from distillctl.run_dir.facts import DataFacts
 from distillctl.snippets import code
@@ -82,4 +83,10 @@ def _block(file: str, recipe: Recipe, reading: Reading, builder: str, begin: Seq
 def known(recipe: Recipe, builder: str, begin: Sequence[int]) -> dict[str, Any]:
     """Return the values that Python and Kotlin snippets take in addition to the reading (`code.render`)."""
     task = recipe.generate
-    return {"builder": builder, "begin": [*begin], "stop": task.stop, "max_new_tokens": task.max_new_tokens}
+    return {
+        "builder": builder,
+        "begin": [*begin],
+        "stop": task.stop,
+        "max_new_tokens": task.max_new_tokens,
+        "placeholder": placeholders.PATTERN if task.keep_placeholders else None,
+    }
