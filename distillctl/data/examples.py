@@ -38,7 +38,7 @@ def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
     else:
         both = pool.read(reader.examples(data.sources, "data.source"))
         size = data.eval_rows or max(1, len(both) // 5)
-        held_out, train = both[:size], both[size:]
+        held_out, train = both.split(size)
     counts = Counter(dict.fromkeys((*LEFT_OUT, "contradictory"), 0))
     counts.update(pool.counts)
     counts.update(reader.counts)
@@ -59,7 +59,10 @@ def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
             )
     examples = given | drawn
     counts.update(train=len(kept), eval=len(held_out), shots=sum(map(len, examples.values())))
-    return Dataset(kept.rows, held_out.rows, examples, dict(counts))
+    probes = ExampleWriter(pool.folder)
+    for number, text in enumerate(recipe.task.besides, 1):
+        probes.append(Example(f"probe-{number}", text))
+    return Dataset(kept.rows, held_out.rows, examples, dict(counts), probes.rows)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class _SplitRows:
 
     rows: DiskExamples
     keys: list[bytes]
+    referenced: list[bool]
+    """Whether each row has a reference."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -78,7 +83,16 @@ class _SplitRows:
     def take(self, places: Iterable[int]) -> _SplitRows:
         """Return these rows, in this order."""
         chosen = list(places)
-        return _SplitRows(self.rows.take(chosen), [self.keys[place] for place in chosen])
+        return _SplitRows(
+            self.rows.take(chosen),
+            [self.keys[place] for place in chosen],
+            [self.referenced[place] for place in chosen],
+        )
+
+    def split(self, size: int) -> tuple[_SplitRows, _SplitRows]:
+        """Return ``size`` rows, the first of those that have a reference and then of the others, and all other rows."""
+        places = sorted(range(len(self)), key=lambda place: not self.referenced[place])[:size]
+        return self.take(sorted(places)), self.take(sorted(set(range(len(self))) - set(places)))
 
     def without(self, keys: Collection[bytes]) -> _SplitRows:
         """Return the rows whose digest is not in ``keys``."""
@@ -96,7 +110,7 @@ class _Pool:
     def __init__(self, recipe: Recipe, folder: Path, shots: set[bytes]) -> None:
         """Prepare an empty pool. shots: digests of the few-shot examples' inputs."""
         self.counts: Counter[str] = Counter()
-        self._data, self._folder, self._shots = recipe.data, folder, shots
+        self._data, self.folder, self._shots = recipe.data, folder, shots
         self._of_student = template_sources.columns(recipe)["simplified"]
         self._references: dict[bytes, bytes] = {}
         self._contradictory: set[bytes] = set()
@@ -104,7 +118,7 @@ class _Pool:
 
     def read(self, examples: Iterable[Example]) -> _SplitRows:
         """Return one split's rows, or all rows."""
-        kept, keys = ExampleWriter(self._folder), list[bytes]()
+        kept, keys, referenced = ExampleWriter(self.folder), list[bytes](), list[bool]()
         seen, ids, again = set[bytes](), set[str](), Counter[str]()
         for example in examples:
             if self._shots and _digest(example.input) in self._shots:
@@ -124,9 +138,10 @@ class _Pool:
             ids.add(example.id)
             kept.append(example)
             keys.append(key)
+            referenced.append(example.reference is not None)
         rows = kept.rows
         order = sorted(range(len(rows)), key=lambda row: shots.rank(self._data.seed, rows.ids[row]))
-        return _SplitRows(rows, keys).take(order)
+        return _SplitRows(rows, keys, referenced).take(order)
 
     def _key(self, example: Example) -> bytes:
         shown = {name: cell for name, cell in example.columns.items() if self._of_student.shows(name)}

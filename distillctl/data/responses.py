@@ -60,7 +60,8 @@ def check_given(recipe: Recipe, dataset: Dataset) -> None:
                 raise DataError(
                     f"row {example.id} has no reference, which task.responses: given needs as the response",
                     where="data.reference",
-                    next="remove the row, or let the teacher answer (task.responses: greedy)",
+                    next="set data.unreferenced: drop to leave such rows out, or let the teacher answer "
+                    "(task.responses: greedy)",
                 )
 
 

@@ -72,7 +72,7 @@ class RowReader:
 
     def __init__(self, recipe: Recipe) -> None:
         self.counts: Counter[str] = Counter()
-        """Numbers of ``excluded`` and ``blank`` rows."""
+        """Numbers of ``excluded``, ``blank`` and ``unreferenced`` rows."""
         self._recipe, self._data = recipe, recipe.data
         self._excluded = limits.pattern(recipe.data.exclude, re.DOTALL) if recipe.data.exclude else None
         self._time = limits.TimeBudget()
@@ -165,6 +165,9 @@ class RowReader:
         if documents is not None and not (isinstance(documents, list) and all(isinstance(d, str) for d in documents)):
             raise DataError(f'"{data.documents}" must be text or a list of texts', where=place)
         reference = _reference(self._recipe, place, row)
+        if reference is None and data.unreferenced == "drop":
+            self.counts["unreferenced"] += 1
+            return None
         for part in (text, identifier, reference, *(documents or ())):
             whole(part, place)
         return Example(str(identifier), text.strip(), reference, tuple(documents or ()), columns)

@@ -96,13 +96,15 @@ class Dataset:
     counts: dict[str, int] = field(default_factory=dict)
     """Rows of each kind: ``train``, ``eval`` and ``shots`` are kept, those of `LEFT_OUT` are not. ``contradictory``
     counts inputs with several references, of which the first is kept."""
+    probes: DiskExamples | None = None
+    """Inputs beside the data's (`TaskSection.besides`)."""
     cut_inputs: dict[str, int] = field(default_factory=dict)
     """Split → number of rows whose input was cut because a view was too long."""
 
     @property
     def splits(self) -> dict[str, DiskExamples]:
         """Return split → its examples."""
-        return {"train": self.train, "eval": self.eval}
+        return {"train": self.train, "eval": self.eval} | ({"probe": self.probes} if self.probes else {})
 
 
 LEFT_OUT = {
@@ -110,6 +112,7 @@ LEFT_OUT = {
     "overlap": "train rows that are also in eval",
     "shots_in_splits": "few-shot examples",
     "blank": "blank",
+    "unreferenced": "without a reference",
     "excluded": "by data.exclude",
 }
 """Reason why rows are left out → its description after their count."""

@@ -33,10 +33,12 @@ def scored_splits(recipe: Recipe, context: str) -> tuple[str, ...]:
     """Return the splits whose views the teacher reads.
 
     Of the train rows, it reads the full context's; and the simplified one's, if the loss weighs tokens by what the
-    context changes.
+    context changes. Of the probes, it reads the full context's.
     """
+    if context == CEILING:
+        return ("train", "eval", "probe") if recipe.task.besides else ("train", "eval")
     weighed = context == FLOOR and recipe.train.weights == "context_kl"
-    return ("train", "eval") if context == CEILING or weighed else ("eval",)
+    return ("train", "eval") if weighed else ("eval",)
 
 
 MESSAGE = "\x1e"

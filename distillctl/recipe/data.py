@@ -41,6 +41,8 @@ class Data(Section):
     """Leave out rows whose input this regular expression finds. It sees blank inputs, too."""
     blank: Literal["error", "drop"] = "error"
     """What to do with a row whose input is blank or missing: stop and name it, or leave it out and count it."""
+    unreferenced: Literal["keep", "drop"] = "keep"
+    """What to do with a row that has no reference: keep it, or leave it out and count it."""
     input: Annotated[str, Field(examples=["request.messages[0].content"])] = "input"
     """Column of the input, or a path into nested JSON."""
     reference: Annotated[str | None, Field(examples=["label"])] = None
@@ -56,7 +58,8 @@ class Data(Section):
     train_rows: Annotated[Count | None, Field(examples=[1800])] = None
     """Number of train rows to draw by the seed. Without it, all that are left."""
     eval_rows: Annotated[Count | None, Field(examples=[1000])] = None
-    """Number of held-out rows to draw by the seed. Without it, a fifth of a single `source`, or all of `eval`."""
+    """Number of held-out rows to draw by the seed. Without it, a fifth of a single `source`, or all of `eval`. Of a
+    `source`, rows that have a reference are taken first."""
     seed: Seed = 0
     """Seed of the order in which rows are drawn. A row keeps its place when others come or go."""
 

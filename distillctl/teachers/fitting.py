@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from distillctl.teachers.worker_pool import AnswerRequest, TeacherReader, View
 
 StudentLength = Callable[[str], Length]
 """Measures a simplified view's text in the student's tokens, with the student's limit."""
-SPLITS = ("train", "eval")
 
 
 def contexts_of(split: str, contexts: Mapping[str, Renderer]) -> list[str]:
@@ -49,8 +49,8 @@ class Fitting:
         """
         self._reader, self._contexts, self._request, self._student, self._cut = reader, contexts, request, student, cut
         self._scored = scored
-        self._rows = {split: ExampleWriter(folder) for split in SPLITS} if cut else {}
-        self._too_long = dict.fromkeys(SPLITS, 0)
+        self._rows: defaultdict[str, ExampleWriter] = defaultdict(lambda: ExampleWriter(folder))
+        self._too_long: Counter[str] = Counter()
         self._limits: dict[str, str] = {}
         self._worst: tuple[Length, str] | None = None
 
@@ -72,20 +72,23 @@ class Fitting:
 
     def dataset(self, dataset: Dataset) -> Dataset:
         """Return the rows, cut where needed. Raise DataError, naming the longest row, if rows may not be cut."""
+        too_long = {split: self._too_long[split] for split in dataset.splits}
         if self._worst is None:
-            return replace(dataset, cut_inputs=self._too_long)
+            return replace(dataset, cut_inputs=too_long)
         length, row = self._worst
         if not self._cut:
-            raise length.error(row, sum(self._too_long.values()) - 1)
+            raise length.error(row, self._too_long.total() - 1)
         cautions.add(
             "inputs-cut",
             "The ends of the inputs of "
-            + " and ".join(f"{self._too_long[s]:,} of {len(dataset.splits[s]):,} {s} rows" for s in SPLITS)
+            + " and ".join(
+                f"{too_long[split]:,} of {len(rows):,} {split} rows" for split, rows in dataset.splits.items()
+            )
             + f" were cut, because their views are too long: {' and '.join(self._limits.values())}. All contexts and "
             "the student read the shortened inputs.",
         )
-        train, held_out = (self._rows[split].rows for split in SPLITS)
-        return replace(dataset, train=train, eval=held_out, cut_inputs=self._too_long)
+        train, held_out, probes = (self._rows[split].rows for split in ("train", "eval", "probe"))
+        return replace(dataset, train=train, eval=held_out, probes=probes, cut_inputs=too_long)
 
     def _view(self, name: str, split: str, example: Example) -> View:
         """Render one view. If the teacher does not read it, it is text only, for the student."""

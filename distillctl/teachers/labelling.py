@@ -68,7 +68,7 @@ class GenerationWorker:
         self.reader = teacher
         self._task = task
         self._stop_ids = teacher.stop_ids(task.stop)
-        self._codecs = {split: implementation(spec := task.kept(split))(spec) for split in ("train", "eval")}
+        self._codecs = {split: implementation(spec := task.kept(split))(spec) for split in ("train", "eval", "probe")}
         self._contexts: dict[str, SharedContext | None] = {}
 
     def label(self, task: ShardTask) -> list[tuple[str, int, Response]]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distillctl import recipe as recipes
 from distillctl.data import examples, views
+from distillctl.data.rows import left_out
 from distillctl.errors import DataError, RecipeError, UnavailableError
 from tests.recipe.test_recipe import BASE
 
@@ -124,7 +125,7 @@ def test_a_train_row_that_stands_in_eval_is_dropped_and_counted(make, tmp_path):
     counts = {name: count for name, count in found.counts.items() if count}
     assert counts == {"overlap": 1, "train": 19, "eval": 2}
     assert {name for name, count in found.counts.items() if not count} == {
-        "duplicates", "shots", "shots_in_splits", "blank", "excluded", "contradictory"
+        "duplicates", "shots", "shots_in_splits", "blank", "unreferenced", "excluded", "contradictory"
     }  # fmt: skip
 
 
@@ -171,6 +172,24 @@ def test_a_new_row_does_not_reshuffle_the_others(make):
     before = examples.load(make(ROWS))
     after = examples.load(make([*ROWS, {"input": "one more", "reference": "yes"}]))
     assert len(inputs(before.eval) & inputs(after.eval)) >= 4
+
+
+@given(st.lists(st.booleans(), min_size=8, max_size=40), st.integers(0, 3))
+def test_rows_with_a_reference_are_held_out_first_and_the_order_is_kept(tmp_path_factory, referenced, seed):
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [{"input": f"row {i}", "reference": "yes" if has else None} for i, has in enumerate(referenced)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"source": "rows.jsonl", "eval_rows": 5, "seed": seed, "reference": "reference"}
+    (folder / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": data}))
+    found = examples.load(recipes.load(folder / "r.yaml"))
+    held, train = list(found.eval), list(found.train)
+    assert sum(row.reference is not None for row in held) == min(5, sum(referenced))
+    assert inputs(held) | inputs(train) == {row["input"] for row in rows}
+    if all(referenced) or not any(referenced):
+        (folder / "rows.jsonl").write_text("".join(json.dumps({"input": row["input"]}) + "\n" for row in rows))
+        (folder / "r.yaml").write_text(yaml.safe_dump({**BASE, "data": data | {"reference": None}}))
+        without = examples.load(recipes.load(folder / "r.yaml"))
+        assert [row.input for row in without.eval] == [row.input for row in held]
 
 
 CATALOG = """
@@ -381,6 +400,18 @@ def test_blank_rows_are_an_error_or_dropped_and_counted(make):
     found = examples.load(make(BLANK, blank="drop"))
     assert (found.counts["blank"], found.counts["excluded"]) == (3, 0)
     assert len(found.train) + len(found.eval) == 20
+
+
+def test_rows_without_a_reference_are_kept_or_dropped_and_counted(make):
+    rows = [*ROWS, {"input": "not judged yet"}, {"input": "nor this", "reference": None}]
+    assert len(examples.load(make(rows)).train) == len(ROWS) + 2 - 5
+    found = examples.load(make(rows, unreferenced="drop"))
+    assert inputs(found.train) | inputs(found.eval) == {row["input"] for row in ROWS}
+    assert found.counts["unreferenced"] == 2
+    assert "2 without a reference" in left_out(found.counts)
+    # A repeated input is dropped only after those without a reference, so that the one with a reference is kept.
+    twice = examples.load(make([{"input": "row number 1"}, *ROWS], unreferenced="drop"))
+    assert twice.counts["duplicates"] == 0
 
 
 def test_exclude_sees_blank_rows_first(make):

@@ -67,7 +67,7 @@ class GenerateCollection:
         self.recipe, self.folder, self.dataset = recipe, folder, dataset
         self.arms = {arm.name: arm for arm in arms}
         served = not isinstance(recipe.teacher, HuggingFaceTeacher)
-        self.specs = {split: recipe.generate.kept(split, served=served) for split in ("train", "eval")}
+        self.specs = {split: recipe.generate.kept(split, served=served) for split in dataset.splits}
         self.kept: dict[str, SoftLabelCodec] = {split: implementation(spec)(spec) for split, spec in self.specs.items()}
         self.bare: SoftLabelCodec = TextLabels(Text())
         self._vocabulary, self._tokenizer = reader.vocabulary, reader.tokenizer

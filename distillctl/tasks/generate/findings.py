@@ -112,7 +112,7 @@ def _responses(work: GenerateCollection) -> ResponseFacts:
     tokens, size = {"train": 0, "eval": 0}, {"train": 0, "eval": 0}
     thoughts: list[bool] = []
     masses, entropy_sum, entropy_count = Tally(), 0.0, 0
-    for split in work.arms[CEILING].scored:
+    for split in ("train", "eval"):
         kept = work.kept[split]
         for shard, responses in work.read(CEILING, split, kept if split == "train" else work.bare):
             count += len(responses.id)
