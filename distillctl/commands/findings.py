@@ -185,6 +185,9 @@ def _quantize(facts: QuantizeFacts) -> Iterator[Line]:
         if not candidate.inside:
             yield f"outside the gate: {candidate.name}: {candidate.why}"
     yield f"chosen: {facts.chosen}"
+    for candidate in facts.candidates:
+        if candidate.chosen and candidate.score_drop is not None:
+            yield f"{metric} that it loses: {_interval(candidate.score_drop)}"
 
 
 def _bench(facts: BenchFacts) -> Iterator[Line]:
@@ -225,6 +228,11 @@ def further_measurements(facts: BenchFacts) -> Iterator[str]:
         yield (
             f"after {run.seconds:.0f} s without a pause: p50 {run.first_p50_ms:.2f} → {run.last_p50_ms:.2f} ms "
             f"({run.ratio - 1:+.1%})"
+        )
+    if both := facts.together:
+        yield (
+            f"{both.batch} texts together: {both.texts_per_second_together:.1f} texts/s, one at a time "
+            f"{both.texts_per_second:.1f} ({both.ratio:.1f}×); the same answer to {both.same_answers:.1%}"
         )
     if facts.loadgen:
         yield loadgen(facts.loadgen)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from distillctl.errors import GateFailed
 from distillctl.metrics import names
-from distillctl.run_dir.facts import Candidate, FailedSearch, SearchFacts
+from distillctl.run_dir.facts import Candidate, FailedSearch, Interval, SearchFacts
 
 Unit = Literal["label", "token"]
 """The choice of a graph: a label per row, or a token per position."""
@@ -69,8 +69,14 @@ def _figures(candidate: Candidate, unit: Unit, metric: str) -> dict[str, str]:
         "KL from teacher": _number(candidate.kl_teacher, ".5f"),
         f"same top {unit}": f"{candidate.same_top:.2%}",
         names.named(metric): _number(candidate.score, ".4f"),
+        "drop": drop(candidate.score_drop),
         "p50, one thread": f"{candidate.p50_ms:.2f} ms",
     }
+
+
+def drop(found: Interval | None) -> str:
+    """Format a drop of the score with the bounds of its 95 % interval."""
+    return "–" if found is None else f"{found.value:.4f} ({found.low:.4f} … {found.high:.4f})"
 
 
 def _number(value: float | None, form: str) -> str:

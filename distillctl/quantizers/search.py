@@ -7,17 +7,18 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from distillctl import console, interrupts
+from distillctl.metrics.statistics import difference_interval
 from distillctl.quantizers.candidates import Unit, measured, none_inside
 from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import Gate, implementation
 from distillctl.recipe.quantize import Objective, Quantize, Quantizer
-from distillctl.run_dir.facts import Candidate, Fp32Facts, QuantizeFacts, SearchFacts
+from distillctl.run_dir.facts import Candidate, Fp32Facts, Interval, QuantizeFacts, SearchFacts
 from distillctl.runtimes.onnxruntime import graph_bytes
 
 FP32 = "fp32"
@@ -38,15 +39,26 @@ class Figures:
 
     kl, kl_teacher: KL(fp32 student ‖ graph) and KL(teacher ‖ graph) in nats, same_top: the share of the fp32 student's
     top choices; per row for `classify`, per token for `generate`. kl_percentiles: the 50th, 90th and 99th of the rows'
-    KL from fp32. score: the task's. p50_ms: of an answer.
+    KL from fp32. row_scores: the task's score of each row, float64 [N] in 0…1. p50_ms: of an answer.
     """
 
     kl: float
     kl_percentiles: tuple[float, float, float]
     kl_teacher: float | None
     same_top: float
-    score: float | None
+    row_scores: np.ndarray | None
     p50_ms: float
+
+    @property
+    def score(self) -> float | None:
+        """Return the mean of the rows' scores."""
+        return None if self.row_scores is None else float(self.row_scores.mean())
+
+    def drop(self, fp32: Figures) -> Interval | None:
+        """Return how much less this graph scores than ``fp32``, paired over the rows."""
+        if fp32.row_scores is None or self.row_scores is None:
+            return None
+        return difference_interval(fp32.row_scores, self.row_scores)
 
 
 def percentiles(rows_kl: np.ndarray) -> tuple[float, float, float]:
@@ -117,25 +129,39 @@ def turns(names: Sequence[str], rows: int) -> Iterator[tuple[list[str], range]]:
         yield [*names[first:], *names[:first]], range(start, min(start + BLOCK, rows))
 
 
-def judge(name: str, size: int, figures: Figures, fp32_score: float | None, gate: Gate) -> Candidate:
+def judge(name: str, size: int, figures: Figures, fp32: Figures, gate: Gate) -> Candidate:
     """Check a graph's figures against the gate. size: in bytes."""
     broken: dict[str, float] = {}  # description of a broken bound → figure / bound
-    if not figures.kl <= gate.max_kl:  # NaN too
+    if not math.isfinite(figures.kl):
+        broken["kl is not finite"] = math.inf
+    elif gate.max_kl is not None and figures.kl > gate.max_kl:
         broken[f"kl {figures.kl:.4f} > {gate.max_kl} (quantize.gate.max_kl)"] = _ratio(figures.kl, gate.max_kl)
-    if figures.same_top < gate.min_same_top:
+    if gate.min_same_top is not None and figures.same_top < gate.min_same_top:
         bound = f"same_top {figures.same_top:.4f} < {gate.min_same_top} (quantize.gate.min_same_top)"
         broken[bound] = _ratio(1 - figures.same_top, 1 - gate.min_same_top)
     if gate.max_bytes is not None and size > gate.max_bytes:
         broken[f"{size:,} bytes > {gate.max_bytes:,} (quantize.gate.max_bytes)"] = _ratio(size, gate.max_bytes)
-    if figures.score is not None and fp32_score is not None:
-        drop = fp32_score - figures.score
-        if drop > gate.max_score_drop + _ROUNDING:
-            bound = f"score {figures.score:.4f}, a drop of {drop:.4f} > {gate.max_score_drop}"
-            broken[f"{bound} (quantize.gate.max_score_drop)"] = _ratio(drop, gate.max_score_drop)
-    excess = _finite(max(broken.values(), default=None))
-    values = asdict(figures) | {"kl": _finite(figures.kl), "kl_teacher": _finite(figures.kl_teacher)}
-    values["kl_percentiles"] = [_finite(value) for value in figures.kl_percentiles]
-    return Candidate(name=name, bytes=size, **values, why="; ".join(broken) or None, excess=excess, inside=not broken)
+    if (drop := figures.drop(fp32)) is not None:
+        if drop.value > gate.max_score_drop + _ROUNDING:
+            bound = f"score {figures.score:.4f}, a drop of {drop.value:.4f} > {gate.max_score_drop}"
+            broken[f"{bound} (quantize.gate.max_score_drop)"] = _ratio(drop.value, gate.max_score_drop)
+        if (highest := gate.max_score_drop_high) is not None and drop.high > highest + _ROUNDING:
+            bound = f"the score may drop by up to {drop.high:.4f} > {highest}"
+            broken[f"{bound} (quantize.gate.max_score_drop_high)"] = _ratio(drop.high, highest)
+    return Candidate(
+        name=name,
+        bytes=size,
+        kl=_finite(figures.kl),
+        kl_percentiles=[_finite(value) for value in figures.kl_percentiles],
+        kl_teacher=_finite(figures.kl_teacher),
+        same_top=figures.same_top,
+        score=figures.score,
+        score_drop=drop,
+        p50_ms=figures.p50_ms,
+        why="; ".join(broken) or None,
+        excess=_finite(max(broken.values(), default=None)),
+        inside=not broken,
+    )
 
 
 def choose(candidates: Sequence[Candidate], objective: Objective = "smallest") -> Candidate | None:
@@ -187,18 +213,21 @@ class Selection:
 def select_candidate(
     staged: Path,
     built: Built,
+    source: Path,
     figures: Mapping[str, Figures],
-    fp32: Fp32Facts,
     spec: Quantize,
     unit: Unit,
     metric: str,
 ) -> Selection:
     """Judge all candidates, move the chosen one's files to ``staged`` and write candidates.json there.
 
-    metric: name of the scores. Raises GateFailed with every candidate's figures if none is inside.
+    source: folder of the fp32 graphs; metric: name of the scores. Raises GateFailed with every candidate's figures if
+    none is inside.
     """
+    reference = figures[FP32]
+    fp32 = Fp32Facts(bytes=graph_bytes(source), score=reference.score, p50_ms=reference.p50_ms)
     sizes = {name: graph_bytes(path) for name, path in built.folders.items()}
-    judged = [judge(name, size, figures[name], fp32.score, spec.gate) for name, size in sizes.items()]
+    judged = [judge(name, size, figures[name], reference, spec.gate) for name, size in sizes.items()]
     chosen, front_names = choose(judged, spec.objective), front(judged)
     listed = [row.model_copy(update={"front": row.name in front_names, "chosen": row is chosen}) for row in judged]
     search = SearchFacts(fp32=fp32, metric=metric, candidates=listed, not_tried=built.not_tried)

@@ -133,13 +133,18 @@ Objective = Literal["smallest", "fastest", "closest"]
 class Gate(Section):
     """The bounds that a candidate must meet, compared with the fp32 student on the held-out rows."""
 
-    max_kl: Positive = 0.05
-    """Largest mean KL(fp32 student ‖ candidate), in nats per row, or per token of the teacher's responses."""
-    min_same_top: Fraction = 0.97
-    """Smallest share of rows with the fp32 student's top label; for `generate`, of response tokens with its top one."""
+    max_kl: Annotated[Positive | None, Field(examples=[0.1])] = 0.05
+    """Largest mean KL(fp32 student ‖ candidate), in nats per row, or per token of the teacher's responses.
+    `null`: any."""
+    min_same_top: Annotated[Fraction | None, Field(examples=[0.95])] = 0.97
+    """Smallest share of rows with the fp32 student's top label; for `generate`, of response tokens with its top one.
+    `null`: any."""
     max_score_drop: Fraction = 0.02
     """Largest drop of the score: of labels against references, if there are any; of texts by the metric that scores the
     arms."""
+    max_score_drop_high: Annotated[Fraction | None, Field(examples=[0.03])] = None
+    """Largest upper end of the drop's 95 % interval, paired over the held-out rows. It makes sure that the true drop is
+    no larger; with few rows no candidate can show that. Without it, only the measured drop is bounded."""
     max_bytes: Annotated[Count | None, Field(examples=[11_500_000])] = None
     """Largest size of the graphs and their weights together. Without it, any size."""
 

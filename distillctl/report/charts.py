@@ -134,8 +134,10 @@ def front(facts: ReportFacts) -> Markup:
     def draw(wide: bool) -> Figure:
         figure, axes = panels(760 if wide else 350, 300)
         ax = axes[0]
-        ax.axhline(gate, color=COLOUR["ink"], lw=1, ls=(0, (3, 3)))
-        ax.text(0.99, gate, f"gate {gate:g}", transform=ax.get_yaxis_transform(), ha="right", va="bottom", size=11.5)
+        if gate is not None:
+            ax.axhline(gate, color=COLOUR["ink"], lw=1, ls=(0, (3, 3)))
+            written = ax.get_yaxis_transform()
+            ax.text(0.99, gate, f"gate {gate:g}", transform=written, ha="right", va="bottom", size=11.5)
         ax.plot([rows[at].bytes / 1e6 for at in steps], [kl[at] for at in steps], color=COLOUR["muted"], lw=1.5)
         for row, value in zip(rows, kl, strict=True):
             ink = COLOUR["deployed" if row.chosen else "muted"]
@@ -145,7 +147,7 @@ def front(facts: ReportFacts) -> Markup:
                 place: dict[str, Any] = {"xytext": (0, 13), "textcoords": "offset points", "ha": "center"}
                 ax.annotate("chosen", (row.bytes / 1e6, value), **place, weight="bold", color=ink)
         ax.set_yscale("log")
-        ax.set_ylim(min(kl) / 2, max(*kl, gate) * 2.5)
+        ax.set_ylim(min(kl) / 2, max(*kl, gate or 0.0) * 2.5)
         ax.margins(x=0.12)
         ax.xaxis.set_major_locator(MaxNLocator(8 if wide else 4))
         ax.yaxis.set_minor_locator(NullLocator())

@@ -52,9 +52,10 @@ class DevicesFacts(Facts):
 class GateFacts(Facts):
     """The recipe's `quantize.gate`."""
 
-    max_kl: float
-    min_same_top: float
+    max_kl: float | None
+    min_same_top: float | None
     max_score_drop: float
+    max_score_drop_high: float | None
     max_bytes: int | None
 
 

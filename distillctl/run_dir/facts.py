@@ -93,6 +93,7 @@ class Counts(Facts):
     overlap: int = 0
     shots_in_splits: int = 0
     blank: int = 0
+    unreferenced: int = 0
     excluded: int = 0
     contradictory: int = 0
     cut_inputs: dict[str, int] | None = None
@@ -347,6 +348,8 @@ class Candidate(Facts):
     kl_teacher: float | None
     same_top: float
     score: float | None
+    score_drop: Interval | None = None
+    """The fp32 graph's score minus this one's, paired over the rows; older versions did not record it."""
     p50_ms: float
     why: str | None = None
     """The bounds of the gate that it breaks, with the recipe's keys."""

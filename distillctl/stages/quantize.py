@@ -11,9 +11,8 @@ from distillctl.graphs import sidecar_files
 from distillctl.quantizers import search
 from distillctl.quantizers.search import FP32
 from distillctl.recipe import CANDIDATES, Recipe
-from distillctl.run_dir.facts import Fp32Facts, Origin
+from distillctl.run_dir.facts import Origin
 from distillctl.run_dir.workspace import StageOutput, Workspace, replacing_folder
-from distillctl.runtimes.onnxruntime import graph_bytes
 
 
 def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
@@ -31,9 +30,8 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
             built = search.build(candidates, exported, Path(scratch), calibration, seconds)
             with console.progress("score", len(views.id)) as bar:
                 figures = held_out.measure({FP32: exported, **built.folders}, bar.advance)
-            fp32 = Fp32Facts(bytes=graph_bytes(exported), score=held_out.fp32_score(), p50_ms=figures[FP32].p50_ms)
             selection = search.select_candidate(
-                staged, built, figures, fp32, recipe.quantize, held_out.unit, held_out.metric
+                staged, built, exported, figures, recipe.quantize, held_out.unit, held_out.metric
             )
         chosen = selection.chosen.name
         held_out.write(staged / "eval.parquet", chosen)

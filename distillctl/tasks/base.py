@@ -209,9 +209,6 @@ class HeldOut(Protocol):
     def measure(self, folders: Mapping[str, Path], advance: Callable[[int], None]) -> dict[str, Figures]:
         """Return the figures of each graph, from name to folder. Call ``advance`` with the rows of each block done."""
 
-    def fp32_score(self) -> float | None:
-        """Return the score of the graph before quantization; None without references."""
-
     def write(self, path: Path, name: str) -> None:
         """Write the chosen graph's answers to eval.parquet."""
 

@@ -29,9 +29,9 @@ class EvalRows:
     teacher: np.ndarray
     truth: np.ndarray | None
 
-    def score(self, log_probs: np.ndarray) -> float | None:
-        """Return the accuracy of the top label; None without references."""
-        return None if self.truth is None else float((log_probs.argmax(-1) == self.truth).mean())
+    def row_scores(self, log_probs: np.ndarray) -> np.ndarray | None:
+        """Return 1 for each row whose top label is right and 0 for the others, float64 [N]; None without references."""
+        return None if self.truth is None else (log_probs.argmax(-1) == self.truth).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ClassifyAnswers:
             kl_percentiles=percentiles(kl),
             kl_teacher=scores.kl(rows.teacher, self.log_probs),
             same_top=scores.same_top(rows.student, self.log_probs),
-            score=rows.score(self.log_probs),
+            row_scores=rows.row_scores(self.log_probs),
             p50_ms=float(np.median(self.milliseconds)),
         )
 

@@ -65,9 +65,6 @@ class ClassifyHeldOut(BoundTask):
         self._answers = quantization.measure(graphs, self._rows.texts, advance)
         return {name: answers.figures(self._rows) for name, answers in self._answers.items()}
 
-    def fp32_score(self) -> float | None:
-        return self._rows.score(self._rows.student)
-
     def write(self, path: Path, name: str) -> None:
         deployed = pa.array(list(self._answers[name].log_probs), pa.list_(pa.float32()))
         pq.write_table(pa.table({"id": pa.array(self.views.id, pa.string()), "deployed": deployed}), path)

@@ -47,6 +47,15 @@ class BrokenPlaceholders(Facts):
     extra: list[str]
 
 
+class ProbeAnswers(Facts):
+    """The prompted teacher's, the exported student's and the deployed model's answer to one of the recipe's probes."""
+
+    input: str
+    ceiling: str
+    student: str
+    deployed: str
+
+
 class CapturedMass(Facts):
     """Probability of the tokens that are kept of a distribution, over all positions: the median and 5th percentile."""
 
@@ -165,6 +174,8 @@ class GenerateQuantize(Facts):
     """Candidate → the metrics of its answers; older versions did not record them."""
     candidate_checks: dict[str, TextChecks] = {}
     """Candidate → what a user notices in its answers; older versions did not record it."""
+    probes: list[ProbeAnswers] = []
+    """The answers to the recipe's probes."""
 
 
 # ── the report ───────────────────────────────────────────────────────────────────────────────────
@@ -302,6 +313,8 @@ class GenerateReport(KindReport):
     """Candidate → the metrics of its answers over all texts."""
     candidate_checks: dict[str, TextChecks] = {}
     """Candidate → what a user notices in its answers."""
+    probes: list[ProbeAnswers] = []
+    """The answers to the recipe's probes."""
     responses: ResponseFacts
     kl_measured: KlMeasured
     per_token: dict[str, PerToken]

@@ -56,15 +56,15 @@ class GenerateAnswers:
     def p50_ms(self) -> float:
         return float(np.median(self.milliseconds))
 
-    def figures(self, score: float) -> Figures:
-        """score: of the answers' texts, by the recipe's first metric."""
+    def figures(self, row_scores: np.ndarray) -> Figures:
+        """row_scores: of the answers' texts, by the metric that scores the arms."""
         forced = self.forced
         return Figures(
             kl=forced.mean(forced.kl),
             kl_percentiles=percentiles(forced.kl),
             kl_teacher=None if np.isnan(mean := forced.mean(forced.kl_teacher)) else mean,
             same_top=forced.mean(forced.same_top),
-            score=score,
+            row_scores=row_scores,
             p50_ms=self.p50_ms,
         )
 

@@ -12,20 +12,21 @@ import pyarrow.parquet as pq
 from distillctl.data import view_table
 from distillctl.data.responses import clean
 from distillctl.data.view_table import ViewTable
+from distillctl.data.views import CEILING
 from distillctl.metrics import context_decided, doubts
 from distillctl.metrics import text as text_metrics
 from distillctl.quantizers.candidates import Unit
 from distillctl.quantizers.search import FP32, Figures
 from distillctl.recipe import Recipe, Text
 from distillctl.run_dir.workspace import Workspace
-from distillctl.runtimes.onnx_generator import open_generator
+from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.response_shards import SoftLabelCodec
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.load_trained import without_weights
 from distillctl.tasks.base import BoundTask
 from distillctl.tasks.generate import quantization, text_checks
-from distillctl.tasks.generate.facts import Corpus, GenerateQuantize, GenerateTrain
+from distillctl.tasks.generate.facts import Corpus, GenerateQuantize, GenerateTrain, ProbeAnswers
 from distillctl.tasks.generate.quantization import GenerateAnswers, TextCalibration
 from distillctl.tasks.generate.response_rows import ResponseRows, kept, rows
 
@@ -49,6 +50,7 @@ class GenerateHeldOut(BoundTask):
         self._answers: dict[str, GenerateAnswers] = {}
         self._texts: dict[str, list[str]] = {}
         self._metrics: dict[str, Corpus] = {}
+        self._probes: dict[str, list[str]] = {}
 
     def check(self, exported: Path) -> None:
         """Do nothing: the graphs were tried on a text already, and any token is an answer."""
@@ -64,15 +66,18 @@ class GenerateHeldOut(BoundTask):
             name: [clean(graphs[name].decode(ids), stop) for ids in answers.ids]
             for name, answers in self._answers.items()
         }
+        if self.recipe.task.besides:
+            probes = view_table.column(self.views_path, "probe", "simplified")
+            self._probes = {name: [self._answer(graph, view) for view in probes] for name, graph in graphs.items()}
         task = self.recipe.generate
         against = (self.views.reference, self._responses, task.format)
         self._metrics = {
             name: text_metrics.corpus(task.metrics, texts, *against) for name, texts in self._texts.items()
         }
-        return {name: answers.figures(self._metrics[name][task.score]) for name, answers in self._answers.items()}
-
-    def fp32_score(self) -> float:
-        return self._metrics[FP32][self.recipe.generate.score]
+        return {
+            name: self._answers[name].figures(text_metrics.row_scores(task.score, texts, *against))
+            for name, texts in self._texts.items()
+        }
 
     def write(self, path: Path, name: str) -> None:
         """Write columns as train does, kl and same_top against the teacher; a KL that is not measured is null."""
@@ -101,7 +106,24 @@ class GenerateHeldOut(BoundTask):
             candidate_checks={
                 name: text_checks.check(self.views.input, texts, targets) for name, texts in self._texts.items()
             },
+            probes=self._probe_answers(name),
         )
+
+    def _answer(self, graph: OnnxGenerator, view: str) -> str:
+        """Return the answer to a view; to a view without any token, no model has one."""
+        task, ids = self.recipe.generate, graph.encode(view)
+        return clean(graph.decode(graph.generate(ids, task.max_new_tokens)), task.stop) if ids else ""
+
+    def _probe_answers(self, name: str) -> list[ProbeAnswers]:
+        if not self._probes:
+            return []
+        teacher = response_shards.read(self.workspace, CEILING, "probe", TextLabels(Text())).text
+        inputs = view_table.column(self.views_path, "probe", "input")
+        answers = zip(inputs, teacher, self._probes[FP32], self._probes[name], strict=True)
+        return [
+            ProbeAnswers(input=text, ceiling=ceiling, student=student, deployed=deployed)
+            for text, ceiling, student, deployed in answers
+        ]
 
 
 def _some_train_rows(recipe: Recipe, workspace: Workspace, train: GenerateTrain) -> ResponseRows:

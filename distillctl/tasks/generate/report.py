@@ -116,6 +116,7 @@ def compare(
         broken_placeholders=text_checks.broken(views.input, answers_of[last])[: recipe.report.disagreements],
         candidate_metrics=quantize.candidate_metrics,
         candidate_checks=quantize.candidate_checks,
+        probes=quantize.probes,
         responses=collect.responses,
         kl_measured=KlMeasured(rows=train.kl_rows, lumped=train.kl_lumped, dropped_mass=train.dropped_mass),
         per_token=_per_token(tables, lengths, train.control),

@@ -170,9 +170,8 @@ def test_who_is_not_on_the_front_is_beaten_by_one_who_is(figures):
 def test_a_size_target_is_a_bound_like_the_others():
     rows = _rows()
     assert _judge(rows.student, rows, max_bytes=1).inside
-    found = search.judge(
-        "one", 2_000, ClassifyAnswers(rows.student, np.ones(100)).figures(rows), None, Gate(max_bytes=1_000)
-    )
+    figures = ClassifyAnswers(rows.student, np.ones(100)).figures(rows)
+    found = search.judge("one", 2_000, figures, figures, Gate(max_bytes=1_000))
     assert found.why == "2,000 bytes > 1,000 (quantize.gate.max_bytes)"
     assert found.excess == 2
 
@@ -186,8 +185,8 @@ def _rows(n: int = 100, truth: bool = True) -> EvalRows:
 
 
 def _judge(log_probs: np.ndarray, rows: EvalRows, **gate: float) -> Candidate:
-    found = ClassifyAnswers(log_probs, np.ones(len(log_probs))).figures(rows)
-    return search.judge("one", 1, found, rows.score(rows.student), Gate(**gate))
+    fp32, found = (ClassifyAnswers(each, np.ones(len(each))).figures(rows) for each in (rows.student, log_probs))
+    return search.judge("one", 1, found, fp32, Gate(**gate))
 
 
 def test_the_student_itself_is_inside_any_gate():
@@ -206,6 +205,19 @@ def test_every_bound_that_breaks_is_named():
     assert "0.8000, a drop of 0.1000 > 0.02" in found.why
     # A drop of exactly what is allowed is allowed, whatever the floats make of it.
     assert _judge(swapped, rows, **OPEN | {"max_score_drop": 0.1}).inside
+
+
+def test_a_gate_of_the_task_alone_bounds_the_drop_and_what_the_rows_can_show_of_it():
+    task = {"max_kl": None, "min_same_top": None, "max_score_drop": 0.02}
+    few, many = _rows(100), _rows(2_000)
+    for rows in (few, many):
+        far = np.log(np.float32([0.4, 0.35, 0.25]))[(np.arange(3) - rows.student.argmax(-1)[:, None]) % 3]
+        found = _judge(far, rows, **task)  # the same labels, another distribution
+        assert (found.inside, found.score_drop.value) == (True, 0.0)
+        assert found.score_drop.low < 0 < found.score_drop.high
+    # No row differs, but a hundred rows cannot show that fewer than one in a hundred would.
+    assert "the score may drop by up to 0.0" in _judge(few.student, few, **task, max_score_drop_high=0.01).why
+    assert _judge(many.student, many, **task, max_score_drop_high=0.01).inside
 
 
 def test_without_references_there_is_no_score_to_drop():

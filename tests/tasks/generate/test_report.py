@@ -524,3 +524,22 @@ def test_eval_parquet_that_lacks_a_row_or_is_torn(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(UpstreamError, match="damaged"):
         eval_table.read(file, ["a"])
+
+
+def test_probes_are_answered_and_shown_but_neither_learned_from_nor_scored() -> None:
+    made, workspace = real_run_generate.finished()
+    manifest = workspace.manifest("report")
+    assert manifest
+    probes = manifest.facts["probes"]
+    assert [probe["input"] for probe in probes] == ["", "the king 12345"] == list(made.generate.probes)
+    graph = OnnxDecoder(workspace.folder("quantize"))
+    for probe in probes:
+        view = graph.encode(probe["input"])  # an empty text has no token, and so no answer
+        ids = graph.generate(view, real_run_generate.MAX_NEW_TOKENS) if view else []
+        assert probe["deployed"] == clean(graph.decode(ids), ["e"])
+    shards = {path.name.rsplit("-", 2)[0] for path in (workspace.folder("collect") / "shards").iterdir()}
+    assert shards == {"full-train", "full-eval", "full-probe", "simplified-eval"}
+    assert manifest.facts["arms"]["ceiling"]["n"] == real_run_generate.ROWS
+    text = html.unescape(page.render(reported(manifest.facts), contract.series(workspace)))
+    assert "Answers to the recipe’s probes" in text
+    assert "(empty)" in text
