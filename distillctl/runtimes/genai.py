@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ class GenaiDecoder:
             yield int(generator.get_next_tokens()[0])
 
     def generate_together(self, views: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Return the answers to several views, decoded at once. Each ends as one of `stream` does."""
+        """Return the answers to several views, decoded at once, without the stop id that ends one of `stream`."""
         longest = max(map(len, views))
         most = min(longest + max_new_tokens, self._context)
         parameters = onnxruntime_genai.GeneratorParams(self._model)
@@ -84,9 +85,11 @@ class GenaiDecoder:
         return [self._answer(generator.get_sequence(row)[longest:].tolist()) for row in range(len(views))]
 
     def _answer(self, ids: list[int]) -> list[int]:
-        """Return an answer up to its stop id; what follows is padding until all answers have ended."""
-        end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids) - 1)
-        return ids[: end + 1]
+        """Return an answer before its stop id, which the sequence lacks if it came at the last step of all.
+
+        What follows the stop id is padding until all answers have ended.
+        """
+        return list(itertools.takewhile(lambda token: token not in self._ends, ids))
 
     def kv_bytes(self, length: int) -> int:
         """Return the bytes of keys and values of ``length`` tokens."""
