@@ -16,7 +16,7 @@ from distillctl.run_dir.workspace import Workspace
 from distillctl.snippets import code as snippets
 from distillctl.snippets.reading import Reading
 
-_KNOWN = ("name", "sample", "versions", "inputs", "builder", "begin", "stop", "max_new_tokens")
+_KNOWN = ("name", "sample", "versions", "inputs", "builder", "begin", "stop", "max_new_tokens", "placeholder")
 """The report's facts that snippets need; each kind of task has some of them."""
 
 

@@ -106,7 +106,7 @@ def test_a_rows_columns_that_are_missing_show_the_usage(tmp_path, file, words):
     recipe, inputs = bundled.recipe(contexts=contexts("{{ title }}: {{ input }}")), bundled.texts()
     rows = ViewTable([f"row-{row}" for row in range(len(inputs))], inputs, [None] * len(inputs), inputs, inputs)
     made = Reading(view_template.of(recipe, rows), LIMIT, labels("around", "word_piece")[2])
-    known = {"builder": "genai", "stop": [], "max_new_tokens": 4, "begin": []}
+    known = {"builder": "genai", "stop": [], "max_new_tokens": 4, "begin": [], "placeholder": None}
     (tmp_path / file).write_text(render(file, made, name="x", **known))
     environment = {**os.environ, "PYTHONPATH": str(without_packages())}
     done = subprocess.run(

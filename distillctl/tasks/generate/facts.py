@@ -301,6 +301,8 @@ class GenerateReport(KindReport):
     """The special tokens that begin a view."""
     stop: list[str]
     max_new_tokens: int
+    placeholder: str | None = None
+    """The pattern of what an answer must have in common with its text."""
     metrics: dict[str, Corpus]
     """Arm → its metrics over all texts."""
     like_ceiling: dict[str, Corpus]

@@ -10,7 +10,7 @@ import numpy as np
 from distillctl.data import controls_table, eval_table, field_references, view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
-from distillctl.metrics import fields, leakage, text
+from distillctl.metrics import fields, leakage, placeholders, text
 from distillctl.metrics.statistics import mean_interval
 from distillctl.recipe import Recipe, Text
 from distillctl.run_dir.workspace import Workspace
@@ -102,6 +102,7 @@ def compare(
         begin=text_folder.begin(graphs) if export.builder != "seq2seq" else [],
         stop=list(task.stop),
         max_new_tokens=task.max_new_tokens,
+        placeholder=placeholders.PATTERN if task.keep_placeholders else None,
         metrics=collect.metrics
         | {arm: text.corpus(task.metrics, part, *against) for arm, part in student_answers.items()},
         like_ceiling={
