@@ -76,14 +76,13 @@ class ServedReader:
 
     def text(self, renderer: Renderer, example: Example) -> str:
         """Return the row's text, or its messages as one text, which `prompt` parses again."""
-        text = renderer.as_text(example)
-        if not text.strip():
-            raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
-        return text
+        return renderer.as_text(example)
 
     def view(self, renderer: Renderer, example: Example, request: AnswerRequest) -> View:
         """Return the row's text, and the tokens of a given response. Only the server knows the limit."""
         text = self.text(renderer, example)
+        if not text.strip():
+            raise DataError(f"row {example.id}: the view is empty", where=renderer.where)
         place = self.place(renderer, example, request.prefix)
         given = self._given(text, place, request.words) if request.room and request.words else ()
         return View(text, place.before(text), None, given)
