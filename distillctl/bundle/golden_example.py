@@ -33,7 +33,7 @@ ALLOWED = 0.05
 
 
 def candidates(recipe: Recipe, reading: Reading) -> list[tuple[str | None, str]]:
-    """Return (input, view) of up to three of `TEXTS` that the model can read without a cut.
+    """Return up to three pairs (input, view). Their inputs are the first of `TEXTS` whose views need no cut.
 
     If a view needs more than an input, the texts are views, without inputs.
     """

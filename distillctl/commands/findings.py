@@ -94,7 +94,7 @@ def _cut_inputs(counts: Mapping[str, int] | None) -> str | None:
     """Return how many inputs were cut; None if none was, or if an older version did not count them."""
     if not counts or not any(counts.values()):
         return None
-    return f"inputs whose end was cut: {counts['train']:,} in train, {counts['eval']:,} in eval"
+    return "inputs whose end was cut: " + ", ".join(f"{count:,} in {split}" for split, count in counts.items())
 
 
 def _served(served: AskedFacts) -> str:
@@ -187,7 +187,7 @@ def _quantize(facts: QuantizeFacts) -> Iterator[Line]:
     yield f"chosen: {facts.chosen}"
     for candidate in facts.candidates:
         if candidate.chosen and candidate.score_drop is not None:
-            yield f"{metric} that it loses: {_interval(candidate.score_drop)}"
+            yield f"quantization costs {_interval(candidate.score_drop)} of the {metric}"
 
 
 def _bench(facts: BenchFacts) -> Iterator[Line]:

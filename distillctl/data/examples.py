@@ -60,7 +60,7 @@ def load(recipe: Recipe, folder: Path | None = None) -> Dataset:
     examples = given | drawn
     counts.update(train=len(kept), eval=len(held_out), shots=sum(map(len, examples.values())))
     probes = ExampleWriter(pool.folder)
-    for number, text in enumerate(recipe.task.besides, 1):
+    for number, text in enumerate(recipe.task.unscored_inputs, 1):
         probes.append(Example(f"probe-{number}", text))
     return Dataset(kept.rows, held_out.rows, examples, dict(counts), probes.rows)
 

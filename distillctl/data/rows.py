@@ -97,7 +97,7 @@ class Dataset:
     """Rows of each kind: ``train``, ``eval`` and ``shots`` are kept, those of `LEFT_OUT` are not. ``contradictory``
     counts inputs with several references, of which the first is kept."""
     probes: DiskExamples | None = None
-    """Inputs beside the data's (`TaskSection.besides`)."""
+    """The inputs that are answered for the report only (`TaskSection.unscored_inputs`)."""
     cut_inputs: dict[str, int] = field(default_factory=dict)
     """Split → number of rows whose input was cut because a view was too long."""
 

@@ -16,6 +16,8 @@ from distillctl.recipe import Recipe
 
 FEW_TRAIN_ROWS, FEW_EVAL_ROWS, FEW_STEPS = 50, 100, 30
 """Number of eval rows below which figures mean little."""
+MAY_LACK = 0.01
+"""Share of the train rows that may have no reference, where all eval rows have one, without a caution."""
 _LOOKED_AT = 1000
 """Number of rows that are searched for a column of label names."""
 _COPIED = 20
@@ -81,6 +83,7 @@ def check_steps(steps: int) -> None:
 
 def _check_references(recipe: Recipe, references: dict[str, list[str | None]]) -> None:
     if any(reference is not None for reference in references["eval"]):
+        _check_selection(recipe, references)
         return
     whose = "eval row" if any(reference is not None for reference in references["train"]) else "row"
     message = (
@@ -90,6 +93,17 @@ def _check_references(recipe: Recipe, references: dict[str, list[str | None]]) -
     if whose == "row" and recipe.data.reference is None:
         message += _likely(recipe)
     cautions.add("no-references", message)
+
+
+def _check_selection(recipe: Recipe, references: dict[str, list[str | None]]) -> None:
+    """Caution if the eval rows were selected for having a reference (`_SplitRows.split`), which train rows lack."""
+    without = sum(reference is None for reference in references["train"])
+    if recipe.data.train is None and None not in references["eval"] and without > MAY_LACK * len(references["train"]):
+        cautions.add(
+            "eval-rows-selected",
+            f"{without:,} of {len(references['train']):,} train rows have no reference, and all eval rows were taken "
+            "from the rows that have one. If the two differ, the scores do not hold for rows without a reference.",
+        )
 
 
 def _likely(recipe: Recipe) -> str:

@@ -36,7 +36,7 @@ def scored_splits(recipe: Recipe, context: str) -> tuple[str, ...]:
     context changes. Of the probes, it reads the full context's.
     """
     if context == CEILING:
-        return ("train", "eval", "probe") if recipe.task.besides else ("train", "eval")
+        return ("train", "eval", "probe") if recipe.task.unscored_inputs else ("train", "eval")
     weighed = context == FLOOR and recipe.train.weights == "context_kl"
     return ("train", "eval") if weighed else ("eval",)
 

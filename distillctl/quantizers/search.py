@@ -148,6 +148,8 @@ def judge(name: str, size: int, figures: Figures, fp32: Figures, gate: Gate) -> 
         if (highest := gate.max_score_drop_high) is not None and drop.high > highest + _ROUNDING:
             bound = f"the score may drop by up to {drop.high:.4f} > {highest}"
             broken[f"{bound} (quantize.gate.max_score_drop_high)"] = _ratio(drop.high, highest)
+    elif gate.max_score_drop_high is not None or (gate.max_kl is None and gate.min_same_top is None):
+        broken["without references the drop of the score, which the gate relies on, is not known"] = math.inf
     return Candidate(
         name=name,
         bytes=size,

@@ -175,7 +175,7 @@ class Generate(TaskSection):
         return EvalSoftLabels() if split == "eval" and not served and isinstance(kept, TopK | Sampled) else kept
 
     @property
-    def besides(self) -> Sequence[str]:
+    def unscored_inputs(self) -> Sequence[str]:
         """Return the probes."""
         return self.probes
 

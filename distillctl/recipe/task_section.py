@@ -33,8 +33,8 @@ class TaskSection(Spec):
         return 0
 
     @property
-    def besides(self) -> Sequence[str]:
-        """Return inputs beside the data's, which are answered and shown, but neither learned from nor scored."""
+    def unscored_inputs(self) -> Sequence[str]:
+        """Return inputs that are answered for the report only: nothing learns from them or scores them."""
         return ()
 
     def reference(self, cell: object, spellings: Sequence[str], column: str, place: str) -> str:

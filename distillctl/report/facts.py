@@ -55,7 +55,7 @@ class GateFacts(Facts):
     max_kl: float | None
     min_same_top: float | None
     max_score_drop: float
-    max_score_drop_high: float | None
+    max_score_drop_high: float | None = None
     max_bytes: int | None
 
 

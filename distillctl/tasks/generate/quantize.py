@@ -66,7 +66,7 @@ class GenerateHeldOut(BoundTask):
             name: [clean(graphs[name].decode(ids), stop) for ids in answers.ids]
             for name, answers in self._answers.items()
         }
-        if self.recipe.task.besides:
+        if self.recipe.task.unscored_inputs:
             probes = view_table.column(self.views_path, "probe", "simplified")
             self._probes = {name: [self._answer(graph, view) for view in probes] for name, graph in graphs.items()}
         task = self.recipe.generate

@@ -227,6 +227,14 @@ def test_without_references_there_is_no_score_to_drop():
     assert found.inside
 
 
+@pytest.mark.parametrize("gate", [{"max_kl": None, "min_same_top": None}, {"max_score_drop_high": 0.5}])
+def test_a_gate_of_the_task_needs_references(gate):
+    rows = _rows(truth=False)
+    found = _judge(rows.student, rows, **gate)
+    assert not found.inside
+    assert "without references the drop of the score" in found.why
+
+
 def test_nan_is_outside_and_no_number():
     rows = _rows()
     found = _judge(np.full_like(rows.student, np.nan), rows, **OPEN)
