@@ -52,11 +52,12 @@ def none_inside(search: SearchFacts, unit: Unit) -> GateFailed:
     near = nearest(search.candidates)
     times = "" if near.excess is None else f", {near.excess:.3g} times the bound"
     nearest_text = f"the nearest candidate is {near.name}: {near.why}{times}"
+    more_rows = any("max_score_drop_high" in (candidate.why or "") for candidate in search.candidates)
     return GateFailed(
         "\n".join([f"no candidate is inside the gate, so nothing is committed{fp32}", nearest_text, *lines]),
         where="quantize.gate",
         next="distillctl report RECIPE shows the candidates; then loosen the named keys of quantize.gate, or add "
-        "quantize.candidates",
+        "quantize.candidates" + (", or raise data.eval_rows, which narrows the intervals" if more_rows else ""),
         facts=FailedSearch(**search.given, nearest=near.name, why=nearest_text).as_json(),
     )
 
