@@ -110,7 +110,8 @@ def _served(served: AskedFacts) -> str:
 def _train(facts: TrainFacts) -> Iterator[Line]:
     texts = facts.part_if_any(GenerateTrain)
     resumed = f", resumed from step {facts.resumed_from}" if facts.resumed_from else ""
-    yield f"{facts.steps} steps (best {facts.best_step}){resumed}; stopped by {facts.stopped}"
+    precision = " in bfloat16" if facts.mixed_precision == "bf16" else ""
+    yield f"{facts.steps} steps{precision} (best {facts.best_step}){resumed}; stopped by {facts.stopped}"
     yield f"on eval: {_distance(facts, texts)}"
     if cut := _cut_inputs(facts.cut_inputs):
         yield cut

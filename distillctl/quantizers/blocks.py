@@ -50,7 +50,7 @@ def fitting(block_size: int, k: int) -> int:
 
 def rtn(weight: np.ndarray, bits: int, block_size: int) -> Blocks:
     """Round to nearest: the weight furthest from zero becomes −2^(bits−1), with the scale's sign; no zero points."""
-    return _in_parts(_rtn, weight, bits, block_size)
+    return in_parts(_rtn, weight, bits, block_size)
 
 
 def k_quant(weight: np.ndarray, bits: int, block_size: int) -> Blocks:
@@ -59,7 +59,7 @@ def k_quant(weight: np.ndarray, bits: int, block_size: int) -> Blocks:
     After llama.cpp's k-quants (error weighted by root mean square + |w|, least-squares scale for every trial), but the
     search uses whole zero points instead of rounding them afterwards.
     """
-    return _in_parts(_k_quant, weight, bits, block_size)
+    return in_parts(search, weight, bits, block_size)
 
 
 def dequantize(blocks: Blocks, k: int) -> np.ndarray:
@@ -73,20 +73,21 @@ def dequantize(blocks: Blocks, k: int) -> np.ndarray:
     return weights
 
 
-# ── two ways to round ────────────────────────────────────────────────────────────────────────────
+# ── rounding blocks ──────────────────────────────────────────────────────────────────────────────
 
-_Rounded = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+Rounded = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 """Numbers uint8 [N, blocks, block_size], scales float32 [N, blocks, 1], zero points uint8 [N, blocks, 1] or None."""
 
 
-def _rtn(x: np.ndarray, bits: int) -> _Rounded:
+def _rtn(x: np.ndarray, bits: int) -> Rounded:
     half = 2 ** (bits - 1)
     furthest = np.take_along_axis(x, np.abs(x).argmax(-1, keepdims=True), -1)
     scale = _or_one(furthest / np.float32(-half))
     return (np.rint(x / scale) + half).clip(0, 2 * half - 1).astype(np.uint8), scale, None
 
 
-def _k_quant(x: np.ndarray, bits: int) -> _Rounded:
+def search(x: np.ndarray, bits: int) -> Rounded:
+    """Round blocks [N, blocks, block_size] as `k_quant` does."""
     top = np.float32(2**bits - 1)
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     importance = np.sqrt(np.square(x).mean(-1, keepdims=True)) + np.abs(x)
@@ -117,7 +118,8 @@ def _or_one(scale: np.ndarray) -> np.ndarray:
 # ── storage ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _in_parts(round_: Callable[[np.ndarray, int], _Rounded], weight: np.ndarray, bits: int, block_size: int) -> Blocks:
+def in_parts(round_: Callable[[np.ndarray, int], Rounded], weight: np.ndarray, bits: int, block_size: int) -> Blocks:
+    """Return a matrix [N, K] in blocks. round_: rounds those of some rows, which do not depend on other rows."""
     n, k = weight.shape
     blocks = -(-k // block_size)
     rows = max(1, _ROWS // (blocks * block_size))

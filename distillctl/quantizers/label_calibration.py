@@ -23,7 +23,7 @@ class LabelCalibration(Calibration):
         """Return the graph's log-probabilities of the labels, [N, K]."""
         return np.asarray(log_softmax(OnnxClassifier(folder).logits(self.texts), axis=-1))
 
-    def feeds(self) -> Iterator[dict[str, np.ndarray]]:
+    def feeds(self, path: Path) -> Iterator[dict[str, np.ndarray]]:
         """Yield the inputs of the exported graph, one row at a time."""
         graph = OnnxClassifier(self.source)
         return (graph.feed([text]) for text in self.texts)

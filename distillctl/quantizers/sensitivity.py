@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from distillctl import console, interrupts
 from distillctl.metrics import scores
+from distillctl.quantizers.activations import second_moments
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,21 @@ class Calibration(ABC):
         self.source = source
         self._known: dict[str, Mapping[str, Cost]] = {}
         self._fp32: np.ndarray | None = None
+        self._moments: dict[str, Mapping[str, np.ndarray]] = {}
 
     @abstractmethod
     def log_probs(self, folder: Path) -> np.ndarray:
         """Return the normalised answers of the graph in ``folder``, float32 [N, K]."""
 
-    def feeds(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the graph's inputs for each row, by name; only for graphs that answer a row in one run."""
-        raise NotImplementedError
+    @abstractmethod
+    def feeds(self, path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield the inputs of the exported graph ``path``, by name, for one row after the other."""
+
+    def moments(self, path: Path, inputs: Mapping[str, Sequence[str]]) -> Mapping[str, np.ndarray]:
+        """Return `second_moments` of the exported graph ``path`` on these rows; they are measured once."""
+        if path.name not in self._moments:
+            self._moments[path.name] = second_moments(path, inputs, self.feeds(path))
+        return self._moments[path.name]
 
     def costs(self, key: str, path: Path, trials: Mapping[str, Callable[[], np.ndarray]]) -> Mapping[str, Cost]:
         """Return for each constant the cost of replacing it by its trial's array, of the same shape.

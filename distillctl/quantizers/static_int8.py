@@ -6,7 +6,7 @@ It uses ONNX Runtime's own quantizer (QDQ: QuantizeLinear and DequantizeLinear a
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ def quantize(spec: StaticInt8, source: Path, target: Path, calibration: Calibrat
         model = _typed(onnx.load(path))
         with tempfile.TemporaryDirectory() as scratch, console.libraries_quiet():
             ranges = Path(scratch) / "ranges.json"
-            _calibrate(spec, model, calibration, ranges)
+            _calibrate(spec, model, calibration.feeds(path), ranges)
             quantize_static(
                 model,
                 target / path.name,
@@ -67,7 +67,9 @@ def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model)
 
 
-def _calibrate(spec: StaticInt8, model: onnx.ModelProto, calibration: Calibration, ranges: Path) -> None:
+def _calibrate(
+    spec: StaticInt8, model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.ndarray]], ranges: Path
+) -> None:
     """Write every activation's range to ``ranges``, calibrating row by row.
 
     ONNX Runtime's histograms do not take rows of different lengths at once, and a phone sees no padding.
@@ -77,14 +79,14 @@ def _calibrate(spec: StaticInt8, model: onnx.ModelProto, calibration: Calibratio
     calibrator: CalibraterBase = create_calibrator(
         plain, _OPERATORS, str(ranges.with_name("augmented.onnx")), _METHODS[spec.method]
     )
-    for feed in calibration.feeds():
+    for feed in feeds:
         calibrator.collect_data(_OneRow(feed))
     save_tensors_data(calibrator.compute_data(), ranges)
 
 
 class _OneRow(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    def __init__(self, feed: dict[str, np.ndarray]) -> None:
-        self._rows: Iterator[dict[str, np.ndarray]] = iter([feed])
+    def __init__(self, feed: Mapping[str, np.ndarray]) -> None:
+        self._rows = iter([dict(feed)])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._rows, None)

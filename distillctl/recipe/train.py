@@ -134,8 +134,9 @@ class Train(Section):
     """Weight decay of AdamW."""
     clip_norm: Positive = 1.0
     """Gradients with a larger norm are scaled down to this one."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """`bf16` computes in bfloat16 where that is safe, for GPUs."""
+    mixed_precision: Literal["no", "bf16", "auto"] = "no"
+    """`bf16` computes in bfloat16 where that is safe. `auto` does so on GPUs and processors that have instructions for
+    it (AVX-512 BF16, AMX), where training is two to three times as fast; on others `bf16` is slower than `no`."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the train rows held out for early stopping. Training never looks at the eval split."""
     evaluate_every: Annotated[Count | None, Field(examples=[50])] = None

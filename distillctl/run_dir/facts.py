@@ -7,7 +7,7 @@ its own part in `tasks/<kind>/facts.py`, and reads it from the same object. A pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -261,6 +261,7 @@ class FitFacts(Facts):
     stopped: str
     tokens_per_second: float | None
     ranks: int = 1
+    mixed_precision: Literal["no", "bf16"] = "no"
 
 
 class VocabularyFacts(Facts):

@@ -57,6 +57,13 @@ class OnnxDecoder(TextFolder):
         logits = self._prefill(self._session.io_binding(), self._past(len(ids)), ids)
         return logits[0, len(view) - 1 :].astype(np.float32, copy=False)
 
+    def feeds(self, view: Sequence[int], response: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
+        """Return the inputs of `score`'s run, by the graph's file name."""
+        ids = np.array([[*view, *response[:-1]]], np.int64)
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        feed |= {name: cache.zeros(0).numpy() for name, cache in self._caches.items()}
+        return {"model.onnx": feed | ({"position_ids": np.arange(ids.size)[None]} if self._has_positions else {})}
+
     def kv_bytes(self, length: int) -> int:
         """Return the bytes of keys and values of ``length`` tokens."""
         return sum(cache.bytes_per_token for cache in self._caches.values()) * length

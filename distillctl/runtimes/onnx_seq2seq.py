@@ -39,7 +39,7 @@ class OnnxSeq2Seq(TextFolder):
         """
         if len(view) > self.max_length:
             raise self.too_long(view)
-        binding, past = self._encode(view), SwappedOutputs(self._self_attention)
+        binding, past = self._bound(view), SwappedOutputs(self._self_attention)
         token = int(self._first_step(binding, past, [self._start])[0, -1].argmax())
         yield token
         self._keep_cross(binding, past)
@@ -49,21 +49,33 @@ class OnnxSeq2Seq(TextFolder):
     def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
         """Return the logits that predict each token of ``response`` to ``view``, float32 [R, V], in one pass."""
         ids = [self._start, *response[:-1]]
-        logits: np.ndarray = self._first_step(self._encode(view), SwappedOutputs(self._self_attention), ids)[0]
+        logits: np.ndarray = self._first_step(self._bound(view), SwappedOutputs(self._self_attention), ids)[0]
         return logits.astype(np.float32, copy=False)
+
+    def feeds(self, view: Sequence[int], response: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
+        """Return the inputs of `score`'s two runs, by the graphs' file names."""
+        encoder, decoder = self._encode(view)
+        decoder["input_ids"] = np.array([[self._start, *response[:-1]]], np.int64)
+        caches = self._self_attention | self._cross_attention
+        decoder |= {name: cache.zeros(0).numpy() for name, cache in caches.items()}
+        return {"encoder_model.onnx": encoder, "decoder_model_merged.onnx": decoder}
 
     def kv_bytes(self, length: int) -> int:
         """Return the bytes of keys and values of ``length`` tokens, of view and response together."""
         return sum(cache.bytes_per_token for cache in self._self_attention.values()) * length
 
-    def _encode(self, view: Sequence[int]) -> ort.IOBinding:
-        """Run the encoder, and return the decoder's binding with the inputs that all steps share."""
+    def _encode(self, view: Sequence[int]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Run the encoder, and return its inputs and the decoder's that all steps share."""
         ids = np.array([view], np.int64)
-        mask = np.ones_like(ids)
-        (states,) = self._encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+        encoder = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        (states,) = self._encoder.run(["last_hidden_state"], encoder)
+        return encoder, {"encoder_hidden_states": states, "encoder_attention_mask": encoder["attention_mask"]}
+
+    def _bound(self, view: Sequence[int]) -> ort.IOBinding:
+        """Run the encoder, and return the decoder's binding with the inputs that all steps share."""
         binding = self._decoder.io_binding()
-        binding.bind_cpu_input("encoder_hidden_states", states)
-        binding.bind_cpu_input("encoder_attention_mask", mask)
+        for name, value in self._encode(view)[1].items():
+            binding.bind_cpu_input(name, value)
         return binding
 
     def _first_step(self, binding: ort.IOBinding, past: SwappedOutputs, ids: Sequence[int]) -> np.ndarray:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from distillctl import console, ranks
 from distillctl.recipe import Train
-from distillctl.training import collectives
+from distillctl.training import collectives, precision
 
 Batch = Sequence[int] | np.ndarray
 """Row numbers."""
@@ -45,8 +45,9 @@ class Learner:
     """
 
     def __init__(self, model: PreTrainedModel, objective: Loss, spec: Train, steps: int) -> None:
+        self.mixed_precision = precision.chosen(spec)
         with console.libraries_quiet():
-            self.accelerator = Accelerator(cpu=collectives.on_cpu(), mixed_precision=spec.mixed_precision)
+            self.accelerator = Accelerator(cpu=collectives.on_cpu(), mixed_precision=self.mixed_precision)
         self.device = self.accelerator.device
         self.model, self.clip_norm = model.to(self.device), spec.clip_norm
         self.in_shards = ranks.count() > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")

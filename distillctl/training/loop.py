@@ -138,6 +138,7 @@ class TrainingRun:
             stopped=stopped,
             tokens_per_second=speed_or_none,
             ranks=ranks.count(),
+            mixed_precision=self.learner.mixed_precision,
         )
 
     def _step(self, batches: Sequence[Batch]) -> tuple[float, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from scipy.special import log_softmax
 
 from distillctl.quantizers import blocks, weight_only
+from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import WeightOnly
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import session
-from tests.fixtures import exported_generate, tiny_generate
+from tests.fixtures import exported_generate, tiny, tiny_generate
 from tests.fixtures.exported_generate import exported
 from tests.fixtures.quantized import same_bytes_each_time
 
@@ -31,15 +35,31 @@ SPECS = [
     WeightOnly(algorithm="k_quant_mixed"),
     WeightOnly(bits=8, algorithm="rtn"),
     WeightOnly(bits=8),
+    WeightOnly(algorithm="gptq"),
 ]
 FLOAT = {"accuracy_level": 1}
 """Products of floats: what is left is the weights' own error."""
 
 
+class _Texts(Calibration):
+    """A calibration on some texts, each the answer to the next one."""
+
+    def log_probs(self, folder):
+        return np.concatenate([log_softmax(open_generator(folder).score(*pair), axis=-1) for pair in self._pairs()])
+
+    def feeds(self, path):
+        graph = open_generator(self.source)
+        return (graph.feeds(*pair)[path.name] for pair in self._pairs())
+
+    def _pairs(self):
+        ids = [open_generator(self.source).encode(text) for text in tiny_generate.texts(40, seed=2)]
+        return pairwise(ids)
+
+
 def _quantized(source: Path, target: Path, spec: WeightOnly) -> Path:
     """A whole folder: the graphs, and what lies beside the exported ones."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.onnx*"))
-    weight_only.quantize(spec, source, target)
+    weight_only.quantize(spec, source, target, _Texts(source))
     return target
 
 
@@ -79,9 +99,10 @@ def _with_restored_weights(source: Path, target: Path, spec: WeightOnly, monkeyp
     chosen: dict[str, np.ndarray] = {}
     store = weight_only._store
 
-    def record(spec, graph, matrix, bits, *, joined):
-        found = store(spec, graph, matrix, bits, joined=joined)
-        restored = blocks.dequantize(found.blocks, matrix.shape[1])
+    def record(spec, graph, matrix, bits, moments, *, joined):
+        found = store(spec, graph, matrix, bits, moments, joined=joined)
+        stored = replace(found.blocks, scales=weight_only._half(found.blocks.scales).astype(np.float32))
+        restored = blocks.dequantize(stored, matrix.shape[1])
         chosen[matrix.value.name] = restored.T if matrix.transposed else restored
         return found
 
@@ -94,7 +115,7 @@ def _with_restored_weights(source: Path, target: Path, spec: WeightOnly, monkeyp
             one.mkdir()
             scratch.mkdir()
             shutil.copyfile(path, one / path.name)
-            weight_only.quantize(spec, one, scratch)
+            weight_only.quantize(spec, one, scratch, _Texts(source))
             model = onnx.load(path)
             assert chosen
             for tensor in model.graph.initializer:
@@ -121,6 +142,17 @@ def test_more_bits_and_smaller_blocks_are_closer(tmp_path):
     assert list(errors.values()) == sorted(errors.values())
 
 
+@pytest.mark.parametrize("kind", [("llama", "genai"), ("t5", "seq2seq")], ids="-".join)
+def test_gptq_moves_the_answers_less_than_k_quant(kind, tmp_path):
+    source, errors = exported(*kind), []
+    for algorithm in ("gptq", "k_quant"):
+        spec = WeightOnly(algorithm=algorithm, table_bits=8, **FLOAT)
+        found, answers = open_generator(_quantized(source.folder, tmp_path / algorithm, spec)), source.open()
+        pairs = pairwise([found.encode(text) for text in tiny_generate.texts(12, seed=5)])
+        errors.append(np.mean([np.square(found.score(*pair) - answers.score(*pair)).mean() for pair in pairs]))
+    assert errors[0] < errors[1]
+
+
 def test_a_gemm_keeps_its_bias_and_one_that_does_more_stays_as_it_is(tmp_path):
     """y = x·Wᵀ + b in blocks; 2·x·W in float; both beside a product whose rows are too short for any block."""
     generator = np.random.default_rng(0)
@@ -144,7 +176,7 @@ def test_a_gemm_keeps_its_bias_and_one_that_does_more_stays_as_it_is(tmp_path):
     onnx.save(model, source / "model.onnx")
     weight_only.quantize(WeightOnly(bits=8, **FLOAT), source, target)
     kinds = [node.op_type for node in ir.load(target / "model.onnx").graph]
-    assert kinds == ["MatMulNBits", "Gemm", "MatMulNBits", "MatMul"]
+    assert [kind for kind in kinds if kind != "Cast"] == ["MatMulNBits", "Gemm", "MatMulNBits", "MatMul"]
     x = generator.normal(size=(3, 32)).astype(np.float32)
     outputs = [session(folder / "model.onnx", 1).run(None, {"x": x}) for folder in (source, target)]
     for expected, found in zip(*outputs, strict=True):
@@ -186,8 +218,8 @@ def test_a_tied_table_is_stored_once(kind, tmp_path):
     assert joined.inputs[0].name == head.inputs[1].name
     assert [value.name for value in lookup.inputs[2:]] == [value.name for value in head.inputs[2:]]
     of_table = [array for array in constants.values() if array.shape[:1] == (tiny_generate.VOCABULARY,)]
-    assert sorted(array.dtype.name for array in of_table) == ["float32", "uint8", "uint8"]  # scales, zeros, numbers
-    assert sum(array.nbytes for array in of_table) == tiny_generate.VOCABULARY * (2 * 16 + 2 * 4 + 1)
+    assert sorted(array.dtype.name for array in of_table) == ["float16", "uint8", "uint8"]  # scales, zeros, numbers
+    assert sum(array.nbytes for array in of_table) == tiny_generate.VOCABULARY * (2 * 16 + 2 * 2 + 1)
     assert not [name for name, array in constants.items() if array.dtype == np.float32 and array.size >= 64 * 32]
 
 
@@ -243,6 +275,25 @@ def test_mixed_keeps_the_costly_ones_at_eight_bits(builder, tmp_path):
 @pytest.mark.parametrize("spec", SPECS[1:3], ids=lambda spec: spec.name)
 def test_the_bytes_are_the_same_each_time(spec, tmp_path):
     same_bytes_each_time(spec, exported("llama", "trace").folder, tmp_path)
+
+
+def test_the_bytes_of_a_graph_that_follows_activations_are_the_same_each_time(tmp_path):
+    spec = WeightOnly(algorithm="gptq", sensitive=0.3)
+    same_bytes_each_time(spec, tiny.exported(), tmp_path, tiny.texts(24))
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6], ids=["small", "large"])
+def test_scales_that_float16_cannot_hold_stay_in_float32(factor, tmp_path):
+    weight = np.random.default_rng(0).normal(size=(32, 24)) * factor
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    onnx.save(_model(nodes, {"w": weight}, {"x": ["n", 32]}, {"y": ["n", 24]}), source / "model.onnx")
+    weight_only.quantize(WeightOnly(bits=8, **FLOAT), source, target)
+    x = np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)
+    (found,) = session(target / "model.onnx", 1).run(None, {"x": x})
+    np.testing.assert_allclose(found, x @ weight, atol=0.02 * np.abs(x @ weight).max())
 
 
 def test_weights_beside_the_graph_stay_beside_it(tmp_path):

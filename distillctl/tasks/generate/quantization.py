@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from distillctl.quantizers.sensitivity import Calibration
 from distillctl.runtimes.onnx_generator import OnnxGenerator, open_generator
 from distillctl.tasks.generate.objective import per_token, token_figures
 from distillctl.tasks.generate.response_rows import ResponseRows
+
+TRIAL_ROWS = 16
+"""Responses of some tokens each: enough to tell a small cost of quantization from none, few enough to be quick."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +132,21 @@ def _columns(rows: Sequence[np.ndarray], tokens: np.ndarray) -> TeacherForcedMet
 
 
 class TextCalibration(Calibration):
-    """The calibration on train rows. rows: a function that reads them, called for the first cost."""
+    """The calibration on train rows. rows: a function that reads them, called when they are first needed."""
 
     def __init__(self, source: Path, rows: Callable[[], ResponseRows]) -> None:
         super().__init__(source)
         self._rows = functools.cache(rows)
 
     def log_probs(self, folder: Path) -> np.ndarray:
-        graph, rows = open_generator(folder), self._rows()
-        pairs = zip(rows.views, rows.responses, strict=True)
-        return np.concatenate([log_softmax(graph.score(view, response), axis=-1) for view, response in pairs])
+        graph = open_generator(folder)
+        answers = [log_softmax(graph.score(*pair), axis=-1) for pair in islice(self._pairs(), TRIAL_ROWS)]
+        return np.concatenate(answers)
+
+    def feeds(self, path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+        graph = open_generator(self.source)
+        return (graph.feeds(*pair)[path.name] for pair in self._pairs())
+
+    def _pairs(self) -> Iterator[tuple[list[int], list[int]]]:
+        rows = self._rows()
+        return zip(rows.views, rows.responses, strict=True)

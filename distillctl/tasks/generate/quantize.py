@@ -30,8 +30,8 @@ from distillctl.tasks.generate.facts import Corpus, GenerateQuantize, GenerateTr
 from distillctl.tasks.generate.quantization import GenerateAnswers, TextCalibration
 from distillctl.tasks.generate.response_rows import ResponseRows, kept, rows
 
-CALIBRATION_ROWS = 16
-"""Responses of some tokens each: enough to tell a small cost of quantization from none, few enough to be quick."""
+CALIBRATION_TOKENS = 16_384
+"""Tokens of train rows on which activations are measured: several for each column of a small model's matrices."""
 
 
 class GenerateHeldOut(BoundTask):
@@ -128,7 +128,8 @@ class GenerateHeldOut(BoundTask):
 
 def _some_train_rows(recipe: Recipe, workspace: Workspace, train: GenerateTrain) -> ResponseRows:
     train_rows = _rows(recipe, workspace, train, "train", TextLabels(Text()))
-    return train_rows.take(range(min(CALIBRATION_ROWS, len(train_rows.views))))
+    enough = int(np.searchsorted(np.cumsum(train_rows.lengths), CALIBRATION_TOKENS))
+    return train_rows.take(range(min(max(enough, quantization.TRIAL_ROWS), len(train_rows.views))))
 
 
 def _rows(
