@@ -109,7 +109,7 @@ def test_no_byte_of_the_archive_changes_unseen(data):
     # The table of contents at the end is small and matters: half of the tries are there.
     at = data.draw(st.integers(0, size - 1) | st.integers(size - 2000, size - 1))
     flip(path, at, data.draw(st.integers(0, 7)))
-    with pytest.raises(GateFailed):
+    with pytest.raises((GateFailed, DataError)):  # without the manifest's name, it is not a bundle at all
         verify(path)
 
 
