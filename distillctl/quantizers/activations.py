@@ -13,7 +13,8 @@ from distillctl import interrupts
 from distillctl.runtimes.onnxruntime import session
 
 _AT_ONCE = 512
-"""Inputs of a matrix that are multiplied at once. A product for each row would mostly write K · K sums."""
+"""Number of a matrix's inputs whose products are summed at once. With one sum for each row, most of the time would go
+into writing K · K numbers for a few inputs."""
 
 
 def second_moments(

@@ -119,7 +119,7 @@ def _or_one(scale: np.ndarray) -> np.ndarray:
 
 
 def in_parts(round_: Callable[[np.ndarray, int], Rounded], weight: np.ndarray, bits: int, block_size: int) -> Blocks:
-    """Return a matrix [N, K] in blocks. round_: rounds those of some rows, which do not depend on other rows."""
+    """Return a matrix [N, K] in blocks. round_: rounds the blocks of some rows, each row for itself."""
     n, k = weight.shape
     blocks = -(-k // block_size)
     rows = max(1, _ROWS // (blocks * block_size))

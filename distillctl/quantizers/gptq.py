@@ -2,7 +2,7 @@
 
 Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", algorithm 1.
 What counts is the error of the product W·x on inputs that occur, and not that of the weights: inputs are correlated, so
-a column that still has its fraction can take back what another lost. Each block gets its scale and zero point from
+a column that is not rounded yet can make up for the error of one that is. Each block gets its scale and zero point from
 `blocks.k_quant` when its turn comes, on its corrected weights.
 
 ONNX Runtime also has this algorithm; it rounds the result a second time, with other scales.

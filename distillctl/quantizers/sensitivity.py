@@ -47,7 +47,7 @@ class Calibration(ABC):
 
     @abstractmethod
     def feeds(self, path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yield the inputs of the exported graph ``path``, by name, for one row after the other."""
+        """Yield each row's inputs of the exported graph ``path``, by name."""
 
     def moments(self, path: Path, inputs: Mapping[str, Sequence[str]]) -> Mapping[str, np.ndarray]:
         """Return `second_moments` of the exported graph ``path`` on these rows; they are measured once."""

@@ -26,8 +26,6 @@ from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import WeightOnly
 
 _DOMAIN = "com.microsoft"
-_ROUND = {"rtn": blocks.rtn}
-"""Algorithm → how it rounds a matrix; `blocks.k_quant` if it is not here."""
 _Moments = Mapping[str, np.ndarray]
 """Matrix → the mean of x·xᵀ over the inputs of its products, for `gptq`; empty for other algorithms."""
 _IDENTITY = {"alpha": 1.0, "beta": 1.0, "transA": 0}
@@ -184,6 +182,7 @@ def _quantize_graph(spec: WeightOnly, graph: ir.Graph, kept: Set[str], moments: 
 
 
 def _moments(path: Path, graph: ir.Graph, calibration: Calibration | None) -> _Moments:
+    """Return the second moments of what reaches each inner matrix."""
     assert calibration is not None, "activations are found by measuring"
     inputs: dict[str, list[str]] = {}
     for node, matrix in _inner(graph).items():
@@ -215,7 +214,7 @@ def _put(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
 def _halve_scales(graph: ir.Graph) -> None:
     """Store the scales of blocks as float16, with a Cast that ONNX Runtime computes once, when it loads the graph.
 
-    In blocks of 64, float32 scales take a ninth of the file.
+    In blocks of 64, float32 scales would take a tenth of the file.
     """
     quantized = [node for node in graph if node.op_type in ("MatMulNBits", "GatherBlockQuantized")]
     for scales in dict.fromkeys(node.inputs[2] for node in quantized):
@@ -255,7 +254,8 @@ def _round(spec: WeightOnly, matrix: _Matrix, bits: int, moments: _Moments) -> B
     block_size, moment = blocks.fitting(spec.block_size, matrix.shape[1]), moments.get(str(matrix.value.name))
     if moment is not None:
         return gptq(matrix.array(), bits, block_size, moment)
-    return _ROUND.get(spec.algorithm, blocks.k_quant)(matrix.array(), bits, block_size)
+    rounding = blocks.rtn if spec.algorithm == "rtn" else blocks.k_quant
+    return rounding(matrix.array(), bits, block_size)
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

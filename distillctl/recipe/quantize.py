@@ -42,7 +42,7 @@ class WeightOnly(Spec):
     algorithm: Literal["rtn", "k_quant", "k_quant_mixed", "gptq"] = "k_quant"
     """`rtn` rounds to the nearest value. `k_quant` searches the scale and zero point of the least error.
     `k_quant_mixed` also keeps 8 bits for the matrices that lose most (llama.cpp's choice) and the embedding table.
-    `gptq` rounds a column at a time and lets the later ones make up for its error, on what train rows put in."""
+    `gptq` rounds one column after the other and corrects the later ones for its error, as measured on train rows."""
     table_bits: Literal[4, 8] | None = None
     """Bits of the embedding table, a large part of the weights that a small model reads for every token. Without it, 8
     with `k_quant_mixed`, and otherwise `bits`."""

@@ -135,8 +135,8 @@ class Train(Section):
     clip_norm: Positive = 1.0
     """Gradients with a larger norm are scaled down to this one."""
     mixed_precision: Literal["no", "bf16", "auto"] = "no"
-    """`bf16` computes in bfloat16 where that is safe. `auto` does so on GPUs and processors that have instructions for
-    it (AVX-512 BF16, AMX), where training is two to three times as fast; on others `bf16` is slower than `no`."""
+    """`bf16` computes in bfloat16 where that is safe. `auto` does so if the GPU or the processor has instructions for
+    it (AVX-512 BF16, AMX); on processors without them, `bf16` is slower than `no`."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the train rows held out for early stopping. Training never looks at the eval split."""
     evaluate_every: Annotated[Count | None, Field(examples=[50])] = None

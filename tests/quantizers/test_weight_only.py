@@ -19,7 +19,8 @@ from distillctl.quantizers import blocks, weight_only
 from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import WeightOnly
 from distillctl.runtimes.onnx_generator import open_generator
-from distillctl.runtimes.onnxruntime import session
+from distillctl.runtimes.onnxruntime import graph_bytes, session
+from distillctl.runtimes.roofline import bytes_per_token
 from tests.fixtures import exported_generate, tiny, tiny_generate
 from tests.fixtures.exported_generate import exported
 from tests.fixtures.quantized import same_bytes_each_time
@@ -294,6 +295,16 @@ def test_scales_that_float16_cannot_hold_stay_in_float32(factor, tmp_path):
     x = np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)
     (found,) = session(target / "model.onnx", 1).run(None, {"x": x})
     np.testing.assert_allclose(found, x @ weight, atol=0.02 * np.abs(x @ weight).max())
+
+
+def test_a_token_reads_as_many_bytes_as_with_float32_scales(tmp_path, monkeypatch):
+    """ONNX Runtime holds the scales as float32; only the file is smaller."""
+    source = exported("llama", "genai").folder
+    smaller = _quantized(source, tmp_path / "smaller", WeightOnly())
+    monkeypatch.setattr(weight_only, "_half", lambda scales: scales)
+    larger = _quantized(source, tmp_path / "larger", WeightOnly())
+    assert graph_bytes(smaller) < graph_bytes(larger)
+    assert bytes_per_token(smaller) == bytes_per_token(larger)
 
 
 def test_weights_beside_the_graph_stay_beside_it(tmp_path):

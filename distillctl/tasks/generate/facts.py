@@ -302,7 +302,7 @@ class GenerateReport(KindReport):
     stop: list[str]
     max_new_tokens: int
     placeholder: str | None = None
-    """The pattern of what an answer must have in common with its text."""
+    """With `task.keep_placeholders`: the regular expression that finds placeholders."""
     metrics: dict[str, Corpus]
     """Arm → its metrics over all texts."""
     like_ceiling: dict[str, Corpus]
