@@ -119,6 +119,7 @@ CANDIDATES: dict[str, tuple[AnyQuantizer, ...]] = {
         WeightOnly(algorithm="gptq", block_size=64, table_bits=8),
         WeightOnly(algorithm="gptq", table_bits=8),
         WeightOnly(algorithm="gptq", sensitive=0.25, table_bits=8),
+        WeightOnly(algorithm="gptq", sensitive=0.5, table_bits=8),
         WeightOnly(bits=8, algorithm="rtn"),
     ),
     "encoder_decoder": (DynamicInt8(), DynamicInt8(reduce_range=True)),
