@@ -201,8 +201,9 @@ def _bench(facts: BenchFacts) -> Iterator[Line]:
 def compared(facts: BenchFacts) -> Iterator[str]:
     """Yield the teacher that the deployed model is compared with, and the meaning of the sizes."""
     if peer := facts.headline_peer:
-        share = peer.agreement
-        same = "" if share is None else f"; run like this, the teacher gives its own answer to {share:.1%} of the timed queries"
+        same = ""
+        if peer.agreement is not None:
+            same = f"; run like this, the teacher gives its own answer to {peer.agreement:.1%} of the timed queries"
         yield f"deployed: {speed.words(peer, facts.models['deployed'].p50_ms)}{same}"
     if loaded := [model for model in facts.models.values() if model.bytes_of == "memory"]:
         yield f"size: of the files; PyTorch holds {size(loaded[0].bytes)} of the teacher's weights in memory"
