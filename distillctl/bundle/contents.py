@@ -15,6 +15,7 @@ from distillctl.errors import DistillctlError
 from distillctl.models import model_source
 from distillctl.recipe import Recipe
 from distillctl.run_dir.workspace import file_digest
+from distillctl.runtimes import drafts
 from distillctl.untrusted import limits, markdown
 
 _OF_THE_STAGE = {"README.md", "candidates.json", "eval.parquet"}
@@ -31,6 +32,7 @@ _DESCRIPTIONS = {
     "tokenizer_config.json": "the tokenizer's settings",
     "config.json": "the model's configuration, with the labels' names",
     "generation_config.json": "the tokens that end an answer",
+    drafts.FILE: "the tokens that usually follow others, so that one run of the graph can check several",
     "genai_config.json": "for onnxruntime-genai",
     "chat_template.jinja": "the chat template",
     "labels.json": "the labels, in the order of the logits",

@@ -215,6 +215,8 @@ def further_measurements(facts: BenchFacts) -> Iterator[str]:
     if deployed.anonymous_bytes:
         own_memory, mapped = size(deployed.anonymous_bytes), size(deployed.mapped_bytes)
         yield f"deployed: {own_memory} of memory of its own, {mapped} of mapped files"
+    if (guessed := deployed.tokens_per_run or 1.0) > 1:
+        yield f"deployed: a run of the graph adds {guessed:.1f} tokens, because it checks what usually follows"
     if share := deployed.bandwidth_share:
         yield (
             f"deployed: decodes at {share:.0%} of what memory allows ({size(deployed.bytes_per_token)} a token, "

@@ -16,10 +16,10 @@ from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_e
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from distillctl.errors import UpstreamError, first_line
-from distillctl.runtimes import onnxruntime, trial
+from distillctl.runtimes import drafts, onnxruntime, trial
 from distillctl.untrusted import limits
 
-_COPIED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
+_COPIED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", drafts.FILE)
 _TOKENIZER_KEYS = (
     "model_max_length",
     "bos_token",

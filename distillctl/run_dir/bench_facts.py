@@ -58,6 +58,8 @@ class TimedModel(RuntimeFacts):
     answer_tokens: float | None = None
     bytes_per_token: float | None = None
     """Weights, keys and values that it reads for a token."""
+    tokens_per_run: float | None = None
+    """Tokens that a run of the graph adds to the answer: more than 1 where guesses were right (`runtimes.drafts`)."""
     bandwidth_share: float | None = None
     """Share of the memory's bandwidth that it uses while it decodes."""
 

@@ -28,6 +28,7 @@ from distillctl.runtimes import batched, lengths, loadgen, machine, model_facts,
 from distillctl.runtimes.interleaved import LEAST, MEMORY, Job, Plan, ProcessRun, agreement, figures, measure
 from distillctl.runtimes.onnxruntime import graph_bytes
 from distillctl.runtimes.process import WorkerProcess
+from distillctl.runtimes.roofline import Reads
 
 FOLDERS = {"fp32": "export", "deployed": "quantize", "deployed_genai": "quantize"}
 """Model → the stage that wrote its graph."""
@@ -152,13 +153,13 @@ class BenchSession:
         expected: Mapping[str, Answers],
         columns: Callable[[Sequence[ProcessRun]], Mapping[str, list[Any]]],
         more: Callable[[list[ProcessRun]], dict[str, Any]] = lambda runs: {},
-        reads: Mapping[str, int] | None = None,
+        reads: Mapping[str, Reads] | None = None,
     ) -> StageOutput:
         """Time all models, and return the result to commit.
 
         expected: model → the recorded answers. The cached teacher is expected to answer as the uncached one does.
-        columns: columns of answers for the samples. more: further figures of a model. reads: model → bytes of weights
-        that it reads per token, to compare with the memory's bandwidth.
+        columns: columns of answers for the samples. more: further figures of a model. reads: model → its
+        weights, to compare with the memory's bandwidth.
         """
         before, settings = machine.describe(), self.recipe.bench
         console.note(
@@ -183,7 +184,7 @@ class BenchSession:
         caution_busy(models["deployed"].waiting_share or 0.0)
         if reads:
             speed = max(passes + self._memory())
-            models |= {name: self._shared(models[name], weights, speed) for name, weights in reads.items()}
+            models |= {name: self._shared(models[name], read, speed) for name, read in reads.items()}
             also |= AlsoMeasured(memory_bytes_per_second=speed)
         if device := settings.device:
             times = lengths.measure(jobs["deployed"], device.context_tokens)
@@ -221,15 +222,18 @@ class BenchSession:
         with WorkerProcess("memory", {"runtime": "memory", "texts": [""] * PASSES, **self._limits}) as worker:
             return [speed for [speed] in worker.run(0, PASSES)["answers"]]
 
-    def _shared(self, model: TimedModel, weights: int, speed: float) -> TimedModel:
-        """Add the model's share of the memory bandwidth to its figures. weights: the bytes that it reads for a
-        token."""
+    def _shared(self, model: TimedModel, reads: Reads, speed: float) -> TimedModel:
+        """Add the model's share of the memory bandwidth to its figures."""
         view, answer, held = model.view_tokens or 0.0, model.answer_tokens or 0.0, model.kv_bytes or 0
         # Keys and values grow with the answer: their size halfway through it is the mean.
-        bytes_read = weights + held * (view + answer / 2) / (view + answer)
+        bytes_read = (reads.bytes_per_run + held * (view + answer / 2) / (view + answer)) / reads.tokens_per_run
         rate = model.decode_tokens_per_second
         return model.model_copy(
-            update={"bytes_per_token": bytes_read, "bandwidth_share": rate and rate * bytes_read / speed}
+            update={
+                "bytes_per_token": bytes_read,
+                "tokens_per_run": reads.tokens_per_run,
+                "bandwidth_share": rate and rate * bytes_read / speed,
+            }
         )
 
     def _loadgen(self, deployed: Job, folder: Path) -> LoadgenFacts | None:

@@ -1,8 +1,8 @@
-"""Pass keys and values from step to step through ONNX Runtime's bindings, without copies."""
+"""Pass keys and values from run to run through ONNX Runtime's bindings, without copies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,43 +46,14 @@ def present(name: str) -> str:
     return name.replace("past_key_values.", "present.", 1)
 
 
-def greedy(
-    session: ort.InferenceSession,
-    binding: ort.IOBinding,
-    past: Past,
-    token: int,
-    steps: int,
-    stop_ids: Container[int],
-    before: Callable[[int], None] = lambda step: None,
-) -> Iterator[int]:
-    """Yield the likeliest next token at each of at most ``steps`` steps, up to and including a stop id.
-
-    token: the first one to run. before: called with each step's number, from 0. Each step runs one token; its id and
-    its logits keep their buffers.
-    """
-    output = next(value for value in session.get_outputs() if value.name == "logits")
-    last, logits = np.zeros((1, 1), np.int64), np.zeros((1, 1, output.shape[-1]), NUMPY_TYPES[output.type])
-    binding.bind_cpu_input("input_ids", last)
-    binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
-    for step in range(steps):
-        if token in stop_ids:
-            return
-        last[0, 0] = token
-        before(step)
-        session.run_with_iobinding(binding)
-        past.advance(binding)
-        token = int(logits[0, 0].argmax())
-        yield token
-
-
 class Past(Protocol):
     """The keys and values of the tokens so far, in the layout that one graph wants."""
 
     def bind(self, binding: ort.IOBinding) -> None:
         """Bind past as input and present as output. Call it before the first step and before binding other outputs."""
 
-    def advance(self, binding: ort.IOBinding) -> None:
-        """Make a step's present the next step's past."""
+    def keep(self, binding: ort.IOBinding, length: int) -> None:
+        """Make the present of the last run, its first ``length`` tokens, the past of the next one."""
 
 
 class SharedBuffers:
@@ -102,8 +73,8 @@ class SharedBuffers:
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(present(name), buffer)
 
-    def advance(self, binding: ort.IOBinding) -> None:
-        """Do nothing: the present was written where the past is read."""
+    def keep(self, binding: ort.IOBinding, length: int) -> None:
+        """Do nothing: the present was written where the past is read, and the mask tells how much of it counts."""
 
 
 class SwappedOutputs:
@@ -113,15 +84,22 @@ class SwappedOutputs:
         self._empty = {name: cache.zeros(0) for name, cache in inputs.items()}
 
     def bind(self, binding: ort.IOBinding) -> None:
-        """Bind the buffers as inputs and outputs of the next run."""
-        self.take(binding, list(self._empty.values()))
+        """Bind an empty past."""
+        self.take(binding, list(self._empty.values()), 0)
 
-    def advance(self, binding: ort.IOBinding) -> None:
+    def keep(self, binding: ort.IOBinding, length: int) -> None:
         """Take the outputs of the last run as the inputs of the next one."""
-        self.take(binding, binding.get_outputs())  # in the order in which they were first bound
+        self.take(binding, binding.get_outputs(), length)  # in the order in which they were first bound
 
-    def take(self, binding: ort.IOBinding, past: Sequence[OrtValue]) -> None:
-        """Continue from these values, in the order of the inputs. Values after them are ignored."""
+    def take(self, binding: ort.IOBinding, past: Sequence[OrtValue], length: int) -> None:
+        """Continue from the first ``length`` tokens of these values, in the order of the inputs. More are ignored."""
         for name, value in zip(self._empty, past, strict=False):
-            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_input(name, _beginning(value, length))
             binding.bind_output(present(name))
+
+
+def _beginning(value: OrtValue, length: int) -> OrtValue:
+    """Return the first ``length`` tokens of keys or values [1, heads, tokens, size]."""
+    if value.shape()[2] == length:
+        return value
+    return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[:, :, :length]))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from distillctl.runtimes import key_values
+from distillctl.runtimes.drafts import Drafts, greedy
 from distillctl.runtimes.key_values import Past, SharedBuffers, SwappedOutputs
 from distillctl.runtimes.onnxruntime import session
 from distillctl.runtimes.text_folder import TextFolder, read_json, window
@@ -24,6 +24,7 @@ class OnnxDecoder(TextFolder):
 
     def __init__(self, folder: Path, threads: int = 1, suffix: str = ".onnx") -> None:
         super().__init__(folder)
+        self.drafts = Drafts.read(folder)
         self._session = session(folder / f"model{suffix}", threads)
         self._has_positions = "position_ids" in {value.name for value in self._session.get_inputs()}
         genai = read_json(folder / "genai_config.json")
@@ -42,20 +43,13 @@ class OnnxDecoder(TextFolder):
         steps = min(max_new_tokens, self.max_length - len(view))
         if steps < 1:
             raise self.too_long(view)
-        binding, past = self._session.io_binding(), self._past(len(view) + steps)
-        token = int(self._prefill(binding, past, view)[0, -1].argmax())
-        yield token
-
-        def bind(step: int) -> None:
-            self._bind_positions(binding, len(view) + step, 1)
-
-        yield from key_values.greedy(self._session, binding, past, token, steps - 1, self.stop_ids, bind)
+        yield from greedy(self._run(len(view) + steps), view, steps, self.stop_ids, self.drafts)
 
     def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
         """Return the logits that predict each token of ``response`` after ``view``, float32 [R, V], in one pass."""
         ids = [*view, *response[:-1]]
-        logits = self._prefill(self._session.io_binding(), self._past(len(ids)), ids)
-        return logits[0, len(view) - 1 :].astype(np.float32, copy=False)
+        logits = self._run(len(ids))(ids, 0)
+        return logits[len(view) - 1 :].astype(np.float32, copy=False)
 
     def feeds(self, view: Sequence[int], response: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
         """Return the inputs of `score`'s run, by the graph's file name."""
@@ -79,19 +73,22 @@ class OnnxDecoder(TextFolder):
             self._buffers = SharedBuffers(self._caches, max(length, self._window))
         return self._buffers
 
-    def _prefill(self, binding: ort.IOBinding, past: Past, ids: Sequence[int]) -> np.ndarray:
-        """Return logits [1, T, V] of ``ids`` after an empty past."""
-        past.bind(binding)
-        binding.bind_output("logits")
-        binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
-        self._bind_positions(binding, 0, len(ids))
-        self._session.run_with_iobinding(binding)
-        logits: np.ndarray = binding.get_outputs()[-1].numpy()
-        past.advance(binding)
-        return logits
+    def _run(self, room: int) -> Callable[[Sequence[int], int], np.ndarray]:
+        """Return the function that `greedy` decodes with. room: the number of tokens in all."""
+        binding, past = self._session.io_binding(), self._past(room)
 
-    def _bind_positions(self, binding: ort.IOBinding, length: int, new: int) -> None:
-        """Bind mask and positions of ``new`` tokens after ``length`` others."""
-        binding.bind_cpu_input("attention_mask", np.ones((1, length + new), np.int64))
-        if self._has_positions:
-            binding.bind_cpu_input("position_ids", np.arange(length, length + new, dtype=np.int64)[None])
+        def run(ids: Sequence[int], length: int) -> np.ndarray:
+            if length:
+                past.keep(binding, length)
+            else:
+                past.bind(binding)
+            binding.bind_output("logits")
+            binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
+            binding.bind_cpu_input("attention_mask", np.ones((1, length + len(ids)), np.int64))
+            if self._has_positions:
+                binding.bind_cpu_input("position_ids", np.arange(length, length + len(ids), dtype=np.int64)[None])
+            self._session.run_with_iobinding(binding)
+            logits: np.ndarray = binding.get_outputs()[-1].numpy()[0]
+            return logits
+
+        return run

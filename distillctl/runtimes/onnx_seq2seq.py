@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from distillctl.runtimes import key_values
+from distillctl.runtimes.drafts import Drafts, greedy
 from distillctl.runtimes.key_values import SwappedOutputs
 from distillctl.runtimes.onnxruntime import session
 from distillctl.runtimes.text_folder import UNLIMITED, TextFolder
@@ -25,6 +25,7 @@ class OnnxSeq2Seq(TextFolder):
         super().__init__(folder)
         self._start = int(self.config["decoder_start_token_id"])
         self._positions: int = self.config.get("max_position_embeddings") or UNLIMITED
+        self.drafts = Drafts.read(folder)
         self._encoder = session(folder / f"encoder_model{suffix}", threads)
         self._decoder = session(folder / f"decoder_model_merged{suffix}", threads)
         caches = key_values.caches(self._decoder)
@@ -39,18 +40,13 @@ class OnnxSeq2Seq(TextFolder):
         """
         if len(view) > self.max_length:
             raise self.too_long(view)
-        binding, past = self._bound(view), SwappedOutputs(self._self_attention)
-        token = int(self._first_step(binding, past, [self._start])[0, -1].argmax())
-        yield token
-        self._keep_cross(binding, past)
-        steps = min(max_new_tokens, self._positions) - 1
-        yield from key_values.greedy(self._decoder, binding, past, token, steps, self.stop_ids)
+        steps = min(max_new_tokens, self._positions)
+        yield from greedy(self._run(view), [self._start], steps, self.stop_ids, self.drafts)
 
     def score(self, view: Sequence[int], response: Sequence[int]) -> np.ndarray:
         """Return the logits that predict each token of ``response`` to ``view``, float32 [R, V], in one pass."""
         ids = [self._start, *response[:-1]]
-        logits: np.ndarray = self._first_step(self._bound(view), SwappedOutputs(self._self_attention), ids)[0]
-        return logits.astype(np.float32, copy=False)
+        return self._run(view)(ids, 0).astype(np.float32, copy=False)
 
     def feeds(self, view: Sequence[int], response: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
         """Return the inputs of `score`'s two runs, by the graphs' file names."""
@@ -71,31 +67,31 @@ class OnnxSeq2Seq(TextFolder):
         (states,) = self._encoder.run(["last_hidden_state"], encoder)
         return encoder, {"encoder_hidden_states": states, "encoder_attention_mask": encoder["attention_mask"]}
 
-    def _bound(self, view: Sequence[int]) -> ort.IOBinding:
-        """Run the encoder, and return the decoder's binding with the inputs that all steps share."""
-        binding = self._decoder.io_binding()
+    def _run(self, view: Sequence[int]) -> Callable[[Sequence[int], int], np.ndarray]:
+        """Run the encoder, and return the function that `greedy` decodes with.
+
+        The first run fills the cross-attention's cache. Its outputs are the inputs of all later runs.
+        """
+        binding, past = self._decoder.io_binding(), SwappedOutputs(self._self_attention)
         for name, value in self._encode(view)[1].items():
             binding.bind_cpu_input(name, value)
-        return binding
-
-    def _first_step(self, binding: ort.IOBinding, past: SwappedOutputs, ids: Sequence[int]) -> np.ndarray:
-        """Return logits [1, T, V] of ``ids`` after an empty past, and fill the cross-attention's cache."""
         past.bind(binding)
         for name, cache in self._cross_attention.items():
             binding.bind_ortvalue_input(name, cache.zeros(0))
             binding.bind_output(key_values.present(name))
-        binding.bind_output("logits")
-        binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
-        self._decoder.run_with_iobinding(binding)
-        logits: np.ndarray = binding.get_outputs()[-1].numpy()
-        return logits
 
-    def _keep_cross(self, binding: ort.IOBinding, past: SwappedOutputs) -> None:
-        """Make the first step's cross-attention outputs the later steps' past, and bind them no more."""
-        outputs = binding.get_outputs()
-        binding.clear_binding_outputs()
-        past.take(binding, outputs)
-        for name, value in zip(
-            self._cross_attention, outputs[len(self._self_attention) :], strict=False
-        ):  # logits follow
-            binding.bind_ortvalue_input(name, value)
+        def run(ids: Sequence[int], length: int) -> np.ndarray:
+            if length:
+                outputs = binding.get_outputs()
+                binding.clear_binding_outputs()
+                past.take(binding, outputs, length)
+                # Present after the first run only: between the self-attention's outputs and the logits.
+                for name, value in zip(self._cross_attention, outputs[len(self._self_attention) : -1], strict=False):
+                    binding.bind_ortvalue_input(name, value)
+            binding.bind_output("logits")
+            binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
+            self._decoder.run_with_iobinding(binding)
+            logits: np.ndarray = binding.get_outputs()[-1].numpy()[0]
+            return logits
+
+        return run

@@ -1,8 +1,9 @@
-"""Measure how fast memory can be read, which bounds a decoder that reads all its weights for every token."""
+"""Measure how fast memory can be read, which bounds a decoder that reads all its weights in every run."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,16 @@ class Memory:
         return self._array.nbytes / (time.perf_counter() - start)
 
 
-def bytes_per_token(folder: Path) -> int:
-    """Return the bytes of weights that matrix products read per token, as they lie in memory.
+@dataclass(frozen=True)
+class Reads:
+    """What a decoder reads of its weights. tokens_per_run: after the first run, which takes the view."""
+
+    bytes_per_run: int
+    tokens_per_run: float = 1.0
+
+
+def bytes_per_run(folder: Path) -> int:
+    """Return the bytes of weights that matrix products read in one run, as they lie in memory.
 
     One row of a looked-up table is ignored. ONNX Runtime computes the Cast of a constant when it loads the graph, so
     the products read its result.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from distillctl.data.view_template import WHITESPACE
+from distillctl.runtimes import drafts
 from distillctl.snippets import literals
 from distillctl.snippets.reading import Reading
 
@@ -52,6 +53,9 @@ def render(file: str, reading: Reading, place: Place = "bundle", *, folder: str 
         columns_given=", **columns" if more else "",
         columns_shown=_shown(template.variables) if more else "",
         columns_json=json.dumps(dict.fromkeys(template.variables, "…"), ensure_ascii=False),
+        drafts=drafts.FILE if (reading.folder / drafts.FILE).is_file() else None,
+        context_tokens=drafts.LONGEST,
+        draft_tokens=drafts.MOST,
         js_argument=call,
         js_view="view(text)" if call == "text" else "view",
         **known,

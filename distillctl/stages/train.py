@@ -29,8 +29,7 @@ def run(recipe: Recipe, workspace: Workspace) -> StageOutput:
         begun = training.student()
         _, control = _fit(recipe, workspace, training, begun, rows, "control", (CrossEntropy(),))
     if ranks.is_first():
-        training.save(student, trained)
-        student.save(folder / "model")
+        training.save(folder / "model", student, rows["train"], trained)
         ids = view_table.column(workspace.folder("collect") / "views.parquet", "eval", "id")
         training.write(folder / "eval.parquet", ids, trained, control)
         learned_from = training.controls(ids, rows["train"])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from distillctl.run_dir.facts import GraphFacts
     from distillctl.runtimes.bench import Answers, BenchSession
     from distillctl.runtimes.interleaved import ProcessRun
+    from distillctl.runtimes.roofline import Reads
     from distillctl.soft_labels.shards import Shard
     from distillctl.students.student import Student
     from distillctl.teachers.arms import Arm
@@ -158,8 +159,8 @@ class Training(Protocol, Generic[RowsT, TrainedT]):
     def measure(self, student: Student, held_out: RowsT) -> TrainedT:
         """Have the trained student answer the held-out rows."""
 
-    def save(self, student: Student, trained: TrainedT) -> None:
-        """Set what has to be saved with the model's weights."""
+    def save(self, folder: Path, student: Student, train: RowsT, trained: TrainedT) -> None:
+        """Write the student, and what only this kind keeps in its folder. train: the train rows."""
 
     def write(self, path: Path, ids: Sequence[str], trained: TrainedT, control: TrainedT | None) -> None:
         """Write eval.parquet."""
@@ -227,7 +228,7 @@ class Timing:
     expected: Mapping[str, Answers]
     columns: Callable[[Sequence[ProcessRun]], Mapping[str, list[Any]]]
     more: Callable[[list[ProcessRun]], dict[str, Any]] = lambda runs: {}
-    reads: Mapping[str, int] = field(default_factory=dict)
+    reads: Mapping[str, Reads] = field(default_factory=dict)
 
 
 # ── report ───────────────────────────────────────────────────────────────────────────────────────

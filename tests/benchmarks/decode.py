@@ -27,7 +27,7 @@ from typing import Any
 from distillctl import console
 from distillctl.recipe import WeightOnly
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
-from distillctl.runtimes.roofline import Memory, bytes_per_token
+from distillctl.runtimes.roofline import Memory, bytes_per_run
 
 CANDIDATE = WeightOnly(algorithm="k_quant_mixed", block_size=64, table_bits=4)
 """Of those of 4 bits the one that is nearest to fp32 at genai's size."""
@@ -135,7 +135,7 @@ def measure(own: Path, genai: Path, gguf: Path | None) -> dict[str, Any]:
     return {
         "llama_cpp": None,
         **timed,
-        "bytes_per_token": bytes_per_token(own) + graph.kv_bytes(len(prompt) + TOKENS // 2),
+        "bytes_per_token": bytes_per_run(own) + graph.kv_bytes(len(prompt) + TOKENS // 2),
     }
 
 

@@ -20,7 +20,7 @@ from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import WeightOnly
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnxruntime import graph_bytes, session
-from distillctl.runtimes.roofline import bytes_per_token
+from distillctl.runtimes.roofline import bytes_per_run
 from tests.fixtures import exported_generate, tiny, tiny_generate
 from tests.fixtures.exported_generate import exported
 from tests.fixtures.quantized import same_bytes_each_time
@@ -304,7 +304,7 @@ def test_a_token_reads_as_many_bytes_as_with_float32_scales(tmp_path, monkeypatc
     monkeypatch.setattr(weight_only, "_half", lambda scales: scales)
     larger = _quantized(source, tmp_path / "larger", WeightOnly())
     assert graph_bytes(smaller) < graph_bytes(larger)
-    assert bytes_per_token(smaller) == bytes_per_token(larger)
+    assert bytes_per_run(smaller) == bytes_per_run(larger)
 
 
 def test_weights_beside_the_graph_stay_beside_it(tmp_path):

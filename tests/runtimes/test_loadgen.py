@@ -154,7 +154,7 @@ def test_memory_is_read_at_a_plausible_speed() -> None:
 
 
 def test_bytes_per_token_are_of_products_not_of_looked_up_tables(tmp_path: Path) -> None:
-    assert roofline.bytes_per_token(bench_run.graph(tmp_path)) == 8 * len(bench_run.LABELS) * 4
+    assert roofline.bytes_per_run(bench_run.graph(tmp_path)) == 8 * len(bench_run.LABELS) * 4
 
 
 def test_either_end_of_a_long_run() -> None:

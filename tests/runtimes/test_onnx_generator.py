@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from distillctl.errors import DataError
+from distillctl.runtimes.drafts import Drafts
 from distillctl.runtimes.onnx_decoder import OnnxDecoder
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.onnx_seq2seq import OnnxSeq2Seq
@@ -122,6 +123,18 @@ def test_views_of_one_token(of_kind):
     graph = of_kind.open()
     for view in ([5], [40], [77]):
         assert graph.generate(view, 12) == plain_answer(of_kind.model, view, 12)
+
+
+def test_right_and_wrong_guesses_leave_the_answer_as_it_is_without_any(of_kind):
+    graph, plain, tried = of_kind.open(), of_kind.open(), set()
+    plain.drafts = Drafts()
+    for text in tiny_generate.texts(12):
+        view = graph.encode(text)
+        answer = graph.generate(view, MAX_NEW_TOKENS)
+        assert answer == plain.generate(view, MAX_NEW_TOKENS) == plain_answer(of_kind.model, view)
+        guessed = graph.drafts.after([], MAX_NEW_TOKENS)
+        tried |= {guessed == answer[: len(guessed)], graph.drafts.runs(answer, MAX_NEW_TOKENS) < len(answer)}
+    assert tried == {True, False}
 
 
 @pytest.mark.slow

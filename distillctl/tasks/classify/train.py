@@ -89,8 +89,8 @@ class ClassifyTraining(BoundTask):
         figures = Distance(kl=scores.kl(teacher, log_probs), agreement=scores.same_top(teacher, log_probs))
         return ClassifyTrained(log_probs, figures)
 
-    def save(self, student: Student, trained: ClassifyTrained) -> None:
-        """Do nothing: a classifier's weights are all there is to save."""
+    def save(self, folder: Path, student: Student, train: LabelRows, trained: ClassifyTrained) -> None:
+        student.save(folder)
 
     def write(self, path: Path, ids: Sequence[str], trained: ClassifyTrained, control: ClassifyTrained | None) -> None:
         """Write both models' log-probabilities; those of a control that was not trained are null."""

@@ -13,10 +13,11 @@ from distillctl.graphs import teacher_graph
 from distillctl.recipe import Text
 from distillctl.runtimes import text_folder
 from distillctl.runtimes.bench import FOLDERS, Answers, BenchSession
+from distillctl.runtimes.drafts import Drafts
 from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.interleaved import ProcessRun, generation_figures
 from distillctl.runtimes.onnx_generator import ENCODER_DECODER
-from distillctl.runtimes.roofline import bytes_per_token
+from distillctl.runtimes.roofline import Reads, bytes_per_run
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.text import TextLabels
 from distillctl.tasks.base import BoundTask, Timing
@@ -56,7 +57,12 @@ def timing(task: BoundTask, bench: BenchSession) -> Timing:
     graphs = {name: workspace.folder(FOLDERS[name]) for name in jobs if name in FOLDERS}
     # An encoder–decoder's decoder reads other weights for the first token than for the next ones.
     decoders = {name: folder for name, folder in graphs.items() if not (folder / ENCODER_DECODER).exists()}
-    reads = {name: bytes_per_token(folder) for name, folder in decoders.items()}
+    reads = {
+        name: Reads(bytes_per_run(folder), _tokens_per_run(folder, expected[name], recipe.generate.max_new_tokens))
+        if jobs[name]["runtime"] == task.runtime
+        else Reads(bytes_per_run(folder))
+        for name, folder in decoders.items()
+    }
     return Timing(jobs, expected, _columns, generation_figures, reads)
 
 
@@ -70,6 +76,14 @@ def paired_job(task: BoundTask) -> tuple[dict[str, Any], str]:
 def _evaluated(folder: Path, column: str) -> Answers:
     """Return the tokens in an eval.parquet."""
     return eval_table.by_row(folder / "eval.parquet", column)
+
+
+def _tokens_per_run(folder: Path, answers: Answers, most: int) -> float:
+    """Return how many tokens a run after the first one adds to an answer: more than 1 where guesses are right."""
+    drafts = Drafts.read(folder)
+    tokens = sum(len(answer) - 1 for answer in answers.values())
+    runs = sum(drafts.runs(answer, most) - 1 for answer in answers.values())
+    return tokens / runs if runs else 1.0
 
 
 def _mean(answers: Answers) -> float:

@@ -22,6 +22,7 @@ from distillctl.metrics import context_decided, doubts
 from distillctl.metrics import text as text_metrics
 from distillctl.recipe import LossTerm, Text, implementation
 from distillctl.run_dir.workspace import replacing
+from distillctl.runtimes.drafts import Drafts
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
@@ -161,9 +162,11 @@ class GenerateTraining(BoundTask):
         mapped = stop if remap is None else remap[stop]
         return sorted(int(token) for token in mapped if token >= 0)
 
-    def save(self, student: Student, trained: GenerateTrained) -> None:
+    def save(self, folder: Path, student: Student, train: ResponseRows, trained: GenerateTrained) -> None:
         limit = self.recipe.generate.max_new_tokens
         student.model.generation_config = greedy_config(student.model, trained.stop_ids, limit)
+        student.save(folder)
+        Drafts.learn(train.responses, trained.stop_ids).write(folder)
 
     def write(self, path: Path, ids: Sequence[str], trained: GenerateTrained, control: GenerateTrained | None) -> None:
         """Write texts and figures; a KL that is not measured and a control that was not trained are null."""

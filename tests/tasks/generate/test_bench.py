@@ -27,7 +27,7 @@ from distillctl.runtimes.genai import GenaiDecoder
 from distillctl.runtimes.interleaved import ProcessRun
 from distillctl.runtimes.onnx_generator import open_generator
 from distillctl.runtimes.process import WorkerProcess
-from distillctl.runtimes.roofline import bytes_per_token
+from distillctl.runtimes.roofline import bytes_per_run
 from distillctl.runtimes.torch import TeacherGenerator, shared_context
 from tests.fixtures import bench_run, exported_generate, real_run_generate, tiny_generate
 
@@ -294,7 +294,7 @@ def test_a_decoders_share_of_what_memory_can_do(run: tuple[Recipe, Workspace]) -
         if not name.startswith("deployed") and name != "fp32":
             assert "bandwidth_share" not in model
             continue
-        weights = bytes_per_token(run[1].folder("export" if name == "fp32" else "quantize"))
+        weights = bytes_per_run(run[1].folder("export" if name == "fp32" else "quantize"))
         assert weights < model["bytes_per_token"] < weights + model["kv_bytes"]
         rate = model["decode_tokens_per_second"]
         assert model["bandwidth_share"] == pytest.approx(rate * model["bytes_per_token"] / roof)
