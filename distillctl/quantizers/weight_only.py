@@ -8,8 +8,8 @@ graph in float, 200 MB instead of 86.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -26,8 +26,6 @@ from distillctl.quantizers.sensitivity import Calibration
 from distillctl.recipe import WeightOnly
 
 _DOMAIN = "com.microsoft"
-_Moments = Mapping[str, np.ndarray]
-"""Matrix → the mean of x·xᵀ over the inputs of its products, for `gptq`; empty for other algorithms."""
 _IDENTITY = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 """Attributes of a Gemm that is only a product and a bias."""
 
@@ -41,8 +39,9 @@ def quantize(spec: WeightOnly, source: Path, target: Path, calibration: Calibrat
     for path in sorted(source.glob("*.onnx")):
         model = ir.load(path)
         moments = _moments(path, model.graph, calibration) if spec.algorithm == "gptq" else {}
-        kept = _kept(spec, path, model.graph, calibration, moments) if spec.sensitive else set()
-        _quantize_graph(spec, model.graph, kept, moments)
+        rounding = _Rounding(spec, path.name, moments, {} if calibration is None else calibration.rounded)
+        kept = _kept(rounding, path, model.graph, calibration) if spec.sensitive else set()
+        _quantize_graph(rounding, model.graph, kept)
         _halve_scales(model.graph)
         RemoveUnusedNodesPass()(model)
         model.opset_imports.setdefault(_DOMAIN, 1)
@@ -55,7 +54,7 @@ def with_small_tables(path: Path, bits: Literal[4, 8]) -> onnx.ModelProto:
     spec, model = WeightOnly(bits=bits), ir.load(path)
     for node, matrix in _lookups(model.graph).items():
         if all(user.op_type == "Gather" for user, _ in matrix.value.uses()):  # a tied output layer needs it whole
-            stored = _store(spec, model.graph, matrix, bits, {}, joined=True)
+            stored = _store(_Rounding(spec, path.name), model.graph, matrix, bits, joined=True)
             _put(model.graph, node, _lookup(spec, node, matrix, stored))
     RemoveUnusedNodesPass()(model)
     model.opset_imports.setdefault(_DOMAIN, 1)
@@ -165,8 +164,35 @@ class _Stored:
         return {"bits": self.blocks.bits, "block_size": self.blocks.block_size}
 
 
-def _quantize_graph(spec: WeightOnly, graph: ir.Graph, kept: Set[str], moments: _Moments) -> None:
-    products, lookups, inner = _products(graph), _lookups(graph), _inner(graph)
+@dataclass(frozen=True)
+class _Rounding:
+    """How a candidate rounds a graph's matrices.
+
+    moments: matrix → the mean of x·xᵀ over the inputs of its products, for `gptq`. known: what was rounded already,
+    perhaps for other candidates, which differ in few matrices.
+    """
+
+    spec: WeightOnly
+    graph: str
+    moments: Mapping[str, np.ndarray] = field(default_factory=dict)
+    known: dict[Hashable, Blocks] = field(default_factory=dict)
+
+    def round(self, matrix: _Matrix, bits: int) -> Blocks:
+        """Return the matrix in blocks."""
+        name, block_size = str(matrix.value.name), blocks.fitting(self.spec.block_size, matrix.shape[1])
+        moment, algorithm = self.moments.get(name), self.spec.algorithm
+        key = (self.graph, name, bits, block_size, "rtn" if algorithm == "rtn" else moment is not None)
+        if key not in self.known:
+            if moment is not None:
+                self.known[key] = gptq(matrix.array(), bits, block_size, moment)
+            else:
+                rounding = blocks.rtn if algorithm == "rtn" else blocks.k_quant
+                self.known[key] = rounding(matrix.array(), bits, block_size)
+        return self.known[key]
+
+
+def _quantize_graph(rounding: _Rounding, graph: ir.Graph, kept: Set[str]) -> None:
+    spec, products, lookups, inner = rounding.spec, _products(graph), _lookups(graph), _inner(graph)
     tables = {*products.values(), *lookups.values()} - {*inner.values()}
     mixed = spec.algorithm == "k_quant_mixed"
     precise = {inner[node] for node in _precise(inner)} if mixed else set()
@@ -176,12 +202,12 @@ def _quantize_graph(spec: WeightOnly, graph: ir.Graph, kept: Set[str], moments: 
     for node, matrix in [*products.items(), *lookups.items()]:
         if matrix not in stored:
             joined = matrix not in products.values()
-            stored[matrix] = _store(spec, graph, matrix, bits.get(matrix, spec.bits), moments, joined=joined)
+            stored[matrix] = _store(rounding, graph, matrix, bits.get(matrix, spec.bits), joined=joined)
         new = _product if node in products else _lookup
         _put(graph, node, new(spec, node, matrix, stored[matrix]))
 
 
-def _moments(path: Path, graph: ir.Graph, calibration: Calibration | None) -> _Moments:
+def _moments(path: Path, graph: ir.Graph, calibration: Calibration | None) -> Mapping[str, np.ndarray]:
     """Return the second moments of what reaches each inner matrix."""
     assert calibration is not None, "activations are found by measuring"
     inputs: dict[str, list[str]] = {}
@@ -191,14 +217,13 @@ def _moments(path: Path, graph: ir.Graph, calibration: Calibration | None) -> _M
     return calibration.moments(path, inputs)
 
 
-def _kept(
-    spec: WeightOnly, path: Path, graph: ir.Graph, calibration: Calibration | None, moments: _Moments
-) -> Set[str]:
+def _kept(rounding: _Rounding, path: Path, graph: ir.Graph, calibration: Calibration | None) -> Set[str]:
     """Return the inner matrices that keep 8 bits."""
     assert calibration is not None, "sensitive matrices are found by measuring"
+    spec = rounding.spec
 
     def rounded(matrix: _Matrix) -> np.ndarray:
-        restored = blocks.dequantize(_round(spec, matrix, spec.bits, moments), matrix.shape[1])
+        restored = blocks.dequantize(rounding.round(matrix, spec.bits), matrix.shape[1])
         return restored.T if matrix.transposed else restored
 
     key = f"{path.name} {spec.algorithm} {spec.block_size}"
@@ -237,25 +262,15 @@ def _half(scales: np.ndarray) -> np.ndarray:
     return scales.astype(np.float16) if fits else scales
 
 
-def _store(
-    spec: WeightOnly, graph: ir.Graph, matrix: _Matrix, bits: int, moments: _Moments, *, joined: bool
-) -> _Stored:
+def _store(rounding: _Rounding, graph: ir.Graph, matrix: _Matrix, bits: int, *, joined: bool) -> _Stored:
     """Round a matrix and add its constants. joined: a row's blocks share an axis (look-ups); otherwise they have one
     (products).
     """
-    rounded = _round(spec, matrix, bits, moments)
+    rounded = rounding.round(matrix, bits)
     packed = rounded.packed.reshape(len(rounded.packed), -1) if joined else rounded.packed
     parts = {f"q{bits}": packed, "scales": rounded.scales, "zero_points": rounded.zero_points}
     values = [_constant(graph, f"{matrix.value.name}_{name}", part) for name, part in parts.items() if part is not None]
     return _Stored(rounded, values)
-
-
-def _round(spec: WeightOnly, matrix: _Matrix, bits: int, moments: _Moments) -> Blocks:
-    block_size, moment = blocks.fitting(spec.block_size, matrix.shape[1]), moments.get(str(matrix.value.name))
-    if moment is not None:
-        return gptq(matrix.array(), bits, block_size, moment)
-    rounding = blocks.rtn if spec.algorithm == "rtn" else blocks.k_quant
-    return rounding(matrix.array(), bits, block_size)
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
