@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from distillctl.run_dir.workspace import replacing
 from distillctl.untrusted import limits
 
 FILE = "drafts.json"
@@ -78,12 +77,10 @@ class Drafts:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a table of drafts") from error
 
-    def write(self, folder: Path) -> None:
-        """Write the table to a model's folder, unless it is empty."""
-        if self.usual:
-            usual = {" ".join(map(str, context)): token for context, token in sorted(self.usual.items())}
-            with replacing(folder / FILE) as temporary:
-                temporary.write_text(json.dumps({"next": usual}, indent=0) + "\n", encoding="utf-8")
+    def dumps(self) -> str:
+        """Return the file's text. An empty table needs no file."""
+        usual = {" ".join(map(str, context)): token for context, token in sorted(self.usual.items())}
+        return json.dumps({"next": usual}, indent=0) + "\n"
 
     def after(self, answer: Sequence[int], most: int) -> list[int]:
         """Return the tokens that are likely to follow an answer's beginning, at most ``most`` and at most `MOST`."""

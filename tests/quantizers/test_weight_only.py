@@ -100,8 +100,8 @@ def _with_restored_weights(source: Path, target: Path, spec: WeightOnly, monkeyp
     chosen: dict[str, np.ndarray] = {}
     store = weight_only._store
 
-    def record(spec, graph, matrix, bits, moments, *, joined):
-        found = store(spec, graph, matrix, bits, moments, joined=joined)
+    def record(rounding, graph, matrix, bits, *, joined):
+        found = store(rounding, graph, matrix, bits, joined=joined)
         stored = replace(found.blocks, scales=weight_only._half(found.blocks.scales).astype(np.float32))
         restored = blocks.dequantize(stored, matrix.shape[1])
         chosen[matrix.value.name] = restored.T if matrix.transposed else restored

@@ -89,10 +89,10 @@ def test_rare_contexts_teach_nothing():
 
 
 @given(learned=answers)
-def test_a_table_survives_its_file_and_an_empty_one_has_none(learned, tmp_path_factory):
+def test_a_table_survives_its_file_and_without_a_file_nothing_is_guessed(learned, tmp_path_factory):
     folder, drafts = tmp_path_factory.mktemp("drafts"), Drafts.learn(learned, {STOP})
-    drafts.write(folder)
-    assert (folder / FILE).exists() == bool(drafts.usual)
+    assert not Drafts.read(folder).usual
+    (folder / FILE).write_text(drafts.dumps(), encoding="utf-8")
     assert Drafts.read(folder).usual == drafts.usual
 
 

@@ -22,7 +22,7 @@ from distillctl.metrics import context_decided, doubts
 from distillctl.metrics import text as text_metrics
 from distillctl.recipe import LossTerm, Text, implementation
 from distillctl.run_dir.workspace import replacing
-from distillctl.runtimes.drafts import Drafts
+from distillctl.runtimes.drafts import FILE, Drafts
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
@@ -166,7 +166,10 @@ class GenerateTraining(BoundTask):
         limit = self.recipe.generate.max_new_tokens
         student.model.generation_config = greedy_config(student.model, trained.stop_ids, limit)
         student.save(folder)
-        Drafts.learn(train.responses, trained.stop_ids).write(folder)
+        drafts = Drafts.learn(train.responses, trained.stop_ids)
+        if drafts.usual:
+            with replacing(folder / FILE) as temporary:
+                temporary.write_text(drafts.dumps(), encoding="utf-8")
 
     def write(self, path: Path, ids: Sequence[str], trained: GenerateTrained, control: GenerateTrained | None) -> None:
         """Write texts and figures; a KL that is not measured and a control that was not trained are null."""

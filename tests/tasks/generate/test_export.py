@@ -476,8 +476,10 @@ def test_the_stage_commits_the_whole_folder(committed):
     source, space, outcome = committed
     builder = outcome.facts.as_json()["builder"]
     files = {"README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    files |= {path.name for path in source.folder.glob("*.onnx")} | (
-        {"genai_config.json"} if builder == "genai" else set()
+    files |= (
+        {"drafts.json"}
+        | {path.name for path in source.folder.glob("*.onnx")}
+        | ({"genai_config.json"} if builder == "genai" else set())
     )
     assert {path.name for path in space.folder("export").iterdir()} == files | {"manifest.json"}
     assert set(space.manifest("export").outputs) == files

@@ -17,6 +17,7 @@ from distillctl.data import view_table
 from distillctl.errors import RecipeError
 from distillctl.recipe import Dense, Text
 from distillctl.run_dir.workspace import Workspace
+from distillctl.runtimes.drafts import START, Drafts
 from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.text import TextLabels
@@ -156,6 +157,13 @@ def test_a_trimmed_student_says_the_same(folder, tmp_path):
     teacher = AutoTokenizer.from_pretrained(folder / "teacher")
     theirs = teacher.convert_ids_to_tokens(workspace.manifest("collect").facts["stop_ids"])
     assert set(tokenizer.convert_ids_to_tokens(facts["stop_ids"])) == set(theirs) & set(tokenizer.get_vocab())
+    responses = store.read(workspace, "full", "train", TextLabels(Text()))
+    written = ["".join(teacher.convert_ids_to_tokens(ids.tolist())) for ids in responses.token_ids]
+    usual = Drafts.read(workspace.folder("train") / "model").usual
+    assert usual
+    for context, token in usual.items():  # in the student's ids
+        ids = [*(one for one in context if one != START), token]
+        assert any("".join(tokenizer.convert_ids_to_tokens(ids)) in text for text in written)
 
 
 def with_a_new_student(folder, model_type, tokenizer, sizes, **sections):
