@@ -1,12 +1,15 @@
 """Guess the next tokens of an answer, so that one run of the graph can check several (speculative decoding).
 
 A run reads all weights, whether for one token or for a few. So `greedy` runs the tokens that are likely to come next
-together with the last one, and keeps those that the graph itself chooses: the answer is the greedy one (Leviathan et al.
-2023, "Fast Inference from Transformers via Speculative Decoding", at temperature 0). Where ONNX Runtime rounds
+together with the last one, and keeps those that the graph itself chooses: the answer is the greedy one (Leviathan et
+al. 2023, "Fast Inference from Transformers via Speculative Decoding", at temperature 0). Where ONNX Runtime rounds
 activations to int8, it rounds a little differently for several tokens than for one, and near ties may fall otherwise:
-8 % of the answers of recipes/tickets.yaml differ, and as many equal the fp32 student's. The guesses come from a table of the tokens that usually follow in the training answers (n-gram drafts, Ou et al. 2024, "Lossless
-Acceleration of Large Language Model via Adaptive N-gram Parallel Decoding"). Where answers have a form, such as JSON
-with the same keys, most of their tokens are guessed; where they are free text, hardly any, and the table is empty.
+8 % of the answers of recipes/tickets.yaml differ, and as many as before equal the fp32 student's.
+
+The guesses come from a table of the tokens that usually follow in the training answers (n-gram drafts, Ou et al. 2024,
+"Lossless Acceleration of Large Language Model via Adaptive N-gram Parallel Decoding"). Where answers have a form, such
+as JSON with the same keys, most of their tokens are guessed. Where they are free text, hardly any are, and the table is
+empty.
 """
 
 from __future__ import annotations
