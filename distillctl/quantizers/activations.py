@@ -13,8 +13,7 @@ from distillctl import interrupts
 from distillctl.runtimes.onnxruntime import session
 
 _AT_ONCE = 512
-"""Number of a matrix's inputs whose products are summed at once. With one sum for each row, most of the time would go
-into writing K · K numbers for a few inputs."""
+"""Inputs of a matrix that are multiplied together. Each sum writes K · K numbers, so fewer sums are quicker."""
 
 
 def second_moments(

@@ -8,6 +8,7 @@ graph in float, 200 MB instead of 86.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -178,16 +179,14 @@ class _Rounding:
     known: dict[Hashable, Blocks] = field(default_factory=dict)
 
     def round(self, matrix: _Matrix, bits: int) -> Blocks:
-        """Return the matrix in blocks."""
+        """Return the matrix, rounded in blocks."""
         name, block_size = str(matrix.value.name), blocks.fitting(self.spec.block_size, matrix.shape[1])
-        moment, algorithm = self.moments.get(name), self.spec.algorithm
-        key = (self.graph, name, bits, block_size, "rtn" if algorithm == "rtn" else moment is not None)
+        rounding = blocks.rtn if self.spec.algorithm == "rtn" else blocks.k_quant
+        if (moment := self.moments.get(name)) is not None:
+            rounding = functools.partial(gptq, moment=moment)
+        key = (self.graph, name, bits, block_size, "gptq" if moment is not None else rounding)
         if key not in self.known:
-            if moment is not None:
-                self.known[key] = gptq(matrix.array(), bits, block_size, moment)
-            else:
-                rounding = blocks.rtn if algorithm == "rtn" else blocks.k_quant
-                self.known[key] = rounding(matrix.array(), bits, block_size)
+            self.known[key] = rounding(matrix.array(), bits, block_size)
         return self.known[key]
 
 

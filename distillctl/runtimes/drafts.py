@@ -3,8 +3,8 @@
 A run reads all weights, whether for one token or for a few. So `greedy` runs the tokens that are likely to come next
 together with the last one, and keeps those that the graph itself chooses: the answer is the greedy one (Leviathan et
 al. 2023, "Fast Inference from Transformers via Speculative Decoding", at temperature 0). Where ONNX Runtime rounds
-activations to int8, it rounds a little differently for several tokens than for one, and near ties may fall otherwise:
-8 % of the answers of recipes/tickets.yaml differ, and as many as before equal the fp32 student's.
+activations to int8, logits differ a little between one run of several tokens and several runs of one, and near ties may
+fall otherwise. `bench` measures it: onnxruntime-genai runs the same graph one token at a time.
 
 The guesses come from a table of the tokens that usually follow in the training answers (n-gram drafts, Ou et al. 2024,
 "Lossless Acceleration of Large Language Model via Adaptive N-gram Parallel Decoding"). Where answers have a form, such
@@ -37,7 +37,7 @@ LIKELY = 0.5
 FREQUENT = 0.01
 """Occurrences of a context per answer, below which nothing is guessed: they would make the table long."""
 ANSWERS = 10_000
-"""The table is learned from this many answers at most."""
+"""Largest number of answers that a table is learned from."""
 
 Context = tuple[int, ...]
 
@@ -87,7 +87,7 @@ class Drafts:
         return json.dumps({"next": usual}, indent=0) + "\n"
 
     def after(self, answer: Sequence[int], most: int) -> list[int]:
-        """Return the tokens that are likely to follow an answer's beginning, at most ``most`` and at most `MOST`."""
+        """Return the tokens that are likely to follow the beginning of an answer, no more than ``most`` or `MOST`."""
         line = [START, *answer]
         for _ in range(min(most, MOST)):
             token = self._next(line)
@@ -98,13 +98,11 @@ class Drafts:
 
     def runs(self, answer: Sequence[int], most: int) -> int:
         """Return the number of runs in which `greedy` decodes an answer of at most ``most`` tokens."""
-        return sum(1 for _ in self._split(answer, most))
-
-    def _split(self, answer: Sequence[int], most: int) -> Iterator[int]:
-        done = 0
+        runs = done = 0
         while done < len(answer):
             done += 1 + _accepted(self.after(answer[:done], most - done - 1), answer[done:])
-            yield done
+            runs += 1
+        return runs
 
     def _next(self, line: Sequence[int]) -> int | None:
         """Return what usually follows the longest known context at the end of a line."""

@@ -85,7 +85,7 @@ class GenaiDecoder:
         return [self._answer(generator.get_sequence(row)[longest:].tolist()) for row in range(len(views))]
 
     def _answer(self, ids: list[int]) -> list[int]:
-        """Return the ids before the stop id. The answer that ends last has none, because genai leaves it out.
+        """Return the ids before the stop id. genai leaves out the stop id of the answer that ends last.
 
         Padding follows the stop id of every other answer.
         """

@@ -1,4 +1,4 @@
-"""Pass keys and values from run to run through ONNX Runtime's bindings, without copies."""
+"""Pass keys and values from run to run through ONNX Runtime's bindings; only wrong guesses make copies necessary."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Reads:
-    """What a decoder reads of its weights. tokens_per_run: after the first run, which takes the view."""
+    """The weights that a decoder reads in a run, and the tokens that each run after the first adds to the answer."""
 
     bytes_per_run: int
     tokens_per_run: float = 1.0

@@ -25,7 +25,7 @@ from distillctl.data import view_table
 from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import difference_interval, mean_interval
 from distillctl.recipe import Recipe, Text
-from distillctl.run_dir.facts import Interval, TrainFacts
+from distillctl.run_dir.facts import TrainFacts
 from distillctl.run_dir.workspace import Workspace
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.text import TextLabels
@@ -51,25 +51,23 @@ def measure(recipe: Recipe, run_dirs: dict[str, Path]) -> dict[str, dict[str, An
     for name, space in spaces.items():
         texts = pq.read_table(space.folder("train") / "eval.parquet").column("student").to_pylist()
         rows[name] = text_metrics.row_scores(recipe.generate.score, texts, reference, teacher, recipe.generate.format)
-    own = rows[next(iter(rows))]
-    return {name: _figures(space, rows[name], own) for name, space in spaces.items()}
+    own, *others = rows
+    figures = {name: _figures(space, rows[name]) for name, space in spaces.items()}
+    for name in others:
+        figures[name]["own_better_by"] = difference_interval(rows[own], rows[name]).as_json()
+    return figures
 
 
-def _figures(space: Workspace, scores: np.ndarray, own: np.ndarray) -> dict[str, Any]:
+def _figures(space: Workspace, scores: np.ndarray) -> dict[str, Any]:
     facts, manifest = space.facts("train", TrainFacts), space.manifest("train")
     assert manifest is not None
     return {
         "parameters": facts.parameters,
-        "score": _interval(mean_interval(scores)),
-        "own_better_by": _interval(difference_interval(own, scores)),
+        "score": mean_interval(scores).as_json(),
         "agreement": facts.agreement,
         "kl": facts.kl,
         "train_seconds": manifest.seconds,
     }
-
-
-def _interval(found: Interval) -> dict[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def main() -> None:
@@ -88,9 +86,9 @@ def main() -> None:
     found = measure(recipes.load(options.recipe), run_dirs)
     console.text(f"{'':16}{'weights':>9}{'score':>8}{'95 % interval':>16}{'the recipe is better by':>26}{'train':>9}")
     for name, row in found.items():
-        score, better = row["score"], row["own_better_by"]
+        score = row["score"]
         text = f"{name:16}{row['parameters'] / 1e6:7.1f} M{score['value']:8.3f}{score['low']:9.3f} …{score['high']:.3f}"
-        if name != OWN:
+        if better := row.get("own_better_by"):
             text += f"{better['value']:12.3f} ({better['low']:.3f} … {better['high']:.3f})"
         console.text(text + f"{row['train_seconds']:7.0f} s")
     console.print_json(found)

@@ -288,10 +288,12 @@ def test_stage_warns_when_a_model_is_not_the_one_that_was_scored(
     queries = list(range(40))
     always_first = ProcessRun(0, loaded, 1.0, [], queries, [[0]] * 40, [[1.0]] * 40, 1)
     monkeypatch.setattr(runtimes_bench, "measure", lambda jobs, plan, advance: {name: [always_first] for name in jobs})
-    shares = bench.run(recipe, workspace).facts.as_json()["agreement"]
+    with cautions.collected() as doubts:
+        shares = bench.run(recipe, workspace).facts.as_json()["agreement"]
     said = capfd.readouterr().err
     assert shares.pop("teacher_cached") == 1
     assert "teacher_cached" not in said
     for name, share in shares.items():
         assert 0 < share < 1
         assert f"{name} gave the expected answer in" in said
+    assert [doubt["code"] for doubt in doubts].count("other-answers") == len(shares)

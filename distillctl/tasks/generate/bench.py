@@ -57,12 +57,10 @@ def timing(task: BoundTask, bench: BenchSession) -> Timing:
     graphs = {name: workspace.folder(FOLDERS[name]) for name in jobs if name in FOLDERS}
     # An encoder–decoder's decoder reads other weights for the first token than for the next ones.
     decoders = {name: folder for name, folder in graphs.items() if not (folder / ENCODER_DECODER).exists()}
-    reads = {
-        name: Reads(bytes_per_run(folder), _tokens_per_run(folder, expected[name], recipe.generate.max_new_tokens))
-        if jobs[name]["runtime"] == task.runtime
-        else Reads(bytes_per_run(folder))
-        for name, folder in decoders.items()
-    }
+    reads = {}
+    for name, folder in decoders.items():
+        drafts = Drafts.read(folder) if jobs[name]["runtime"] == task.runtime else Drafts()  # genai has none
+        reads[name] = Reads(bytes_per_run(folder), _tokens_per_run(drafts, expected[name], **limit))
     return Timing(jobs, expected, _columns, generation_figures, reads)
 
 
@@ -78,11 +76,10 @@ def _evaluated(folder: Path, column: str) -> Answers:
     return eval_table.by_row(folder / "eval.parquet", column)
 
 
-def _tokens_per_run(folder: Path, answers: Answers, most: int) -> float:
+def _tokens_per_run(drafts: Drafts, answers: Answers, limit: int) -> float:
     """Return how many tokens a run after the first one adds to an answer: more than 1 where guesses are right."""
-    drafts = Drafts.read(folder)
     tokens = sum(len(answer) - 1 for answer in answers.values())
-    runs = sum(drafts.runs(answer, most) - 1 for answer in answers.values())
+    runs = sum(drafts.runs(answer, limit) - 1 for answer in answers.values())
     return tokens / runs if runs else 1.0
 
 

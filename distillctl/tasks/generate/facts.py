@@ -302,7 +302,7 @@ class GenerateReport(KindReport):
     stop: list[str]
     max_new_tokens: int
     placeholder: str | None = None
-    """With `task.keep_placeholders`: the regular expression that finds placeholders."""
+    """The regular expression that finds placeholders, if the recipe has `task.keep_placeholders`."""
     metrics: dict[str, Corpus]
     """Arm → its metrics over all texts."""
     like_ceiling: dict[str, Corpus]
