@@ -30,7 +30,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo tickets translate translate-tiny translate-pt test test-fast test-durability test-hostile test-flips test-terminals check docs clean
+.PHONY: help demo tickets translate translate-tiny translate-pt test test-fast test-durability test-kills test-hostile test-flips test-terminals check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
 .PHONY: bench-vocabulary bench-decode bench-coverage bench-text-checks bench-translate bench-students
 
@@ -43,7 +43,7 @@ demo: $(VENV)/.demo  ## turn a prompt into a phone-sized model and a report, on 
 tickets: $(VENV)/.demo  ## turn a customer's message into a line of JSON, by a model that writes
 	$(BIN)/distillctl run recipes/tickets.yaml
 
-translate: $(GEMMA_FILE)  ## turn a prompted translator, English to French, into a small one (an hour or more)
+translate: $(GEMMA_FILE)  ## turn a prompted translator, English to French, into a small one (45 minutes on two cores)
 	$(BIN)/distillctl run recipes/translate.yaml
 
 translate-tiny: $(GEMMA_FILE)  ## the translator to Portuguese in at most 17 MB
@@ -62,6 +62,9 @@ test-fast: $(VENV)/.demo $(VENV)/.dev  ## the tests that are not marked as slow
 
 test-durability: $(VENV)/.dev  ## test that kills, failing disks and power cuts lose nothing (half an hour)
 	$(BIN)/python -m tests.durability
+
+test-kills: translate  ## kill a second run of the translator at ten random moments; it must end in the same bytes (an hour)
+	$(BIN)/python -m tests.durability.recipe recipes/translate.yaml runs/translate
 
 test-hostile: $(VENV)/.dev  ## test that a thousand hostile files get one clear error each (ten minutes)
 	$(BIN)/python -m tests.hostile

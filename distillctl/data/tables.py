@@ -49,7 +49,7 @@ def rows(path: Path, lines: Iterable[str], kind: str, data: Data) -> Iterator[tu
             raise DataError(
                 f"it has {len(cells)} cells, and the header {len(header)}",
                 where=place,
-                next=_remedy(record, quoting, data),
+                next=_remedy(record, quoting),
             )
         unnamed.look(number, cells)
         if quoting:
@@ -165,12 +165,12 @@ def _header(path: Path, records: _Records, data: Data) -> list[str] | None:
     return header
 
 
-def _remedy(record: _Record, quoting: bool, data: Data) -> str | None:
-    if not quoting and data.quoting == "auto" and any(cell.startswith('"') for cell in record.cells):
+def _remedy(record: _Record, quoting: bool) -> str:
+    if not quoting and any(cell.startswith('"') for cell in record.cells):
         return "set data.quoting: on if double quotes hold a cell together"
     if quoting and len(record.lines) > 1:
         return "set data.quoting: off if double quotes are only text"
-    return None
+    return "give the row as many cells as the header has, or set data.delimiter if another character separates them"
 
 
 # ── warnings ────────────────────────────────────────────────────────────────────

@@ -39,6 +39,7 @@ _POINTERS = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_JSON_STRING_ENDS = re.compile(r'"\s*[:,\]}]')
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def spans(
     """Return each response's suspicious spans, in order.
 
     contexts: what the teacher saw. visible: what the student sees. Copied runs are maximal, with at least ``words``
-    words. A run that more than half of the responses share is part of the requested format, and ignored.
+    words. A run that more than half of the responses share is part of the requested format, and ignored. In JSON, a run
+    does not go on from one string to the next.
     """
     runs = [set(_runs([word for word, *_ in _words(text)], words)) for text in responses]
     common = Counter(run for text_runs in runs for run in text_runs)
@@ -77,9 +79,12 @@ def spans(
 def _copied(text: str, words: int, asked_for: set[str], context: str, seen: str) -> Iterator[Span]:
     """Yield copied runs; overlapping ones are joined."""
     tokens = _words(text)
+    is_json = text.lstrip().startswith(("{", "["))
     start = end = -1
     for first, run in enumerate(_runs([word for word, *_ in tokens], words)):
         if run in asked_for or run not in context or run in seen:
+            continue
+        if is_json and _JSON_STRING_ENDS.search(text, tokens[first][2], tokens[first + words - 1][1]):
             continue
         if tokens[first][1] > end:
             if end >= 0:

@@ -29,7 +29,6 @@ from distillctl.metrics import text as text_metrics
 from distillctl.metrics.statistics import difference_interval, mean_interval
 from distillctl.quantizers.search import turns
 from distillctl.recipe import Recipe, Text
-from distillctl.run_dir.facts import Interval
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes.genai import CONFIG
 from distillctl.runtimes.onnxruntime import graph_bytes
@@ -109,13 +108,13 @@ def measure(recipe: Recipe, run_dirs: Sequence[Path], direction: str) -> dict[st
     for name, part in answers.items():
         kept = text_checks.check(first.input, part, text_metrics.targets(*against[:2])).placeholders
         figures[name] = {
-            "row_chrf++": _interval(mean_interval(rows[name])),
+            "row_chrf++": mean_interval(rows[name]).as_json(),
             **text_metrics.corpus(METRICS, part, *against),
             "placeholders": None if kept is None else {"value": kept.value, "n": kept.n},
         }
         if name in milliseconds:
             figures[name] |= {
-                "better_than_peer_by": _interval(difference_interval(rows[name], rows[PEER])),
+                "better_than_peer_by": difference_interval(rows[name], rows[PEER]).as_json(),
                 **latency(milliseconds[name], milliseconds[PEER]),
                 "peak_bytes": peaks[name],
                 **(_peer_bytes(direction) if name == PEER else _student_bytes(Path(arguments[name][1]))),
@@ -173,10 +172,6 @@ def _peer_bytes(direction: str) -> dict[str, int]:
         "model_bytes": model.stat().st_size,
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
     }
-
-
-def _interval(found: Interval) -> dict[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def _table(found: Mapping[str, Any]) -> None:

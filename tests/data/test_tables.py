@@ -99,6 +99,16 @@ def test_a_quoted_tab_that_no_other_row_has(tmp_path: Path) -> None:
         read(tmp_path / "r.tsv", content, quoting="on")
 
 
+@pytest.mark.parametrize(
+    ("row", "quoting", "remedy"),
+    [('"a, b",x', "off", "quoting: on"), ("a, b,x", "off", "delimiter"), ("a, b,x", "auto", "delimiter")],
+)
+def test_a_row_with_too_many_cells_says_what_to_do(tmp_path: Path, row: str, quoting: str, remedy: str) -> None:
+    with pytest.raises(DataError, match=r"r.csv:3: it has 3 cells, and the header 2") as error:
+        read(tmp_path / "r.csv", f"text,label\nfirst,x\n{row}\n", quoting=quoting)
+    assert f"data.{remedy}" in str(error.value.next)
+
+
 def test_a_quote_that_is_never_closed_names_the_line_it_opens_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"r.csv:3: not a table: .*a quote that opens on this line") as error:
         read(tmp_path / "r.csv", 'text,label\nfirst,x\n"second,x\nthird,x\nfourth,x\n')

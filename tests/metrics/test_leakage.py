@@ -32,6 +32,15 @@ def test_three_words_in_common_are_chance() -> None:
     assert found("It is within fourteen days.") == []
 
 
+def test_values_of_json_are_not_one_run_of_words() -> None:
+    shown = '{"about": "lamp", "mood": "bad", "action": "refund"}'
+    assert found(shown, context=CONTEXT + shown) == []
+    said = '{"about": "refunds are paid within", "mood": "bad"}'
+    assert found(said) == [("refunds are paid within", "copied")]
+    quoted = 'It says "Refunds are paid", within fourteen days.'
+    assert found(quoted) == [('Refunds are paid", within fourteen days', "copied")]
+
+
 def test_words_that_the_student_sees_too_are_its_own_to_say() -> None:
     said = "You get my money back for the blue lamp soon."
     assert found(said) == []

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
+from distillctl import cautions
 from distillctl.errors import DataError, GateFailed, RecipeError
 from distillctl.metrics import scores
 from distillctl.recipe import CrossEntropy, Train, implementation
@@ -99,6 +100,16 @@ def test_resumed_and_unbroken_runs_agree_bit_for_bit(tmp_path, stop_at):
     assert fit.resumed_from == stop_at // 3 * 3
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_a_run_that_continues_in_another_precision_says_so(tmp_path):
+    start(tmp_path, rows(32)).fit(tmp_path / "metrics.jsonl")
+    for precision, expected in (("no", []), ("bf16", ["precision-changed"])):
+        again = start(tmp_path, rows(32))
+        again.learner.mixed_precision = precision
+        with cautions.collected() as found:
+            assert again.fit(tmp_path / "metrics.jsonl").resumed_from
+        assert [one["code"] for one in found if one["code"] != "few-steps"] == expected
 
 
 def test_another_recipe_does_not_resume(tmp_path):

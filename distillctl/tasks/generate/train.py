@@ -35,6 +35,8 @@ from distillctl.tasks.generate.response_rows import ResponseRows, check_terms, e
 
 LEAST_POSITIONS = 2048
 """Tokens of view and response that a decoder takes where the model allows it, though the data's rows are shorter."""
+MUCH_DROPPED = 0.05
+"""Share of the teacher's probability on trimmed tokens from which the user is told."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,14 @@ class GenerateTraining(BoundTask):
         rows = {arm: text_metrics.row_scores(task.score, texts, *against) for arm, texts in answers.items()}
         doubts.review("student", answers, rows, task.controls, text_metrics.metric_name(task.score, views.reference))
         text_checks.review("student", views.input, answers["student"], answers["ceiling"])
+        mass = trained.scores.kl_facts.dropped_mass
+        if mass is not None and mass > MUCH_DROPPED:
+            cautions.add(
+                "trimmed-mass",
+                f"The teacher gives {mass:.0%} of its probability to tokens that were trimmed from the student's "
+                "vocabulary. The student cannot learn them, and no KL counts them. A larger student.vocabulary.merges "
+                "keeps more tokens.",
+            )
 
     def facts(self, student: Student, rows: Mapping[str, ResponseRows], trained: GenerateTrained) -> WriterFacts:
         shares_tokenizer = self._shares_tokenizer(student)
