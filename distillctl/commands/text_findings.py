@@ -61,7 +61,7 @@ def report(facts: GenerateReport, subject: str) -> Iterator[Line]:
         yield _noticed(facts.checks)
     leakage = facts.leakage
     yield (
-        f"{leakage.leaking} of {leakage.responses} responses of the teacher point at the context, "
+        f"{leakage.leaking:,} of {leakage.responses:,} labelled responses point at the context, "
         f"{leakage.own[subject]} answers of the {subject} model do"
     )
     for key, equal in facts.fields.items():

@@ -122,8 +122,8 @@ class Generate(TaskSection):
 
     target: ClassVar[str] = "distillctl.tasks.generate.task:GenerateTask"
     controls: ClassVar[Mapping[str, str]] = {
-        "most_frequent": "always giving the teacher's most frequent answer",
-        "nearest_row": "giving the teacher's answer to the most similar train row",
+        "most_frequent": "always giving the most frequent answer of the train rows",
+        "nearest_row": "giving the answer of the most similar train row",
     }
     scoring: ClassVar[str] = "the likeliest token at each step, until one that ends the answer; no temperature"
     kind: Literal["generate"]

@@ -26,7 +26,7 @@ NAMES = {
     "majority": ("Majority", "the most frequent label"),
     "bag_of_words": ("Bag of words", "linear, same soft labels"),
     "most_frequent": ("Most frequent", "the most frequent answer"),
-    "nearest_row": ("Nearest row", "its answer by the teacher"),
+    "nearest_row": ("Nearest row", "the most similar row's answer"),
     "teacher": ("Teacher", "whole prompt"),
     "teacher_cached": ("Teacher, cached", "prompt kept in memory"),
     "teacher_genai": ("Teacher, int4", "prompt kept in memory, onnxruntime-genai"),

@@ -1,4 +1,4 @@
-"""Controls for texts: the teacher's most frequent answer, and its answer to the most similar train row."""
+"""Controls for texts: the train rows' most frequent answer, and that of the most similar one."""
 
 from __future__ import annotations
 

@@ -482,7 +482,7 @@ def test_every_stage_tells_its_findings(workspace: Workspace, facts: dict[str, A
     found = workspace.manifest("bench")
     assert found
     told_report = _told("report", found.model_copy(update={"stage": "report", "facts": facts}))
-    assert f"2 of {ROWS + 2} responses of the teacher point at the context" in told_report
+    assert f"2 of {ROWS + 2} labelled responses point at the context" in told_report
 
 
 def _told(stage: str, manifest: Manifest | None) -> str:
