@@ -13,7 +13,7 @@ from distillctl import interrupts
 from distillctl.runtimes.onnxruntime import session
 
 _AT_ONCE = 512
-"""Inputs of a matrix that are multiplied together. Each sum writes K · K numbers, so fewer sums are quicker."""
+"""Rows of inputs that are multiplied at once. Each product adds K · K numbers to the sum, so few products are quick."""
 
 
 def second_moments(

@@ -201,8 +201,8 @@ class BenchSession:
             if share is not None and share < LEAST_AGREEMENT and name != "teacher_genai":  # it is quantized
                 cautions.add(
                     "other-answers",
-                    f"{name} gave the expected answer in only {share:.1%} of its timed queries. The scores are of the "
-                    "expected answers.",
+                    f"{name} gave the expected answer in only {share:.1%} of its timed queries. The report's "
+                    "scores belong to the expected answers.",
                 )
         with tempfile.TemporaryDirectory() as scratch:
             logs = Path(scratch)

@@ -1,4 +1,4 @@
-"""Pass keys and values from run to run through ONNX Runtime's bindings; only wrong guesses make copies necessary."""
+"""Pass keys and values from run to run through ONNX Runtime's bindings. Only a wrong guess makes it copy them."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distillctl import cautions, console, ranks
+from distillctl import console, ranks
 from distillctl.errors import UpstreamError, first_line
 from distillctl.run_dir import checksums
 from distillctl.run_dir.manifest import SCRATCH
@@ -38,6 +38,8 @@ class TrainingProgress:
     best_step: int = 0
     evals_without_improvement: Annotated[int, Field(alias="looks_without_better")] = 0
     """Stored under the name that earlier versions gave it."""
+    precisions: list[str] = field(default_factory=list)
+    """The values of `mixed_precision` that the steps had. It is empty in checkpoints of earlier versions."""
 
     @property
     def has_best(self) -> bool:
@@ -56,8 +58,6 @@ class _SavedState(BaseModel):
     schedule: dict[str, Any]
     files: dict[Annotated[str, Field(pattern=r"^[a-z]+\.safetensors$")], str]
     """Name → SHA-256."""
-    mixed_precision: str | None = None
-    """The precision of the steps so far; earlier versions did not store it."""
 
     def check(self, step: int) -> None:
         """Raise ValueError unless this belongs to a checkpoint after ``step``."""
@@ -100,12 +100,7 @@ class Checkpoints:
                 if tensors is not None:
                     save_file(tensors, folder / f"{name}.safetensors")
             files = {path.name: file_digest(path) for path in folder.iterdir()}
-            state = {
-                "progress": _PROGRESS.dump_python(progress, by_alias=True),
-                "schedule": schedule,
-                "files": files,
-                "mixed_precision": learner.mixed_precision,
-            }
+            state = {"progress": _PROGRESS.dump_python(progress, by_alias=True), "schedule": schedule, "files": files}
             (folder / "progress.json").write_text(checksums.put(json.dumps(state)), encoding="utf-8")
         self._drop_others(target)
 
@@ -136,13 +131,6 @@ class Checkpoints:
                 where=str(folder),
                 next=f"rm -r {folder}; training then starts from the beginning",
             ) from error
-        if state.mixed_precision not in (None, learner.mixed_precision):
-            cautions.add(
-                "precision-changed",
-                f"The first {progress.step:,} steps were computed with mixed_precision {state.mixed_precision}, and "
-                f"the others with {learner.mixed_precision}, because this device is another one "
-                "(train.mixed_precision: auto). An unbroken run would give other weights.",
-            )
         return progress, best
 
     def _sound(self) -> Path | None:

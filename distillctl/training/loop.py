@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distillctl import console, interrupts, ranks
+from distillctl import cautions, console, interrupts, ranks
 from distillctl.data import batching, split_checks
 from distillctl.errors import GateFailed, Interrupted, UnavailableError
 from distillctl.recipe import Train
@@ -93,6 +93,7 @@ class TrainingRun:
         resumed = progress.step if restored else None
         if resumed:
             console.note(f"train: {self.name} continues from step {resumed} of {len(plan)}")
+        self._check_precision(progress)
         stopped, tokens, started = "epochs", 0, time.perf_counter()
         with (
             metrics_log.opened(metrics, self.name, progress.step) as log,
@@ -140,6 +141,19 @@ class TrainingRun:
             ranks=ranks.count(),
             mixed_precision=self.learner.mixed_precision,
         )
+
+    def _check_precision(self, progress: TrainingProgress) -> None:
+        """Caution where the run began on a device that computes in another precision."""
+        precision = self.learner.mixed_precision
+        if precision not in progress.precisions:
+            progress.precisions.append(precision)
+        if len(progress.precisions) > 1:
+            cautions.add(
+                "precision-changed",
+                f"Some steps of {self.name} were computed with mixed_precision {progress.precisions[0]} and others "
+                f"with {progress.precisions[1]}, because training went on on another device (train.mixed_precision: "
+                "auto). An unbroken run would give other weights.",
+            )
 
     def _step(self, batches: Sequence[Batch]) -> tuple[float, float]:
         """Compute the gradients of one optimizer step: one mean over all its positions, however they are batched."""

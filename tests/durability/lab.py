@@ -112,8 +112,7 @@ class Lab:
 
     def other_bits(self, stage: str, run: Path) -> list[str]:
         """In what the stage ended otherwise than the reference did."""
-        found, wanted = (_comparable(one, stage) for one in (run, self.reference))
-        return sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        return other_bits(run, self.reference, stage)
 
     def surplus(self, stage: str, run: Path) -> list[str]:
         """What lies in the stage's folder, or hidden beside it, that no unbroken run leaves there."""
@@ -155,6 +154,12 @@ def committed(run: Path, log: list[Operation]) -> list[Path]:
         elif one.name == "unlink" and one.path in shards:
             shards.remove(one.path)
     return [*shards, *checkpoints.values()]
+
+
+def other_bits(run: Path, reference: Path, stage: str) -> list[str]:
+    """The outputs of a stage that are not the same in both runs, measured times aside."""
+    found, wanted = (_comparable(one, stage) for one in (run, reference))
+    return sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
 
 
 def _comparable(run: Path, stage: str) -> dict[str, Any]:

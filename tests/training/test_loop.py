@@ -103,13 +103,21 @@ def test_resumed_and_unbroken_runs_agree_bit_for_bit(tmp_path, stop_at):
 
 
 def test_a_run_that_continues_in_another_precision_says_so(tmp_path):
-    start(tmp_path, rows(32)).fit(tmp_path / "metrics.jsonl")
-    for precision, expected in (("no", []), ("bf16", ["precision-changed"])):
-        again = start(tmp_path, rows(32))
-        again.learner.mixed_precision = precision
-        with cautions.collected() as found:
-            assert again.fit(tmp_path / "metrics.jsonl").resumed_from
-        assert [one["code"] for one in found if one["code"] != "few-steps"] == expected
+    changed = []
+    for attempt, precision in enumerate(["no", "no", "bf16", "bf16"]):
+        run = start(tmp_path, rows(32), spec=SPEC.model_copy(update={"checkpoint_every": 1}))
+        run.learner.mixed_precision = precision
+        steps = itertools.chain([run._step] * 3, [dies])
+        run._step = lambda batches, steps=steps: next(steps)(batches)
+        with cautions.collected() as found, pytest.raises(KeyboardInterrupt):
+            run.fit(tmp_path / "metrics.jsonl")
+        assert int(run.checkpoints.latest().name[-6:]) == 3 * (attempt + 1)
+        changed.append("precision-changed" in {one["code"] for one in found})
+    assert changed == [False, False, True, True]
+
+
+def dies(batches):
+    raise KeyboardInterrupt
 
 
 def test_another_recipe_does_not_resume(tmp_path):

@@ -22,6 +22,7 @@ from distillctl.soft_labels import response_shards as store
 from distillctl.soft_labels.dense import DenseLabels
 from distillctl.soft_labels.text import TextLabels
 from distillctl.students.student import Student
+from distillctl.tasks.generate import train as generate_train
 from distillctl.tasks.generate.train import GenerateTraining
 from tests.fixtures import exported_generate, tiny_generate
 
@@ -142,13 +143,17 @@ def test_a_control_learns_from_the_text_alone(folder, workspace):
     assert all({"kl", "nll", "agreement"} < set(line) for line in looks)
 
 
-def test_a_trimmed_student_says_the_same(folder, tmp_path):
+def test_a_trimmed_student_says_the_same(folder, tmp_path, monkeypatch):
     views = [" ".join(words) for words in itertools.product(["sea", "old"], repeat=4)]
     (folder / "few.jsonl").write_text("".join(json.dumps({"input": text}) + "\n" for text in views))
     few = WITHOUT_CONTEXT | {"data": {"source": "few.jsonl", "eval_rows": 6, "train_rows": 10}}
     few |= {"task": {"max_new_tokens": 3}}
     workspace = collected_in(folder, tmp_path, **few)
+    monkeypatch.setattr(generate_train, "MUCH_DROPPED", 0)
     facts, _ = trained(folder, workspace, student={"vocabulary": {"merges": 3}}, **few)
+    assert 0 < facts["dropped_mass"] < 1
+    [told] = [caution["text"] for caution in facts["cautions"] if caution["code"] == "trimmed-mass"]
+    assert f"The teacher gives {facts['dropped_mass']:.0%} of its probability to tokens that were trimmed" in told
     assert facts["vocabulary"]["tokens_after"] < facts["vocabulary"]["tokens_before"] == tiny_generate.VOCABULARY
     assert facts["metrics"]["exact"] == 1
     # Both sides are normalised over what is left.
