@@ -63,7 +63,7 @@ test-fast: $(VENV)/.demo $(VENV)/.dev  ## the tests that are not marked as slow
 test-durability: $(VENV)/.dev  ## test that kills, failing disks and power cuts lose nothing (half an hour)
 	$(BIN)/python -m tests.durability
 
-test-kills: translate  ## kill a second run of the translator at ten random moments; it must end in the same bytes
+test-kills: translate $(VENV)/.dev  ## kill a second run of the translator at ten random moments; it must end in the same bytes
 	$(BIN)/python -m tests.durability.recipe recipes/translate.yaml runs/translate
 
 test-hostile: $(VENV)/.dev  ## test that a thousand hostile files get one clear error each (ten minutes)
