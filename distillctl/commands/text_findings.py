@@ -71,3 +71,5 @@ def report(facts: GenerateReport, subject: str) -> Iterator[Line]:
         described = ", ".join(f"{arm} {share.value:.3f}" for arm, share in right.items())
         rows = right["ceiling"].n if right else 0
         yield f"{key}, as the data have it on {rows} rows: {described}" if rows else f"{key}: no row has a reference"
+        if rows and (kept := right[subject].recovered):
+            yield f"{key} recovered by {subject}: {kept.value:.3f}  ({kept.low:.3f} … {kept.high:.3f})"

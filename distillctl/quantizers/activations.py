@@ -17,7 +17,7 @@ _AT_ONCE = 512
 
 
 def second_moments(
-    path: Path, inputs: Mapping[str, Sequence[str]], feeds: Iterable[Mapping[str, np.ndarray]]
+    path: Path, inputs: Mapping[str, Sequence[str]], feeds: Iterable[Mapping[str, np.ndarray]], threads: int = 1
 ) -> dict[str, np.ndarray]:
     """Return for each matrix the mean of x·xᵀ over the inputs x of its products, float32 [K, K].
 
@@ -31,7 +31,7 @@ def second_moments(
     model.graph.outputs.extend(inside[name] for name in computed if inside[name] not in model.graph.outputs)
     with tempfile.TemporaryDirectory() as scratch:
         ir.save(model, Path(scratch) / path.name, external_data=f"{path.name}.data")
-        graph = session(Path(scratch) / path.name, threads=1)
+        graph = session(Path(scratch) / path.name, threads)
         for feed in feeds:
             interrupts.raise_if_pending()
             values = {**feed, **dict(zip(computed, graph.run(computed, dict(feed)), strict=True))}

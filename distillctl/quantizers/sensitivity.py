@@ -36,11 +36,12 @@ class Cost:
 class Calibration(ABC):
     """Some train rows, the fp32 graph's answers to them, and what all candidates need alike.
 
-    rounded: matrices in blocks that candidates have in common.
+    threads: with which the graphs run here, where nothing is timed. rounded: matrices in blocks that candidates have in
+    common.
     """
 
-    def __init__(self, source: Path) -> None:
-        self.source = source
+    def __init__(self, source: Path, threads: int = 1) -> None:
+        self.source, self.threads = source, threads
         self.rounded: dict[Hashable, Blocks] = {}
         self._known: dict[str, Mapping[str, Cost]] = {}
         self._fp32: np.ndarray | None = None
@@ -57,7 +58,7 @@ class Calibration(ABC):
     def moments(self, path: Path, inputs: Mapping[str, Sequence[str]]) -> Mapping[str, np.ndarray]:
         """Return `second_moments` of the exported graph ``path`` on these rows; they are measured once."""
         if path.name not in self._moments:
-            self._moments[path.name] = second_moments(path, inputs, self.feeds(path))
+            self._moments[path.name] = second_moments(path, inputs, self.feeds(path), self.threads)
         return self._moments[path.name]
 
     def costs(self, key: str, path: Path, trials: Mapping[str, Callable[[], np.ndarray]]) -> Mapping[str, Cost]:

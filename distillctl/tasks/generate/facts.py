@@ -21,6 +21,13 @@ class Share(Interval):
         return round(self.value * self.n)
 
 
+class RightShare(Share):
+    """A share of right values. recovered: how much of the way from floor to ceiling it is (`recovered_interval`); None
+    for floor and ceiling, and where the two cannot be told apart."""
+
+    recovered: Interval | None
+
+
 class TextChecks(Facts):
     """What a user notices in answers at once (`text_checks.check`). A share is None where no row can show it."""
 
@@ -292,7 +299,7 @@ class GenerateReport(KindReport):
 
     fields: dict[str, Corpus]
     """Key of the teacher's JSON → arm → share of the rows with the teacher's own value."""
-    fields_by_reference: dict[str, dict[str, Share]]
+    fields_by_reference: dict[str, dict[str, RightShare]]
     """Key of `task.fields` → arm → share of right values on the rows where the data have one."""
     builder: str
     genai: bool

@@ -135,11 +135,11 @@ class TextCalibration(Calibration):
     """The calibration on train rows. rows: a function that reads them, called when they are first needed."""
 
     def __init__(self, source: Path, rows: Callable[[], ResponseRows]) -> None:
-        super().__init__(source)
+        super().__init__(source, torch.get_num_threads())
         self._rows = functools.cache(rows)
 
     def log_probs(self, folder: Path) -> np.ndarray:
-        graph = open_generator(folder)
+        graph = open_generator(folder, self.threads)
         answers = [log_softmax(graph.score(*pair), axis=-1) for pair in islice(self._pairs(), TRIAL_ROWS)]
         return np.concatenate(answers)
 

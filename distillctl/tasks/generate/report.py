@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,18 +9,16 @@ import numpy as np
 from distillctl.data import controls_table, eval_table, field_references, view_table
 from distillctl.data.view_table import ViewTable
 from distillctl.data.views import CEILING, FLOOR, PUBLIC
-from distillctl.metrics import fields, leakage, placeholders, text
-from distillctl.metrics.statistics import mean_interval
+from distillctl.metrics import leakage, placeholders, text
 from distillctl.recipe import Recipe, Text
 from distillctl.run_dir.workspace import Workspace
 from distillctl.runtimes import text_folder
 from distillctl.soft_labels import response_shards
 from distillctl.soft_labels.response_shards import Responses
 from distillctl.soft_labels.text import TextLabels
-from distillctl.tasks.generate import context_kl, text_checks
+from distillctl.tasks.generate import context_kl, field_shares, text_checks
 from distillctl.tasks.generate.facts import (
     ContextNeedSpread,
-    Corpus,
     GenerateCollect,
     GenerateDistance,
     GenerateExport,
@@ -33,7 +30,6 @@ from distillctl.tasks.generate.facts import (
     PerToken,
     PointingResponse,
     PointingSpan,
-    Share,
     ShownAnswers,
     TextAgreement,
     TextVerdicts,
@@ -94,8 +90,8 @@ def compare(
     spread = context_kl.spread(teacher["floor"].context_kl or [])
     return scores, GenerateReport(
         artifact=f"quantize/{_graph(export.builder)}" if deployed else None,
-        fields=_fields(answers_of),
-        fields_by_reference=_fields_by_reference(recipe, workspace, views.id, answers_of),
+        fields=field_shares.equal(answers_of),
+        fields_by_reference=field_shares.right(_field_references(recipe, workspace, views.id), answers_of),
         builder=export.builder,
         genai=genai,
         snippets=["answer.py", *(["answer_genai.py", "Writer.kt"] if genai else [])],
@@ -146,43 +142,14 @@ def _read(workspace: Workspace, context: str, split: str) -> Responses:
     return response_shards.read(workspace, context, split, TextLabels(Text()))
 
 
+def _field_references(recipe: Recipe, workspace: Workspace, ids: list[str]) -> dict[str, list[str | None]]:
+    wanted = recipe.generate.fields
+    return field_references.read(workspace.folder("collect"), ids, wanted) if wanted else {}
+
+
 def _graph(builder: str) -> str:
     """Return the file that generates the answer; an encoder–decoder has a second file for its encoder."""
     return "decoder_model_merged.onnx" if builder == "seq2seq" else "model.onnx"
-
-
-def _fields(answers_of: dict[str, list[str]]) -> dict[str, Corpus]:
-    """Return key of the teacher's JSON → arm → share of equal values, over the rows where the teacher has one."""
-    shares = {}
-    for key in fields.keys(answers_of["ceiling"]):
-        teacher_values = fields.values(answers_of["ceiling"], key)
-        rows = [row for row, value in enumerate(teacher_values) if value is not None]
-        shares[key] = {
-            arm: float(np.mean([found_values[row] == teacher_values[row] for row in rows]))
-            for arm, texts in answers_of.items()
-            for found_values in [fields.values(texts, key)]
-        }
-    return shares
-
-
-def _fields_by_reference(
-    recipe: Recipe, workspace: Workspace, ids: list[str], answers_of: dict[str, list[str]]
-) -> dict[str, dict[str, Share]]:
-    """Return key of `task.fields` → arm → share of right values on the rows where the data have one."""
-    wanted = recipe.generate.fields
-    references = field_references.read(workspace.folder("collect"), ids, wanted) if wanted else {}
-    shares: dict[str, dict[str, Share]] = {}
-    for key, values in references.items():
-        rows = [row for row, value in enumerate(values) if value is not None]
-        shares[key] = {}
-        for arm, texts in answers_of.items() if rows else ():
-            answered = [
-                None if value is None else field_references.text_of(json.loads(value))
-                for value in fields.values(texts, key)
-            ]
-            right = np.array([answered[row] == values[row] for row in rows], dtype=np.float64)
-            shares[key][arm] = Share(**mean_interval(right).given, n=len(rows))
-    return shares
 
 
 def _per_token(
