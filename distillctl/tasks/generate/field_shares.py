@@ -56,5 +56,5 @@ def _right(key: str, values: Sequence[str | None], answers_of: Answers) -> dict[
     return shares
 
 
-def _text(value: str) -> str:
+def _text(value: str) -> str | None:
     return field_references.text_of(json.loads(value))
