@@ -40,7 +40,9 @@ def quantize(spec: WeightOnly, source: Path, target: Path, calibration: Calibrat
     for path in sorted(source.glob("*.onnx")):
         model = ir.load(path)
         moments = _moments(path, model.graph, calibration) if spec.algorithm == "gptq" else {}
-        rounding = _Rounding(spec, path.name, moments, {} if calibration is None else calibration.rounded)
+        known = {} if calibration is None else calibration.rounded
+        inner = {str(matrix.value.name) for matrix in _inner(model.graph).values()}
+        rounding = _Rounding(spec, path.name, moments, known, padded=inner if spec.pad else frozenset())
         kept = _kept(rounding, path, model.graph, calibration) if spec.sensitive else set()
         _quantize_graph(rounding, model.graph, kept)
         _halve_scales(model.graph)
@@ -170,17 +172,21 @@ class _Rounding:
     """How a candidate rounds a graph's matrices.
 
     moments: matrix → the mean of x·xᵀ over the inputs of its products, for `gptq`. known: what was rounded already,
-    perhaps for other candidates, which differ in few matrices.
+    perhaps for other candidates, which differ in few matrices. padded: the matrices whose rows are filled up to whole
+    blocks.
     """
 
     spec: WeightOnly
     graph: str
     moments: Mapping[str, np.ndarray] = field(default_factory=dict)
     known: dict[Hashable, Blocks] = field(default_factory=dict)
+    padded: Set[str] = frozenset()
 
     def round(self, matrix: _Matrix, bits: int) -> Blocks:
         """Return the matrix, rounded in blocks."""
-        name, block_size = str(matrix.value.name), blocks.fitting(self.spec.block_size, matrix.shape[1])
+        name, block_size = str(matrix.value.name), self.spec.block_size
+        if name not in self.padded:
+            block_size = blocks.fitting(block_size, matrix.shape[1])
         rounding = blocks.rtn if self.spec.algorithm == "rtn" else blocks.k_quant
         if (moment := self.moments.get(name)) is not None:
             rounding = functools.partial(gptq, moment=moment)
@@ -225,7 +231,7 @@ def _kept(rounding: _Rounding, path: Path, graph: ir.Graph, calibration: Calibra
         restored = blocks.dequantize(rounding.round(matrix, spec.bits), matrix.shape[1])
         return restored.T if matrix.transposed else restored
 
-    key = f"{path.name} {spec.algorithm} {spec.block_size}"
+    key = f"{path.name} {spec.algorithm} {spec.block_size} {spec.pad}"
     trials = {str(matrix.value.name): (lambda matrix=matrix: rounded(matrix)) for matrix in _inner(graph).values()}
     return sensitivity.costliest(calibration.costs(key, path, trials), spec.sensitive)
 

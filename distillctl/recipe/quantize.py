@@ -38,7 +38,10 @@ class WeightOnly(Spec):
     bits: Literal[4, 8] = 4
     """Bits of a weight."""
     block_size: Literal[16, 32, 64, 128, 256] = 32
-    """Number of weights that share a scale; smaller in matrices whose rows are not whole blocks."""
+    """Number of weights that share a scale; smaller in matrices whose rows are not whole blocks (but see `pad`)."""
+    pad: bool = False
+    """Fill the rows of inner matrices up to whole blocks, instead of using smaller blocks. Long blocks can be quicker,
+    for a few more bytes."""
     algorithm: Literal["rtn", "k_quant", "k_quant_mixed", "gptq"] = "k_quant"
     """`rtn` rounds to the nearest value. `k_quant` searches the scale and zero point of the least error.
     `k_quant_mixed` also keeps 8 bits for the matrices that lose most (llama.cpp's choice) and the embedding table.
@@ -66,7 +69,8 @@ class WeightOnly(Spec):
         accuracy = "" if self.accuracy_level == 4 else f"_accuracy{self.accuracy_level}"
         table = "" if self.table_bits is None else f"_table{self.table_bits}"
         sensitive = f"_sensitive{round(100 * self.sensitive)}" if self.sensitive else ""
-        return f"int{self.bits}_{self.algorithm}_block{self.block_size}{sensitive}{table}{accuracy}"
+        padded = "_padded" * self.pad
+        return f"int{self.bits}_{self.algorithm}_block{self.block_size}{padded}{sensitive}{table}{accuracy}"
 
 
 class StaticInt8(Spec):

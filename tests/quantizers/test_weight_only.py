@@ -37,6 +37,7 @@ SPECS = [
     WeightOnly(bits=8, algorithm="rtn"),
     WeightOnly(bits=8),
     WeightOnly(algorithm="gptq"),
+    WeightOnly(block_size=128, pad=True),
 ]
 FLOAT = {"accuracy_level": 1}
 """Products of floats: what is left is the weights' own error."""
@@ -243,6 +244,19 @@ def test_every_matrix_of_a_decoder_is_in_blocks(kind, tmp_path):
     assert {_bits(node) for node in _nodes(folder, "MatMulNBits", "GatherBlockQuantized")} == {4}
     graphs = [sum(path.stat().st_size for path in f.glob("*.onnx*")) for f in (folder, exported(*kind).folder)]
     assert graphs[0] < 0.4 * graphs[1]
+
+
+def test_padding_keeps_the_block_size_of_inner_matrices(tmp_path):
+    sizes = []
+    for pad in (False, True):
+        spec = WeightOnly(block_size=128, pad=pad, algorithm="gptq")
+        folder = _quantized(exported("llama", "trace").folder, tmp_path / spec.name, spec)
+        products = _nodes(folder, "MatMulNBits")
+        inner = [node for node in products if node.attributes.get_int("N") != tiny_generate.VOCABULARY]
+        assert inner
+        sizes.append({node.attributes.get_int("block_size") for node in inner})
+    assert max(sizes[0]) < 128
+    assert sizes[1] == {128}
 
 
 @pytest.mark.long
