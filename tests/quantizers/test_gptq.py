@@ -48,6 +48,13 @@ def test_with_uncorrelated_inputs_nothing_is_made_up_for(seed, columns, bits):
     np.testing.assert_array_equal(found.zero_points, expected.zero_points)
 
 
+def test_the_order_of_the_columns_does_not_matter():
+    weight, moment, order = _weight(24, 64), _moment(64, 3, directions=5), np.random.default_rng(7).permutation(64)
+    found = blocks.dequantize(gptq(weight, 4, 64, moment), 64)
+    shuffled = blocks.dequantize(gptq(weight[:, order], 4, 64, moment[np.ix_(order, order)]), 64)
+    np.testing.assert_allclose(shuffled, found[:, order], atol=1e-5)
+
+
 def test_rows_do_not_depend_on_each_other():
     weight, moment = _weight(7, 96), _moment(96, 3, directions=5)
     whole = blocks.dequantize(gptq(weight, 4, 32, moment), 96)
