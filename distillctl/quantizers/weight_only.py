@@ -184,9 +184,8 @@ class _Rounding:
 
     def round(self, matrix: _Matrix, bits: int) -> Blocks:
         """Return the matrix, rounded in blocks."""
-        name, block_size = str(matrix.value.name), self.spec.block_size
-        if name not in self.padded:
-            block_size = blocks.fitting(block_size, matrix.shape[1])
+        name, longest = str(matrix.value.name), self.spec.block_size
+        block_size = longest if name in self.padded else blocks.fitting(longest, matrix.shape[1])
         rounding = blocks.rtn if self.spec.algorithm == "rtn" else blocks.k_quant
         if (moment := self.moments.get(name)) is not None:
             rounding = functools.partial(gptq, moment=moment)
