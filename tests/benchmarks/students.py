@@ -1,4 +1,4 @@
-"""make bench-students: other students of the translator's labels, trained alike and scored on the same held-out rows.
+"""make bench-students, make bench-weights: other students of a run's labels, scored on the same held-out rows.
 
 Each variant is the recipe with some settings of `student` or `train`, trained on the labels of one run directory, so
 only the student differs. Its float32 graph is scored before quantization: mean chrF++ of a row (or the recipe's own
